@@ -1,4 +1,4 @@
-"""The rows of an artifact: each file that this machine can run, without torch."""
+"""Lists an artifact's files as subjects of a measurement; needs no torch."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ PHOTO_PX = (640, 480)
 def artifact_subjects(
     artifact: Artifact, *, n_threads: int | None, original: Accuracy | None = None
 ) -> list[Subject]:
-    """One row per file whose target has a backend, on this machine or another.
+    """Returns a subject for each file whose target has a backend, on this machine or another.
 
     Args:
         artifact: the artifact.
         n_threads: CPU threads; None for the engine's default.
-        original: of the model that was exported, on all its test images; None if unknown.
+        original: accuracy of the exported model on all its test images; None if unknown.
     """
     targets = {target.name for target in list_targets() if target.backend is not None}
-    # All files compute one model, whose operations the export counted
-    counted = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
+    # All files compute one model; the export counted its operations
+    operations = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
     return [
         Subject(
             source=artifact.name,
             model=file.name,
             protocol="cached",
             precision=file.precision,
-            n_parameters=counted.get("parameters"),
+            n_parameters=operations.get("parameters"),
             n_bytes=file.n_bytes,
-            gmacs_image=counted.get("gmacs"),
+            gmacs_image=operations.get("gmacs"),
             gmacs_call=0.0,
             accuracy=None if file.parity is None else _accuracy(file.parity, original),
             gate=file.gate,
@@ -63,11 +63,11 @@ def _load(artifact: Artifact, file: ModelFile, n_threads: int | None) -> Iterato
 
 
 def _accuracy(parity: ParityResult, original: Accuracy | None) -> Accuracy:
-    """A file's accuracy: its model's less the drop, or that on the images of its comparison."""
-    percent, drop, whole = parity.accuracy_percent, parity.accuracy_drop, parity.test_set
+    """A file's accuracy: the model's minus the drop, or else measured on the compared images."""
+    percent, drop, test_set = parity.accuracy_percent, parity.accuracy_drop, parity.test_set
     images = parity.images, parity.n_labeled or parity.n_images, parity.images_hash
-    is_of_own = original and whole and original.images_hash == whole.images_hash
-    if original is not None and original.all is not None and drop is not None and is_of_own:
+    same_test_set = original and test_set and original.images_hash == test_set.images_hash
+    if original is not None and original.all is not None and drop is not None and same_test_set:
         percent = min(100.0, max(0.0, original.all - drop))
         source = f"{original.source}, less the drop on {parity.images}"
         images = source, original.n_images, original.images_hash

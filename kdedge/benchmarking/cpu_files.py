@@ -1,4 +1,4 @@
-"""Measures the files that may be the fastest on this CPU, and finds the one that passes its gate.
+"""Measures an artifact's files on this CPU, and chooses the fastest that passes its gate.
 
 The candidates are all in memory and timed in turns, so that a busy machine slows all alike.
 """
@@ -27,12 +27,12 @@ from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
 from kdedge.targets.registry import list_targets, load_file
 
 TIE_SHARE = 0.1
-"""Candidates this close to the fastest count as equally fast: fewer bits must be worth it."""
+"""Candidates this close to the fastest count as equally fast, as noise alone may order them."""
 
 PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 
-_LEAST_CHANCE = 0.01
-_QUICK = 10  # the percentile of calls that decides
+_MIN_P_VALUE = 0.01
+_PERCENTILE = 10  # the percentile of call times that candidates are compared by
 
 
 def fastest_on_cpu(
@@ -41,17 +41,17 @@ def fastest_on_cpu(
     """Measures an artifact's files for CPUs, and chooses one.
 
     A file can be chosen if it passed its gate when it was made, and agrees as well on the smoke set
-    on this machine (`is_worse`): processors multiply bytes in different ways. One that was compared
-    on no other images must pass on these. Of files that are equally fast, the one that agrees best
-    is chosen.
+    on this machine (`is_worse`): processors multiply bytes in different ways. A file that was
+    compared on no other images must pass its gate on the smoke set here. Of files that are equally
+    fast, the one with the highest agreement is chosen.
 
     Args:
         artifact: the artifact; calls have as many images as its smallest batch.
-        not_tried: why files that could exist do not, for the record.
+        not_tried: files that could not be built, each with the reason, for the record.
         plan: how long each candidate is timed.
 
     Raises:
-        GateError: no file can be run and passes its gate here; the message says why of each.
+        GateError: no file runs here and passes its gate; the message has each file's reason.
     """
     candidates = _measure(artifact, plan)
     chosen = choose(candidates, where=str(artifact.path))
@@ -67,7 +67,7 @@ def fastest_on_cpu(
 
 
 def cpu_files(artifact: Artifact) -> list[ModelFile]:
-    """An artifact's files that run on a CPU, as their targets say; float32 for ONNX first."""
+    """An artifact's files that their targets can run on a CPU; the float32 ONNX file is first."""
     runs = {t.name: t.cpu_precisions for t in list_targets() if t.backend is not None}
     return [
         file
@@ -77,42 +77,42 @@ def cpu_files(artifact: Artifact) -> list[ModelFile]:
 
 
 def choose(candidates: Sequence[TimedFile], *, where: str) -> TimedFile:
-    """The fastest of those that can be chosen; see `fastest_on_cpu` for equally fast ones.
+    """Returns the fastest candidate that can be chosen, by the rules of `fastest_on_cpu`.
 
     Args:
-        candidates: all that were measured.
+        candidates: all measured files.
         where: the artifact, for the message.
 
     Raises:
-        GateError: none can be chosen.
+        GateError: no candidate can be chosen.
     """
-    fit = [(c.speedup, c) for c in candidates if c.out is None and c.speedup is not None]
-    if not fit:
+    usable = [(c.speedup, c) for c in candidates if c.out is None and c.speedup is not None]
+    if not usable:
         reasons = "\n".join(f"  {candidate.file}: {candidate.out}" for candidate in candidates)
         raise GateError(
             f"{where} has no file that this CPU can run and that passes its gate.\n{reasons}"
         )
-    least = (1 - TIE_SHARE) * max(speedup for speedup, _ in fit)
-    equal = [(c.agreement_percent or 0, speedup, c) for speedup, c in fit if speedup >= least]
+    limit = (1 - TIE_SHARE) * max(speedup for speedup, _ in usable)
+    equal = [(c.agreement_percent or 0, speedup, c) for speedup, c in usable if speedup >= limit]
     return max(equal, key=lambda entry: entry[:2])[2]
 
 
 def is_worse(measured: ParityResult, made: ParityResult) -> bool:
     """Whether a file agrees less on this machine than when it was made, beyond chance.
 
-    With the agreement of `made`, so few images or fewer would agree in less than 1 % of draws.
+    This is a one-sided binomial test at the level of 1 %, with the agreement of `made`.
     """
-    agreeing = round(measured.n_images * measured.agreement_percent / 100)
+    n_agree = round(measured.n_images * measured.agreement_percent / 100)
     share = made.agreement_percent / 100
-    chance = sum(
+    p_value = sum(
         math.comb(measured.n_images, n) * share**n * (1 - share) ** (measured.n_images - n)
-        for n in range(agreeing + 1)
+        for n in range(n_agree + 1)
     )
-    return measured.n_nonfinite > made.n_nonfinite or chance < _LEAST_CHANCE
+    return measured.n_nonfinite > made.n_nonfinite or p_value < _MIN_P_VALUE
 
 
 def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
-    """Loads the files, compares them with the model, and times those that load in turns."""
+    """Loads the files, compares them with the float32 model, and times the loaded ones in turns."""
     candidates: list[TimedFile] = []
     calls: dict[str, Call] = {}
     batch = artifact.batches[0]
@@ -142,17 +142,17 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
             candidate = candidates[i] = replace(candidate, out=first_line(one.problem))
         if one is not None and first is not None and one.rounds:
             time = summarize(one, batch=batch, inputs="on device", baseline=first)
-            assert time is not None  # it has times
-            speedup = percentile(first.samples, _QUICK) / percentile(one.samples, _QUICK)
+            assert time is not None  # it has rounds
+            speedup = percentile(first.samples, _PERCENTILE) / percentile(one.samples, _PERCENTILE)
             candidates[i] = replace(candidate, time=replace(time, samples_ms=()), speedup=speedup)
     return candidates
 
 
 def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
-    """Agreement here, and which gate the file misses, here or when it was made."""
+    """Returns the agreement on this machine, and the gates missed here or at the export."""
     measured, made = parity_on_smoke_set(artifact, backend), file.parity
     compared = [measured] if made is None else [made, measured]
     if made is not None and made.n_images > measured.n_images and not is_worse(measured, made):
-        compared = [made]  # of more images: few alone would put out every other close file
+        compared = [made]  # it has more images: the gate on few would refuse many good files
     missed = (failed_gates(parity, file.precision, artifact.gates) for parity in compared)
     return measured.agreement_percent, "; ".join(next(filter(None, missed), ())) or None

@@ -36,13 +36,13 @@ def device_sheet() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {"kdedge": __version__, **_versions()},
     }
-    if "OMP_NUM_THREADS" in os.environ:  # libraries choose their threads by it
+    if "OMP_NUM_THREADS" in os.environ:  # libraries take their number of threads from it
         sheet["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
     sheet["threads_spin"] = may_spin()
     governors = _texts("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     if governors:
         sheet["governor"] = ", ".join(sorted(set(governors)))
-    if gpus := _of_gpus(_describe_gpu):
+    if gpus := _for_each_gpu(_describe_gpu):
         sheet["gpus"] = gpus
     jetson = _jetson()
     return sheet | ({"jetson": jetson} if jetson else {})
@@ -51,16 +51,16 @@ def device_sheet() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     """Versions of torch, NumPy and the packages of targets with a backend."""
     targets = [target for target in list_targets() if target.backend is not None]
-    of_targets = [name for t in targets for package in t.packages for name in package.distributions]
+    packages = [name for t in targets for package in t.packages for name in package.distributions]
     versions = {}
-    for package in ("torch", "numpy", *of_targets):
+    for package in ("torch", "numpy", *packages):
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
 
 
 def _texts(pattern: str) -> list[str]:
-    """The contents of the files of a pattern; unreadable ones are skipped."""
+    """The contents of the files that match a pattern; unreadable files are skipped."""
     texts = []
     for path in sorted(machine.ROOT.glob(pattern)):
         with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -107,24 +107,24 @@ def conditions() -> dict[str, Any]:
     counted += _texts("sys/class/hwmon/hwmon*/oc*_event_cnt")
     if counted:
         state["throttle_events"] = sum(int(text) for text in counted)
-    gpus = _of_gpus(_gpu_conditions)
+    gpus = _for_each_gpu(_gpu_conditions)
     return state | ({"gpus": gpus} if gpus else {})
 
 
 def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
-    """Whether the device slowed itself down in between; None if nothing counts that."""
-    answers = []
+    """Whether the device was throttled in between; None if the machine has no such counter."""
+    signs = []
     if "throttle_events" in after:
-        answers.append(after["throttle_events"] > before.get("throttle_events", 0))
+        signs.append(after["throttle_events"] > before.get("throttle_events", 0))
     gpus = after.get("gpus", [])
-    # The GPU is idle again: a reason that still holds tells, and none tells nothing
-    answers += [True for gpu in gpus if gpu["throttle_reasons"]]
-    answers += [
+    # The GPU is idle again, so only a reason that is still active proves anything
+    signs += [True for gpu in gpus if gpu["throttle_reasons"]]
+    signs += [
         gpu["slowed_ns"] > was["slowed_ns"]
         for was, gpu in zip(before.get("gpus", []), gpus, strict=False)
         if gpu["slowed_ns"] is not None and was["slowed_ns"] is not None
     ]
-    return any(answers) if answers else None
+    return any(signs) if signs else None
 
 
 def _nvml() -> Any:
@@ -140,8 +140,8 @@ def _nvml() -> Any:
     return nvml
 
 
-def _of_gpus(facts: Callable[[Any, Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a function of the library and a handle tells of each GPU."""
+def _for_each_gpu(facts: Callable[[Any, Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls a function with NVIDIA's library and the handle of each GPU; returns its results."""
     nvml = _nvml()
     n_gpus = 0 if nvml is None else nvml.nvmlDeviceGetCount()
     return [facts(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(n_gpus)]
@@ -149,35 +149,35 @@ def _of_gpus(facts: Callable[[Any, Any], dict[str, Any]]) -> list[dict[str, Any]
 
 def _describe_gpu(nvml: Any, gpu: Any) -> dict[str, Any]:
     return {
-        "name": _asked(nvml, nvml.nvmlDeviceGetName, gpu),
-        "driver": _asked(nvml, nvml.nvmlSystemGetDriverVersion),
-        "memory_bytes": _asked(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
-        "power_limit_watts": _asked(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000),
+        "name": _query(nvml, nvml.nvmlDeviceGetName, gpu),
+        "driver": _query(nvml, nvml.nvmlSystemGetDriverVersion),
+        "memory_bytes": _query(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+        "power_limit_watts": _query(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000),
     }
 
 
 def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
-    slowed = {
+    throttle_bits = {
         "power": nvml.nvmlClocksThrottleReasonSwPowerCap,
         "heat": nvml.nvmlClocksThrottleReasonSwThermalSlowdown
         | nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
         "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
     }
-    reasons = _asked(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
+    reasons = _query(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
     policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
-    statuses = [_asked(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
+    statuses = [_query(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
     times = [int(status.violationTime) for status in statuses if status is not None]
     return {
-        "throttle_reasons": [name for name, bit in slowed.items() if reasons & bit],
-        # How long power and heat have slowed it down so far; None if it does not count that
+        "throttle_reasons": [name for name, bit in throttle_bits.items() if reasons & bit],
+        # Total time of throttling by power and heat; None if the GPU does not count it
         "slowed_ns": sum(times) if times else None,
     }
 
 
-def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:
+def _query(nvml: Any, getter: Any, *arguments: Any) -> Any:
     """The library's value; None if a GPU does not support the query."""
     try:
-        answer = question(*arguments)
+        answer = getter(*arguments)
     except nvml.NVMLError:
         return None
     return answer.decode() if isinstance(answer, bytes) else answer
@@ -188,7 +188,7 @@ _MODULE_INPUT = "VDD_IN"
 
 
 def find_power() -> SampledPower | None:
-    """Returns the power sensor of this machine; None if it has none."""
+    """Returns the power sensor of this machine; None if there is none."""
     if (module := _ina_reader()) is not None:
         return SampledPower(module)
     if (gpu := _nvml_reader()) is not None:
@@ -211,7 +211,7 @@ class SampledPower:
 
     @contextlib.contextmanager
     def during(self, samples: list[float]) -> Iterator[None]:
-        """Context in which samples are added to a list, the first at once."""
+        """Context in which samples are added to a list; the first one is taken at once."""
         ended = threading.Event()
 
         def sample() -> None:
@@ -237,7 +237,7 @@ def _ina_reader() -> Callable[[], float | None] | None:
     for label in sorted(machine.ROOT.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
         number = label.name.removeprefix("in").removesuffix("_label")
         volts, amperes = (label.with_name(f"{kind}{number}_input") for kind in ("in", "curr"))
-        if volts.is_file() and amperes.is_file():  # the chip's sum of shunt voltages is not a rail
+        if volts.is_file() and amperes.is_file():  # some labels have no current: they are not rails
             rails[label.read_text().strip()] = (volts, amperes)
     if not rails:
         return None
@@ -255,17 +255,17 @@ def _ina_reader() -> Callable[[], float | None] | None:
 def _nvml_reader() -> Callable[[], float | None] | None:
     """Reads the power of the first GPU that CUDA may use."""
     nvml = _nvml()
-    # CUDA's first: NVML also counts GPUs that CUDA_VISIBLE_DEVICES hides
+    # NVML also counts the GPUs that CUDA_VISIBLE_DEVICES hides
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
     if nvml is None:
         return None
     if first.startswith(("GPU-", "MIG-")):
-        gpu = _asked(nvml, nvml.nvmlDeviceGetHandleByUUID, first)
+        gpu = _query(nvml, nvml.nvmlDeviceGetHandleByUUID, first)
     else:
-        gpu = _asked(nvml, nvml.nvmlDeviceGetHandleByIndex, int(first) if first.isdecimal() else 0)
+        gpu = _query(nvml, nvml.nvmlDeviceGetHandleByIndex, int(first) if first.isdecimal() else 0)
 
     def read() -> float | None:
-        milliwatts = _asked(nvml, nvml.nvmlDeviceGetPowerUsage, gpu)
+        milliwatts = _query(nvml, nvml.nvmlDeviceGetPowerUsage, gpu)
         return None if milliwatts is None else milliwatts / 1000
 
     return None if gpu is None or read() is None else read

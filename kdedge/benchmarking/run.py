@@ -58,7 +58,7 @@ class _Row:
         return "CPU" if self.loaded is None or self.loaded.gpu is None else "GPU"
 
     def fail(self, error: Exception) -> None:
-        """Ends its measurement."""
+        """Records the error that ends the model's measurement."""
         log.warning("%s ended early: %s", self.subject.label, error)
         self.problem = error
 
@@ -75,7 +75,7 @@ class _Row:
         )
 
 
-# A batch size, where calls start, and the rows that are timed with both
+# A batch size, where the input of calls starts, and the rows that are timed with both
 _Turn = tuple[int, TimedFrom, list[_Row]]
 
 
@@ -102,7 +102,7 @@ def run_bench(
 
     Raises:
         KdedgeError: no model could be measured; it is the first model's error.
-        Interrupted: Ctrl-C or SIGTERM came after a measurement; `result` has what was measured.
+        Interrupted: Ctrl-C or SIGTERM came after a measurement; `result` has the measurements.
     """
     left_out = dict(left_out)
     before = conditions()
@@ -110,7 +110,7 @@ def run_bench(
     with ExitStack() as held:
         loaded = _load(subjects, held, left_out)
         turns = _turns(loaded, batches, plan, left_out)
-        baseline = next((able[0] for _, _, able in turns if able), None)
+        baseline = next((row for *_, timed in turns for row in timed), None)
         try:
             _measure(turns, baseline, plan, find_sensor(), watch)
         except KeyboardInterrupt as error:
@@ -147,15 +147,15 @@ def run_bench(
 
 
 def _load(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]) -> list[_Row]:
-    """Loads the models that this machine can run; `left_out` gets the others.
+    """Loads the models that this machine can run; adds the others to `left_out`.
 
-    A first call measures a model's memory, and about how long calls take.
+    A first call measures a model's memory, and roughly the time of a call.
 
     Raises:
-        MissingPackage, BackendUnavailable: nothing can run here; it is the first model's error.
+        MissingPackage, BackendUnavailable: no model can run here; it is the first model's error.
     """
     rows: list[_Row] = []
-    absent: list[KdedgeError] = []
+    unavailable: list[KdedgeError] = []
     with progress("loading", len(subjects)) as advance:
         for number, subject in enumerate(subjects):
             advance(number, subject.label)
@@ -170,38 +170,38 @@ def _load(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]
                     row.memory_bytes = loaded.gpu_bytes()
             except (MissingPackage, BackendUnavailable) as error:
                 left_out[subject.label] = first_line(error)
-                absent.append(error)
+                unavailable.append(error)
                 continue
             except (KdedgeError, RuntimeError, MemoryError) as error:
                 row.fail(error)
             rows.append(row)
-    if absent and not rows:
-        raise absent[0]
+    if unavailable and not rows:
+        raise unavailable[0]
     return rows
 
 
 def _turns(
     rows: Sequence[_Row], batches: Sequence[int], plan: TimingPlan, left_out: dict[str, str]
 ) -> list[_Turn]:
-    """Every batch size on the device and with copies, then image files; `left_out` has the rest."""
+    """Plans all batch sizes, on the device and with copies, then image files; fills `left_out`."""
     starts: tuple[TimedFrom, ...] = ("on device", "copied")
     turns: list[_Turn] = [(batch, inputs, []) for batch in batches for inputs in starts]
     turns.append((1, "image file", []))
-    for batch, inputs, able in turns:
+    for batch, inputs, timed in turns:
         for row in rows:
             if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
                 continue
             low, high = row.loaded.batches
-            # By its work, and the time of the first call, which had `low` images
-            now, then = row.subject.gmacs(batch), row.subject.gmacs(low)
-            seconds = batch / low * (now / then if now and then else 1) * row.first_ms / 1000
+            # Estimated from its work and the time of the first call, which had `low` images
+            gmacs, first = row.subject.gmacs(batch), row.subject.gmacs(low)
+            seconds = batch / low * (gmacs / first if gmacs and first else 1) * row.first_ms / 1000
             if batch < low or (high is not None and batch > high):
                 images = "" if low == high else f"to {high} images "
                 why_not = f"it takes {low} {images}per call"
             elif seconds > plan.call_seconds:
                 why_not = f"a call would take about {seconds:.0f} s"
             else:
-                able.append(row)
+                timed.append(row)
                 continue
             left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
     return turns
@@ -214,18 +214,18 @@ def _measure(
     power: SampledPower | None,
     watch: Watch,
 ) -> None:
-    """Times the rows of each turn against each other, without those that have failed meanwhile."""
+    """Times the rows of each turn against each other; rows that have failed are skipped."""
     done = 0
-    with progress("measuring", sum(len(able) for *_, able in turns) * plan.n_rounds) as advance:
+    with progress("measuring", sum(len(rows) for *_, rows in turns) * plan.n_rounds) as advance:
 
         def after_turn(row: _Row) -> None:
             nonlocal done
             done += 1
             advance(done, row.subject.label)
 
-        for batch, inputs, able in turns:
+        for batch, inputs, rows in turns:
             calls: dict[_Row, Call] = {}
-            for row in able:
+            for row in rows:
                 if row.loaded is not None and row.problem is None:
                     try:
                         calls[row] = row.loaded.call(batch, inputs)

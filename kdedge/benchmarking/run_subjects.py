@@ -1,7 +1,7 @@
-"""The rows of a run: its model, its teacher, plain CLIP, and methods to compare with.
+"""Subjects of a run's measurement: its model, teacher, plain CLIP, and methods to compare with.
 
-Speed and work depend only on the architecture and the protocol, so even untrained methods have
-them; accuracies come from finished runs. Under the paper's protocol a baseline encodes its class
+Speed and work depend only on the architecture and the protocol, so untrained methods are measured,
+too; accuracies come from finished runs. Under the paper's protocol a baseline encodes its class
 texts with every batch, at all positions of the text encoder. Otherwise its class vectors are
 stored.
 """
@@ -48,7 +48,7 @@ _Logits = Callable[[Tensor], Tensor]
 def run_subjects(
     run: RunFolder, workspace: Workspace, *, against: Sequence[str]
 ) -> tuple[list[Subject], dict[str, str]]:
-    """Returns the rows of a finished run in PyTorch, and what is left out and why.
+    """Returns the subjects of a finished run in PyTorch, and why other models are left out.
 
     Args:
         run: run of a student, a teacher or a baseline.
@@ -62,10 +62,10 @@ def run_subjects(
     """
     for name in against:
         if load_method(name).METHOD.needs_teacher:
-            able = [x for x in list_methods() if not load_method(x).METHOD.needs_teacher]
+            trained_alone = [x for x in list_methods() if not load_method(x).METHOD.needs_teacher]
             raise RecipeError(
                 f"--against {name}: it learns from a teacher; name its own run instead.\n"
-                f"  Or compare with one of: {', '.join(able)}."
+                f"  Or compare with one of: {', '.join(trained_alone)}."
             )
     _check_has_class_vectors(run)
     trained = load_run(run, workspace)
@@ -94,7 +94,7 @@ def run_subjects(
         baseline = baselines.get(name)
         loaded = trained.loaded if baseline is None else load_recipe(baseline.recipe)
         try:
-            for row in _baseline_rows(name, loaded, trained):
+            for row in _baseline_subjects(name, loaded, trained):
                 add(row, baseline, "baseline")
         except KdedgeError as error:
             left_out[_title(name)] = first_line(error)
@@ -104,12 +104,12 @@ def run_subjects(
             folder, row = teacher
             is_kept = "teacher" in _evaluation(run)  # on the student's test images
             add(row, *((run, "teacher") if is_kept else (folder, folder.kind)))
-    add(_own_row(trained), run, run.kind)
+    add(_own_subject(trained), run, run.kind)
     return rows, left_out
 
 
 def _check_has_class_vectors(run: RunFolder) -> None:
-    """Refuses a run without class vectors, which can only be measured next to another run."""
+    """Refuses a run that has no class vectors and can only be measured next to another run."""
     choice = choose_method(load_recipe(run.recipe), run.kind)
     if not has_class_vectors(choice):
         raise RecipeError(
@@ -131,7 +131,7 @@ def _teacher(
         if folder.kind != "teacher":
             raise RecipeError(f"the teacher is a {folder.kind}; name its run next to this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
-        row = _own_row(teacher)
+        row = _own_subject(teacher)
         return folder, replace(row, model=f"teacher, {row.model}")
     except KdedgeError as error:
         left_out["teacher"] = first_line(error)
@@ -139,7 +139,7 @@ def _teacher(
 
 
 def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
-    """The newest finished run of each baseline of a recipe's name."""
+    """The newest finished run of each baseline method, among runs of a recipe's name."""
     finished = [
         (str(record.finished_at), str(record.method), run)
         for run, record in runs_in(root)
@@ -152,34 +152,34 @@ def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
     return if_readable(read_evaluation, run) or {}
 
 
-def _baseline_rows(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[Subject]:
+def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[Subject]:
     """A method on the student's backbone, before training, under both protocols if they differ."""
     spec = loaded.recipe.baseline
     if spec is not None and spec.method not in (None, name):  # another method's settings
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
     loaded = with_baseline(loaded, name)
     classes = replace(trained.setup.classes, names=trained.class_names)
-    # Raises for a student without text encoder
+    # Raises an error if the student has no text encoder
     setup = set_up_role(loaded, "baseline", trained.setup.workspace, classes=classes)
     method, backbone = setup.build(), setup.load_backbone()
     assert isinstance(backbone, Backbone)  # a baseline encodes texts
     method.module.requires_grad_(False).eval()
     label, features = _title(name), method.forward_features
-    holds = [*method.module.state_dict().values(), *backbone.visual.parameters()]
+    tensors = [*method.module.state_dict().values(), *backbone.visual.parameters()]
     model = backbone.model
     parts: list[nn.Module] = [model.transformer, model.token_embedding, model.ln_final]
-    text_tower = [parameter for part in parts for parameter in part.parameters()]
-    text_tower += [model.positional_embedding, model.text_projection]
+    encoder = [parameter for part in parts for parameter in part.parameters()]
+    encoder += [model.positional_embedding, model.text_projection]
     if isinstance(method, CoCoOp):  # its texts depend on the image, so no vectors can be stored
         prompts = _at_all_positions(method.texts, backbone)
 
         def cocoop_logits(images: Tensor) -> Tensor:
             return method.class_logits(method.training_features(images), prompts)
 
-        return [_row(label, cocoop_logits, backbone, [*holds, *text_tower], is_paper=True)]
+        return [_subject(label, cocoop_logits, backbone, [*tensors, *encoder], is_paper=True)]
     if method.why_no_class_vectors:
-        return [_row(label, method.own_logits, backbone, holds)]
-    cached = _with_vectors(label, features, method.class_vectors(), backbone, holds)
+        return [_subject(label, method.own_logits, backbone, tensors)]
+    cached = _with_vectors(label, features, method.class_vectors(), backbone, tensors)
     if not isinstance(method, TextPromptMethod):
         return [cached]
     texts = _at_all_positions(method.texts, backbone)
@@ -192,17 +192,17 @@ def _baseline_rows(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[S
 
     call = count_gmacs(lambda images: vectors(), _one_image(backbone))
     gmacs = (cached.gmacs_image or 0.0, call)
-    return [_row(label, logits, backbone, [*holds, *text_tower], gmacs, is_paper=True), cached]
+    return [_subject(label, logits, backbone, [*tensors, *encoder], gmacs, is_paper=True), cached]
 
 
 def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
-    """Plain CLIP with the same number of class vectors; their values do not matter here."""
+    """Plain CLIP with as many random class vectors: their values do not affect speed."""
     rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
-    vectors, holds = F.normalize(rows, dim=-1).to(backbone.device), backbone.visual.parameters()
-    return _with_vectors(_title("zeroshot"), backbone.image_features, vectors, backbone, [*holds])
+    vectors, tensors = F.normalize(rows, dim=-1).to(backbone.device), backbone.visual.parameters()
+    return _with_vectors(_title("zeroshot"), backbone.image_features, vectors, backbone, [*tensors])
 
 
-def _own_row(trained: RunModel) -> Subject:
+def _own_subject(trained: RunModel) -> Subject:
     """The run's own model, unfused."""
     vectors, path = trained.class_vectors(), trained.method.image_path()
     scale = trained.scale  # a tensor if there is no CLIP: counting would not see its value
@@ -210,12 +210,12 @@ def _own_row(trained: RunModel) -> Subject:
     def logits(images: Tensor) -> Tensor:
         return scale * trained.forward_features(images) @ vectors.T
 
-    holds: list[Tensor] = [vectors, *path.visual.parameters()]
+    tensors: list[Tensor] = [vectors, *path.visual.parameters()]
     if path.visual_prompts is not None:
-        holds.append(path.visual_prompts)
+        tensors.append(path.visual_prompts)
     if isinstance(path.projector, nn.Module):
-        holds += path.projector.state_dict().values()
-    return _row(_title(trained.setup.choice.name), logits, trained.backbone, holds)
+        tensors += path.projector.state_dict().values()
+    return _subject(_title(trained.setup.choice.name), logits, trained.backbone, tensors)
 
 
 def _title(name: str) -> str:
@@ -231,7 +231,7 @@ def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTex
 
 
 def _with_vectors(
-    label: str, features: _Logits, vectors: Tensor, backbone: Backbone, holds: list[Tensor]
+    label: str, features: _Logits, vectors: Tensor, backbone: Backbone, tensors: list[Tensor]
 ) -> Subject:
     """A model with stored class vectors."""
     scale = backbone.scale
@@ -239,7 +239,7 @@ def _with_vectors(
     def logits(images: Tensor) -> Tensor:
         return scale * features(images) @ vectors.T
 
-    return _row(label, logits, backbone, [*holds, vectors])
+    return _subject(label, logits, backbone, [*tensors, vectors])
 
 
 def _one_image(backbone: ImageBackbone) -> Tensor:
@@ -247,11 +247,11 @@ def _one_image(backbone: ImageBackbone) -> Tensor:
     return torch.zeros(1, 3, size, size, device=backbone.device)
 
 
-def _row(
+def _subject(
     label: str,
     logits: _Logits,
     backbone: ImageBackbone,
-    holds: Sequence[Tensor],
+    tensors: Sequence[Tensor],
     gmacs: tuple[float, float] | None = None,
     *,
     is_paper: bool = False,
@@ -259,14 +259,14 @@ def _row(
     """A model in PyTorch.
 
     Args:
-        label: the method's.
+        label: the method's label.
         logits: [B, 3, H, W] -> [B, C].
-        backbone: its backbone.
-        holds: tensors that it needs.
-        gmacs: GMACs of an image, and of a call besides; None counts a call with one image.
-        is_paper: whether it encodes the class texts with every batch.
+        backbone: the model's backbone.
+        tensors: parameters and buffers that it needs.
+        gmacs: GMACs per image, and additional GMACs per call; None to count them.
+        is_paper: whether the model encodes the class texts with every batch.
     """
-    n_parameters = sum(tensor.numel() for tensor in holds)
+    n_parameters = sum(tensor.numel() for tensor in tensors)
     gmacs_image, gmacs_call = gmacs or (count_gmacs(logits, _one_image(backbone)), 0.0)
 
     @contextlib.contextmanager

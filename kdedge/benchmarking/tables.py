@@ -17,7 +17,7 @@ from kdedge.records.tables import Grid, figure, percent
 
 
 def make_grids(result: SpeedResult) -> list[Grid]:
-    """Returns the tables of a result, without empty ones."""
+    """Returns the tables of a result that are not empty."""
     rows = named_rows(result)
     grids = [
         result.summary,
@@ -50,9 +50,9 @@ def sizes(named: Sequence[NamedRow]) -> Grid:
 
 
 def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Grid:
-    firsts = [(label, m) for label, _, m in at_smallest_batch(named, inputs) if m is not None]
-    rows = [[label, *_percentiles(m)] for label, m in firsts]
-    batch = firsts[0][1].batch if firsts else 1
+    smallest = [(label, m) for label, _, m in at_smallest_batch(named, inputs) if m is not None]
+    rows = [[label, *_percentiles(m)] for label, m in smallest]
+    batch = smallest[0][1].batch if smallest else 1
     copied = ", images copied to the device and logits back" if inputs == "copied" else ""
     return Grid(
         f"Latency, ms per call at batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
@@ -140,8 +140,8 @@ def machine(result: SpeedResult) -> str:
     parts = [f"{device['cpu']}, {device['cpu_cores']} cores"]
     threads = result.settings["threads"]
     chosen = f" (OMP_NUM_THREADS {known})" if (known := device.get("omp_num_threads")) else ""
-    free = f"default threads of each library{chosen}"
-    parts.append(free if threads is None else f"{threads} threads")
+    default = f"default threads of each library{chosen}"
+    parts.append(default if threads is None else f"{threads} threads")
     if (may_spin := device.get("threads_spin")) is not None:
         parts.append(f"which {'spin for a short time' if may_spin else 'sleep'} while they wait")
     for gpu in device.get("gpus", []):

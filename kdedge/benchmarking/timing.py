@@ -25,10 +25,10 @@ from kdedge.runtime.machine import Contention, Watch, all_of, watch_contention
 
 # ONNX Runtime's threads spin for a while after a call and slow down the next model
 _PAUSE_S = 0.05
-_WARM_CALLS = 3
-_WARM_S = 0.2
-# In a shorter time, the system's clock ticks of 10 ms are too coarse
-_LEAST_WATCHED_S = 0.3
+_WARM_UP_CALLS = 3
+_WARM_UP_S = 0.2
+# Load of other processes is counted in ticks of 10 ms, too coarse for a shorter time
+_MIN_WATCHED_S = 0.3
 
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -79,7 +79,7 @@ class Timed:
 
     Attributes:
         rounds: ms of the timed calls, by round.
-        problem: the error that ended it; None if none did.
+        problem: the error that ended its calls; None if there was no error.
         power: samples of the power in watts, during the timed calls.
         contention: load by other processes during the timed calls, by round.
     """
@@ -118,19 +118,19 @@ def measure(
     timed = {key: Timed() for key in calls}
     warm_ms: dict[_Key, float] = {}
     for key, call in calls.items():
-        with _kept(timed[key]):
-            taken = [call()]
-            while len(taken) < _WARM_CALLS and sum(taken) < 1000 * _WARM_S:
-                taken.append(call())
-            warm_ms[key] = min(taken)
+        with _recording_errors(timed[key]):
+            warm_up = [call()]
+            while len(warm_up) < _WARM_UP_CALLS and sum(warm_up) < 1000 * _WARM_UP_S:
+                warm_up.append(call())
+            warm_ms[key] = min(warm_up)
     for number in range(plan.n_rounds):
         for key, call in calls.items():
             one = timed[key]
             n_calls = 0 if one.problem else _share(plan, warm_ms[key], number)
             if n_calls:
-                with _kept(one):
+                with _recording_errors(one):
                     time.sleep(_PAUSE_S)
-                    for _ in range(_WARM_CALLS if warm_ms[key] < 1000 * _WARM_S else 0):
+                    for _ in range(_WARM_UP_CALLS if warm_ms[key] < 1000 * _WARM_UP_S else 0):
                         call()  # the pause slows the first ones down
                     since = watch()
                     with contextlib.nullcontext() if power is None else power.during(one.power):
@@ -142,15 +142,15 @@ def measure(
 
 
 def _share(plan: TimingPlan, call_ms: float, number: int) -> int:
-    """Timed calls of a round, as many as of others or one more; few calls have fewer rounds."""
+    """Number of timed calls of a round: the calls spread evenly, at least one in each round."""
     n_calls = plan.calls_for(call_ms)
     n_rounds = min(plan.n_rounds, n_calls)
     return n_calls // n_rounds + (number < n_calls % n_rounds) if number < n_rounds else 0
 
 
 @contextlib.contextmanager
-def _kept(timed: Timed) -> Iterator[None]:
-    """Records an engine's or torch's error, and keeps the earlier measurements."""
+def _recording_errors(timed: Timed) -> Iterator[None]:
+    """Context that records an engine's or torch's error, so that earlier measurements remain."""
     try:
         yield
     except (KdedgeError, RuntimeError, MemoryError) as error:
@@ -165,15 +165,15 @@ def summarize(
     Args:
         timed: the model's times.
         batch: images per call.
-        inputs: where its calls start.
-        baseline: times whose medians ratios compare with, in each round that both have.
+        inputs: where the input of its calls starts.
+        baseline: times of the model that ratios compare with, by the medians of each round.
     """
     samples = timed.samples
     if not samples:
         return None
     mean = statistics.fmean(samples)
-    taken = all_of(timed.contention)
-    is_known = taken.seconds >= _LEAST_WATCHED_S
+    contention = all_of(timed.contention)
+    is_known = contention.seconds >= _MIN_WATCHED_S
     pairs = zip([] if baseline is None else baseline.rounds, timed.rounds, strict=False)
     ratios = [statistics.median(first) / statistics.median(second) for first, second in pairs]
     return Measurement(
@@ -191,12 +191,12 @@ def summarize(
         ratio_high=max(ratios, default=None),
         watts=statistics.fmean(timed.power) if timed.power else None,
         samples_ms=tuple(samples),
-        others_percent=taken.others_percent if is_known else None,
+        others_percent=contention.others_percent if is_known else None,
     )
 
 
 def percentile(samples: list[float], percent: float) -> float:
-    """The smallest sample that this percentage of all samples does not exceed (nearest rank)."""
+    """The smallest sample that at least this percentage of samples do not exceed: nearest rank."""
     ordered = sorted(samples)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
@@ -208,8 +208,8 @@ class LoadedSubject:
         runtime: its runtime and version.
         gpu: the GPU that it runs on, as CUDA counts; None on the CPU.
         batches: the smallest and the largest batch that it takes; None for no limit.
-        inputs: where its calls can start; see `Measurement`.
-        held_bytes: bytes of its weights that were in memory already, as models share weights.
+        inputs: where the input of its calls can start; see `Measurement`.
+        held_bytes: bytes of its weights that were in memory before, as models share weights.
     """
 
     runtime: str
@@ -223,7 +223,7 @@ class LoadedSubject:
         raise NotImplementedError
 
     def gpu_bytes(self) -> int | None:
-        """Its weights and the most that its calls took of a GPU's memory; None if not known."""
+        """GPU memory of its weights plus the peak of its calls; None if it is not known."""
         return None
 
 
@@ -240,11 +240,11 @@ class Subject(ModelFacts):
 
 @contextlib.contextmanager
 def watching_peak() -> Iterator[Callable[[], int | None]]:
-    """Context with a function that returns the peak of resident memory above that at its start.
+    """Context with a function that returns by how much resident memory peaked above its start.
 
     It returns None if the system cannot reset the peak (outside Linux, and in some containers).
     """
-    # Memory that the allocator has kept would be used again without being noticed
+    # Otherwise free memory that the allocator has kept would be used again and not counted
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
     start = _status("VmRSS")

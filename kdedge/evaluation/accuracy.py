@@ -91,7 +91,7 @@ def _percent(is_right: Tensor) -> float:
 
 
 def _accuracy_within(logits: Tensor, labels: Tensor, part: range) -> float | None:
-    """Accuracy of the part's images among the part's classes, a contiguous range."""
+    """Accuracy on images of a range of classes, with the other classes left out."""
     is_member = (labels >= part.start) & (labels < part.stop)
     if not bool(is_member.any()):
         return None
@@ -140,9 +140,9 @@ def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
     """
     confidences, predicted = logits.double().softmax(dim=1).max(dim=1)
     edges = torch.linspace(0, 1, N_BINS + 1)
-    places = torch.bucketize(confidences.float(), edges, right=True) - 1  # [N], 0 to N_BINS
+    bin_indices = torch.bucketize(confidences.float(), edges, right=True) - 1  # [N], 0 to N_BINS
     n_images, confidence, n_right = (
-        torch.zeros(N_BINS + 1, dtype=torch.float64).scatter_add_(0, places, values)
+        torch.zeros(N_BINS + 1, dtype=torch.float64).scatter_add_(0, bin_indices, values)
         for values in (torch.ones_like(confidences), confidences, (predicted == labels).double())
     )
     return tuple(
@@ -157,8 +157,8 @@ def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
 
 
 LARGEST = 20.0
-"""Temperatures from 1 / `LARGEST` to `LARGEST` are searched. The range is our choice: no CLIP's
-scores need more, and a root outside of it means that every answer is right, or none is."""
+"""Temperatures from 1 / `LARGEST` to `LARGEST` are searched. The range is our choice: no CLIP
+needs more, and a root outside of it means that all predictions are right, or that none is."""
 
 _N_HALVINGS = 60
 
@@ -173,23 +173,23 @@ def temperature_of_labels(
         labels: [N], positions of the classes.
 
     Returns:
-        The temperature; None if it is outside of the searched range, as when all are right.
+        The temperature; None if it is outside of the searched range, as if all images are right.
     """
     logits = logits.astype(np.float64)
-    of_label = logits[np.arange(len(labels)), labels].mean()
+    label_logit = logits[np.arange(len(labels)), labels].mean()
 
     def slope(inverse: float) -> float:
-        return float((softmax(inverse * logits) * logits).sum(axis=1).mean() - of_label)
+        return float((softmax(inverse * logits) * logits).sum(axis=1).mean() - label_logit)
 
     return _root(slope)
 
 
 def temperature_of_share(logits: npt.NDArray[np.float32], share: float) -> float | None:
-    """The temperature at which the mean confidence is a share, from 0 to 1.
+    """The temperature at which the mean confidence equals a given share, from 0 to 1.
 
     Args:
         logits: [N, C], finite.
-        share: wanted mean over images of the highest softmax.
+        share: the wanted mean of each image's highest softmax.
 
     Returns:
         The temperature; None if it is outside of the searched range, as for a share of 1.
@@ -198,12 +198,12 @@ def temperature_of_share(logits: npt.NDArray[np.float32], share: float) -> float
     return _root(lambda inverse: float(softmax(inverse * logits).max(axis=1).mean()) - share)
 
 
-def _root(ascending: Callable[[float], float]) -> float | None:
-    """`1 / b` of the root of a function of b that ascends."""
+def _root(increasing: Callable[[float], float]) -> float | None:
+    """Returns 1 / b for the root b of an increasing function; None if b is out of range."""
     low, high = -np.log(LARGEST), np.log(LARGEST)
-    if not ascending(float(np.exp(low))) < 0 < ascending(float(np.exp(high))):
+    if not increasing(float(np.exp(low))) < 0 < increasing(float(np.exp(high))):
         return None
     for _ in range(_N_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if ascending(float(np.exp(middle))) < 0 else (low, middle)
+        low, high = (middle, high) if increasing(float(np.exp(middle))) < 0 else (low, middle)
     return float(np.exp(-(low + high) / 2))

@@ -33,8 +33,8 @@ def parity_of(
 ) -> ParityResult:
     """Compares two models' logits image by image, independent of the images' order.
 
-    An image with a logit that is not finite counts as a disagreement, as wrong, and with distance
-    1, so an overflow cannot improve any result.
+    An image with a logit that is not finite counts as a disagreement, as a wrong prediction and
+    with the distance 1, so an overflow cannot improve any result.
 
     Args:
         reference: [N, C], the float32 student's logits, scaled; N at least 1.
@@ -43,7 +43,7 @@ def parity_of(
         labels: N positions in `class_names`; None for an image without a label.
         class_names: C names.
         images: description of the images, for the record.
-        runtime: what computed `logits`, such as "onnxruntime 1.24.4 CPU".
+        runtime: the runtime that computed `logits`, such as "onnxruntime 1.24.4 CPU".
         head: with `argmax` the logits only rank classes, so there are no distances.
 
     Raises:
@@ -61,13 +61,13 @@ def parity_of(
         )
     is_finite = np.isfinite(logits).all(axis=1)  # [N]
     expected = np.argmax(reference, axis=1)
-    given = np.where(is_finite, np.argmax(logits, axis=1), -1)  # -1: no prediction
+    predicted = np.where(is_finite, np.argmax(logits, axis=1), -1)  # -1: no prediction
     distances = _softmax_distances(reference, logits, is_finite) if head == "scores" else None
-    n_agree = int((given == expected).sum())
+    n_agree = int((predicted == expected).sum())
     labeled = [i for i, label in enumerate(labels) if label is not None]
     truth = np.array([labels[i] for i in labeled], dtype=np.int64)
     n_right, n_reference_right = (
-        int((predicted[labeled] == truth).sum()) for predicted in (given, expected)
+        int((classes[labeled] == truth).sum()) for classes in (predicted, expected)
     )
 
     def percent(n: int) -> float | None:
@@ -83,7 +83,7 @@ def parity_of(
         accuracy_percent=percent(n_right),
         reference_accuracy_percent=percent(n_reference_right),
         accuracy_drop=percent(n_reference_right - n_right),
-        worst=_worst(expected, given, distances, keys=keys, class_names=class_names),
+        worst=_worst(expected, predicted, distances, keys=keys, class_names=class_names),
         images=images,
         runtime=runtime,
     )
@@ -98,14 +98,14 @@ def _softmax_distances(
         rows = slice(start, start + _ROWS)
         usable = np.where(is_finite[rows, None], logits[rows], 0)
         difference = np.abs(softmax(reference[rows]) - softmax(usable)).sum(axis=1) / 2
-        # Sums of rounded terms may pass 1 in the last digit
+        # Sums of rounded terms may exceed 1 in the last digit
         distances += np.where(is_finite[rows], np.minimum(difference, 1.0), 1.0).tolist()
     return distances
 
 
 def _worst(
     expected: npt.NDArray[np.intp],
-    given: npt.NDArray[np.intp],
+    predicted: npt.NDArray[np.intp],
     distances: list[float] | None,
     *,
     keys: Sequence[str],
@@ -116,11 +116,11 @@ def _worst(
         WorstImage(
             image=key,
             reference_class=class_names[expected[i]],
-            predicted_class=None if given[i] < 0 else class_names[given[i]],
+            predicted_class=None if predicted[i] < 0 else class_names[predicted[i]],
             distance=None if distances is None else distances[i],
         )
         for i, key in enumerate(keys)
-        if given[i] != expected[i] or (distances is not None and distances[i] > 0)
+        if predicted[i] != expected[i] or (distances is not None and distances[i] > 0)
     ]
 
     def order(entry: WorstImage) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """Comparison of two classifiers' answers on the same images, and whether the new one is as good.
 
-`agreement.py` compares a file's logits with its own float32 student's. This file
-compares what two artifacts answer, whose class lists may differ.
+`agreement.py` compares the logits of a file and of its own float32 student. This file compares the
+predicted classes of two artifacts, whose class lists may differ.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE
 
 ALPHA = 0.05
-"""Probability below which a difference counts as shown: the usual level of a test."""
+"""A difference counts as shown if its p-value is below this, the usual level of a test."""
 
-# The test needs as many images that exactly one model gets right, or it can show no difference
-_FEWEST = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
+# With fewer images that exactly one model gets right, the test cannot show any difference
+_MIN_N = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
 
-_MOST_SHOWN = 20  # images, classes and reasons; the record has all
+_MAX_SHOWN = 20  # images, classes and reasons; `to_dict` has all
 
 Verdict = Literal["better", "worse", "no difference shown"]
 
 
 def answer_of(result: Prediction | NonFiniteLogits) -> tuple[str | None, float | None]:
-    """The best class of a result, `none` for none of them, and its score in percent."""
+    """The best class of a result and its score in percent; `none` if it has none."""
     if isinstance(result, NonFiniteLogits):
         return None, None
     return best_name(result, None), result.top[0].score_percent
@@ -42,11 +42,11 @@ class ComparedImage:
 
     Attributes:
         image: its key.
-        old: the best class by the old classifier; `none` for none of them; None without an answer.
+        old: the old classifier's best class; `none` if it gives no class; None for NaN logits.
         old_score_percent: its score; None if the classifier gives no scores.
-        new: the best class by the new one.
+        new: the new classifier's best class, in the same way.
         new_score_percent: its score.
-        label: name of its class; None if it is unknown.
+        label: name of the true class; None if it is unknown.
     """
 
     image: str
@@ -58,7 +58,7 @@ class ComparedImage:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the answers differ; no answer is like no other."""
+        """Whether the answers differ; two missing answers count as different."""
         return self.old != self.new or self.old is None
 
 
@@ -73,7 +73,7 @@ class LabeledComparison:
         n_only_new_right: images that only the new one gets right.
         old_accuracy_percent: top-1 accuracy of the old classifier.
         new_accuracy_percent: top-1 accuracy of the new one.
-        p_value: of McNemar's exact test, two-sided.
+        p_value: the p-value of McNemar's exact test, two-sided.
     """
 
     n_labeled: int
@@ -92,20 +92,20 @@ class LabeledComparison:
         return "better" if self.n_only_new_right > self.n_only_old_right else "worse"
 
     def sentence(self) -> str:
-        """The verdict in words, with what it rests on."""
+        """The verdict in words, with the counts that it rests on."""
         n = self.n_only_old_right + self.n_only_new_right
         if not n:
             return "Both get the same images right, so the new one is exactly as good on them."
         image = "the one image" if n == 1 else f"the {n:,} images"
-        rests = (
+        evidence = (
             f"of {image} that only one of them gets right, the old one gets"
             f" {self.n_only_old_right:,} and the new one {self.n_only_new_right:,} (McNemar's exact"
             f" test, p = {self.p_value:.2g})"
         )
         if self.verdict != "no difference shown":
-            return f"The new one is {self.verdict}: {rests}."
-        few = f" Fewer than {_FEWEST} cannot show one: compare on more." if n < _FEWEST else ""
-        return f"No difference is shown: {rests}.{few}"
+            return f"The new one is {self.verdict}: {evidence}."
+        hint = f" Fewer than {_MIN_N} cannot show one: compare on more." if n < _MIN_N else ""
+        return f"No difference is shown: {evidence}.{hint}"
 
     def accuracies(self) -> str:
         """Both accuracies in words."""
@@ -127,8 +127,8 @@ class ComparedModel:
 
     Attributes:
         file: the model file, with its folder.
-        precision: its precision.
-        runtime: what ran it.
+        precision: the file's precision.
+        runtime: the runtime that ran it.
         n_classes: number of its classes.
     """
 
@@ -184,7 +184,7 @@ class Comparison(Tabled):
 
     @property
     def agreement_percent(self) -> float | None:
-        """Share of the images with the same answer; None if each is answered with unshared ones."""
+        """Share of images with the same answer; None if no image has answers that both know."""
         n_compared = self.n_images - self.n_with_unshared_answer
         return 100 * self.n_agree / n_compared if n_compared else None
 
@@ -204,7 +204,7 @@ class Comparison(Tabled):
         has_labels = self.labeled is not None
         header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
         rows = []
-        for x in self.changed[:_MOST_SHOWN]:
+        for x in self.changed[:_MAX_SHOWN]:
             cells = [visible(x.image)]
             for name, score in ((x.old, x.old_score_percent), (x.new, x.new_score_percent)):
                 cells += [visible(name or "-"), "-" if score is None else f"{score:.2f} %"]
@@ -213,22 +213,22 @@ class Comparison(Tabled):
 
     @property
     def verdict(self) -> str:
-        """Whether the new one is as good, in words; empty without labels."""
+        """Whether the new one is as good, in words; empty if no image has a label."""
         old, new = self.old.precision, self.new.precision
         files = "" if old == new else f" The old file is {old} and the new one {new}."
         return "" if self.labeled is None else f"{self.labeled.sentence()}{files}"
 
     @property
     def notes(self) -> list[str]:
-        """What was compared, and the figures."""
-        n_more = len(self.changed) - _MOST_SHOWN
+        """The files that were compared, and the figures."""
+        n_more = len(self.changed) - _MAX_SHOWN
         notes = [f"and {n_more:,} more changed answers"] if n_more > 0 else []
         notes += [] if self.changed else ["No answer has changed."]
         counts = sorted(self.classes.items(), key=lambda x: -abs(x[1][1] - x[1][0]))
-        often = [f"{visible(name)} {n:,} -> {m:,}" for name, (n, m) in counts if n != m]
-        if often:
-            notes.append(f"how often a class is the answer: {_listed(often)}")
-        notes += some_of((f"{visible(x.key)}: {x.reason}" for x in self.unreadable), _MOST_SHOWN)
+        changed_counts = [f"{visible(name)} {n:,} -> {m:,}" for name, (n, m) in counts if n != m]
+        if changed_counts:
+            notes.append(f"how often a class is the answer: {_listed(changed_counts)}")
+        notes += some_of((f"{visible(x.key)}: {x.reason}" for x in self.unreadable), _MAX_SHOWN)
         notes += [
             f"old: {self.old}",
             f"new: {self.new}",
@@ -259,7 +259,7 @@ class Comparison(Tabled):
 
 
 def _listed(texts: Iterable[str]) -> str:
-    return ", ".join(some_of(texts, _MOST_SHOWN))
+    return ", ".join(some_of(texts, _MAX_SHOWN))
 
 
 def compare_answers(
@@ -274,11 +274,11 @@ def compare_answers(
     """Compares two classifiers' answers; classes are the same if their names are.
 
     Args:
-        images: with both answers; one or more.
+        images: one or more images, each with both answers.
         old: the old model's file.
-        new: the new one's.
+        new: the new model's file.
         old_names: the old classifier's classes, in any order.
-        new_names: the new one's.
+        new_names: the new classifier's classes.
         unreadable: images without answers, for the record.
     """
     shared = set(old_names) & set(new_names)
@@ -293,18 +293,18 @@ def compare_answers(
     old_counts, new_counts = Counter(i.old for i in images), Counter(i.new for i in images)
     classes = [*old_names, *only_new, *([NONE] if NONE in {*old_counts, *new_counts} else [])]
     labels = [i for i in images if i.label is not None]
-    known = [i for i in labels if i.label in shared]
+    with_shared_label = [i for i in labels if i.label in shared]
     labeled = None
-    if known:
-        right = [(i.label == i.old, i.label == i.new) for i in known]
+    if with_shared_label:
+        right = [(i.label == i.old, i.label == i.new) for i in with_shared_label]
         lost, gained = right.count((True, False)), right.count((False, True))
         labeled = LabeledComparison(
-            n_labeled=len(known),
-            n_left_out=len(labels) - len(known),
+            n_labeled=len(with_shared_label),
+            n_left_out=len(labels) - len(with_shared_label),
             n_only_old_right=lost,
             n_only_new_right=gained,
-            old_accuracy_percent=100 * sum(old for old, _ in right) / len(known),
-            new_accuracy_percent=100 * sum(new for _, new in right) / len(known),
+            old_accuracy_percent=100 * sum(old for old, _ in right) / len(with_shared_label),
+            new_accuracy_percent=100 * sum(new for _, new in right) / len(with_shared_label),
             p_value=mcnemar_p(lost, gained),
         )
     return Comparison(
