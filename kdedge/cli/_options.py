@@ -73,19 +73,19 @@ resume_option = click.option(
 """`--resume`, given to the command as `resume`."""
 
 
-def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) -> int | None:
+def _apply(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) -> int | None:
     """Sets the number of threads before torch is loaded.
 
     A command that trains or measures warns if other processes use the cores; a short one does not.
     """
     busy_cores = None if ctx.resilient_parsing else set_up_threads(n_threads)
     if busy_cores is not None and not parameter.expose_value:
-        left = cpu_cores() - round(busy_cores)
-        advice = f"\n  To compute on the cores that they leave: --threads {left}."
-        # Said when the work begins, so that it does not stand above a message of a wrong option
+        n_free = cpu_cores() - round(busy_cores)
+        advice = f"\n  To compute on the cores that they leave: --threads {n_free}."
+        # Logged when the work begins, so that a wrong option's message does not come after it
         PENDING_WARNINGS[:] = [
             f"Other processes keep {busy_cores:.1f} of {cpu_cores()} cores busy: this will take"
-            f" longer.{advice if left > 0 else ''}"
+            f" longer.{advice if n_free > 0 else ''}"
         ]
     return n_threads
 
@@ -96,7 +96,7 @@ _THREADS: dict[str, Any] = {
     "help": "Number of CPU threads. [default: OMP_NUM_THREADS, or one per physical core]",
 }
 
-threads_option = click.option("--threads", expose_value=False, callback=_use, **_THREADS)
+threads_option = click.option("--threads", expose_value=False, callback=_apply, **_THREADS)
 """`--threads` of a command that computes; it takes effect before the command is called."""
 
 
@@ -105,11 +105,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return runs_option(device_option(threads_option(json_option(command))))
 
 
-threads_value_option = click.option("--threads", callback=_use, **_THREADS)
-"""The same, also given to the command as `threads`."""
+threads_value_option = click.option("--threads", callback=_apply, **_THREADS)
+"""Like `threads_option`, but also given to the command as `threads`."""
 
-unused_threads_option = click.option("--threads", **_THREADS)
-"""`--threads`, given to the command as `threads`; it has no effect before."""
+plain_threads_option = click.option("--threads", **_THREADS)
+"""`--threads`, only given to the command as `threads`, which then has to set the number."""
 
 
 precision_option = click.option(
@@ -151,7 +151,7 @@ def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., 
     """`--set`, `--epochs`, `--batch-size`, `--lr`, `--seed` and `--resume` of a training command.
 
     Args:
-        role: the model that the command trains; the short options set its `optim`.
+        role: the model that the command trains; the four options set its `optim` and the seed.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -39,19 +39,19 @@ def print_result(record: Any, *, as_json: bool, text: str = "") -> None:
     Args:
         record: plain values, or an object with `to_dict`.
         as_json: print the record as one JSON object.
-        text: printed without `--json`.
+        text: printed if `as_json` is False.
     """
     values = record.to_dict() if hasattr(record, "to_dict") else record
     if as_json:
         click.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
         return
-    # The last line names the next command
+    # Only the last line names the next command
     before, mark, following = text.rpartition("Next:")
     click.echo(f"{before}{colored(mark, 'green', sys.stdout)}{following}")
 
 
 def show_result(call: Callable[[], _T], show: Callable[[_T], object]) -> _T:
-    """Shows what a call returns, or what it had before its error."""
+    """Shows the result of a call, or the partial result that its error carries."""
     try:
         result = call()
     except KdedgeError as error:
@@ -63,7 +63,7 @@ def show_result(call: Callable[[], _T], show: Callable[[_T], object]) -> _T:
 
 
 def colored(text: str, color: str, stream: IO[str] | None) -> str:
-    """Colors a text if the stream is a terminal that shows it and NO_COLOR is not set."""
+    """Colors a text if the stream is a terminal with colors and NO_COLOR is not set."""
     is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
     if not text or stream is None or not stream.isatty() or is_dumb or os.environ.get("NO_COLOR"):
         return text
@@ -74,9 +74,9 @@ def next_line(command: str, what: str | Path, *options: str) -> str:
     """Returns the line with the command to run next, quoted for a shell.
 
     Args:
-        command: its name.
+        command: name of the command.
         what: its argument: a recipe or a run folder.
-        options: its options, as `same_options` gives them.
+        options: its options, as `same_options` returns them.
     """
     return f"Next: {shlex.join(['kdedge', command, str(what), *options])}"
 
@@ -90,12 +90,12 @@ def same_options(overrides: Mapping[str, Any]) -> list[str]:
 
 
 def is_first_process() -> bool:
-    """Whether this process prints, of all that torchrun started."""
+    """Whether this is the one process that prints, if torchrun started several."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def given_options(*names: str) -> list[str]:
-    """Returns the options of this command line, and their values, by the names of parameters."""
+    """Returns the options given on this command line, with values, for these parameter names."""
     context = click.get_current_context()
     return [
         word
@@ -111,7 +111,7 @@ def table(
 ) -> str:
     """Lays out text in aligned columns, two spaces apart.
 
-    On a narrower terminal, text wraps, at a space if possible.
+    If the terminal is narrower, text columns wrap, at a space if possible.
 
     Args:
         rows: cells of each row; all rows have the same number.
@@ -132,7 +132,7 @@ def grid_text(grid: Grid) -> str:
 
 
 def shown_columns() -> float:
-    """Columns of stdout's terminal; infinite if it is no terminal."""
+    """Columns of stdout's terminal; infinite if stdout is not a terminal."""
     is_shown = sys.stdout is not None and sys.stdout.isatty()
     return get_terminal_size().columns if is_shown else math.inf
 
@@ -155,18 +155,18 @@ def _narrow_table(lines: Sequence[Sequence[str]], align: str, n_columns: float) 
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-_ALL = "kdedge.cli.shows_all"
+_SHOWS_ALL = "kdedge.cli.shows_all"
 
 
 def shows_all(context: click.Context) -> bool:
-    """Whether the help lists everything: after --help-all."""
-    return bool(context.meta.get(_ALL))
+    """Whether the help lists everything, as with --help-all."""
+    return bool(context.meta.get(_SHOWS_ALL))
 
 
 def show_all(context: click.Context, _: click.Parameter | None = None, value: bool = True) -> None:
     """Prints the whole help of a command, as the callback of --help-all."""
     if value and not context.resilient_parsing:
-        context.meta[_ALL] = True
+        context.meta[_SHOWS_ALL] = True
         click.echo(context.get_help(), color=context.color)
         context.exit()
 
@@ -182,10 +182,10 @@ help_all_option = click.option(
 
 
 class Brief(click.Command):
-    """A command whose help has the options that most people need; --help-all has all of them.
+    """A command whose help lists only its most used options; --help-all lists all of them.
 
     Args:
-        first: names of these options.
+        first: names of the most used options.
     """
 
     def __init__(self, *arguments: Any, first: Collection[str], **options: Any) -> None:
@@ -210,7 +210,7 @@ def summary_of_module(file: Path) -> str:
 
 
 class _StderrHandler(_StreamHandler):
-    """Writes to the current stderr; each warning only once."""
+    """Writes to the current stderr, and each warning only once."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

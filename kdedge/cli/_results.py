@@ -19,7 +19,7 @@ from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
 
-_N_MOST = 5  # most often predicted classes to name
+_N_NAMED = 5  # most often predicted classes to name
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
@@ -44,20 +44,20 @@ def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:
 
 
 def unlabeled_table(result: UnlabeledResult) -> str:
-    """Formats measurements without labels."""
-    most = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_N_MOST]
-    shares = [f"{name} {100 * n / result.n_images:.1f} %" for name, n in most]
+    """Formats measurements on unlabeled images."""
+    most_predicted = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_N_NAMED]
+    shares = [f"{name} {100 * n / result.n_images:.1f} %" for name, n in most_predicted]
     listed = [["" if i else "most often", share] for i, share in enumerate(shares)]
     return table([*result.facts, *listed])
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
-    """Returns a run's accuracies, zero-shot CLIP first; none if the record is damaged."""
+    """Returns a run's accuracies, zero-shot CLIP first; empty if the record is damaged."""
     return labeled_results(run, if_readable(read_evaluation, run) or {})
 
 
 def unlabeled_text(run: RunFolder) -> str | None:
-    """Formats a run's measurements without labels; None if there are none."""
+    """Formats a run's measurements on unlabeled images; None if there are none."""
     result = if_readable(read_unlabeled, run)
     return None if result is None else unlabeled_table(result)
 
@@ -83,7 +83,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     """Formats one table of the runs' accuracies, and the files that they wrote.
 
     Args:
-        runs: finished runs, the last of which the command was for.
+        runs: finished runs; the last is the command's own run, the others are its teachers.
         used: folders of the runs that were finished before this command.
     """
     rows: list[tuple[str, EvalResult]] = []
@@ -92,12 +92,12 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
         student_label = f"student, {run.read_provenance().method}" if several else "student"
         for name, result in evaluation_rows(run):
             label = student_label if name == "student" else name
-            # A student's record has its teacher's accuracy too
+            # A student's record repeats the accuracy of its teacher
             if not any(label == other and are_same_images(result, known) for other, known in rows):
                 rows.append((label, result))
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
     lines = [accuracy_tables(rows)] if rows else ["No test images: accuracy was not measured."]
-    trained = runs[-1]  # the others taught it; one of them may be a student of its own
+    trained = runs[-1]  # one of its teachers may be a student, too
     if (unlabeled := unlabeled_text(trained)) is not None:
         lines.append(unlabeled)
     for run in runs:

@@ -13,7 +13,7 @@ import click
 
 from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.tables import as_markdown, make_grids, notes
-from kdedge.cli._options import calls_option, device_option, runs_option, unused_threads_option
+from kdedge.cli._options import calls_option, device_option, plain_threads_option, runs_option
 from kdedge.cli._output import grid_text, next_line, print_result, show_result
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run, newest_student
@@ -22,8 +22,8 @@ from kdedge.runtime.artifact import model_file_at
 log = logging.getLogger(__name__)
 
 
-def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """Batch sizes from `1,8,32`."""
+def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Parses batch sizes such as `1,8,32`."""
     del ctx, parameter
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
@@ -45,7 +45,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     "batches",
     default="1,8,32,100",
     show_default=True,
-    callback=_numbers,
+    callback=_batch_sizes,
     metavar="N,N",
     help="Images per call.",
 )
@@ -65,7 +65,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     metavar="SECONDS",
     help="Skip batch sizes at which one call of a model would take longer.",
 )
-@unused_threads_option
+@plain_threads_option
 @click.option(
     "--format",
     "kind",
@@ -118,7 +118,7 @@ def command(
 
 
 def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
-    """Prints it as JSON, as Markdown, as all tables, or as the first table with its caveats."""
+    """Prints the result as JSON, Markdown, all tables, or the first table with its caveats."""
     if kind == "json":
         print_result(result, as_json=True)
         return
@@ -133,7 +133,7 @@ def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
         more = "--all: sizes, percentiles, FPS by batch"
         more += f", {n_less} models and batches left out" if n_less else ""
         below = [*result.caveats, *replace(result, left_out=at_all).problems, more]
-        # Wrapped to 80 columns, but paths and names stay whole
+        # Wrapped to 80 columns, without breaking paths and names
         wrap = partial(fill, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
         grid = replace(result.summary, title=wrap(result.summary.title, 80))
         blocks = [grid_text(grid), "\n".join(wrap(text, 80) for text in below)]

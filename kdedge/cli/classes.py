@@ -32,10 +32,10 @@ def command(
     """List the classes of ARTIFACT, in the order of its logits, or add and remove classes.
 
     Only an artifact that was exported with --open-classes can be changed. Nothing is trained, and
-    no graph or engine is built again. The teacher of RUN makes the vectors of new classes; where
-    RUN is not, only removing works. The change is a new file, classes.N.npy, and artifact.json
-    names it; earlier files stay. To a device that has the artifact, copy the new file, README.md
-    and artifact.json. Agreement and accuracy in artifact.json are of the exported classes.
+    no graph or engine is built again. The teacher of RUN makes the vectors of new classes; on a
+    machine without RUN, classes can only be removed. The change is a new file, classes.N.npy, which
+    artifact.json names; earlier files stay. To a device that has the artifact, copy the new file,
+    README.md and artifact.json, whose agreement and accuracy are of the exported classes.
     """
     from kdedge.api.artifact import artifact_folder, change_classes, open_artifact
 
@@ -44,7 +44,7 @@ def command(
         text = "\n".join(result.class_names)
     else:
         result = change_classes(artifact, add=add, remove=remove, root=root, **options)
-        assert result.open_classes is not None  # else it cannot be changed
+        assert result.open_classes is not None  # only such artifacts can be changed
         text = (
             f"{result.path}: {len(add)} classes added, {len(remove)} removed;"
             f" {len(result.class_names)} in {result.open_classes.file}\n"

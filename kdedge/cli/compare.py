@@ -18,8 +18,8 @@ from kdedge.cli._output import json_option, print_result, show_result
 @click.option(
     "--labels",
     is_flag=True,
-    help="The images have labels: a folder has a subfolder for each class, a CSV list a column of"
-    " labels, a shard cls members. A number is a position in OLD's class list.",
+    help="The images have labels: a folder has a subfolder for each class, a CSV list has a column"
+    " of labels, a shard has cls members. A number is a position in OLD's class list.",
 )
 @click.option(
     "--require-no-worse",
@@ -50,8 +50,8 @@ def command(
     the float32 files are compared. PATH is an image, a folder, a shard (.tar), a CSV list or a
     video.
 
-    Class lists may differ in order and in names; agreement and accuracy are of the classes
-    that both have. An image that cannot be read is counted and does not stop the others.
+    Class lists may differ in order and in names; agreement and accuracy only count classes that
+    both have. An image that cannot be read is counted and does not stop the others.
     """
     from kdedge.api.compare import compare
 

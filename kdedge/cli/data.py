@@ -63,7 +63,7 @@ def list_here(root: Path, as_json: bool) -> None:
 def show(name: str, root: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, terms, layout, and which are missing."""
     opened = open_set(name, root)
-    benchmark, folder, absent = opened.benchmark, opened.folder, opened.missing
+    benchmark, folder, missing = opened.benchmark, opened.folder, opened.missing
     record = {
         "name": name,
         "folder": str(folder),
@@ -71,7 +71,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
         "n_classes": benchmark.n_classes,
         "n_images": dict(benchmark.n_images),
         "mirror": benchmark.mirror and asdict(benchmark.mirror),
-        "files": [asdict(file) | {"here": file not in absent} for file in benchmark.downloads],
+        "files": [asdict(file) | {"here": file not in missing} for file in benchmark.downloads],
     }
     parts = ", ".join(f"{part} {count:,}" for part, count in benchmark.n_images.items())
     rows = [
@@ -85,10 +85,10 @@ def show(name: str, root: Path, as_json: bool) -> None:
         rows.append(["mirror", benchmark.mirror.url])
     blocks = [table(rows)]
     for file in benchmark.downloads:
-        is_here = "missing" if file in absent else "here"
+        is_here = "missing" if file in missing else "here"
         sha256 = "" if file.sha256 is None else f"\n  SHA-256 {file.sha256}"
         blocks.append(f"{file.path}: {is_here}\n  {file.by_hand}{sha256}")
-    if absent:
+    if missing:
         blocks.append(next_line("data", "fetch", name, *given_options("root")))
     print_result(record, as_json=as_json, text="\n\n".join(blocks))
 

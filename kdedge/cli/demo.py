@@ -24,30 +24,30 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     from kdedge.api.demo import demo
 
     used = finished_runs(root)
-    done = demo(root=root, device=device, resume=resume)
-    runs = [run.folder for run in (done.teacher, done.student)]
+    results = demo(root=root, device=device, resume=resume)
+    runs = [run.folder for run in (results.teacher, results.student)]
     lines = ["$ kdedge distill demo", run_text(runs, used=used)]
-    if done.artifact is not None:
-        lines += ["\n$ kdedge export", f"Wrote {done.artifact.path}, the folder for the device"]
-    lines += ["\n$ kdedge bench", grid_text(done.speed.summary), *done.speed.caveats]
-    if done.page is not None:
-        lines += ["\n$ kdedge report", f"Wrote {done.page}: open it in a browser"]
+    if results.artifact is not None:
+        lines += ["\n$ kdedge export", f"Wrote {results.artifact.path}, the folder for the device"]
+    lines += ["\n$ kdedge bench", grid_text(results.speed.summary), *results.speed.caveats]
+    if results.page is not None:
+        lines += ["\n$ kdedge report", f"Wrote {results.page}: open it in a browser"]
     examples = [
         [str(image.label), ", ".join(f"{name} {score:.0f} %" for name, score in image.top)]
-        for image in done.examples
+        for image in results.examples
     ]
     lines += [
         "\nThe student's answers, a right one, a wrong one and the most unsure one:",
         table(examples, header=("test drawing", "predicted")),
-        f"\nThe demo took {done.seconds:.0f} s.",
+        f"\nThe demo took {results.seconds:.0f} s.",
         "Next: kdedge init NAME --images DIR --classes FILE --labeled DIR --test DIR",
     ]
     record = {
         **dict(zip(("teacher", "student"), map(run_record, runs), strict=True)),
-        "speed": done.speed.to_dict(),
-        "examples": [example.to_dict() for example in done.examples],
-        "artifact": None if done.artifact is None else str(done.artifact.path),
-        "report": None if done.page is None else str(done.page),
-        "seconds": done.seconds,
+        "speed": results.speed.to_dict(),
+        "examples": [example.to_dict() for example in results.examples],
+        "artifact": None if results.artifact is None else str(results.artifact.path),
+        "report": None if results.page is None else str(results.page),
+        "seconds": results.seconds,
     }
     print_result(record, as_json=as_json, text="\n".join(lines))

@@ -41,7 +41,7 @@ def _as_text(report: dict[str, Any]) -> str:
 
 
 def _facts(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The names and texts of known values; bytes get a unit."""
+    """Yields the name and text of each value that is known; bytes get a unit."""
     for key, value in values.items():
         if value is not None:
             shown = readable_bytes(value) if key.endswith("_bytes") else str(value)

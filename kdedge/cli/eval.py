@@ -40,7 +40,7 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Evaluate RUN on the test images of its recipe, or without labels if it has none.
+    """Evaluate RUN on its recipe's test images, or on unlabeled images if it has none.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student, or for any
     finished run if it has no student. The default is the newest of all recipes.
@@ -48,16 +48,16 @@ def command(
     Accuracies are top-1, in percent. Base and novel images are classified among the class names of
     their own half; `all` and single classes among all names.
 
-    With export.calibrate in the recipe, or --set export.calibrate=true, the calibration error of
-    the calibrated scores, as an export has them, is measured, too.
+    With export.calibrate in the recipe, or --set export.calibrate=true, the calibration error is
+    also measured with the scores that an export has after calibration.
 
-    Without test images, the command measures agreement with the teacher, mean confidence and how
-    often each class is predicted, on unlabeled images. data.unlabeled.hold_out keeps some of them
-    out of training.
+    If there are no test images, the command measures agreement with the teacher, mean confidence
+    and how often each class is predicted, on unlabeled images. data.unlabeled.hold_out keeps some
+    of them out of training.
 
-    In a run without an evaluation, such as an imported one, it writes eval.json and
-    eval_details.json for `kdedge report`; so it does with --set data.test.folder=DIR in a run that
-    had no test images. Existing files stay. With other keys of --set nothing is written.
+    If the run has no evaluation yet, such as an imported run, the command writes eval.json and
+    eval_details.json for `kdedge report`. It does the same with --set data.test.folder=DIR if the
+    run had no test images. Existing files stay. With other keys of --set nothing is written.
     """
     folder = find_run(run, root)
     with contextlib.nullcontext() if output is None else new_file(output):
@@ -71,7 +71,7 @@ def command(
         names = dict.fromkeys(itertools.chain(*counts))
         cells = [[name, *(str(count.get(name, 0)) for count in counts)] for name in names]
     else:
-        results = with_stored(folder, result)  # of other models on the same images, too
+        results = with_stored(folder, result)  # with other models' results on the same images
         rows = labeled_results(folder, results)
         text = f"{folder.path}, {result.n_images:,} images\n{accuracy_table(rows)}"
         headline = headline_of(folder, results)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.runtime.artifact import Artifact
     from kdedge.runtime.cpu_choice import CpuChoice
 
-_FIRST = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")  # options in the short help
-# With fewer images, a file that agrees on all may differ on more than four of 100 others
-_FEW = 100
+_BRIEF = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")  # options in the short help
+# With fewer images, a file that agrees on all of them may differ on more than 4 % of others
+_MIN_GATE_IMAGES = 100
 
 
 def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +44,7 @@ def _parameter(target: Target) -> str:
     return f"to_{target.name.replace('-', '_')}"
 
 
-@click.command("export", cls=Brief, first=_FIRST)
+@click.command("export", cls=Brief, first=_BRIEF)
 @click.argument("source", metavar="[RUN|ARTIFACT]", required=False)
 @_target_flags
 @click.option("--fp16", is_flag=True, help="Write FP16 files. Engines are FP16 by default.")
@@ -182,7 +182,7 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
             " distance of the scores (0 to 1)."
         )
         n_images = max(file.parity.n_images for file in artifact.files if file.parity is not None)
-        if n_images < _FEW:
+        if n_images < _MIN_GATE_IMAGES:
             unknown = 100 - accuracy_interval(n_images, n_images)[0]  # where all agree
             lines.append(
                 f"{n_images} images are few: if a file agrees on all of them, it may still differ"
@@ -203,7 +203,7 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
 
 
 def _fitted_lines(artifact: Artifact) -> list[str]:
-    """What was fitted to images besides the graph: the temperature, and "none of these"."""
+    """Lines about the values fitted to images: the temperature and the limit of "none"."""
     lines = []
     fitted, none = artifact.temperature, artifact.none_of_these
     if fitted is not None:

@@ -1,4 +1,4 @@
-"""The `kdedge` command: finds and runs a command, turns errors into messages and exit codes.
+"""The `kdedge` program: finds and runs a command, turns errors into messages and exit codes.
 
 Nothing heavy is imported here; a command's module is imported when the command runs.
 """
@@ -56,12 +56,12 @@ _GROUPS = {
     "Data": ("data",),
     "Tools": ("doctor", "methods", "schema", "import"),
 }
-# The commands from a folder of images to a deployed model
-_PATH = (
+# The commands that lead from a folder of images to a deployed model
+_FLOW = (
     *("demo", "init", "check", "distill", "eval"),
     *("export", "bench", "report", "predict", "serve"),
 )
-# The signals that came as exceptions
+# The exceptions that `_raise_signal` raised
 _RAISED: list[KeyboardInterrupt] = []
 _ORDER = [name for names in _GROUPS.values() for name in names]
 
@@ -84,15 +84,15 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands of `_PATH`, or all by task, each with the first line of its file.
+        """Lists `_FLOW`, or all commands by task, each with the first line of its file.
 
-        None is imported.
+        No command's module is imported.
         """
         files = _command_files()
         if not shows_all(ctx):
             with formatter.section("Commands"):
-                formatter.write_dl([(name, summary_of_module(files[name])) for name in _PATH])
-            n_others = len(files) - len(_PATH)
+                formatter.write_dl([(name, summary_of_module(files[name])) for name in _FLOW])
+            n_others = len(files) - len(_FLOW)
             formatter.write_paragraph()
             formatter.write_text(f"kdedge --help-all lists {n_others} more.")
             return
@@ -134,14 +134,14 @@ def cli() -> None:
     See the whole flow:   kdedge demo
     Your own images:      kdedge init NAME --images DIR --classes FILE
     Train the student:    kdedge distill NAME.yaml
-    """  # noqa: D301 - a raw text would not have click's mark of lines to keep
+    """  # noqa: D301 - in a raw string, click would not see its mark for unwrapped lines
     set_up_logging()
 
 
 def main() -> NoReturn:
-    """Runs the command in this process's arguments and exits with its code."""
+    """Runs the command that the process's arguments name, and exits with its code."""
     signal.signal(signal.SIGTERM, _raise_signal)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a shell's background job
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores it
         signal.signal(signal.SIGINT, _raise_signal)
     try:
         code = run(sys.argv[1:])
@@ -160,13 +160,13 @@ def _raise_signal(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _leave_signals_to_the_system() -> None:
-    """Lets SIGINT and SIGTERM kill the process: no code is left to catch their exceptions."""
+    """Lets SIGINT and SIGTERM kill the process: nothing would catch their exceptions now."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_DFL)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs a command, what follows `kdedge`, and gives its exit code; messages go to stderr."""
+    """Runs the command line after `kdedge`, returns its exit code; messages go to stderr."""
     instruction = os.environ.get("_KDEDGE_COMPLETE")
     if instruction:
         from click.shell_completion import shell_complete
@@ -178,7 +178,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with cli.make_context("kdedge", list(arguments)) as ctx:
             cli.invoke(ctx)
-        if sys.stdout is not None:  # None if closed, as by >&-
+        if sys.stdout is not None:  # None if the shell closed it with >&-
             sys.stdout.flush()
     except BaseException as error:
         return _report(error, arguments, vars(error).get("run_log"))
@@ -189,8 +189,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
     """Writes an error's message to stderr and returns the exit code."""
-    of_a_package = not isinstance(error, KdedgeError) or error.__cause__ is not None
-    if _RAISED and of_a_package and not isinstance(error, Interrupted | click.exceptions.Exit):
+    from_package = not isinstance(error, KdedgeError) or error.__cause__ is not None
+    if _RAISED and from_package and not isinstance(error, Interrupted | click.exceptions.Exit):
         # Extension modules turn a signal's exception into an error of their own
         error = _RAISED[-1]
     if isinstance(error, click.exceptions.Exit):
@@ -204,22 +204,22 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         error.show(sys.stderr)
         return error.exit_code
     if isinstance(error, KdedgeError):
-        return _say(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     if isinstance(error, Terminated):
-        return _say(_terminated(), 128 + signum_of(error))
+        return _fail(_terminated(), 128 + signum_of(error))
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return _say("interrupted.", 130)
+        return _fail("interrupted.", 130)
     if isinstance(error, BrokenPipeError):  # stdout's reader has ended (`| head`)
         _drop_stdout()
         return 141  # a shell's code for SIGPIPE
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         _drop_stdout()
         place = f" while writing {error.filename}" if error.filename else ""
-        return _say(f"the disk is full{place}.\n  Free some space and run the command again.", 7)
+        return _fail(f"the disk is full{place}.\n  Free some space and run the command again.", 7)
     if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename:
-        return _say(f"{os.fsdecode(error.filename)} cannot be used: {os_reason(error)}.", 3)
+        return _fail(f"{os.fsdecode(error.filename)} cannot be used: {os_reason(error)}.", 3)
     if is_out_of_memory(error):
-        return _say(
+        return _fail(
             f"memory ran out: {one_line(error)}.\n"
             "  Use smaller batches (--set optim.batch_size=4; predict: --batch 1), a smaller"
             " backbone, or close other programs.",
@@ -248,8 +248,8 @@ def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | 
             with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         except OSError:
-            return _say(f"{what} Its traceback could not be written:\n{text}", 1)
-    return _say(f"{what} The traceback is in {place}", 1)
+            return _fail(f"{what} Its traceback could not be written:\n{text}", 1)
+    return _fail(f"{what} The traceback is in {place}", 1)
 
 
 def _drop_stdout() -> None:
@@ -273,7 +273,7 @@ def _terminated() -> str:
     )
 
 
-def _say(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     size = _n_processes()
     which = f" (process {int(os.environ.get('RANK', '0')) + 1} of {size})" if size > 1 else ""
     click.echo(f"{colored(f'kdedge{which}:', 'red', sys.stderr)} {message}", err=True)

@@ -10,7 +10,7 @@ import click
 from kdedge.api.about import list_methods
 from kdedge.cli._output import json_option, print_result, table
 
-_SEES = ("labels", "unlabeled_images", "novel_class_names")
+_DATA_NEEDS = ("labels", "unlabeled_images", "novel_class_names")
 _HEADER = ("method", "label", "labels", "unlabeled", "novel names", "")
 
 
@@ -31,7 +31,7 @@ def command(as_json: bool) -> None:
 def _text(record: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, about in record.items():
-        marks = [("yes" if about[key] else "-") if about else "?" for key in _SEES]
+        marks = [("yes" if about[key] else "-") if about else "?" for key in _DATA_NEEDS]
         label = about.get("label", "?")
         rows.append([name, label, *marks, about.get("about", "").removeprefix(f"{label}: ")])
     blocks = [table(rows, header=_HEADER)]

@@ -126,12 +126,12 @@ def command(
     An image that cannot be read gets a line that says why, and does not stop the others. The exit
     code is 0 if any image was classified and 3 if none was.
     """
-    if output is None and sys.stdout is None:  # as by >&-
+    if output is None and sys.stdout is None:  # closed with >&-
         raise click.UsageError("Standard output is closed. Name a file with --output.")
     for path in (output, save):
         if path is not None and _has_content(path):
             raise already_exists(path)
-    _check_named(paths)
+    _check_paths(paths)
     inputs = open_inputs(paths, every=every)
     keys = [item.key for item in inputs] if isinstance(inputs, list) else None
     with contextlib.ExitStack() as stack:
@@ -193,18 +193,18 @@ def command(
                         else:
                             give(item, result)
                         advance(number)
-                finally:  # after Ctrl-C the least certain ones so far
+                finally:  # after Ctrl-C, too: the least certain images so far
                     for entry in least_certain:
                         give(*entry)
         except KeyboardInterrupt:
-            _say_counts(counts, min_score, output, save)
+            _log_counts(counts, min_score, output, save)
             raise
-        _say_counts(counts, min_score, output, save)
+        _log_counts(counts, min_score, output, save)
     stream.check_any_classified()
 
 
 def _log_recommended_file(classifier: Classifier) -> None:
-    """Logs how to use the file that `export` names for a CPU, if none was chosen on this one."""
+    """Logs the options for the file that `export` recommends, if none was chosen on this CPU."""
     from kdedge.deploy.ship import file_to_ship, predict_flags
     from kdedge.runtime.cpu_choice import choice_here, readable_choices
 
@@ -217,7 +217,7 @@ def _log_recommended_file(classifier: Classifier) -> None:
 
 @contextlib.contextmanager
 def _new_lines(path: Path) -> Iterator[Callable[[str], None]]:
-    """Context with a function that writes a line to a new file at once; no empty file is kept."""
+    """Context with a function that writes each line to a new file at once; keeps no empty file."""
     with new_file(path):
         with explained(path):
             file = path.open("ab", buffering=0)
@@ -232,7 +232,7 @@ def _new_lines(path: Path) -> Iterator[Callable[[str], None]]:
             yield write
 
 
-def _check_named(paths: Sequence[str]) -> None:
+def _check_paths(paths: Sequence[str]) -> None:
     if not paths:
         raise click.UsageError("Name images, a folder, or - for standard input.")
     if "" in paths:
@@ -246,21 +246,21 @@ def _check_named(paths: Sequence[str]) -> None:
 
 
 def _has_content(path: Path) -> bool:
-    """Whether there is such a file, or a folder that is not empty."""
-    with explained(path):  # a name that is too long, a folder that may not be searched
+    """Whether the path is a file, or a folder that is not empty."""
+    with explained(path):  # errors for a name that is too long, or a folder without permission
         return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _score(entry: tuple[InputImage, Prediction]) -> float:
     score = entry[1].top[0].score_percent
-    assert score is not None  # heads without scores are refused
+    assert score is not None  # `command` refuses artifacts without scores
     return score
 
 
-def _say_counts(
+def _log_counts(
     counts: Counter[str], min_score: float | None, output: Path | None, save: Path | None
 ) -> None:
-    """Logs the counts of results, and the files written."""
+    """Logs the number of results of each kind, and the files written."""
     n_images = counts["classified"] + counts["unreadable"] + counts["unanswered"]
     if not n_images:
         return

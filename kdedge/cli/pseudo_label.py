@@ -19,9 +19,9 @@ from kdedge.records.tables import percent
 @click.option(
     "--method",
     metavar="NAME",
-    help="What labels the images: teacher, the recipe's; zeroshot; or a method. Teacher and method"
-    " are trained first unless a finished run exists. [default: teacher if the recipe has labeled"
-    " images, else zeroshot]",
+    help="Model that labels the images: teacher, the recipe's; zeroshot; or a method. Teacher and"
+    " method are trained first unless a finished run exists. [default: teacher if the recipe has"
+    " labeled images, else zeroshot]",
 )
 @click.option(
     "--per-class",
@@ -60,13 +60,13 @@ def command(
         right = percent(pool.accuracy_percent)
         lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
     lines.append(f"Wrote {path}")
-    # Without the baseline's keys: they may belong to the method that labeled
+    # Baseline keys are left out: they may be settings of the method that labeled the images
     kept = {key: value for key, value in overrides.items() if key.split(".")[0] != "baseline"}
     given, labels = load_recipe(recipe, kept).recipe, {"data.pseudo_labels": path}
     if given.teacher is not None and given.student is not None:
         lines.append(next_line("distill", recipe, *same_options(merged(kept, labels))))
     else:
-        # Without another method's settings
+        # An empty baseline section drops another method's settings
         is_other = given.baseline is not None and given.baseline.method not in {None, "coop"}
         same = same_options(merged(kept, {"baseline": {}} if is_other else {}, labels))
         lines.append(next_line("train", recipe, "--method", "coop", *same))

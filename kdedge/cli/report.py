@@ -37,7 +37,7 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     following = ["show", str(student.path)]
     if artifact is not None:
         following = ["predict", str(artifact.path), "IMAGES"]
-    # First the command that makes a missing record, if one is missing
+    # If a record is missing, the next command is the one that writes it
     following = next(iter(records.missing.values()), following)
     verdict = filter(None, [headline_of(student), deploy_line(student)])
     text = "\n".join([f"Wrote {page}", *verdict, next_line(*following)])

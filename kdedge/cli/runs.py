@@ -45,10 +45,10 @@ def _text(records: list[dict[str, Any]]) -> str:
         for record in records
     ]
     records.sort(key=lambda record: str(record["started_at"]))
-    last = {(r["run"].split("/")[0], r["kind"], r["method"]): r for r in records}
-    unfinished = [record for record in last.values() if record["status"] == "interrupted"]
-    next_one = next_line("show", records[-1]["path"])
+    newest = {(r["run"].split("/")[0], r["kind"], r["method"]): r for r in records}
+    unfinished = [record for record in newest.values() if record["status"] == "interrupted"]
+    following = next_line("show", records[-1]["path"])
     program, *words = unfinished[-1]["command"] if unfinished else [""]
-    if program == "kdedge":  # or a script that calls the Python API
-        next_one = next_line(*words, *(["--resume"] if "--resume" not in words else []))
-    return f"{table(rows, header=header, align='llllrlrrr')}\n{next_one}"
+    if program == "kdedge":  # not a script that calls the Python API
+        following = next_line(*words, *(["--resume"] if "--resume" not in words else []))
+    return f"{table(rows, header=header, align='llllrlrrr')}\n{following}"

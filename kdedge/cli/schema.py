@@ -21,12 +21,12 @@ def command(as_json: bool) -> None:
     With --json it prints the JSON schema of a recipe, with each method's settings under "methods"
     and the targets of `kdedge export` under "targets".
     """
-    whole = schema()
+    recipe_schema = schema()
     if as_json:
-        print_result(whole, as_json=True)
+        print_result(recipe_schema, as_json=True)
         return
-    methods, targets = whole.pop("methods"), whole.pop("targets")
-    blocks = ["Recipe", *_lines(whole)]
+    methods, targets = recipe_schema.pop("methods"), recipe_schema.pop("targets")
+    blocks = ["Recipe", *_lines(recipe_schema)]
     for name, settings in methods.items():
         blocks += ["", f"settings of the method {name}", *_lines(settings)]
     blocks += ["", "targets of kdedge export"]

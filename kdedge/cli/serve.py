@@ -86,10 +86,10 @@ def command(artifact: Path, **options: Any) -> None:
 
     Ctrl-C and SIGTERM end the server: requests that are in are answered, new ones are refused. The
     exit code is 0 then. A second Ctrl-C does not wait.
-    """  # noqa: D301 - a raw text would not have click's mark of lines to keep
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """  # noqa: D301 - in a raw string, click would not see its mark for unwrapped lines
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # each connection is an open file
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     with working(f"loading {artifact}"):
         server = serve(artifact, **options)
     with server:

@@ -117,7 +117,7 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
     more = ", ..." if len(artifact.class_names) > 8 else ""
     provenance, classes = artifact.provenance, artifact.open_classes
     open_ = "" if classes is None else f"; open, in {classes.file}"
-    # Where the graph normalizes the pixels, if the artifact records it
+    # Where in the graph the pixels are normalized, if the artifact records it
     built_in = (file.built_with.get("normalized") for file in artifact.files)
     normalized = next((f": {where}" for where in built_in if where), "")
     to_ship, shipped = None, file_to_ship(artifact, None)

@@ -37,7 +37,7 @@ def command(
     root: Path,
     device: str | None,
     as_json: bool,
-    **short: Any,
+    **optim_options: Any,
 ) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
 
@@ -47,7 +47,7 @@ def command(
 
     if engine != "local" and not is_stored:
         raise click.UsageError(f"--engine {engine} works only with --store: add --store.")
-    overrides = merged(overrides, role_keys("teacher", short))
+    overrides = merged(overrides, role_keys("teacher", optim_options))
     options: dict[str, Any] = {
         "overrides": overrides,
         "root": root,
