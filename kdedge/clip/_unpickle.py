@@ -1,4 +1,4 @@
-"""Foreign torch files, read without running anything that they name.
+"""Reads torch files from untrusted sources, without running any code that they name.
 
 A pickle is a program that may import and call anything, and `torch.jit.load` may run the code of a
 TorchScript archive. This reader imports no name of the file. Tensors become descriptions of where
@@ -67,14 +67,14 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-"""Name of a type of storage -> dtype of its values; files of weights have no others."""
+"""Storage type in the file -> dtype of its values; files of weights have no other types."""
 
 
 class StoredTensor(NamedTuple):
     """A tensor that is still in the file.
 
     Attributes:
-        storage: the block of values it lies in.
+        storage: the block of values that contains the tensor.
         offset: index of its first value in the block.
         size: its shape.
         stride: values to step over, for each dimension.
@@ -104,8 +104,8 @@ class Inert:
         state: the attributes that the file gives the object.
     """
 
-    # Slots, and a __setstate__ in every class that a file can reach: pickle's BUILD would otherwise
-    # write into attribute dictionaries, also of this module's classes and functions.
+    # Every class that a file can reach has slots and a __setstate__. Otherwise pickle's BUILD would
+    # write into attribute dictionaries, even those of this module's classes and functions.
     __slots__ = ("state",)
     name: ClassVar[str] = ""
     state: Any
@@ -122,7 +122,7 @@ class Inert:
         return Inert()
 
     def _drop(self, *_items: object) -> None:
-        """Drops what the file adds to the object."""
+        """Ignores the items that the file adds to the object."""
 
     __setitem__ = append = extend = add = _drop
 
@@ -137,7 +137,7 @@ class _Dictionary(dict[Any, Any]):
 
 
 class _Rebuild:
-    """Stands for torch's functions that rebuild a tensor, or a parameter, which is its tensor.
+    """Stands for torch's functions that rebuild a tensor or a parameter; both become the tensor.
 
     It has no attributes that a file could set.
     """
@@ -190,12 +190,12 @@ class _Unpickler(pickle._Unpickler):
 
 
 class ForeignArchive:
-    """An open file of torch's.
+    """An open file that torch wrote.
 
     Attributes:
         path: the file.
-        root: the saved object, with `StoredTensor` for tensors, and `Inert` for all that is neither
-            a tensor nor a plain Python value.
+        root: the saved object, with a `StoredTensor` in place of each tensor, and an `Inert` in
+            place of each object that is not a plain Python value.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class ForeignArchive:
         """Reads one tensor, contiguous, on the CPU, in its stored type.
 
         Raises:
-            DataError: it does not lie within the file.
+            DataError: the tensor does not lie within the file.
         """
         try:
             return self._read_tensor(stored)
@@ -235,7 +235,7 @@ class ForeignArchive:
         return values.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 
     def module_tensors(self) -> dict[str, StoredTensor]:
-        """Gives the parameters and buffers of a TorchScript archive, under their state-dict keys.
+        """Returns the parameters and buffers of a TorchScript archive by their state-dict keys.
 
         Plain tensor attributes are left out, as in the loaded module's `state_dict()`. The lists of
         parameters and buffers are read from the text of the archive's code.
@@ -259,7 +259,7 @@ class ForeignArchive:
         return tensors
 
     def _listed_tensors(self, class_name: str) -> set[str] | None:
-        """Gives the names of a class's parameters and buffers; None where it has no list."""
+        """Names of a class's parameters and buffers; None if its code does not list them."""
         module, _, name = class_name.rpartition(".")
         source = self._code.get(f"code/{module.replace('.', '/')}.py", "")
         lists = re.search(
@@ -276,7 +276,7 @@ def open_archive(path: Path) -> Iterator[ForeignArchive]:
     """Opens a file that `torch.save` or TorchScript wrote.
 
     Raises:
-        DataError: it cannot be read or is damaged.
+        DataError: the file cannot be read or is damaged.
     """
     try:
         with path.open("rb") as file:
@@ -291,7 +291,7 @@ def open_archive(path: Path) -> Iterator[ForeignArchive]:
 
 def _open_zip(path: Path, file: BinaryIO) -> ForeignArchive:
     archive = zipfile.ZipFile(file)
-    # All records lie in one folder, which has the file's name at the time of writing
+    # All records lie in one folder, named after the file at the time of writing
     records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
 
     def read(name: str, *, limit: int | None = None, is_stored: bool = True) -> bytes:
@@ -320,7 +320,8 @@ def _damaged(path: Path, error: Exception) -> DataError:
     )
 
 
-_KINDS = {
+# Start of a file -> the kind of file that it probably is, for messages
+_OTHER_KINDS = {
     rb"version https://git-lfs": "a git-lfs pointer, not the file it points to",
     rb"\s*(<!doctype|<html|<\?xml|<head)": "a web page, perhaps of a failed download",
     rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd": "a compressed archive; unpack it first",
@@ -336,7 +337,7 @@ def kind_of(path: Path) -> Literal["safetensors", "state dict", "OpenAI archive"
     """Tells a file's kind by its first bytes and, for a zip, by its list of records.
 
     Raises:
-        DataError: it cannot be read, or is not a file of weights; names what it looks like.
+        DataError: the file cannot be read, or is not a file of weights.
     """
     try:
         size = path.stat().st_size
@@ -355,7 +356,7 @@ def kind_of(path: Path) -> Literal["safetensors", "state dict", "OpenAI archive"
             return "safetensors"
         if path.suffix == ".safetensors":
             raise DataError(f"{path} is a safetensors file that ends too early.\n{REMEDY}")
-    for pattern, what in _KINDS.items():
+    for pattern, what in _OTHER_KINDS.items():
         if re.match(pattern, head, re.IGNORECASE):
             raise DataError(f"{path} looks like {what}.\n{REMEDY}")
     raise DataError(f"{path} is not a file of weights, or is damaged at its start.\n{REMEDY}")

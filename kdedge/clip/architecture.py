@@ -1,7 +1,7 @@
 """Model configs of the CLIPs that kdedge runs, read and checked before their weights.
 
-kdedge runs CLIP's own text encoder. A model with another one can give its image encoder alone. The
-image encoder may be any of open_clip's; only CLIP's ViT takes visual prompts.
+kdedge runs CLIP's own text encoder. Of a model with another text encoder it can only use the image
+encoder, which may be any of open_clip's; only CLIP's ViT takes visual prompts.
 
 A user may write a config, so every failure of open_clip to build one is reported as an error in the
 config. A config for which open_clip would fetch an encoder or a tokenizer is refused first.
@@ -35,7 +35,7 @@ _OTHER_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
 
 
 class _Config(BaseModel):
-    """The keys of a config that are read here; open_clip knows the others."""
+    """The keys of a config that this module reads; open_clip checks the others."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -49,7 +49,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Reads an open_clip model config.
 
     Raises:
-        DataError: it is not a JSON object with `embed_dim`, `vision_cfg` and `text_cfg`.
+        DataError: the file is not a JSON object with `embed_dim`, `vision_cfg` and `text_cfg`.
     """
     remedy = "An open_clip model config is an object with embed_dim, vision_cfg and text_cfg."
     return read_record(_Config, path, remedy=remedy).model_dump(exclude_unset=True)
@@ -64,7 +64,7 @@ def image_size(model_config: Mapping[str, Any]) -> int:
     """The side of a config's images in pixels.
 
     Raises:
-        RecipeError: they are not square, or the value is no size.
+        RecipeError: the images are not square, or the value is not a size.
     """
     size = model_config["vision_cfg"].get("image_size", 224)
     sides = size if isinstance(size, list | tuple) else (size, size)
@@ -92,7 +92,7 @@ class EncoderSizes:
 
 
 def encoder_sizes(model_config: Mapping[str, Any]) -> EncoderSizes:
-    """The sizes that a config has; open_clip's own where it leaves them out."""
+    """Reads the sizes from a config; missing keys have open_clip's defaults."""
     vision, text = model_config["vision_cfg"], model_config["text_cfg"]
     layers = {"image": vision.get("layers", 12), "text": text.get("layers", 12)}
     if vision.get("timm_model_name"):
@@ -104,25 +104,25 @@ def encoder_sizes(model_config: Mapping[str, Any]) -> EncoderSizes:
 
 
 def build_clip(label: str, model_config: Mapping[str, Any], *, device: str = "meta") -> CLIP:
-    """Builds open_clip's CLIP of a config.
+    """Builds open_clip's CLIP from a config.
 
     Args:
-        label: what messages call the model.
-        model_config: open_clip's, with `vision_cfg` and `text_cfg`.
-        device: meta for all sizes and no values; cpu for initial values.
+        label: the model's name in messages.
+        model_config: an open_clip config, with `vision_cfg` and `text_cfg`.
+        device: meta for shapes without values; cpu for initial values.
 
     Raises:
-        RecipeError: open_clip cannot build it, or its text encoder is not CLIP's own.
+        RecipeError: open_clip cannot build the model, or its text encoder is not CLIP's own.
     """
-    why = _other_text_parts(model_config)
-    if why is None:
+    problem = _foreign_text_part(model_config)
+    if problem is None:
         with torch.random.fork_rng(devices=[]):
             model = _construct(label, model_config, device=device)
-        why = _odd_text_encoder(model)
-        if why is None:
+        problem = _unsupported_text(model)
+        if problem is None:
             return model
     raise RecipeError(
-        f"kdedge cannot use {label}: {why}.\n"
+        f"kdedge cannot use {label}: {problem}.\n"
         "  kdedge runs CLIPs with CLIP's own text encoder and tokenizer, such as ViT-B-16 or"
         " RN50.\n"
         "  Another model's image encoder can be a student: promptkd with class_vectors: teacher."
@@ -133,10 +133,10 @@ def has_clip_text_encoder(label: str, model_config: Mapping[str, Any]) -> bool:
     """Whether a config's text encoder and tokenizer are CLIP's own.
 
     Raises:
-        RecipeError: open_clip cannot build it.
+        RecipeError: open_clip cannot build the model.
     """
-    return _other_text_parts(model_config) is None and (
-        _odd_text_encoder(_construct(label, model_config, device="meta")) is None
+    return _foreign_text_part(model_config) is None and (
+        _unsupported_text(_construct(label, model_config, device="meta")) is None
     )
 
 
@@ -144,37 +144,37 @@ def build_image_encoder(label: str, model_config: Mapping[str, Any], *, device: 
     """Builds the image encoder of a config, whatever its text encoder is.
 
     Args:
-        label: what messages call the model.
-        model_config: open_clip's, with `vision_cfg`.
-        device: meta for all sizes and no values; cpu for initial values.
+        label: the model's name in messages.
+        model_config: an open_clip config, with `vision_cfg`.
+        device: meta for shapes without values; cpu for initial values.
 
     Raises:
-        RecipeError: open_clip cannot build it.
+        RecipeError: open_clip cannot build the encoder.
     """
     vision = {**model_config["vision_cfg"], "output_tokens": False}  # CoCa's gives two outputs
-    alone = {
+    config = {
         "embed_dim": model_config["embed_dim"],
         "vision_cfg": vision,
         "quick_gelu": model_config.get("quick_gelu", False),
-        "text_cfg": {"width": 8, "heads": 1, "layers": 1},  # the smallest, which is not kept
+        "text_cfg": {"width": 8, "heads": 1, "layers": 1},  # as small as possible: it is dropped
     }
     with torch.random.fork_rng(devices=[]):
-        visual: nn.Module = _construct(label, alone, device=device).visual
+        visual: nn.Module = _construct(label, config, device=device).visual
     return visual
 
 
 def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> CLIP:
     vision = model_config["vision_cfg"]
-    timms_name = str(vision.get("timm_model_name") or "")
-    if ":" in timms_name:
+    timm_name = str(vision.get("timm_model_name") or "")
+    if ":" in timm_name:
         raise RecipeError(
-            f"{label}: timm would download its image encoder ({_shortened(timms_name)}), which"
+            f"{label}: timm would download its image encoder ({_shortened(timm_name)}), which"
             " kdedge does not allow.\n"
             "  Name an architecture of timm, such as convnext_base."
         )
     image_size(model_config)
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
-    if timms_name:  # all its values come from the CLIP's weights
+    if timm_name:  # its values come from the CLIP's file of weights
         arguments["vision_cfg"] = {**vision, "timm_model_pretrained": False}
     try:
         with torch.device(device):
@@ -200,14 +200,14 @@ def why_no_prompts(visual: nn.Module) -> str | None:
     """Says why an image encoder takes no visual prompts; None for CLIP's ViT, which does."""
     if not isinstance(visual, VisionTransformer):
         return f"is a {type(getattr(visual, 'trunk', visual)).__name__}"
-    odd = {
+    unsupported = {
         "has attentional pooling": visual.attn_pool is not None,
         "has average pooling": visual.pool_type != "tok",
         "has a layer norm after pooling": visual.final_ln_after_pool,
         "has no layer norm before its blocks": isinstance(visual.ln_pre, nn.Identity),
         "has blocks of its own": not _has_clip_blocks(visual.transformer),
     }
-    return next((what for what, is_there in odd.items() if is_there), None)
+    return next((what for what, is_there in unsupported.items() if is_there), None)
 
 
 def _has_clip_blocks(transformer: Transformer) -> bool:
@@ -215,8 +215,8 @@ def _has_clip_blocks(transformer: Transformer) -> bool:
     return all(isinstance(block, kinds) for block in transformer.resblocks)
 
 
-def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:
-    """Names a text encoder or tokenizer in a config that is not CLIP's own."""
+def _foreign_text_part(model_config: Mapping[str, Any]) -> str | None:
+    """Says which text part of a config is not CLIP's own; None if encoder and tokenizer are."""
     text = model_config["text_cfg"]
     known = {field.name for field in dataclasses.fields(open_clip.CLIPTextCfg)}
     if (
@@ -226,9 +226,9 @@ def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:
         or "multimodal_cfg" in model_config
     ):
         return "its text encoder is not CLIP's own"
-    given = [key for key in _OTHER_TOKENIZER if text.get(key)]
-    if given:
-        return f"its tokenizer is not CLIP's (text_cfg.{given[0]}: {_shortened(text[given[0]])})"
+    used = [key for key in _OTHER_TOKENIZER if text.get(key)]
+    if used:
+        return f"its tokenizer is not CLIP's (text_cfg.{used[0]}: {_shortened(text[used[0]])})"
     vocab_size = text.get("vocab_size", VOCAB_SIZE)
     if vocab_size != VOCAB_SIZE:
         return (
@@ -238,13 +238,13 @@ def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _odd_text_encoder(model: CLIP) -> str | None:
-    """Names the part of a text encoder that kdedge's `encode_text` does not compute."""
-    odd = {
+def _unsupported_text(model: CLIP) -> str | None:
+    """Names a part of a text encoder that `encode_text` does not compute; None if there is none."""
+    unsupported = {
         "text pooling other than the end token": model.text_pool_type != "argmax",
         "a linear text projection": not isinstance(model.text_projection, nn.Parameter),
         "no causal text mask": model.attn_mask is None,
         "a logit bias": model.logit_bias is not None,
         "text blocks of its own": not _has_clip_blocks(model.transformer),
     }
-    return next((f"it has {what}" for what, is_there in odd.items() if is_there), None)
+    return next((f"it has {what}" for what, is_there in unsupported.items() if is_there), None)

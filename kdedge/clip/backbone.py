@@ -26,16 +26,17 @@ from kdedge.runtime.preprocess import Preprocess
 class ImageBackbone:
     """A frozen image encoder in float32 and evaluation mode.
 
-    Without a text encoder, it is for a student with its teacher's class vectors. It comes from a
-    CLIP whose text encoder kdedge does not run (MobileCLIP, SigLIP), or from timm, where it was
-    trained without texts. It has no zero-shot predictions and no logit scale.
+    If it is not a `Backbone`, it has no text encoder and serves a student that uses its teacher's
+    class vectors. It comes from a CLIP whose text encoder kdedge does not run (MobileCLIP, SigLIP),
+    or from timm, whose models are trained without texts. It then has no zero-shot predictions and
+    no logit scale.
 
     Attributes:
         name: its name in tables and messages.
         visual: [B, 3, H, W] -> [B, embed_dim]; no parameter has a gradient.
         preprocess: the image preprocessing of its pre-training.
         identity: hash of everything that decides its features.
-        embed_dim: D; the joint dimension, if there are texts.
+        embed_dim: D; of a CLIP, the dimension that images and texts share.
         is_trained_with_texts: whether it was trained with texts.
     """
 
@@ -169,10 +170,10 @@ def _tokenizer(context_length: int) -> SimpleTokenizer:
 
 @torch.no_grad()
 def count_features(visual: nn.Module, name: str, size_px: int) -> int:
-    """D, measured by encoding one image, as no attribute holds it in every timm model.
+    """Returns D, measured by encoding one image, as timm's models have no common attribute for it.
 
     Raises:
-        RecipeError: the encoder's output is not one vector per image, or it refuses the size.
+        RecipeError: the encoder's output is not one vector per image, or it refuses this size.
     """
     device = next(visual.parameters()).device
     try:

@@ -95,7 +95,7 @@ class Attention(nn.Module):
 class AttentionBlock(nn.Module):
     """One residual attention block: `attend`, then `feed_forward`.
 
-    Called one by one, they leave room for a step between them: token merging.
+    Token merging calls the two methods one by one, with a step of its own in between.
 
     Args:
         source: open_clip's block; its attention is copied, all other parts are shared.
@@ -120,9 +120,9 @@ class AttentionBlock(nn.Module):
         memory: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """[B, Q, D]: the query tokens plus what they attend to; and the keys of `Attention`.
+        """Returns [B, Q, D], the query tokens plus the attention's output; and `Attention`'s keys.
 
-        Arguments as of `forward`.
+        The arguments are the same as in `forward`.
         """
         output, keys = self.attn(
             self.ln_1(tokens),
@@ -146,7 +146,7 @@ class AttentionBlock(nn.Module):
         memory: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Runs the block and gives the outputs at the query tokens.
+        """Runs the block and returns the outputs at the query tokens.
 
         Args:
             tokens: [B, N, D], attended to.
@@ -193,7 +193,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def weight_and_bias(layer: nn.Module, n_in: int) -> tuple[Tensor, Tensor]:
-    """The weight [D_out, n_in] and bias [D_out] of what a layer computes, in float64.
+    """Returns the weight [D_out, n_in] and bias [D_out] of a layer's linear map, in float64.
 
     A wrapped layer, such as a linear layer with a low-rank adapter, is read by its outputs for the
     columns of an identity matrix.
@@ -264,10 +264,10 @@ _KINDS = ("weight", "bias")
 
 
 def split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> None:
-    """Replaces open_clip's keys of one attention by its linear layers', in place.
+    """Replaces open_clip's keys of one attention by the keys of its linear layers, in place.
 
     Args:
-        state_dict: other keys are kept; the new tensors are views.
+        state_dict: the state dict; its other keys are kept, and the new tensors are views.
         prefix: prefix of the attention's keys, with the dot at its end.
     """
     for kind in _KINDS:

@@ -30,7 +30,7 @@ class ClassVectors:
         vectors: [C, D], float32, in class-list order; of unit length, or shorter if they are
             averages; [C, 0] for a method whose class texts depend on the image.
         class_names: the C names.
-        provenance: provenance hash: of the weights, prompts and texts behind them.
+        provenance: hash of the weights, prompts and texts that the vectors were made from.
     """
 
     vectors: Tensor
@@ -72,7 +72,7 @@ class ClassVectors:
         return ClassVectors(self.vectors[rows], tuple(class_names), self.provenance)
 
     def save(self, path: Path) -> None:
-        """Writes one safetensors file, names and hashes in its metadata."""
+        """Writes one safetensors file, with names and hashes in its metadata."""
         vectors = self.vectors.detach().float().cpu().contiguous()
         names = json.dumps(list(self.class_names), ensure_ascii=False)
         facts = {"class_names": names, "made_by": self.provenance}
@@ -99,26 +99,26 @@ class TextFeatureCache:
     """Features of frozen texts, computed once per set of weights.
 
     Args:
-        folder: keeps them between runs; None keeps them for this process.
+        folder: keeps the features between runs; None keeps them in memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._kept: dict[str, Tensor] = {}
+        self._in_memory: dict[str, Tensor] = {}
 
     def get(self, encoder: str, texts: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
         """The [T, D] float32 features of these texts; `encoder` identifies the encoder."""
         key = sha256_json([encoder, list(texts)])
         file = None if self._folder is None else self._folder / f"{key}.safetensors"
-        if key not in self._kept and file is not None and file.exists():
+        if key not in self._in_memory and file is not None and file.exists():
             try:
-                self._kept[key] = read_tensors(file)[0][_FEATURES]
+                self._in_memory[key] = read_tensors(file)[0][_FEATURES]
             except (DataError, KeyError) as error:
                 log.warning("%s Computing it again.", error)
-        if key not in self._kept:
-            self._kept[key] = features = compute().float()
+        if key not in self._in_memory:
+            self._in_memory[key] = features = compute().float()
             if file is not None:
                 with explained(file.parent):
                     file.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(file, {_FEATURES: features.cpu().contiguous()}, {})
-        return self._kept[key]
+        return self._in_memory[key]

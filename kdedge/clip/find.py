@@ -52,12 +52,12 @@ class UnbuiltBackbone:
 
     Args:
         name: its name in tables and messages.
-        empty: the model without values.
+        empty: the model on the meta device, without values.
         build: builds the model with its initial values.
-        weights: holds its values.
+        weights: the file with its values.
         keys: name in the model's state dict -> key in the file.
         preprocess: the image preprocessing of its pre-training.
-        model_config: None for a model of timm.
+        model_config: its open_clip config; None for a model of timm.
 
     Attributes:
         weights_hash: SHA-256 of the file of weights.
@@ -66,7 +66,7 @@ class UnbuiltBackbone:
         embed_dim: D, the size of its image features.
         has_texts: whether it loads as a `Backbone`, with a text encoder, or as an `ImageBackbone`.
         is_trained_with_texts: whether its image encoder was trained with texts.
-        sizes: of its encoders, as far as its config has them.
+        sizes: sizes of its encoders, as far as its config has them.
 
     Raises:
         DataError: the file does not fit the model.
@@ -86,9 +86,9 @@ class UnbuiltBackbone:
         self._empty, self._build, self._weights, self._keys = empty.eval(), build, weights, keys
         self.has_texts = isinstance(empty, CLIP)
         self.is_trained_with_texts = model_config is not None
-        where = f"{name}, image encoder" if model_config and not self.has_texts else name
+        label = f"{name}, image encoder" if model_config and not self.has_texts else name
         actual = {key: known.shapes[stored] for key, stored in keys.items()}
-        match_shapes(shapes_of(empty.state_dict()), actual, where)
+        match_shapes(shapes_of(empty.state_dict()), actual, label)
         self.weights_hash = known.sha256
         self.identity = sha256_json(
             [known.sha256, model_config or name, self.has_texts, preprocess.as_dict()]
@@ -109,7 +109,7 @@ class UnbuiltBackbone:
             text_cache_folder: keeps features of frozen texts between runs; None keeps them in
                 memory.
         """
-        module = self._filled()
+        module = self._load_module()
         if isinstance(module, CLIP):
             module.attn_mask = None  # `encode_text` masks by position
         return make_backbone(
@@ -122,21 +122,21 @@ class UnbuiltBackbone:
             is_trained_with_texts=self.is_trained_with_texts,
         )
 
-    def _filled(self) -> nn.Module:
+    def _load_module(self) -> nn.Module:
         """Builds the model with the file's values, in float32."""
         stored, keys = self._weights.tensors(), self._keys
-        types = {name: value.dtype for name, value in self._empty.state_dict().items()}
+        dtypes = {name: value.dtype for name, value in self._empty.state_dict().items()}
         visual = self._empty.visual if isinstance(self._empty, CLIP) else self._empty
         if is_promptable_vit(visual):
             module = copy.deepcopy(self._empty)
             # Each stored tensor is freed once it is copied, so that memory holds the model once.
             state = {
-                name: stored.pop(keys[name]).to(kind, copy=True) for name, kind in types.items()
+                name: stored.pop(keys[name]).to(dtype, copy=True) for name, dtype in dtypes.items()
             }
             module.load_state_dict(state, assign=True)
         else:  # the encoder may have tensors that no file of weights holds
             module = self._build(device="cpu")
-            module.load_state_dict({name: stored[keys[name]] for name in types})
+            module.load_state_dict({name: stored[keys[name]] for name in dtypes})
         return module.float()
 
 
@@ -150,8 +150,8 @@ def find_backbone(
 
     Args:
         spec: the backbone as a recipe names it.
-        needs_texts: whether its text encoder is needed. If not, only the image encoder is used of a
-            model whose text encoder is not CLIP's own.
+        needs_texts: whether its text encoder is needed. If not, a model whose text encoder is not
+            CLIP's own gives its image encoder alone.
         hashes: hashes of files of weights from earlier commands.
 
     Raises:
@@ -185,7 +185,7 @@ def find_backbone(
 
 
 def check_weights(spec: BackboneSpec) -> None:
-    """Checks that a local file of weights has the shapes of the CLIP that it is named with.
+    """Checks that a local file of weights has the shapes of the CLIP that the recipe names.
 
     Raises:
         RecipeError: unknown name.
@@ -204,7 +204,7 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
     model = build(device="meta")  # timm 1.0.31 builds all of its 1,371 models there
     preprocess = timm_preprocess(name, resolve_model_data_config(model))
     file = WeightsFile(timm_weights(name, weights, model.pretrained_cfg), hashes)
-    if weights == "package":  # under other names, in the model's order; its classifier comes last
+    if weights == "package":  # other names in the same order, with the classifier last
         keys = dict(zip(model.state_dict(), file.known.shapes, strict=False))
     else:
         heads = model.pretrained_cfg.get("classifier") or ()

@@ -1,4 +1,4 @@
-"""Changes of an image encoder's list of layers, and their order."""
+"""Replaces layers of an image encoder, and counts the layers after each parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCKS = "transformer.resblocks"
 
 
 def with_layers(visual: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """The same encoder with some modules replaced; it shares the tensors of all other modules."""
+    """Copies an encoder with some modules replaced; the copy shares all other tensors."""
     tensors = chain(visual.parameters(), visual.buffers())
     encoder = copy.deepcopy(visual, {id(tensor): tensor for tensor in tensors})
     for name, layer in layers.items():
@@ -50,16 +50,16 @@ def layers_above(visual: nn.Module) -> dict[str, int]:
     the patch convolution, is one more layer. Layers are counted in the order of their definition,
     which is the order of execution in open_clip's and timm's encoders.
     """
-    layers, before = [""], {}
+    layers, layer_of = [""], {}
     for name, _ in visual.named_parameters():
         match = _LAYER.match(name)
         if match is not None and match.group() not in layers:
             layers.append(match.group())
-        before[name] = len(layers) - 1 if match is None else layers.index(match.group())
-    n_layers, is_after = len(layers), False
-    above = {}
-    for name, index in before.items():
-        is_after = is_after or index == n_layers - 1
-        is_output = name == _OUTPUT or (is_after and _LAYER.match(name) is None)
-        above[name] = 0 if is_output else n_layers - index
-    return above
+        layer_of[name] = len(layers) - 1 if match is None else layers.index(match.group())
+    n_layers, in_last = len(layers), False
+    n_above = {}
+    for name, index in layer_of.items():
+        in_last = in_last or index == n_layers - 1
+        is_output = name == _OUTPUT or (in_last and _LAYER.match(name) is None)
+        n_above[name] = 0 if is_output else n_layers - index
+    return n_above

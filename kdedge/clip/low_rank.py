@@ -33,7 +33,7 @@ class LowRankLinear(nn.Module):
     the plain one.
 
     Args:
-        linear: frozen and shared; it is not in this module's state dict.
+        linear: the layer to change, frozen and shared; it is not in this module's state dict.
         rank: r.
         alpha: the change's factor is alpha / r.
         generator: on the CPU; draws A from N(0, 1 / D_in). B is zero, so training starts from W.
@@ -52,7 +52,7 @@ class LowRankLinear(nn.Module):
         self.a = nn.Parameter(drawn.to(linear.weight.device))
         self.b = nn.Parameter(torch.zeros(n_out, rank, device=linear.weight.device))
         self._factor = alpha / rank
-        self._frozen = [linear]  # in a list, as a module's own modules are in its state dict
+        self._frozen = [linear]  # in a list, so that the state dict does not contain it
         self._merged: Tensor | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -117,13 +117,13 @@ def make_low_rank_changes(
         blocks: which blocks, from 0; None for all.
         generator: on the CPU; draws in the order of blocks and layers.
     """
-    every = backbone.visual.get_submodule(BLOCKS)
-    assert isinstance(every, nn.ModuleList)
+    all_blocks = backbone.visual.get_submodule(BLOCKS)
+    assert isinstance(all_blocks, nn.ModuleList)
     changes = LowRankChanges()
-    for index in range(len(every)) if blocks is None else sorted(blocks):
+    for index in range(len(all_blocks)) if blocks is None else sorted(blocks):
         changes[str(index)] = parts = nn.ModuleDict()
         for part, name in (path for key in projections for path in _LAYERS[key]):
-            linear = every[index].get_submodule(f"{part}.{name}")
+            linear = all_blocks[index].get_submodule(f"{part}.{name}")
             assert isinstance(linear, nn.Linear)
             layer = LowRankLinear(linear, rank=rank, alpha=alpha, generator=generator)
             if part not in parts:

@@ -126,8 +126,8 @@ def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setti
     """Checks that the context and the longest class name fit into the text encoder's positions.
 
     Raises:
-        RecipeError: they do not, but a shorter context would. `tokenize` refuses a class name that
-            leaves no position at all.
+        RecipeError: they do not fit, but a shorter context would. `tokenize` refuses a class name
+            that leaves no position at all.
     """
     longest, room = room_for_context(backbone, class_names)
     if n_ctx > room >= 1:
@@ -185,7 +185,7 @@ def check_takes_prompts(backbone: ImageBackbone) -> None:
     """Checks that the image encoder is CLIP's ViT, which takes visual prompts.
 
     Raises:
-        RecipeError: it is not.
+        RecipeError: the image encoder takes no visual prompts.
     """
     why = why_no_prompts(backbone.visual)
     if why is not None:
@@ -206,7 +206,7 @@ def make_linear(
         n_in: size of the input.
         n_out: size of the output.
         generator: on the CPU; draws all values.
-        bias: whether the layer has one.
+        bias: whether the layer has a bias.
     """
     linear = nn.Linear(n_in, n_out, bias=bias)
     for parameter in linear.parameters():

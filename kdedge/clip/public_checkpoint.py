@@ -2,8 +2,8 @@
 
 A `model.pth.tar-<epoch>` or `model-best.pth.tar` of that code (built on Dassl) is a pickled dict of
 `state_dict`, `epoch`, `optimizer`, `scheduler` and `val_result`. The scheduler is a pickled object,
-so `torch.load(weights_only=True)` refuses the file. Here all but tensors and dictionaries becomes
-an inert stand-in (`_unpickle.py`).
+so `torch.load(weights_only=True)` refuses the file. `_unpickle.py` reads it: every object that is
+not a tensor or a dictionary becomes an inert stand-in.
 
 Code: github.com/muzairkhattak/PromptSRC (arXiv:2307.06948), github.com/zhengli97/PromptKD
 (arXiv:2403.02781).
@@ -58,10 +58,10 @@ class PublicCheckpoint:
 
 @dataclass(frozen=True)
 class PublicParameters:
-    """A checkpoint's tensors, sorted.
+    """A checkpoint's tensors, separated into those of the method and of the backbone.
 
     Attributes:
-        trained: what the method trains, under its module's names; float32, except for counts.
+        trained: tensors that the method trains, under its module's names; float32, except counts.
         backbone: open_clip name -> tensor as stored, without `token_embedding.weight`. PromptSRC's
             half-precision values differ from OpenAI's by rounding, since the code averages all
             weights over the epochs and not only the prompts. `deviation` checks the names.
@@ -72,7 +72,7 @@ class PublicParameters:
 
 
 def read_public_checkpoint(path: Path) -> PublicCheckpoint:
-    """Reads `state_dict` and `epoch` of a checkpoint. Nothing else is built, no code is run.
+    """Reads `state_dict` and `epoch` of a checkpoint. No other object is built, no code is run.
 
     Raises:
         DataError: no such file, damaged, or not a checkpoint.
@@ -116,7 +116,7 @@ def _read_tensors(archive: ForeignArchive, saved: Mapping[object, object]) -> di
 
 
 def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
-    """Sorts a PromptSRC checkpoint's tensors into prompts and backbone.
+    """Separates a PromptSRC checkpoint's tensors into prompts and backbone.
 
     IVLP's checkpoints are accepted, too: the two methods train the same prompts with different
     losses. Their keys are the same, except for a second image encoder, which is not needed.
@@ -125,7 +125,7 @@ def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
         DataError: another method's checkpoint, or a prompt is missing.
         ShapeError: the prompts of an encoder have different shapes.
     """
-    rest = _tensors_of(_PROMPTSRC, state_dict)
+    rest = _checked_copy(_PROMPTSRC, state_dict)
     context = _take_prompts(rest, "prompt_learner.ctx", "text_encoder", _PROMPTSRC)
     trained = {
         "text_prompts.context": context[0],
@@ -137,13 +137,13 @@ def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
 
 
 def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
-    """Sorts a PromptKD student's tensors into prompts, projector and backbone.
+    """Separates a PromptKD student's tensors into prompts, projector and backbone.
 
     Raises:
         DataError: another method's checkpoint, or a tensor is missing.
         ShapeError: the prompts have different shapes, or the projector has no 1x1 convolutions.
     """
-    rest = _tensors_of(_PROMPTKD, state_dict)
+    rest = _checked_copy(_PROMPTKD, state_dict)
     visual_prompts = _take_prompts(rest, "image_encoder.VPT", "image_encoder", _PROMPTKD)
     trained = {"visual_prompts": visual_prompts}
     for key, name in _PROJECTOR_KEYS.items():
@@ -168,33 +168,34 @@ def deviation(
 
     Returns:
         The largest relative difference and its tensor's name; 0 and "" if there are no tensors. A
-        tensor's is its largest difference over its largest loaded magnitude.
+        tensor's relative difference is its largest difference divided by the largest magnitude of
+        the loaded tensor.
 
     Raises:
         ShapeError: the loaded CLIP has no tensor of that name and shape.
     """
-    relative, where = 0.0, ""
+    relative, worst = 0.0, ""
     for key, tensor in checkpoint_backbone.items():
-        ours = backbone_state.get(key)
-        if ours is None or ours.shape != tensor.shape:
-            shape = "not there" if ours is None else list(ours.shape)
+        loaded = backbone_state.get(key)
+        if loaded is None or loaded.shape != tensor.shape:
+            shape = "not there" if loaded is None else list(loaded.shape)
             raise ShapeError(
                 f"{for_message(key)} is {list(tensor.shape)} in the checkpoint and {shape} in the"
                 " loaded CLIP.\n"
                 "  Load the CLIP that the checkpoint was trained on, such as ViT-B-16 or ViT-L-14."
             )
-        ours = ours.detach().float().cpu()
-        if not ours.numel():
+        loaded = loaded.detach().float().cpu()
+        if not loaded.numel():
             continue
-        difference = float((ours - tensor.detach().float().cpu()).abs().max())
-        magnitude = max(float(ours.abs().max()), torch.finfo(torch.float32).tiny)
-        if not where or difference / magnitude > relative:
-            relative, where = difference / magnitude, key
-    return relative, where
+        difference = float((loaded - tensor.detach().float().cpu()).abs().max())
+        magnitude = max(float(loaded.abs().max()), torch.finfo(torch.float32).tiny)
+        if not worst or difference / magnitude > relative:
+            relative, worst = difference / magnitude, key
+    return relative, worst
 
 
-def _tensors_of(method: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of a state dict, whose keys have to be the method's."""
+def _checked_copy(method: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies a state dict after a check that its keys are those of the method."""
     looks_like = _method_of(state_dict)
     if looks_like != method:
         raise DataError(f"Expected {method}; the state_dict looks like {looks_like}.")
@@ -202,14 +203,14 @@ def _tensors_of(method: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _take(state_dict: dict[str, Tensor], key: str, method: str) -> Tensor:
-    """Removes a tensor that the method's checkpoints have."""
+    """Removes and returns a tensor that every checkpoint of the method has."""
     if key not in state_dict:
         raise DataError(f"The state_dict has no {key}, which {method} has.")
     return state_dict.pop(key)
 
 
 def _take_prompts(state_dict: dict[str, Tensor], first: str, encoder: str, method: str) -> Tensor:
-    """Removes the prompts of blocks 0 to J - 1, [J, n, D], float32; J comes from the keys."""
+    """Removes and returns the prompts of all prompted blocks, [J, n, D], float32."""
     prompts = {0: _take(state_dict, first, method).float()}
     pattern = re.compile(rf"{encoder}\.transformer\.resblocks\.(\d{{1,4}})\.VPT_shallow")
     blocks = {int(match[1]): key for key in state_dict if (match := pattern.fullmatch(key))}
@@ -237,7 +238,7 @@ def _open_clip_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _method_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Names the method that a state dict looks like, by the keys that only it has."""
+    """Names the method that a state dict belongs to, by keys that no other method has."""
     if any(key.startswith("VPT_image_trans.") for key in state_dict):
         return _PROMPTKD
     if {"prompt_learner.ctx", "image_encoder.VPT"} <= state_dict.keys():

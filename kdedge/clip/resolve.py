@@ -2,8 +2,8 @@
 
 Weights come from a pretrained tag, from a local file (`clip/weights.py` lists the kinds), from a
 file for the user's own model config, or are built in for the demo. The weights decide the
-activation: QuickGELU weights with the other GELU lose accuracy without any error. So a
-contradictory or missing statement is an error.
+activation: QuickGELU weights with the other GELU lose accuracy without any error. So it is an error
+if the activation is unknown or contradictory.
 
 Weights of a pretrained tag are open_clip's cached ones, or are fetched once. A log line names the
 file, its server and the folder before anything is fetched. Without a network the error is raised at
@@ -83,14 +83,14 @@ def local_file(spec: BackboneSpec, hashes: HashCache | None = None) -> WeightsFi
 def read_model_config(
     spec: BackboneSpec, file: WeightsFile | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """What messages call a CLIP, and its open_clip config, in which the activation is not settled.
+    """Returns a CLIP's name for messages and its open_clip config, with the activation undecided.
 
     Args:
         spec: the CLIP.
-        file: its `local_file`, which says what a CLIP without name and config is.
+        file: its `local_file`, from which the config is inferred if `spec` has no name and config.
 
     Raises:
-        RecipeError: open_clip knows no such model, or nothing says which it is.
+        RecipeError: open_clip knows no such model, or the recipe does not say which it is.
         DataError: the config, or the file of weights that it is inferred from, is damaged.
     """
     if spec.config is not None:
@@ -130,8 +130,8 @@ def find_weights(
 
     Args:
         spec: the CLIP.
-        label: what messages call it.
-        model_config: as `read_model_config` gives it.
+        label: its name in messages.
+        model_config: as `read_model_config` returns it.
         file: its `local_file`.
         hashes: facts about files from earlier commands.
 
@@ -168,15 +168,15 @@ def find_weights(
     by_name = model_config.get("quick_gelu", False)
     if spec.config is None and not by_name:
         by_name = None  # open_clip's ViT-B-16 has released weights of both kinds
-    settled = _settle_quick_gelu(label, by_name, spec.quick_gelu, by_weights)
+    quick_gelu = _settle_quick_gelu(label, by_name, spec.quick_gelu, by_weights)
     preprocess = pretrained_preprocess(model_config, pretrained)
-    return file, {**model_config, "quick_gelu": settled}, preprocess
+    return file, {**model_config, "quick_gelu": quick_gelu}, preprocess
 
 
 def pretrained_preprocess(
     model_config: Mapping[str, Any], pretrained: Mapping[str, Any]
 ) -> Preprocess:
-    """The preprocessing of open_clip's entry for a pretrained tag; else CLIP's own."""
+    """The preprocessing of open_clip's entry for a pretrained tag; missing keys have CLIP's own."""
     return Preprocess(
         size_px=image_size(model_config),
         mean=tuple(pretrained.get("mean") or OPENAI_DATASET_MEAN),
@@ -215,7 +215,7 @@ def _settle_quick_gelu(
 def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess | None:
     """The preprocessing that all published weights of a model share; None if they differ.
 
-    A local file of weights does not state its own.
+    A local file of weights gets it, as the file does not state its own.
     """
     tags = open_clip.list_pretrained_tags_by_model(name)
     settings = {
@@ -224,7 +224,7 @@ def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess 
     return settings.pop() if len(settings) == 1 else None
 
 
-_REACH_WITHIN_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
 # open_clip's folder for files from a plain address, whose SHA-256 it checks
 _URL_CACHE = Path("~/.cache/clip")
 
@@ -233,14 +233,14 @@ _DEFAULT_FILE = "open_clip_pytorch_model.bin"
 
 
 def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
-    """The file of open_clip's pretrained weights, fetched if it is not on this machine.
+    """Returns the file of open_clip's pretrained weights; fetches it if it is not on this machine.
 
     Args:
         pretrained: open_clip's entry for a model and tag: `hf_hub` or `url`.
 
     Raises:
-        OSError: it is not on this machine, and its server cannot be reached. Other errors of the
-            transport pass through.
+        OSError: the file is not on this machine, and its server cannot be reached. Other errors of
+            the transport pass through.
     """
     if pretrained.get("hf_hub"):
         cached = _file_in_hub_cache(pretrained["hf_hub"])
@@ -255,12 +255,12 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
 
 
 def not_fetched(what: str, source: Mapping[str, Any], error: Exception) -> SetupError:
-    """The error of weights that could not be fetched: which file to fetch by hand.
+    """The error for weights that could not be fetched; it names the file to fetch by hand.
 
     Args:
-        what: names the weights.
+        what: the weights, in words.
         source: open_clip's entry for a model and tag: `hf_hub`, `url` or both.
-        error: why not.
+        error: the error of the transport.
     """
     places = [source["url"]] if source.get("url") else []
     if source.get("hf_hub"):
@@ -277,15 +277,15 @@ def not_fetched(what: str, source: Mapping[str, Any], error: Exception) -> Setup
 
 
 def fetch_from_hub(repository: str, name: str) -> Path:
-    """A file of a repository on the hub, fetched if it is not on this machine.
+    """Returns a file of a repository on the hub; fetches it if it is not on this machine.
 
     Args:
         repository: `owner/repository`.
         name: name of the file.
 
     Raises:
-        OSError: it is not on this machine, and its server cannot be reached. Other errors of the
-            transport pass through.
+        OSError: the file is not on this machine, and its server cannot be reached. Other errors of
+            the transport pass through.
     """
     cached = try_to_load_from_cache(repository, name)
     if isinstance(cached, str):
@@ -295,7 +295,7 @@ def fetch_from_hub(repository: str, name: str) -> Path:
 
 
 def _file_in_hub_cache(place: str) -> Path | None:
-    """The file of `owner/repository/[name]`, safetensors first, as open_clip looks for it."""
+    """The cached file of `owner/repository/[name]`, searched in open_clip's order."""
     repository, _, name = place.rpartition("/")
     name = name or _DEFAULT_FILE
     stem = "open_clip_model" if name == _DEFAULT_FILE else name.rpartition(".")[0]
@@ -307,11 +307,11 @@ def _file_in_hub_cache(place: str) -> Path | None:
 
 
 def _connect(what: str, address: str, folder: str | Path) -> None:
-    """Says what is fetched and connects once, unless only a proxy can reach the server."""
+    """Logs the file to fetch, and checks the connection once if no proxy is set."""
     parts = urlsplit(address)
     server = parts.netloc.rpartition("@")[2]  # the address without a password
     log.info("Fetching the weights %s from %s into %s.", what, server, folder)
     if {"http", "https", "all"} & urllib.request.getproxies().keys():
         return
     port = parts.port or (80 if parts.scheme == "http" else 443)
-    socket.create_connection((parts.hostname or "", port), timeout=_REACH_WITHIN_S).close()
+    socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_TIMEOUT_S).close()

@@ -28,13 +28,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     Args:
         path: the file; an existing one is replaced.
         tensors: on the CPU, contiguous, none sharing memory with another.
-        facts: texts about them, without `digest`.
+        facts: texts about the tensors; `digest` is a reserved key.
 
     Raises:
         ResourceError: the file cannot be written.
     """
     data = save(dict(tensors), {**facts, "digest": _digest(tensors, facts)})
-    # The library writes metadata in an order that differs from call to call
+    # The library writes metadata in an order that changes from call to call
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -121,7 +121,7 @@ def _replace_context(tokens: Tensor, context: Tensor, positions: Tensor | None) 
     Args:
         tokens: [C, T, D_text].
         context: [n_ctx, D_text], shared by all texts, or [C, n_ctx, D_text].
-        positions: [n_at], of which the last n_ctx are the context's; None for 1 to n_ctx.
+        positions: [n], the last n_ctx of which get the context; None for positions 1 to n_ctx.
 
     Returns:
         [C, T, D_text].
@@ -155,7 +155,7 @@ def in_chunks(
     if not torch.is_grad_enabled():
         return torch.cat([compute(rows) for rows in chunks])
     *others, last = chunks
-    again = [
+    recomputed = [
         checkpoint(compute, rows, use_reentrant=False, preserve_rng_state=False) for rows in others
     ]
-    return torch.cat([*again, compute(last)])
+    return torch.cat([*recomputed, compute(last)])

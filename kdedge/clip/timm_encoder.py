@@ -22,7 +22,7 @@ from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 _RESIZE_MODES: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
 _FILE = "model.safetensors"
 WEIGHTS_PACKAGES = dict(PACKAGED.values())
-"""Models whose weights come with a package, and the package."""
+"""Name of a model -> the package that contains its weights."""
 
 
 def build_timm(name: str, *, device: str) -> Any:
@@ -30,18 +30,18 @@ def build_timm(name: str, *, device: str) -> Any:
 
     Args:
         name: `timm/` and timm's name, with the tag of its weights: timm/resnet18.a1_in1k.
-        device: meta for all sizes and no values; cpu for initial values.
+        device: meta for shapes without values; cpu for initial values.
 
     Raises:
         RecipeError: timm has no such model or tag.
     """
-    timms = name.removeprefix(TIMM_PREFIX)
-    architecture = timms.partition(".")[0]
+    timm_name = name.removeprefix(TIMM_PREFIX)
+    architecture = timm_name.partition(".")[0]
     if not timm.is_model(architecture):
         raise _unknown(name, timm.list_models())
     with torch.random.fork_rng(devices=[]), torch.device(device):
         try:
-            return timm.create_model(timms, num_classes=0)
+            return timm.create_model(timm_name, num_classes=0)
         except (RuntimeError, TypeError, ValueError) as error:
             if "tag" in str(error):
                 tags = timm.list_models(f"{architecture}.*", pretrained=True)
@@ -85,12 +85,12 @@ def timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
 
 
 def timm_weights(name: str, weights: str | None, published: Mapping[str, Any]) -> Path:
-    """The file of a timm model's weights.
+    """Returns the file of a timm model's weights.
 
     Args:
         name: as for `build_timm`.
-        weights: `pretrained` for what timm publishes, `package` for an installed package's
-            (`WEIGHTS_PACKAGES`), or a file of the model's state dict.
+        weights: `pretrained` for timm's published file, `package` for the file in an installed
+            package (`WEIGHTS_PACKAGES`), or a file of the model's state dict.
         published: timm's `pretrained_cfg` of the model.
 
     Raises:
@@ -100,7 +100,7 @@ def timm_weights(name: str, weights: str | None, published: Mapping[str, Any]) -
     if weights is not None and looks_like_path(weights):
         return Path(weights).expanduser()
     if weights == "package":
-        return _file_of_package(name)
+        return _packaged_file(name)
     if weights != "pretrained":
         raise RecipeError(
             f"{name} has weights: {weights}; expected pretrained, package or a file.\n"
@@ -118,8 +118,8 @@ def timm_weights(name: str, weights: str | None, published: Mapping[str, Any]) -
         raise not_fetched(f"of {name}", {"hf_hub": f"{repository}/{_FILE}"}, error) from error
 
 
-def _file_of_package(name: str) -> Path:
-    """The weights of an installed package, whose only .pth file they are."""
+def _packaged_file(name: str) -> Path:
+    """Returns the only .pth file of the package that contains a model's weights."""
     package = WEIGHTS_PACKAGES.get(name)
     if package is None:
         raise RecipeError(

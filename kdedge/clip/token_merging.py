@@ -28,7 +28,7 @@ def max_merge_tokens(n_patches: int, n_blocks: int) -> int:
     """The largest r for an image encoder; at least one patch token is left then.
 
     A block merges at most half of its patch tokens: r <= (n_patches - r i) / 2 in block i. The last
-    one that merges is block n_blocks - 2, so that r <= n_patches / n_blocks.
+    block that merges has i = n_blocks - 2, so r <= n_patches / n_blocks.
 
     Args:
         n_patches: patch tokens of the first block.
@@ -38,12 +38,12 @@ def max_merge_tokens(n_patches: int, n_blocks: int) -> int:
 
 
 class Matching(NamedTuple):
-    """Which tokens of A are merged into which of B; A and B are the even and the odd places.
+    """Tokens of A and the tokens of B that they are merged into; A has even positions, B odd ones.
 
     Attributes:
-        kept: [B, |A| - r], places in A of the tokens that stay, ascending.
-        merged: [B, r], places in A of the tokens that are merged.
-        partners: [B, r], places in B of the tokens that they are merged into.
+        kept: [B, |A| - r], positions in A of the tokens that stay, ascending.
+        merged: [B, r], positions in A of the tokens that are merged.
+        partners: [B, r], positions in B of the tokens that they are merged into.
     """
 
     kept: Tensor
@@ -52,12 +52,12 @@ class Matching(NamedTuple):
 
 
 def log_sizes(sizes: Tensor, n_keys: int) -> Tensor:
-    """What proportional attention adds to the products of queries and keys (equation 1).
+    """The bias that proportional attention adds to the products of queries and keys (equation 1).
 
     Args:
         sizes: [B, P], patches in each patch token.
-        n_keys: number of all keys: class token, patch tokens, prompts. Those that are not patch
-            tokens have size 1.
+        n_keys: number of all keys: class token, patch tokens, prompts. The class token and prompts
+            have size 1.
 
     Returns:
         [B, 1, 1, n_keys].
@@ -71,18 +71,18 @@ def bipartite_soft_matching(keys: Tensor, r: int) -> Matching:
     """Finds the r most similar pairs of a token of A and one of B (section 3, steps 1 to 3).
 
     Args:
-        keys: [B, heads, P, D / heads], of the patch tokens.
+        keys: [B, heads, P, D / heads], the keys of the patch tokens.
         r: number of pairs, at most P / 2.
     """
-    keys = keys.sum(dim=1)  # a cosine is the same of a sum and of an average
+    keys = keys.sum(dim=1)  # the sum over the heads has the same cosine as their average
     keys = keys / (keys * keys).sum(dim=-1, keepdim=True).sqrt()
     a, b = keys[:, ::2], keys[:, 1::2]
     similarity, partners = (a @ b.transpose(1, 2)).topk(1)  # [B, |A|, 1]
     merged = similarity[..., 0].topk(r).indices
-    places = torch.arange(a.shape[1], device=keys.device)
-    is_kept = 1 - (merged[..., None] == places).to(keys.dtype).sum(dim=1)  # [B, |A|]
-    # Kept tokens get positive numbers that fall with their place, merged ones 0
-    kept = (is_kept * (len(places) - places)).topk(len(places) - r).indices
+    positions = torch.arange(a.shape[1], device=keys.device)
+    is_kept = 1 - (merged[..., None] == positions).to(keys.dtype).sum(dim=1)  # [B, |A|]
+    # Kept tokens get positive scores that decrease with their position; merged tokens get 0
+    kept = (is_kept * (len(positions) - positions)).topk(len(positions) - r).indices
     return Matching(kept, merged, partners[..., 0].gather(1, merged))
 
 
@@ -94,7 +94,7 @@ def merge(
     Args:
         tokens: [B, 1 + P + M, D]: class token, patch tokens, prompts. Gradients pass through.
         sizes: [B, P], patches in each patch token; None if each is one patch.
-        keys: [B, heads, 1 + P + M, D / heads], of the attention before. No gradients.
+        keys: [B, heads, 1 + P + M, D / heads], keys of the preceding attention. No gradients.
         n_patches: P.
         r: number of merged tokens, at most P / 2.
 
@@ -107,9 +107,9 @@ def merge(
         sizes = torch.ones_like(patches[..., 0])
     matching = bipartite_soft_matching(keys[:, :, 1 : n_patches + 1].detach(), r)
     a, b, sizes_a, sizes_b = patches[:, ::2], patches[:, 1::2], sizes[:, ::2], sizes[:, 1::2]
-    places = torch.arange(b.shape[1], device=tokens.device)
-    # Rows of zeros and ones instead of scattering: engines have no scattered sum
-    assigned = (matching.partners[:, None] == places[:, None]).to(tokens.dtype)  # [B, |B|, r]
+    positions = torch.arange(b.shape[1], device=tokens.device)
+    # A product with one-hot rows, as engines cannot scatter a sum
+    assigned = (matching.partners[:, None] == positions[:, None]).to(tokens.dtype)  # [B, |B|, r]
     added = sizes_a.gather(1, matching.merged)[..., None]
     merged_sizes = sizes_b[..., None] + assigned @ added
     weighted = sizes_b[..., None] * b + assigned @ (added * _rows(a, matching.merged))
@@ -123,6 +123,6 @@ def merge(
     return torch.cat(parts, dim=1), torch.cat([kept_sizes, merged_sizes[..., 0]], dim=1)
 
 
-def _rows(tokens: Tensor, places: Tensor) -> Tensor:
-    """[B, N, D], [B, M] -> [B, M, D]: the tokens at these places."""
-    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+def _rows(tokens: Tensor, positions: Tensor) -> Tensor:
+    """[B, N, D], [B, M] -> [B, M, D]: the tokens at these positions."""
+    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -102,8 +102,8 @@ class BlockFeatures(nn.Module):
 
     Args:
         visual: a frozen image encoder.
-        n_blocks: number of blocks, spread evenly up to the last; fewer where the encoder has fewer,
-            and none where it does not show them.
+        n_blocks: number of blocks, spread evenly up to the last; all blocks if the encoder has
+            fewer, and no block if it does not expose their outputs.
     """
 
     def __init__(self, visual: nn.Module, n_blocks: int) -> None:
@@ -120,7 +120,7 @@ class BlockFeatures(nn.Module):
             features: Tensor = visual(images)
             return features.float()
         if isinstance(visual, VisionTransformer):
-            return self._of_clip(visual, images)
+            return self._clip_features(visual, images)
         # open_clip wraps an encoder of timm as `trunk`, with a `head` after it
         encoder: Any = visual
         trunk = getattr(encoder, "trunk", encoder)
@@ -129,7 +129,7 @@ class BlockFeatures(nn.Module):
         features = features if trunk is encoder else encoder.head(features)
         return torch.cat([features, *(output.mean(dim=(2, 3)) for output in maps)], dim=1).float()
 
-    def _of_clip(self, visual: VisionTransformer, images: Tensor) -> Tensor:
+    def _clip_features(self, visual: VisionTransformer, images: Tensor) -> Tensor:
         tokens = embed_patches(visual, images)
         blocks, features = visual.transformer.resblocks, []
         for index, block in enumerate(blocks):
@@ -143,7 +143,7 @@ class BlockFeatures(nn.Module):
 
 
 def _n_blocks(visual: nn.Module) -> int:
-    """How many blocks or stages an encoder shows; 0 for one that gives its features alone."""
+    """Number of blocks or stages whose outputs an encoder exposes; 0 if it exposes none."""
     if isinstance(visual, VisionTransformer) and is_promptable_vit(visual):
         return len(visual.transformer.resblocks)
     trunk: Any = getattr(visual, "trunk", visual)

@@ -91,7 +91,7 @@ def read_weights(path: Path) -> Weights:
             quick_gelu = True
     else:
         values = _read_state_dict(path)
-    prefix = "module."  # which distributed training puts before every key
+    prefix = "module."  # distributed training puts it before every key
     if all(isinstance(key, str) and key.startswith(prefix) for key in values):
         values = {key.removeprefix(prefix): value for key, value in values.items()}
     state_dict = _check_values(path, values)
@@ -131,7 +131,7 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
     try:
         # An open file, since torch would choose the format by a path's suffix
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the file is read or refused, whatever torch says
+            warnings.simplefilter("ignore")  # torch also warns about files that it reads
             saved = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -161,9 +161,9 @@ def _check_values(path: Path, values: Mapping[Any, Any]) -> dict[str, Tensor]:
     if not values:
         raise DataError(f"{path} holds no tensors.\n{REMEDY}")
     state_dict: dict[str, Tensor] = {}
-    for key, given in values.items():
-        is_size = key in OPENAI_EXTRA_KEYS and isinstance(given, int)
-        value = torch.tensor(given) if is_size else given
+    for key, entry in values.items():
+        is_size = key in OPENAI_EXTRA_KEYS and isinstance(entry, int)
+        value = torch.tensor(entry) if is_size else entry
         is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
         if not isinstance(key, str) or not is_dense or value.dtype not in DTYPES.values():
             raise DataError(
@@ -295,7 +295,7 @@ def match_shapes(expected: Shapes, actual: Shapes, where: str) -> None:
 
 
 def for_message(name: str) -> str:
-    """A name from a file in a form fit for a message: no control characters, at most one line."""
+    """Makes a name from a file fit for a message: no control characters, at most one line."""
     return name if name.isprintable() and len(name) <= 200 else f"{name[:200]!r}"
 
 

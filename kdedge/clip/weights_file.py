@@ -31,10 +31,10 @@ class KnownFile(BaseModel):
     Attributes:
         format: version of the cached facts; raised when their meaning changes.
         path: absolute, without links.
-        stamp: the file's when it was read.
+        stamp: the file's stamp when it was read.
         quick_gelu: as in `Weights`.
         shapes: name -> shape of each tensor.
-        sha256: of the file's bytes.
+        sha256: hash of the file's bytes.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -89,11 +89,11 @@ class HashCache:
 
 
 class WeightsFile:
-    """A file of weights, which is read when it is asked for.
+    """A file of weights that is read when it is needed.
 
     Args:
         path: the file.
-        cache: facts from earlier commands; None reads the file.
+        cache: facts from earlier commands; None to always read the file.
         read: reads the file.
     """
 
@@ -108,7 +108,7 @@ class WeightsFile:
 
     @cached_property
     def known(self) -> KnownFile:
-        """Its facts, from the cache if they are there.
+        """The facts about the file, from the cache if it has them.
 
         Raises:
             DataError: as in `read_weights`.
@@ -121,7 +121,7 @@ class WeightsFile:
         if known is None:
             with working(f"reading {self.path.name}"):
                 weights, digest = self._read(self.path), sha256_file(self.path)
-            assert stamp is not None  # what is not there cannot be read
+            assert stamp is not None  # reading a missing file raises an error
             known = KnownFile(
                 path=str(path),
                 stamp=stamp,
