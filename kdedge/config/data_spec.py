@@ -174,7 +174,7 @@ class UnlabeledSpec(SourceSpec):
     include_test: bool | None = Field(
         None,
         description="Train on images that are in data.test, too. Default: they are left out, by"
-        " their contents, except of a benchmark set, whose parts are published.",
+        " their contents, unless they come from a benchmark set, whose parts are published.",
     )
 
 
@@ -228,8 +228,8 @@ class DataSpec(Strict):
         return self
 
 
-def n_of(share: str | int, n_images: int, rounded: Callable[[float], int] = math.floor) -> int:
-    """Converts a percentage of images, or a count, to a number of images."""
+def to_count(share: str | int, n_images: int, rounded: Callable[[float], int] = math.floor) -> int:
+    """Converts a count, or a percentage of `n_images`, to a number of images."""
     return share if isinstance(share, int) else rounded(n_images * float(share[:-1]) / 100)
 
 
@@ -241,9 +241,9 @@ class BalanceSpec(Strict):
 
     prior: Literal["auto", "uniform", "labels"] | dict[str, Share] = Field(
         "auto",
-        description="Shares of the classes that the model will meet. uniform: all alike. labels:"
+        description="Shares of the classes that the model will meet. uniform: equal shares. labels:"
         " as among all images of data.labeled, with one more of each class. A mapping of every"
-        " class to its share: as you know them. auto: uniform, but careful, as the unlabeled images"
+        " class to its share, if you know them. auto: uniform, but careful, as the unlabeled images"
         " may be unequal themselves.",
     )
     strength: float = Field(

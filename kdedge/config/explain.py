@@ -72,7 +72,7 @@ def explain_validation(
 
 
 def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDetails]) -> str:
-    """The problem of a key and the remedy, as the rest of a sentence about the key."""
+    """The problem of a key and its remedy, as the end of a sentence that begins with the key."""
     first = problems[0]
     if first["type"] in {"extra_forbidden", "missing"}:
         parent, key = _follow(model, path[:-1])[1], str(path[-1])
@@ -146,8 +146,8 @@ def _follow(
     """Follows an error's location through the types of a model.
 
     Returns:
-        The keys alone, without the names of union members that pydantic appends, and the model at
-        the end; None if another type is there.
+        The keys, without the names of union members that pydantic appends; and the model at the
+        end of the path, or None if another type is there.
     """
     path: list[str | int] = []
     current: Any = model

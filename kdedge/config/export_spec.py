@@ -1,4 +1,4 @@
-"""The schema of a recipe's `export` and `gates`: exported files, and what each must reach."""
+"""The schema of a recipe's `export` and `gates`: exported files, and the limits that they meet."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ class AgreementSpec(Strict):
     """Lowest top-1 agreement with the float32 student, by precision."""
 
     fp32: Percent = Field(
-        "99.9%", description="Of float32 files, which differ by rounding and kernels only."
+        "99.9%", description="For float32 files, which differ by rounding and kernels only."
     )
-    fp16: Percent = Field("99.5%", description="Of fp16 files.")
-    int8: Percent = Field("98%", description="Of int8 files.")
+    fp16: Percent = Field("99.5%", description="For fp16 files.")
+    int8: Percent = Field("98%", description="For int8 files.")
 
 
 class GatesSpec(Strict):

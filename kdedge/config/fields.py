@@ -28,7 +28,7 @@ HUB = "hf://datasets/"
 
 
 def class_key(name: str) -> str:
-    """Equal for class names that count as one: case, blanks and underscores do not matter.
+    """Returns a key that is equal for names of one class: case, blanks and underscores are ignored.
 
     CLIP reads texts in lower case, so such names have equal class vectors.
     """
@@ -59,7 +59,7 @@ PathKind = Literal["dataset", "file", "folder", "shards", "table", "weights"]
 def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
     """Expands `~`, and puts the recipe's folder in front of a relative path.
 
-    With `must_exist` in the validation context, the file has to be there.
+    With `must_exist` in the validation context, the path has to exist.
     """
     if not isinstance(value, str):
         return value
@@ -79,10 +79,10 @@ def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
     if isinstance(value, CommandLineText):
         folder = context.get("override_folder") or Path.cwd()
     path = folder / Path(value).expanduser()
-    has_marks = (kind == "shards" and set(value) & set("{:")) or glob.has_magic(value)
-    if context.get("must_exist") and not (is_pattern and has_marks):
-        wanted = {"dataset": "folder", "folder": "folder", "table": "file or folder"}
-        what = wanted.get(kind, "file")
+    has_wildcards = (kind == "shards" and set(value) & set("{:")) or glob.has_magic(value)
+    if context.get("must_exist") and not (is_pattern and has_wildcards):
+        kinds = {"dataset": "folder", "folder": "folder", "table": "file or folder"}
+        what = kinds.get(kind, "file")
         if not path.exists():
             raise ValueError(f"cannot be read: there is no {what} {path}")
         if (what == "file" and path.is_dir()) or (what == "folder" and path.is_file()):
@@ -100,7 +100,7 @@ def looks_like_path(weights: str) -> bool:
 
 
 def plain_values(value: Any) -> Any:
-    """Values as a YAML file has them: mappings, lists, and texts for paths and for other texts."""
+    """Converts values to those of a YAML file: mappings with text keys, lists, text for paths."""
     if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -121,10 +121,10 @@ def check_template(template: str) -> str:
     """Checks a class-name template and returns it.
 
     Raises:
-        ValueError: it does not hold `{}` once, or holds other braces.
+        ValueError: the template does not hold `{}` once, or holds other braces.
     """
-    around = template.replace("{}", "", 1)
-    if "{}" not in template or "{" in around or "}" in around:
+    rest = template.replace("{}", "", 1)
+    if "{}" not in template or "{" in rest or "}" in rest:
         raise ValueError(
             f'must hold {{}} once and no other braces, where the class name goes, got "{template}";'
             ' for example: "a photo of a {}."'
@@ -145,9 +145,9 @@ def _check_percent(value: object, *, or_count: bool = False) -> str | int:
 
 def _check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     names = Counter(getattr(value, "name", value) for value in values)
-    twice = next((name for name, count in names.items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"holds {twice} more than once; each must differ")
+    repeated = next((name for name, count in names.items() if count > 1), None)
+    if repeated is not None:
+        raise ValueError(f"holds {repeated} more than once; each must differ")
     return values
 
 

@@ -18,10 +18,10 @@ _SAME_AS_OPTIM = frozenset({"teacher.optim", "student.optim", "baseline.optim"})
 
 @dataclass(frozen=True)
 class RecipeKey:
-    """One key.
+    """A key of a recipe.
 
     Attributes:
-        name: dotted, as `--set` takes it.
+        name: dotted name, as `--set` takes it.
         facts: type, bounds, and the default or `required`.
         description: what it does and where its default comes from.
     """
@@ -38,8 +38,8 @@ def explain(
 
     Args:
         root: the schema.
-        node: a model in it; None for the schema's own.
-        prefix: starts the names of that model's keys.
+        node: a model within it; None for the whole schema.
+        prefix: text before the names of that model's keys.
     """
     node = root if node is None else node
     required = node.get("required", [])
@@ -88,7 +88,7 @@ def _number(value: float) -> str:
 
 
 def _model(root: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:
-    """The model that a field refers to, if it is one."""
+    """The model that a field refers to; None if the field has another type."""
     for option in [field, *field.get("anyOf", []), *field.get("allOf", [])]:
         if "$ref" in option:
             model: dict[str, Any] = root["$defs"][option["$ref"].rpartition("/")[2]]

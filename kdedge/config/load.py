@@ -77,7 +77,7 @@ def load_recipe(
 
 
 def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
-    """The values of a recipe, their lines, its file and text."""
+    """Returns the values of a recipe, the lines of its keys, its file and its text."""
     if isinstance(source, Mapping | Recipe):
         plain = recipe_values(source) if isinstance(source, Recipe) else plain_values(source)
         return plain, LineMap("the recipe"), Path("recipe"), dump_yaml(plain)
@@ -98,11 +98,11 @@ def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:
     """Finds the file of a recipe: a path, `<name>.yaml` in the folder, or a shipped recipe.
 
     Args:
-        path_or_name: the path starts at the folder.
+        path_or_name: a path, relative to the folder, or a name.
         folder: by default the current one.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is no such recipe.
     """
     path = folder / Path(path_or_name).expanduser()
     shipped = shipped_recipes()
@@ -113,8 +113,8 @@ def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:
         if file.exists() and not file.is_dir():
             return file
     local = [file.stem for file in sorted(path.parent.glob("*.yaml"))]
-    above, ending = str(path_or_name).removesuffix(path.name), path.suffix
-    known = {f"{name}{ending}": f"{above}{name}.yaml" for name in local}
+    parent, ending = str(path_or_name).removesuffix(path.name), path.suffix
+    known = {f"{name}{ending}": f"{parent}{name}.yaml" for name in local}
     guess = known.get(nearest(path.name, known) or "") or nearest(path.stem, shipped)
     otherwise = f"Give a file's path, or one of: {', '.join([*local, *shipped])}."
     remedy = otherwise if guess is None else f"Did you mean {guess}?"
@@ -151,9 +151,9 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def merged(*overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins overrides: a key that is given twice has the later value, and the later place.
+    """Joins overrides: a key that is given twice has the later value, at the later position.
 
-    The place matters: `{"student.settings": {}}` clears what stands before it.
+    The position matters: `{"student.settings": {}}` clears the settings that come before it.
     """
     joined: dict[str, Any] = {}
     for values in overrides:
@@ -169,30 +169,30 @@ def override_texts(values: Mapping[str, Any]) -> list[str]:
 
 
 def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Overrides) -> LineMap:
-    """Writes the overrides into the values and their places into the line map."""
-    places = set(lines.overrides)
+    """Writes the overrides into the values and their key paths into the line map."""
+    paths = set(lines.overrides)
     for key, value in overrides.items():
         keys = tuple(key.split("."))
         _set(values, keys, _from_command_line(plain_values(value)))
-        places = {place for place in places if place[: len(keys)] != keys} | {keys}
-    return replace(lines, overrides=frozenset(places))
+        paths = {path for path in paths if path[: len(keys)] != keys} | {keys}
+    return replace(lines, overrides=frozenset(paths))
 
 
 def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
     target = values
     for depth, key in enumerate(keys[:-1], start=1):
-        below = target.get(key)
-        if below is None:
-            below = target[key] = {}
-        if not isinstance(below, dict):
-            is_entry = isinstance(below, list) and keys[depth].isdecimal()
-            whole = "[...]" if is_entry else f"{{{keys[depth]}: ...}}"
+        child = target.get(key)
+        if child is None:
+            child = target[key] = {}
+        if not isinstance(child, dict):
+            is_entry = isinstance(child, list) and keys[depth].isdecimal()
+            example = "[...]" if is_entry else f"{{{keys[depth]}: ...}}"
             raise RecipeError(
-                f"--set {dotted(keys)}: {dotted(keys[:depth])} is {_kind(below)} and has no"
+                f"--set {dotted(keys)}: {dotted(keys[:depth])} is {_kind(child)} and has no"
                 " keys.\n"
-                f"  Set it as a whole: {dotted(keys[:depth])}={whole}"
+                f"  Set it as a whole: {dotted(keys[:depth])}={example}"
             )
-        target = below
+        target = child
     target[keys[-1]] = value
 
 
@@ -236,11 +236,11 @@ def check_paths(loaded: LoadedRecipe) -> None:
     """Checks that the files and folders that a recipe names exist.
 
     Raises:
-        DataError: some do not; all are listed, each with the line of its key.
+        DataError: some do not exist; the message lists all of them with the lines of their keys.
     """
     values, folder = recipe_values(loaded.recipe), loaded.path.absolute().parent
     if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
-        values["teacher"] = {"run": values["teacher"]["run"]}  # its other keys are not used
+        values["teacher"] = {"run": values["teacher"]["run"]}  # the other keys are not used
     try:
         Recipe.model_validate(values, context={"must_exist": True})
     except ValidationError as error:

@@ -119,10 +119,10 @@ class OptimSpec(OptimSettings):
     """Optimization as a recipe writes it: `model_fields_set` holds the given keys."""
 
 
-def resolve_optim(shared: OptimSpec, *of_model: OptimSpec | None) -> OptimSettings:
-    """Merges settings: defaults, then the shared keys, then a model's own; later ones win."""
+def resolve_optim(shared: OptimSpec, *model_specs: OptimSpec | None) -> OptimSettings:
+    """Merges settings: defaults, then shared keys, then a model's own keys; later ones win."""
     given = shared.model_dump(exclude_unset=True)
-    for spec in of_model:
+    for spec in model_specs:
         if spec is not None:
             given |= spec.model_dump(exclude_unset=True)
     return OptimSettings(**given)

@@ -103,7 +103,7 @@ class TeacherSpec(ModelSpec):
 
     @property
     def is_trained(self) -> bool:
-        """Whether it is a method that is trained here, no finished run and no file."""
+        """Whether this recipe trains the teacher, rather than use a finished run or a file."""
         return self.run is None and self.file is None
 
 
@@ -131,9 +131,9 @@ class StudentSpec(ModelSpec):
     one_pass_first: bool = Field(
         False,
         description="Before training, solve a student of method ridge in one pass over the images."
-        " The one that is more accurate on data.validation is kept, or without it the one that"
-        " answers as the teacher more often. Not with settings.depth or merge_tokens, which that"
-        " method does not have.",
+        " The student that is more accurate on data.validation is kept; if there is none, the one"
+        " that agrees with the teacher more often. Not with settings.depth or merge_tokens, which"
+        " ridge does not have.",
     )
 
 
@@ -196,8 +196,8 @@ class Recipe(Strict):
     )
     balance: BalanceSpec | None = Field(
         None,
-        description="Subtract from the logits what a model prefers some classes by. Default: no, as"
-        " in the papers.",
+        description="Subtract a model's preference for some classes from its logits. Default: no,"
+        " as in the papers.",
     )
     optim: OptimSpec = Field(
         default_factory=OptimSpec,
@@ -253,10 +253,10 @@ _ROLES = ("teacher", "student", "baseline")
 def apply_official(values: object) -> object:
     """Writes the public code's settings into the values of a recipe that says `official: true`.
 
-    `clip_grad_norm` is removed, which the public code lacks.
+    Removes `clip_grad_norm`, which the public code does not have.
 
     Args:
-        values: as read, before validation; values of a wrong type are left for validation.
+        values: the values before validation; a value of a wrong type stays for the validation.
 
     Raises:
         ValueError: the recipe sets a key of `OFFICIAL` to another value.

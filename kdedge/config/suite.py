@@ -163,10 +163,10 @@ def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
     Args:
         loaded: the suite.
         entry: a file, relative to the suite's folder, or the name of a shipped recipe.
-        key: the entry's place in the suite.
+        key: the entry's key path in the suite.
 
     Raises:
-        RecipeError: there is none; the message has the suite's line and the nearest name.
+        RecipeError: there is no such recipe; the message has the suite's line and a similar name.
     """
     try:
         return find_recipe(entry, folder=loaded.folder)
@@ -175,14 +175,14 @@ def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
 
 
 def check_names(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
-    """Checks that settings on a recipe, and published figures, name recipes and rows of the suite.
+    """Checks that `set_on` and the published figures name recipes and rows of the suite.
 
     Args:
         loaded: the suite.
         recipes: names of its recipes.
 
     Raises:
-        RecipeError: one does not.
+        RecipeError: a name is not in the suite.
     """
     rows, paper = loaded.suite.methods, loaded.suite.paper
     for number, row in enumerate(rows):
@@ -196,10 +196,10 @@ def check_names(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
 
 
 def _check_known(loaded: LoadedSuite, key: KeyPath, what: str, known: Sequence[str]) -> None:
-    name, place = str(key[-1]), "set_on" if key[0] == "methods" else "paper.figures"
+    name, section = str(key[-1]), "set_on" if key[0] == "methods" else "paper.figures"
     if name in known:
         return
     remedy = suggestion(name, known, f"Known: {', '.join(known)}.")
     raise RecipeError(
-        f"{loaded.lines.where(key)}: {place}: {name} is not {what} of this suite.\n  {remedy}"
+        f"{loaded.lines.where(key)}: {section}: {name} is not {what} of this suite.\n  {remedy}"
     )

@@ -57,7 +57,7 @@ class LineMap:
     overrides: frozenset[KeyPath] = frozenset()
 
     def where(self, path: Sequence[str | int]) -> str:
-        """Returns `file:line` of a key or of the closest around it; of an override its name."""
+        """Returns `file:line` of a key or its closest parent; `--set KEY` if it is overridden."""
         override = self.override(path)
         if override is not None:
             return f"--set {dotted(override)}"
@@ -65,16 +65,16 @@ class LineMap:
         return f"{self.file}:{line}" if line else self.file
 
     def override(self, path: Sequence[str | int]) -> KeyPath | None:
-        """Returns the key that `--set` gave and that holds this one, or is it; None if none is."""
-        return next((key for key in _around(path) if key in self.overrides), None)
+        """Returns the key, or its closest parent, that `--set` gave; None if `--set` gave none."""
+        return next((key for key in _with_parents(path) if key in self.overrides), None)
 
     def line(self, path: Sequence[str | int]) -> int:
-        """Returns the line of a key in the file, or of the closest key around it; 0 for neither."""
-        return next((self.lines[key] for key in _around(path) if key in self.lines), 0)
+        """Returns the line of a key in the file, or of its closest parent; 0 if there is none."""
+        return next((self.lines[key] for key in _with_parents(path) if key in self.lines), 0)
 
 
-def _around(path: Sequence[str | int]) -> Iterator[KeyPath]:
-    """A key and those that hold it, from the inside out."""
+def _with_parents(path: Sequence[str | int]) -> Iterator[KeyPath]:
+    """Yields a key path and those of its parents, the innermost first."""
     return (tuple(path[:n_parts]) for n_parts in range(len(path), 0, -1))
 
 
@@ -159,7 +159,7 @@ _UNQUOTED = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./%+-]*")
 
 
 def dump_yaml(values: dict[str, Any], indent: str = "") -> str:
-    """Writes plain values as YAML that `parse_yaml` reads back as equal ones."""
+    """Writes plain values as YAML, which `parse_yaml` reads back as equal values."""
     lines = []
     for key, value in values.items():
         is_section = isinstance(value, dict) and value

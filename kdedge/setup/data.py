@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
-from kdedge.config.data_spec import LabeledSpec, SourceSpec, UnlabeledSpec, n_of
+from kdedge.config.data_spec import LabeledSpec, SourceSpec, UnlabeledSpec, to_count
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import benchmark_root
 from kdedge.data.images import Images, check_limit, joined, scan
@@ -173,7 +173,7 @@ class RecipeData:
             images = replace(images, source=WithoutLabels(images.source), indices=drawn)
         else:
             images = self._readable(spec, "unlabeled", labeled=False)
-        n_out = 0 if spec.hold_out is None else n_of(spec.hold_out, len(images.indices))
+        n_out = 0 if spec.hold_out is None else to_count(spec.hold_out, len(images.indices))
         if n_out >= max(1, len(images.indices)):
             raise DataError(
                 f"data.unlabeled.hold_out is {spec.hold_out} of {len(images.indices)} images,"
@@ -291,7 +291,7 @@ class RecipeData:
             part = scan(source, rows=share, progress=advance, cache=self._workspace.scans)
         result = joined(group.all_gather(part))
         spec = self._recipe.data
-        limit = n_of(spec.max_bad_images, len(source.items), math.ceil)
+        limit = to_count(spec.max_bad_images, len(source.items), math.ceil)
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
         if result.bad and group.is_rank0:
             log.warning(

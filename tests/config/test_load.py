@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdedge.config.data_spec import image_count
+from kdedge.config.data_spec import to_count
 from kdedge.config.load import dump_recipe, load_recipe, parse_overrides
 from kdedge.config.optim_spec import resolve_optim
 from kdedge.config.yaml_file import dump_yaml, parse_yaml
@@ -264,7 +264,7 @@ def test_the_limit_of_bad_images_is_a_share_or_a_count(tmp_path):
         recipe = load_recipe(
             write(tmp_path, GOOD), parse_overrides([f"data.max_bad_images={text}"])
         ).recipe
-        return image_count(recipe.data.max_bad_images, 250)
+        return to_count(recipe.data.max_bad_images, 250)
 
     assert [limit(text) for text in ("1%", "0.5%", "0%", "7")] == [2, 1, 0, 7]
 
