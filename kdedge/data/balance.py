@@ -1,4 +1,4 @@
-"""Classes in balance: subtracts from logits what a model prefers some classes by.
+"""Class balance: subtracts a model's preference for some classes from its logits.
 
 With logits `L` [N, C] of a pool of images and a prior `q` [C] of its classes,
 
@@ -6,8 +6,8 @@ With logits `L` [N, C] of a pool of images and a prior `q` [C] of its classes,
 
 and balanced logits are `L - v`.
 
-Sources: the bias is seen in the mean prediction (DebiasPL, arXiv:2201.01490) and subtracted from
-logits (logit adjustment, arXiv:2007.07314), by Sinkhorn's rule on one side (arXiv:1911.05371).
+Sources: the bias is estimated from the mean prediction (DebiasPL, arXiv:2201.01490) and subtracted
+from logits (logit adjustment, arXiv:2007.07314), by one-sided Sinkhorn steps (arXiv:1911.05371).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 _N_ROUNDS = 5
-_HIGHEST, _RISK = 0.75, 0.01
+_MAX_OFFSET, _MAX_RISK = 0.75, 0.01
 
 
 def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
-    """The offsets `v` [C], float64, with which the mean prediction is the prior; their mean is 0.
+    """The offsets `v` [C], float64, that make the mean prediction the prior; their mean is 0.
 
     Args:
         logits: [N, C], finite.
@@ -37,12 +37,12 @@ def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
 
 
 def careful_offsets(logits: Tensor) -> Tensor:
-    """Offsets for a pool whose shares are not known: uniform ones, held back where that is risky.
+    """Offsets for a pool of unknown class shares: towards equal shares, or 0 if that is risky.
 
-    A pool that is unequal itself looks like a model that prefers classes. The model's mean
-    prediction `m` tells the two apart only as far as its predictions differ from image to image:
-    none are taken where `KL(m | uniform) (I / log C)^2 > 0.01`, with `I` the information between
-    images and predictions. A class's logit is lowered by at most 0.75 more than the median class's.
+    An imbalanced pool and a biased model give the same mean prediction `m`. If predictions differ
+    much from image to image, `m` shows the pool's own shares. So the offsets are 0 if
+    `KL(m | uniform) (I / log C)^2 > 0.01`, with `I` the mutual information of images and
+    predictions. A class's logit is lowered by at most 0.75 more than the median class's.
     Both numbers were chosen on pools of five sets with equal shares, with one class of 50 to 95 %,
     and with long tails (docs/how-it-works.md).
 
@@ -57,9 +57,9 @@ def careful_offsets(logits: Tensor) -> Tensor:
     mean = probabilities.mean(dim=0)
     # entr of 0 is 0
     entropy = torch.special.entr(mean).sum()
-    unequal = math.log(n_classes) - float(entropy)
+    imbalance = math.log(n_classes) - float(entropy)
     information = float(entropy - torch.special.entr(probabilities).sum(1).mean())
-    if unequal * (information / math.log(n_classes)) ** 2 > _RISK:
+    if imbalance * (information / math.log(n_classes)) ** 2 > _MAX_RISK:
         return torch.zeros(n_classes, dtype=torch.float64)
     offsets = find_offsets(logits, torch.full((n_classes,), 1 / n_classes))
-    return (offsets - offsets.median()).clamp(max=_HIGHEST)
+    return (offsets - offsets.median()).clamp(max=_MAX_OFFSET)

@@ -19,10 +19,10 @@ Weights = Callable[[Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of a training step.
+    """The images of a training step.
 
     A method that learns from labeled and unlabeled images gets both in one step: the unlabeled
-    images in the batch itself, the labeled ones in `labeled`. Each part has its own order and is
+    images in the batch itself, the labeled images in `labeled`. Each part has its own order and is
     sharded on its own.
 
     Attributes:
@@ -64,7 +64,7 @@ class Batch:
         return self.keys if self.labeled is None else (*self.keys, *self.labeled.keys)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; a GPU is not waited for."""
+        """The same batch on a device; copies to a GPU are asynchronous."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else copy_to(tensor, device)
@@ -86,7 +86,7 @@ class Batch:
 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; a GPU is not waited for."""
+    """Copies a tensor to a device; a copy to a GPU is asynchronous."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # without it, non_blocking waits all the same
+        tensor = tensor.pin_memory()  # non_blocking has no effect on memory that is not pinned
     return tensor.to(device, non_blocking=True)

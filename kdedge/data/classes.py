@@ -22,7 +22,7 @@ from kdedge.files import read_text, sha256_json
 _REMEDY = "Name a text file with one class name per line."
 _MAX_NAME_CHARACTERS = 200
 _FORM = 'Expected {"class name": ["a sentence", ...], ...}, with every class of the class list.'
-_NO_LISTS = (".yaml", ".yml", ".json")  # their lines could pass as names
+_NOT_TEXT_LISTS = (".yaml", ".yml", ".json")  # their lines would be read as names
 
 
 def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
 
     Raises:
         DataError: the file or set is missing or malformed, a name appears twice, or there are fewer
-            than two.
+            than two names.
     """
     if spec.file is not None:
         return read_class_file(spec.file)
@@ -57,7 +57,7 @@ def read_class_file(path: Path) -> tuple[str, ...]:
         DataError: no such file, YAML or JSON, not UTF-8, a name twice or too long, fewer than two
             names.
     """
-    if path.suffix.lower() in _NO_LISTS:
+    if path.suffix.lower() in _NOT_TEXT_LISTS:
         raise DataError(f"{path} is not a class list in plain text.\n  {_REMEDY}")
     # Not str.splitlines, which also splits at characters that a name may contain.
     lines = read_text(path, remedy=_REMEDY).split("\n")
@@ -71,7 +71,7 @@ def check_class_names(names: Sequence[str], where: str) -> None:
 
     Args:
         names: the names.
-        where: what they are, at the start of messages.
+        where: the place of the names, at the start of messages.
 
     Raises:
         DataError: a name twice, not printable or too long, or fewer than two names.
@@ -87,10 +87,10 @@ def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:
                 f"{where}, {place}: {name[:40]!r} is not a class name: expected up to"
                 f" {_MAX_NAME_CHARACTERS} printable characters."
             )
-        before = first.setdefault(class_key(name), (place, name))
-        if before != (place, name):
+        known = first.setdefault(class_key(name), (place, name))
+        if known != (place, name):
             raise DataError(
-                f'{where}: "{before[1]}" ({before[0]}) and "{name}" ({place}) are one class name.\n'
+                f'{where}: "{known[1]}" ({known[0]}) and "{name}" ({place}) are one class name.\n'
                 "  Names must differ in more than case, blanks and underscores: CLIP reads both"
                 " alike. Remove or rename one."
             )
@@ -116,7 +116,7 @@ def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str,
 
     Args:
         path: a JSON object in UTF-8.
-        class_names: the class list; the file's keys are exactly these names, in any order.
+        class_names: the class list; the file's keys must be exactly these names, in any order.
 
     Raises:
         DataError: the file cannot be read or has another form; a class is unknown, or has no

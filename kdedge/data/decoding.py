@@ -38,13 +38,13 @@ from kdedge.runtime.preprocess import (
 from kdedge.runtime.threads import local_world_size
 
 MAX_WORKERS = 8
-_WORTH_WORKERS = 2000
-_AHEAD = 2  # batches that each worker has to do
+_MIN_IMAGES_FOR_WORKERS = 2000
+_PREFETCHED = 2  # batches that each worker prepares ahead
 
 PlannedImage = tuple[int, int, int]
 """Number of the image set, position in its source, number of the view (0 if nothing is drawn)."""
 
-# Slot and size of a batch; image set and position of an image that cannot be read, and why
+# Slot and size of a batch; image set and position of an unreadable image, and the reason
 _Loaded = tuple[int, int, tuple[int, int] | None, str]
 
 
@@ -54,8 +54,8 @@ class Preparation:
 
     Attributes:
         preprocess: the model's size, mean, standard deviation and interpolation.
-        augment: draws the views; None resizes and crops as evaluation does.
-        with_clean: add to each view its image as it is preprocessed in evaluation.
+        augment: draws the views; None to resize and crop as evaluation does.
+        with_clean: also return each view's image with the preprocessing of evaluation.
     """
 
     preprocess: Preprocess
@@ -64,7 +64,7 @@ class Preparation:
 
 
 class _Batches(Dataset[_Loaded]):
-    """Writes the images of a batch into a slot of memory; not normalized yet.
+    """Writes the images of a batch into a slot of memory, before normalization.
 
     Workers share the memory. New memory for each batch costs a tenth of the decoding, as the kernel
     clears its pages.
@@ -72,7 +72,7 @@ class _Batches(Dataset[_Loaded]):
     Args:
         sources: the image sets.
         preparation: how the images are prepared.
-        slots: [slots, B, H, W, 3] uint8; [slots, B, 2, H, W, 3] if each view has its clean image.
+        slots: [slots, B, H, W, 3] uint8; [slots, B, 2, H, W, 3] if views have a clean image, too.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class _Batches(Dataset[_Loaded]):
             try:
                 self._load(pixels, number, position, view)
             except UnusableImage as error:
-                # By value: an exception raised in a worker arrives as text with a traceback in it.
+                # Returned, as an exception raised in a worker arrives with a traceback in its text
                 return slot, len(places), (number, position), error.reason
             except DataError as error:
                 return slot, len(places), (number, position), str(error)
@@ -111,7 +111,7 @@ class _Batches(Dataset[_Loaded]):
         pixels.numpy()[1] = resize_and_crop(image, preprocess)
 
     def _augment(self, number: int) -> Augmentation | None:
-        """Draws a view; a second image set's views are independent of the first set's."""
+        """The augmentation of an image set; a second set's views do not depend on the first's."""
         augment = self._preparation.augment
         if augment is None or number == 0:
             return augment
@@ -131,14 +131,14 @@ def load_images(
 
     Args:
         sources: the image sets.
-        batches: read as they are needed, a few ahead with workers.
+        batches: read when they are needed, and a few ahead if there are workers.
         preparation: how the images are prepared.
         n_workers: processes that decode; 0 decodes in this process.
-        batch_size: of the largest batch.
+        batch_size: size of the largest batch.
         device: where the images are needed.
     """
-    # Besides the batch that was yielded last, each worker has `prefetch_factor` to do
-    n_slots, side = 1 + _AHEAD * n_workers, preparation.preprocess.size_px
+    # One slot for the batch that was yielded last, and `prefetch_factor` for each worker
+    n_slots, side = 1 + _PREFETCHED * n_workers, preparation.preprocess.size_px
     versions = (2,) if preparation.with_clean else ()
     slots = torch.empty((n_slots, batch_size, *versions, side, side, 3), dtype=torch.uint8)
     normalize_batch = normalizer(preparation.preprocess, device)
@@ -151,22 +151,22 @@ def load_images(
             sampler=cast(Any, zip(itertools.cycle(range(n_slots)), batches, strict=False)),
             batch_size=None,
             num_workers=n_workers,
-            prefetch_factor=_AHEAD if n_workers else None,
+            prefetch_factor=_PREFETCHED if n_workers else None,
             worker_init_fn=start_worker,
             multiprocessing_context=worker_context(__name__) if n_workers else None,
-            # The loader draws a number at its start; take it from here, not from the global one
+            # The loader draws a number at its start, which must not advance the global generator
             generator=torch.Generator(),
         )
-        for slot, n_images, place, reason in loader:
-            if place is not None:
-                number, position = place
+        for slot, n_images, failed, reason in loader:
+            if failed is not None:
+                number, position = failed
                 raise DataError(
                     f"{sources[number].items[position].key}: {reason}.\n"
                     "  It was readable when the run began. Check the disk and start again."
                 )
             yield normalize_batch(slots[slot, :n_images])
     except RuntimeError as error:
-        # An error in a worker arrives as one of the same type whose text is the worker's traceback
+        # An error in a worker arrives with the same type and the worker's traceback as its text
         lines = str(error).strip().split("\n")
         if lines[0].startswith("DataLoader worker"):
             what = f"a loader process died: {lines[0].rstrip('.')}"
@@ -187,14 +187,14 @@ def normalizer(
     """Returns a function that normalizes a batch of pixels on a device.
 
     [..., H, W, 3] uint8 -> [..., 3, H, W] float32: `(pixel / 255 - mean) / std` in three steps of
-    float32, as one step would differ in the last bit. It no longer needs the pixels when it
-    returns. The memory order stays: convolutions are faster in it (`channels_last`).
+    float32, as one step would differ in the last bit. The pixels may be overwritten after it
+    returns. The memory order stays `channels_last`, in which convolutions are faster.
     """
 
     def channels(*values: float) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
-    # A tensor: by a plain number, a GPU would multiply with the reciprocal instead of dividing
+    # Tensors, as a GPU would multiply with the reciprocal of a plain number instead of dividing
     full, mean, std = channels(255), channels(*preprocess.mean), channels(*preprocess.std)
 
     def normalize_batch(pixels: torch.Tensor) -> torch.Tensor:
@@ -209,16 +209,16 @@ def normalizer(
 def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
     """Chooses the number of worker processes.
 
-    `auto` leaves one core to the training process, and starts no worker if there are too few images
-    to gain from it.
+    `auto` leaves one core to the training process. If there are too few images to gain from
+    workers, it starts none.
     """
     if n_workers != "auto":
         return n_workers
-    return min(MAX_WORKERS, max(0, n_cores() - 1)) if n_images >= _WORTH_WORKERS else 0
+    return min(MAX_WORKERS, max(0, n_cores() - 1)) if n_images >= _MIN_IMAGES_FOR_WORKERS else 0
 
 
 def n_cores() -> int:
-    """Counts this process's cores: the container's, divided among torchrun's processes."""
+    """Counts this process's cores: those of the container, divided by torchrun's processes."""
     return max(1, usable_cores() // local_world_size())
 
 
@@ -226,14 +226,14 @@ def start_worker(_: int) -> None:
     """Prepares a worker: only the main process handles Ctrl-C, and one thread is enough."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    sys.excepthook = _report_unless_hung_up
+    sys.excepthook = _report_unless_disconnected
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
-def _report_unless_hung_up(
+def _report_unless_disconnected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Stays silent if the main process ended while it took a batch."""
+    """Reports an error, unless it only shows that the main process has ended."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
@@ -262,9 +262,9 @@ def worker_context(module: str) -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
-    # The server and its workers inherit the mask: none of them ever sees a Ctrl-C, not even in
-    # the moments before start_worker runs. The resource tracker unblocks the signal when it
-    # starts, so it has to run before.
+    # The server and its workers inherit the signal mask, so that none of them gets a Ctrl-C, not
+    # even before start_worker runs. The resource tracker unblocks the signal when it starts, so it
+    # has to be started first.
     if threading.current_thread() is threading.main_thread():
         multiprocessing.resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

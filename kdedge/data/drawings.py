@@ -1,4 +1,4 @@
-"""Draws one colored, textured shape on a cluttered background, as seen by a good or a dim camera.
+"""Draws a colored, textured shape on a cluttered background, as seen by a good or a dim camera.
 
 It uses NumPy only, and only uniform random draws, which are the least likely to change between
 NumPy's versions.
@@ -116,7 +116,7 @@ def _muted(rng: np.random.Generator) -> Floats:
 
 
 def _object_coordinates(rng: np.random.Generator) -> tuple[Floats, Floats, float]:
-    """Coordinates in which the object fills about -1 to 1, and a pixel's size in them."""
+    """Coordinates in which the object spans about -1 to 1, and a pixel's size in their units."""
     x, y = _grid()
     radius = _between(rng, 0.55, 0.82)
     room = 0.95 - radius
@@ -155,7 +155,7 @@ def _inside(shape: str, u: Floats, v: Floats) -> Floats:
 
 
 def _inside_star(u: Floats, v: Floats) -> Floats:
-    """Five points: folded into one half point, a star is on one side of a straight line."""
+    """Distance to a star's edge: folded into half of one point, the edge is a straight line."""
     fifth = np.float32(2 * np.pi / 5)
     angle = np.arctan2(u, v)
     folded = abs(angle - fifth * np.round(angle / fifth))

@@ -1,7 +1,7 @@
 """Downloads and unpacks a benchmark set's files; each is complete or absent.
 
-They come from one archive on the Hugging Face Hub, which is removed after unpacking. If it is there
-already, it is used and kept.
+They come from one archive on the Hugging Face Hub, which is removed after unpacking. An archive
+that is already in the set's folder is used and kept.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Fetched:
 
     Attributes:
         folder: the set's folder.
-        new: fetched paths below it.
-        kept: the archive, if it was there before.
+        new: fetched paths, relative to the set's folder.
+        kept: the archive, if it was in the folder before.
     """
 
     folder: Path
@@ -57,8 +57,8 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
         InUseError: another fetch uses the folder.
     """
     folder, mirror = root / benchmark.folder, benchmark.mirror
-    absent = benchmark.missing(root)
-    if not absent:
+    missing = benchmark.missing(root)
+    if not missing:
         return Fetched(folder, (), ())
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,10 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
     kind: type[SetupError | DataError] = SetupError
     reason = ""
     with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
-        # No archive of gigabytes for a list alone
-        if mirror is not None and (kept or any(file.has_images for file in absent)):
+        # Lists alone are not worth an archive of gigabytes
+        if mirror is not None and (kept or any(file.has_images for file in missing)):
             try:
-                unpack(_download(mirror, folder), folder, [file.path for file in absent])
+                unpack(_download(mirror, folder), folder, [file.path for file in missing])
             except (SetupError, DataError) as error:
                 kind = DataError if isinstance(error, DataError) else SetupError
                 reason = f"\n  {error}"
@@ -83,13 +83,13 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
             f"  By hand:\n{by_hand(folder, left)}\n"
             f"  Then run again: kdedge data fetch {benchmark.name} --data {shlex.quote(str(root))}"
         )
-    return Fetched(folder, tuple(file.path for file in absent), tuple(kept))
+    return Fetched(folder, tuple(file.path for file in missing), tuple(kept))
 
 
 def _download(mirror: HubArchive, folder: Path) -> Path:
-    """Downloads an archive of the Hub; `NAME.part` has the bytes so far.
+    """Downloads an archive of the Hub; `NAME.part` holds the bytes so far.
 
-    `hf_hub_download` starts anew after a killed process, at the first byte of forty gigabytes.
+    `hf_hub_download` would start again at the first of forty gigabytes if a process was killed.
     """
     path = folder / mirror.name
     if path.exists():
@@ -100,13 +100,13 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
 
     url = hf_hub_url(mirror.repository, mirror.name, revision=mirror.commit)
     part = path.with_name(f"{path.name}.part")
-    n_had = part.stat().st_size if part.exists() else 0
-    # The Hub's client raises the errors of its transport
+    n_downloaded = part.stat().st_size if part.exists() else 0
+    # The Hub's client passes on the errors of its HTTP library
     try:
         n_bytes = get_hf_file_metadata(url).size or 0
     except Exception as error:
         raise _no_download(url, error) from error
-    free, needed = shutil.disk_usage(folder).free, 2 * n_bytes - n_had
+    free, needed = shutil.disk_usage(folder).free, 2 * n_bytes - n_downloaded
     if free < needed:
         raise ResourceError(
             f"{folder} has {readable_bytes(free)} free, {mirror.name} and its images need"
@@ -116,7 +116,7 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
     log.info("Fetching %s (%s) from %s.", mirror.name, readable_bytes(n_bytes), url)
     try:
         with part.open("ab") as file:
-            http_get(url, file, resume_size=n_had, expected_size=n_bytes or None)
+            http_get(url, file, resume_size=n_downloaded, expected_size=n_bytes or None)
     except Exception as error:
         if not isinstance(error, OSError) or not error.errno:
             raise _no_download(url, error) from error

@@ -19,7 +19,7 @@ from kdedge.runtime.preprocess import UnusableImage
 
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
-_MOST_TASKS = 10_000
+_MAX_TASKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BadImage:
 
     Attributes:
         key: its name in the source.
-        reason: why.
+        reason: why it is skipped.
     """
 
     key: str
@@ -61,25 +61,25 @@ def scan(
     Args:
         source: the images.
         rows: positions to scan; all by default.
-        n_threads: decoding releases the interpreter lock, so threads help. None: one per core, at
-            most 8.
-        progress: called with the number of finished images, after a few at a time.
-        cache: images in it are not read again; new ones are added.
+        n_threads: threads that decode, which releases the interpreter lock; None for one per core,
+            at most 8.
+        progress: called with the number of finished images, every few images.
+        cache: scanned images, which are not read again; new images are added.
 
     Returns:
-        The scan, independent of threads and cache. Each thread holds one decoded image in memory.
+        The scan, which does not depend on threads and cache. Each thread holds one decoded image.
     """
     cache = cache or ScanCache()
     cache.open(source)
     positions = range(len(source.items))[rows]
-    n_at_once = max(_ROWS_AT_ONCE, len(positions) // _MOST_TASKS)
+    n_at_once = max(_ROWS_AT_ONCE, len(positions) // _MAX_TASKS)
     parts = [positions[start : start + n_at_once] for start in range(0, len(positions), n_at_once)]
     results: list[ImageFacts | str] = []
     try:
         with ThreadPoolExecutor(n_threads or min(8, usable_cores()), "scan") as pool:
             try:
-                for some in pool.map(partial(_read_rows, source, cache), parts):
-                    results += some
+                for facts_of_rows in pool.map(partial(_read_rows, source, cache), parts):
+                    results += facts_of_rows
                     if progress is not None:
                         progress(len(results))
             finally:
@@ -94,7 +94,7 @@ def scan(
 
 
 def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> list[ImageFacts | str]:
-    """Facts of each image, or the reason why it cannot be used."""
+    """Returns the facts of each image, or the reason why it cannot be used."""
     results: list[ImageFacts | str] = []
     for i in rows:
         try:
@@ -115,7 +115,7 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
 
     Args:
         scan: the source's scan.
-        limit: how many unreadable images are accepted.
+        limit: largest number of unreadable images.
         what: the source's name in the message, such as `data.unlabeled (/data/cams)`.
         share: the value of `data.max_bad_images`, such as 1%.
 
@@ -144,7 +144,7 @@ def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None
 
     Args:
         path: the file.
-        bad: unreadable images by source, as in `unlabeled`.
+        bad: name of a source, such as `unlabeled` -> its unreadable images.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -160,12 +160,12 @@ def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None
 
 @dataclass(frozen=True)
 class Images:
-    """A source and which of its readable images are used.
+    """A source and the selection of its readable images that is used.
 
     Attributes:
-        source: gives bytes and labels by index.
-        indices: positions in the source that are used.
-        skipped: unreadable images and why.
+        source: the image source.
+        indices: positions in the source of the images in use.
+        skipped: unreadable images with the reasons.
         digests: position -> hash of the image's bytes, for each readable image.
         train_labels: position -> index of its class among the trained ones; None to train without
             labels.
@@ -198,7 +198,7 @@ class Images:
         return replace(self, indices=tuple(indices), train_labels=labels)
 
     def spread(self, n_images: int) -> Images:
-        """Returns at most this many of the images, evenly spaced; see `spread`."""
+        """Returns at most this many of the images, evenly spaced, by the function `spread`."""
         return self.only([self.indices[i] for i in spread(len(self.indices), n_images)])
 
     def labeled_as(self, labels: Mapping[int, int]) -> Images:
@@ -206,7 +206,7 @@ class Images:
         return replace(self, indices=tuple(sorted(labels)), train_labels=labels)
 
     def has_labels_of(self, n_classes: int) -> bool:
-        """Whether there is a label of each class."""
+        """Whether each of the classes has a label."""
         return self.train_labels is not None and len(set(self.train_labels.values())) == n_classes
 
     def class_labels(self) -> dict[int, int]:
@@ -215,12 +215,12 @@ class Images:
         return {index: label for index, label in labels.items() if label is not None}
 
     def without(self, other: Images) -> Images:
-        """Returns the images whose bytes are not among another's."""
+        """Returns the images that are not in another set, compared by their bytes."""
         shared = set(self.shared_with(other))
         return self.only([i for i in self.indices if i not in shared])
 
     def shared_with(self, other: Images) -> tuple[int, ...]:
-        """Positions of the images in use whose bytes are among another's."""
+        """Positions of the images in use that are also in another set, compared by their bytes."""
         contents = {other.digests[index] for index in other.indices}
         return tuple(i for i in self.indices if self.digests[i] in contents)
 

@@ -1,7 +1,7 @@
 """Batches whose contents depend on the seed, the epoch and the step only.
 
-Order and augmentation come from counter-based random streams (`data/views.py`). Any step of any
-epoch can be reached at once, with any number of workers, and is the same to the last bit.
+Order and augmentation come from counter-based random streams (`data/views.py`). So training can
+resume at any step, with any number of workers, and gets the same batches to the last bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
 _CPU = torch.device("cpu")
-_CPU_PASS = 8
+_CPU_IMAGES_PER_PASS = 8
 
 
 def n_steps(n_images: int, batch_size: int) -> int:
@@ -51,23 +51,23 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Yields the augmented batches of successive epochs, from a step of the first one on.
 
-    The data workers stay for all epochs, and decode the next one's images before the last step of
-    an epoch is done. Each process reads its own shard of a batch and no other image.
+    The data workers stay for all epochs, and decode images of the next epoch before the last step
+    of an epoch is done. Each process reads only its own shard of a batch.
 
     Args:
         images: the images of an epoch, each used once, in random order.
         preparation: how each image is augmented.
-        seed: of the order of the images.
+        seed: seed of the order of the images.
         epochs: successive numbers, from 1.
         batch_size: images per step; fewer only if there are not enough for one batch.
-        first_step: first step of the first epoch, from 0; `n_steps` gives none of its batches.
-        n_views: number of views of an image, which the epochs use in turn; None for a new one in
+        first_step: first step of the first epoch, from 0; at `n_steps` the epoch has no batch.
+        n_views: number of views of an image, which the epochs use in turn; None for a new view in
             each epoch.
-        teacher_features: gives stored features of a teacher; None if none are stored.
-        weights: gives the weights of a batch's images; None if all weigh the same.
-        labeled: further images with labels, a fixed number per step, as `Batch.labeled`. They
+        teacher_features: returns stored features of a teacher; None if none are stored.
+        weights: returns the weights of a batch's images; None for equal weights.
+        labeled: additional images with labels, a fixed number per step, as `Batch.labeled`. They
             repeat, in a new order and with new views in each pass.
-        labeled_batch_size: how many of them a step has.
+        labeled_batch_size: number of labeled images per step.
         n_workers: processes that decode; 0 decodes in this process.
         device: where the images are needed.
         group: the processes that share each batch.
@@ -96,8 +96,8 @@ def training_batches(
 
     plan, plan_of_loader = tee(planned())
     shards = (
-        [*step[group.shard(len(step))], *further[group.shard(len(further))]]
-        for step, further in plan_of_loader
+        [*step[group.shard(len(step))], *labeled_step[group.shard(len(labeled_step))]]
+        for step, labeled_step in plan_of_loader
     )
     n_batches = len(epochs) * steps - first_step
     n_loaders = min(
@@ -106,7 +106,7 @@ def training_batches(
     sources = [images.source] if labeled is None else [images.source, labeled.source]
     n_rows = sum(len(range(size)[group.shard(size)]) for size in sizes)
     loaded = load_images(sources, shards, preparation, n_loaders, batch_size=n_rows, device=device)
-    for pixels, (step, further) in zip(loaded, plan, strict=True):
+    for pixels, (step, labeled_step) in zip(loaded, plan, strict=True):
         n_share = len(step[group.shard(len(step))])
         batch = _make_batch(images, pixels[:n_share], step, preparation, group)
         positions = [position for _, position, _ in step]
@@ -116,12 +116,12 @@ def training_batches(
             weights=weights and weights(positions),
             labeled=None
             if labeled is None
-            else _make_batch(labeled, pixels[n_share:], further, preparation, group),
+            else _make_batch(labeled, pixels[n_share:], labeled_step, preparation, group),
         )
 
 
 def _labeled_stream(labeled: Images, seed: int, n_before: int) -> Iterator[PlannedImage]:
-    """The labeled images of a training, counted over its epochs, after the first `n_before`.
+    """Yields labeled images without end, after the first `n_before` of the training.
 
     The stream concatenates passes without end. Pass p (from 1) has its own order and views, so a
     batch can hold the end of one pass and the start of the next.
@@ -161,7 +161,7 @@ def check_shares(n_images: int, n_processes: int) -> None:
     """Checks that a batch has at least one image for every process.
 
     Raises:
-        RecipeError: it has fewer images.
+        RecipeError: the batch has fewer images.
     """
     if n_images < n_processes:
         raise RecipeError(
@@ -172,12 +172,12 @@ def check_shares(n_images: int, n_processes: int) -> None:
 
 
 def images_per_pass(most: int, device: torch.device) -> int:
-    """How many images pass through a model at a time if no gradients are needed.
+    """Number of images that a model gets at a time if no gradients are needed.
 
-    On a CPU, with 32 images an EfficientNet's tensors leave the caches: with 8 it is 1.5 to 2 times
-    as fast, and takes half the memory.
+    On a CPU, the tensors of an EfficientNet do not fit into the caches with 32 images. With 8
+    images it is 1.5 to 2 times as fast, and takes half the memory.
     """
-    return min(most, _CPU_PASS) if device.type == "cpu" else most
+    return min(most, _CPU_IMAGES_PER_PASS) if device.type == "cpu" else most
 
 
 def evaluation_batches(
@@ -195,7 +195,7 @@ def evaluation_batches(
         source: where the images are.
         indices: positions in the source.
         preprocess: the model's size, mean, standard deviation and interpolation.
-        batch_size: of the largest batch; on a CPU they are smaller (`images_per_pass`).
+        batch_size: size of the largest batch; on a CPU batches are smaller (`images_per_pass`).
         n_workers: processes that decode; 0 decodes in this process.
         device: where the images are needed.
 

@@ -1,4 +1,4 @@
-"""Files of class probabilities by image key: what a model outside of kdedge says of images.
+"""Files of class probabilities by image key, predicted by a model outside of kdedge.
 
 CSV text, UTF-8. The first line is `image` and the class names, in any order; every other line is an
 image's key and its probability of each of these classes:
@@ -8,7 +8,7 @@ image's key and its probability of each of these classes:
 
 Keys are the image source's: the path within the folder, or the name in the shard. A key or
 class name with a comma is quoted. A line's probabilities are 0 to 1 and sum to 1, within 0.001, and
-are divided by their sum. Lines of images that the source does not have are passed over.
+are divided by their sum. Lines of images that are not in the source are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError, first_line, some_of
 
 _KEY_COLUMN = "image"
-_TOLERANCE = 1e-3  # of a sum: probabilities that were rounded to five digits, of 200 classes
+_TOLERANCE = 1e-3  # of the sum of 200 probabilities that were rounded to five digits
 
 
 def read_probabilities(
@@ -35,8 +35,8 @@ def read_probabilities(
 
     Args:
         path: the file.
-        keys: the images'; each has to have one line.
-        class_names: all C, each of which is a column of the file, in any order.
+        keys: keys of the N images; each must have one line.
+        class_names: all C names; each must be a column of the file, in any order.
 
     Returns:
         [N, C]: rows in the order of `keys`, columns in the order of `class_names`; each row sums to
@@ -48,9 +48,9 @@ def read_probabilities(
     """
     rows = {key: row for row, key in enumerate(keys)}
     if len(rows) < len(keys):
-        twice = [key for key, count in Counter(keys).items() if count > 1]
+        repeated = [key for key, count in Counter(keys).items() if count > 1]
         raise DataError(
-            f"{len(twice)} names of images are there more than once, first {twice[0]!r}, and"
+            f"{len(repeated)} names of images are there more than once, first {repeated[0]!r}, and"
             f" {path} goes by them.\n  Rename the images, or teach without that file."
         )
     values = np.empty((len(keys), len(class_names)), np.float32)
@@ -85,17 +85,17 @@ def read_probabilities(
 
 
 def _read_header(path: Path, cells: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """The class of each column after the first."""
+    """Returns the class of each column after the first."""
     names = cells[1:]
     if cells[:1] != [_KEY_COLUMN] or sorted(names) != sorted(class_names):
         index = LabelIndex(class_names)
         unknown = [f'"{name}"{index.nearest(name)}' for name in names if name not in class_names]
-        lacking = [f'"{name}"' for name in class_names if name not in names]
-        lists = {"Not in the class list": unknown, "Missing": lacking}
-        odd = [f"{what}: {', '.join(some_of(some, 3))}." for what, some in lists.items() if some]
+        missing = [f'"{name}"' for name in class_names if name not in names]
+        lists = {"Not in the class list": unknown, "Missing": missing}
+        differences = [f"{what}: {', '.join(some_of(x, 3))}." for what, x in lists.items() if x]
         raise DataError(
             f"{path}:1: expected {_KEY_COLUMN!r} and each of the {len(class_names)} class names"
-            f" once, got {','.join(cells)[:80]!r}. {' '.join(odd)}\n"
+            f" once, got {','.join(cells)[:80]!r}. {' '.join(differences)}\n"
             f"  Write it as: {_KEY_COLUMN},{class_names[0]},..."
         )
     position = {name: number for number, name in enumerate(class_names)}
@@ -103,7 +103,7 @@ def _read_header(path: Path, cells: Sequence[str], class_names: Sequence[str]) -
 
 
 def _read_row(place: str, cells: Sequence[str], n_classes: int) -> npt.NDArray[np.float32]:
-    """[C], in the order of the columns."""
+    """Returns the probabilities of a line, [C], in the order of the columns."""
     try:
         values = np.array([float(cell) for cell in cells])
     except ValueError:

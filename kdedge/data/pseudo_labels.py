@@ -34,7 +34,7 @@ from kdedge.errors import DataError
 from kdedge.files import read_text, write_atomic
 
 Probabilities = npt.NDArray[np.float32]
-"""[N, C]: of each image, over all classes."""
+"""[N, C]: the probability of each class, for each image."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PseudoLabel:
     """A class given to an image.
 
     Attributes:
-        image: number of the image in its pool, which is its row in the probabilities.
+        image: number of the image in its pool, and of its row in the probabilities.
         label: the class, as a position in the class list.
         confidence: the model's probability of it, 0-1.
     """
@@ -75,10 +75,10 @@ def most_probable(
 ) -> list[PseudoLabel]:
     """Chooses for each class its images of highest probability; each image gets one class.
 
-    Of several classes that claim an image, the one with the highest probability gets it, and the
-    others take their next (a stable matching). Every class gets `per_class` images, even one that
-    is never predicted. At equal probability the earlier class in the class list comes first, and
-    among a class's images the earlier image.
+    If several classes claim an image, the class with the highest probability gets it, and the
+    others take their next image (a stable matching). Every class gets `per_class` images, even a
+    class that is never predicted. At equal probability the earlier class of the class list comes
+    first, and among the images of a class the earlier image.
 
     Args:
         probabilities: [N, C].
@@ -95,44 +95,44 @@ def most_probable(
     ranked = {label: _ranked(probabilities[:, label], 4 * per_class) for label in classes}
     waiting = [_next(probabilities, label, ranked[label]) for label in sorted(classes)]
     heapq.heapify(waiting)
-    given: dict[int, list[PseudoLabel]] = {label: [] for label in sorted(classes)}
+    assigned: dict[int, list[PseudoLabel]] = {label: [] for label in sorted(classes)}
     taken: set[int] = set()
     while waiting:
         key, label, image = heapq.heappop(waiting)
         if image not in taken:
             taken.add(image)
-            given[label].append(PseudoLabel(image, label, -key))
-        if len(given[label]) < per_class:
+            assigned[label].append(PseudoLabel(image, label, -key))
+        if len(assigned[label]) < per_class:
             heapq.heappush(waiting, _next(probabilities, label, ranked[label]))
-    return [pseudo_label for chosen in given.values() for pseudo_label in chosen]
+    return [pseudo_label for chosen in assigned.values() for pseudo_label in chosen]
 
 
 def check_enough(n_images: int, per_class: int, *, n_classes: int) -> None:
     """Checks that there are enough images for every class.
 
     Raises:
-        DataError: there are too few.
+        DataError: there are too few images.
     """
     if n_images < per_class * n_classes:
-        most = n_images // n_classes
+        limit = n_images // n_classes
         raise DataError(
             f"There are {n_images} unlabeled images, but {per_class} for each of {n_classes}"
             f" classes need {per_class * n_classes}.\n"
             "  Add images; labeled ones are not counted"
-            f"{f'. Or set per_class to {most} or less' if most else ''}."
+            f"{f'. Or set per_class to {limit} or less' if limit else ''}."
         )
 
 
 def _next(
     probabilities: Probabilities, label: int, ranked: Iterator[int]
 ) -> tuple[float, int, int]:
-    """A class's next image, ordered so that the smallest is assigned first."""
+    """A heap entry for a class's next image; the entry of the highest probability is smallest."""
     image = next(ranked)
     return -float(probabilities[image, label]), label, image
 
 
 def _ranked(column: npt.NDArray[np.float32], n_first: int) -> Iterator[int]:
-    """Images from the most probable on, equal ones in their order; sorts only a few at first."""
+    """Yields images from the most probable on, in a stable order; first sorts only a few."""
     if len(column) <= n_first:
         yield from _sorted(column, np.arange(len(column)))
         return
@@ -147,9 +147,9 @@ def _sorted(column: npt.NDArray[np.float32], images: npt.NDArray[np.intp]) -> li
 
 
 def most_confident_predicted(probabilities: Probabilities, per_class: int) -> list[PseudoLabel]:
-    """Chooses, of the images predicted as each class, those with the highest probability.
+    """Chooses for each class, among the images predicted as it, the most probable ones.
 
-    A class gets fewer, or no, images if fewer are predicted as it. Each image is predicted as one
+    A class gets fewer images, or none, if fewer are predicted as it. Each image is predicted as one
     class. At equal probability the class that is earlier in the class list wins, and the earlier
     image comes first.
 
@@ -185,9 +185,9 @@ def write_pseudo_labels(
 
     Args:
         path: the file; an existing one is replaced.
-        labels: in the order of the lines.
+        labels: the pseudo-labels, in the order of the lines.
         pool: the images.
-        class_names: all C.
+        class_names: all C names.
         method: name of the model's method.
         made_by: provenance hash of the model.
 
@@ -210,15 +210,15 @@ def read_pseudo_labels(path: Path, pool: Images, *, class_names: Sequence[str]) 
 
     Args:
         path: the file.
-        pool: the images; the file's must be the same.
-        class_names: all C; the file's must be the same, in the same order.
+        pool: the images, which must be those that the file was made for.
+        class_names: all C names, which must be those that the file was made for, in the same order.
 
     Returns:
         Position in the pool's source -> class, in the order of the lines; blank lines are skipped.
 
     Raises:
-        DataError: the file is missing, was made for other classes or images, holds none, or a line
-            is wrong; the message has its number.
+        DataError: the file is missing, was made for other classes or images, holds no label, or a
+            line is wrong; the message has the line's number.
     """
     text = read_text(path, remedy="Name a file that `kdedge pseudo-label` wrote.")
     lines = [(f"{path}:{i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]

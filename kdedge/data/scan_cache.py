@@ -1,7 +1,7 @@
 """Caches the scan of each readable image, so that unchanged files are decoded once.
 
-An image is identified by its file's path, its position there, and the file's size, times of change
-and inode. Unreadable images are not cached: they are few, and the cause may be temporary.
+An image is identified by its file's path, its position in the file, and the file's size, times of
+change and inode. Unreadable images are not cached: they are few, and the cause may be temporary.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ScanCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._known: dict[str, str] = {}  # as `_key` and `_text` write them
+        self._known: dict[str, str] = {}  # `_key` of an image -> `_text` of its facts
         self._new: dict[str, str] = {}
         self._read: set[Path] = set()
 
@@ -71,19 +71,19 @@ class ScanCache:
         Many threads may call this at once.
 
         Raises:
-            UnusableImage: it cannot be read.
+            UnusableImage: the image cannot be read.
         """
         location = source.location(i) if isinstance(source, InFiles) else None
-        before = location and _stamp(location)
-        if location is None or before is None:
+        stamp = location and _stamp(location)
+        if location is None or stamp is None:
             return _examine(source, i)
         key = _key(location)
-        facts = _facts(self._known.get(key, ""), before)
+        facts = _facts(self._known.get(key, ""), stamp)
         if facts is None:
             started_ns = time.time_ns()
             facts = _examine(source, i)
-            if before.is_settled(started_ns) and _stamp(location) == before:
-                self._known[key] = self._new[key] = _text(before, facts)
+            if stamp.is_settled(started_ns) and _stamp(location) == stamp:
+                self._known[key] = self._new[key] = _text(stamp, facts)
         return facts
 
     def save(self, source: ImageSource) -> None:
@@ -94,7 +94,8 @@ class ScanCache:
             return
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):  # else images would be lost
+            # Without the lock, entries of another process could be lost
+            with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):
                 _write(file, new)
                 caches = file.parent.glob("*.json")
                 for oldest in sorted(caches, key=lambda path: -path.stat().st_mtime)[MAX_FILES:]:
@@ -106,7 +107,7 @@ class ScanCache:
             )
 
     def _file(self, source: ImageSource) -> Path | None:
-        """The cache file of a source's images: one for each folder that all of them are in."""
+        """The cache file of a source, named by the innermost folder that holds all its images."""
         if self._folder is None or not isinstance(source, InFiles) or not source.items:
             return None
         places = {os.path.dirname(source.location(i).path) for i in range(len(source.items))}  # noqa: PTH120
@@ -125,10 +126,10 @@ def _key(location: Location) -> str:
 
 
 def _stamp(location: Location) -> FileStamp | None:
-    """A file's current stamp; None if the file is gone or was replaced since it was indexed."""
+    """A file's current stamp; None if the file is missing or was replaced after it was indexed."""
     try:
         stamp = FileStamp.of(os.stat(location.path))  # noqa: PTH116 - twice as fast as Path.stat
-    except (OSError, ValueError):  # a name too long, or with a zero byte in it
+    except (OSError, ValueError):  # the name is too long or has a zero byte
         return None
     return stamp if location.stamp in (None, stamp) else None
 
@@ -138,7 +139,7 @@ def _text(stamp: FileStamp, facts: ImageFacts) -> str:
 
 
 def _facts(text: str, stamp: FileStamp) -> ImageFacts | None:
-    """The cached facts of an image; None if there are none, or its file has changed since."""
+    """Parses the cached facts of an image; None if there are none or its file has changed."""
     *known, digest, width, height = text.split() or ("", "0", "0")
     if known != [str(value) for value in stamp]:
         return None
@@ -146,14 +147,14 @@ def _facts(text: str, stamp: FileStamp) -> ImageFacts | None:
 
 
 def _decoder() -> list[object]:
-    """The versions that decide, besides its bytes, whether an image is readable."""
+    """The versions and limits that, besides its bytes, decide whether an image is readable."""
     limits = (MAX_PIXELS, MAX_ASPECT, Image.MAX_IMAGE_PIXELS)
     heif = register_heif()
     return [__version__, PIL.__version__, *limits, *([] if heif is None else [heif])]
 
 
 def _read(file: Path) -> dict[str, str]:
-    """The images of a cache file; none if it is missing, damaged or has another version."""
+    """Reads a cache file; empty if it is missing, damaged or of another version."""
     try:
         value = json.loads(file.read_bytes())
         if value["decoder"] == _decoder():

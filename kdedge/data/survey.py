@@ -29,16 +29,16 @@ class Survey:
     Attributes:
         kind: folder, list, webdataset, parquet or huggingface: the recipe's key.
         n_images: images in all.
-        n_read: how many of them were decoded.
+        n_read: number of images that were decoded.
         bad: decoded images that cannot be read.
         n_duplicates: readable images with the same bytes as an earlier one.
         sizes_px: ((width, height), number of readable images), the most frequent first.
-        classes: (class name, number of images), sorted by name or in class-list order; empty
-            without labels.
+        classes: (class name, number of images), sorted by name or in class-list order; empty if
+            there are no labels.
         n_unlabeled: images without a class.
-        left_out: (kind, number of files) of a folder that are not read as images.
-        twins: images of a folder that differ only in their extension from another one, such as
-            masks; sought by `survey_sample` alone.
+        left_out: (kind, number of files) for files of a folder that are not read as images.
+        twins: images of a folder that differ from another only in their extension, such as masks;
+            only `survey_sample` looks for them.
     """
 
     kind: str
@@ -117,12 +117,12 @@ def survey(place: str) -> Survey:
     """Reads and decodes every image of a source once.
 
     Args:
-        place: a folder, of images, of Parquet files or of a Hugging Face dataset; a `.csv` file; a
-            `.tar` or `.parquet` file, or a pattern of many.
+        place: a folder of images, of Parquet files or of a Hugging Face dataset; a `.csv` file; a
+            `.tar` or `.parquet` file, or a pattern for several.
 
     Raises:
-        DataError: it is missing, empty or malformed, or none of its images can be read.
-        MissingPackage: webdataset or datasets, which reads it, is not installed.
+        DataError: the source is missing, empty or malformed, or none of its images can be read.
+        MissingPackage: the package that reads it, webdataset or datasets, is not installed.
     """
     kind, source, labels = _open(place)
     with progress(f"reading {place}", len(source.items), unit="images") as advance:
@@ -134,7 +134,7 @@ def survey(place: str) -> Survey:
 
 
 def _open(place: str) -> tuple[str, ImageSource, Iterable[str]]:
-    """A source's kind, its images, and the text of each label, "" for none."""
+    """Returns a source's kind, its images, and each image's label as text, "" if it has none."""
     if place.endswith(".tar"):
         shards = webdataset.open_source(place, class_names=(), labeled=False)
         return "webdataset", shards, webdataset.label_texts(place)
@@ -149,8 +149,8 @@ def _open(place: str) -> tuple[str, ImageSource, Iterable[str]]:
         listed = csv_list.open_source(path, class_names=(), labeled=False)
         return "list", listed, csv_list.label_texts(path)
     files = folder.open_source(path, class_names=(), labeled=False)
-    tops = (item.key.rpartition("/")[0].partition("/")[0] for item in files.items)
-    return "folder", files, tops
+    class_folders = (item.key.rpartition("/")[0].partition("/")[0] for item in files.items)
+    return "folder", files, class_folders
 
 
 _N_READ = 64  # number of images that are decoded; `kdedge check` decodes all
@@ -183,7 +183,7 @@ def survey_sample(place: Path, *, class_names: Sequence[str] = (), labeled: bool
 
 
 def _twins(keys: Sequence[str]) -> Iterator[str]:
-    """Keys with the name of an earlier one: of two, that in the rarer format, such as PNG."""
+    """Yields one key of each two that differ in the extension only: the one in the rarer format."""
     n_of_format = Counter(PurePosixPath(key).suffix.lower() for key in keys)
     first: set[PurePosixPath] = set()
     for key in sorted(keys, key=lambda key: -n_of_format[PurePosixPath(key).suffix.lower()]):

@@ -1,7 +1,7 @@
-"""Unpacks what is wanted of an untrusted zip file, and nothing outside of its folder.
+"""Unpacks chosen files of an untrusted zip file, and writes nothing outside of the folder.
 
-`zipfile` neither follows `..` and absolute names nor makes links or devices. What it would write is
-limited here.
+`zipfile` neither follows `..` and absolute names nor makes links or devices. This module also
+limits the number of unpacked bytes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def unpack(archive: Path, folder: Path, wanted: Sequence[str]) -> None:
 
     Args:
         archive: the archive, which is kept.
-        folder: where they come.
-        wanted: their paths below `folder`, which are free. In the archive they may be in a folder
-            or two; those that it does not have are passed over.
+        folder: where they are written.
+        wanted: their paths below `folder`, where nothing may exist. In the archive they may lie one
+            or two folders deeper; paths that the archive does not have are ignored.
 
     Raises:
         DataError: the archive is damaged, encrypted or a bomb.
-        ResourceError: no room, or the folder may not be written.
+        ResourceError: the disk is too small, or the folder may not be written.
     """
     temporary = folder / f".unpacking-{archive.name}"
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process

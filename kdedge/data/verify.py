@@ -15,13 +15,13 @@ from kdedge.progress import progress
 
 @dataclass(frozen=True)
 class VerifiedPart:
-    """One part of a set, which has as many images and classes as the published one.
+    """One part of a benchmark set, as it is on this machine.
 
     Attributes:
         part: train, val or test.
         n_images: images that the split lists.
         n_missing: listed images without a file.
-        n_classes: classes with at least one image in it.
+        n_classes: classes with at least one image in this part.
         bad: images that cannot be decoded; None if they were not read.
     """
 
@@ -40,7 +40,7 @@ class Verification:
         name: the set.
         folder: its folder.
         n_classes: classes of the published set.
-        parts: those that can be listed.
+        parts: the parts that can be listed.
         problems: differences from the published set, one sentence each.
     """
 
@@ -57,7 +57,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
     Args:
         benchmark: the set.
         root: folder of all sets.
-        read_images: also decode every image; else only check that its file exists.
+        read_images: also decode every image, besides a check that its file exists.
     """
     folder = root / benchmark.folder
     problems = [f"{folder / file.path} is missing." for file in benchmark.missing(root)]

@@ -1,8 +1,8 @@
 """Views: the random crop, flip and colors of an image, from seed, image and view number only.
 
-Each view draws from its own counter-based random stream. It can be computed at any time, in any
-order and process, and is the same to the last bit. So a teacher's features of a view can be stored,
-and the student gets the same view later.
+Each view draws from its own counter-based random stream. Any process can compute any view at any
+time, and gets the same one to the last bit. So a teacher's features of a view can be stored, and
+the student gets the same view later.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def random_stream(seed: int, number: int, stream: int) -> np.random.Generator:
     """Makes one of 2^64 independent random streams, in microseconds.
 
     Args:
-        seed: of the run, or of the views.
-        number: of the epoch or view.
+        seed: seed of the run, or of the views.
+        number: number of the epoch or view.
         stream: `ORDER`, or an image's position in its source plus 1.
     """
     key = np.array([seed % 2**64, number], dtype=np.uint64)
@@ -84,16 +84,16 @@ def random_stream(seed: int, number: int, stream: int) -> np.random.Generator:
 
 
 def decode_pixels(data: bytes) -> Tensor:
-    """Decodes an image file to `decode_image`'s pixels, a usual JPEG in two thirds of its time.
+    """Decodes an image file to the pixels of `decode_image`; most JPEGs take a third less time.
 
     Returns:
         [3, H, W] uint8, RGB.
 
     Raises:
-        UnusableImage: as of `decode_image`.
+        UnusableImage: as in `decode_image`.
     """
     if is_upright_jpeg(data):
-        with contextlib.suppress(RuntimeError):  # a torchvision without libjpeg
+        with contextlib.suppress(RuntimeError):  # torchvision was built without libjpeg
             pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
             return pixels
     return torch.from_numpy(np.array(decode_image(data))).permute(2, 0, 1)
@@ -104,10 +104,10 @@ class Augmentation:
     """Random crop and flip, and in a strong view colors, gray and blur.
 
     Attributes:
-        seed: of the views.
+        seed: seed of the views.
         scale_min: smallest share of the image's area that a crop keeps, 0-1.
         flip: mirror half of the views.
-        strong: change colors and blur, as `strengthened` does.
+        strong: also change colors and blur, as `strengthened` does.
     """
 
     seed: int
@@ -126,7 +126,7 @@ class Augmentation:
         Args:
             image: [3, H, W] uint8, RGB.
             preprocess: the model's size and interpolation.
-            position: in the source.
+            position: position of the image in the source.
             view: number of the view.
 
         Returns:
@@ -140,7 +140,7 @@ class Augmentation:
         side = preprocess.size_px
         image = image[:, top : top + height, left : left + width]
         if (width, height) != (side, side):
-            # In this memory order torch takes three quarters of the time, for equal values
+            # In this memory order torch takes a quarter less time, for equal values
             crop = image[None].contiguous(memory_format=torch.channels_last)
             image = F.interpolate(
                 crop, (side, side), mode=preprocess.interpolation, antialias=True
@@ -167,11 +167,11 @@ def strengthened(image: Image.Image, generator: np.random.Generator) -> Image.Im
     if generator.random() < 0.8:
         factors = generator.uniform(0.6, 1.4, 3).tolist()
         hue = generator.uniform(-0.1, 0.1)
-        for which in generator.permutation(4).tolist():
-            if which == 3:
+        for index in generator.permutation(4).tolist():
+            if index == 3:
                 image = shift_hue(image, hue)
             else:
-                image = _ENHANCERS[which](image).enhance(factors[which])
+                image = _ENHANCERS[index](image).enhance(factors[index])
     if generator.random() < 0.2:
         image = image.convert("L").convert("RGB")
     radius = generator.uniform(0.1, 2.0) * image.width / _FULL_SIZE_PX
@@ -182,7 +182,7 @@ _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 
 
 def shift_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turns the hue of an RGB image by a share of the circle, -0.5 to 0.5, as torchvision does."""
+    """Rotates an RGB image's hue by a share of the circle, -0.5 to 0.5, as torchvision does."""
     hue, saturation, value = image.convert("HSV").split()
-    turned = np.asarray(hue) + np.int32(shift * 255).astype(np.uint8)
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+    rotated = np.asarray(hue) + np.int32(shift * 255).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(rotated), saturation, value)).convert("RGB")

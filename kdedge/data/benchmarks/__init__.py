@@ -60,7 +60,7 @@ def load_benchmark(name: str) -> Benchmark:
     """Returns a benchmark set.
 
     Raises:
-        DataError: there is none of that name.
+        DataError: there is no set of that name.
     """
     if name not in benchmarks():
         known = suggestion(name, list_benchmarks())

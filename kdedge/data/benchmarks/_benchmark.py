@@ -1,4 +1,4 @@
-"""The interface of a benchmark set, its files' addresses, and what its folder has and lacks."""
+"""The interface of a benchmark set, the addresses of its files, and the check for missing files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class HubArchive:
 
     Attributes:
         name: file name in the repository and in the set's folder.
-        sha256: of the archive, in hex; None if unknown.
+        sha256: hash of the archive, in hex; None if unknown.
         repository: `OWNER/NAME`.
-        commit: of the repository; another one may have other files.
+        commit: commit of the repository; another commit may have other files.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Download:
     """A file of a benchmark set, or a folder of its images.
 
     Attributes:
-        path: of the file or folder, below the set's folder.
+        path: path of the file or folder, below the set's folder.
         by_hand: how to get it without the Hub's archive: an instruction with the official
             addresses, or the address alone.
-        sha256: of the file, in hex; None if unknown.
+        sha256: hash of the file, in hex; None if unknown.
     """
 
     path: str
@@ -58,7 +58,7 @@ class Download:
 
     @property
     def has_images(self) -> bool:
-        """Whether it is a folder of images, and no list of images or class names."""
+        """Whether it is a folder of images rather than a list of images or class names."""
         return not self.path.endswith((".json", ".txt"))
 
 
@@ -67,7 +67,7 @@ class ImageList(NamedTuple):
 
     Attributes:
         folder: where their paths start.
-        class_names: of the set, in label order.
+        class_names: class names of the set, in label order.
         rows: path and label of each image.
     """
 
@@ -78,10 +78,10 @@ class ImageList(NamedTuple):
 
 @dataclass(frozen=True)
 class Benchmark(ABC):
-    """One set.
+    """A benchmark set.
 
     Attributes:
-        name: as in CoOp's config file.
+        name: the set's name, as in CoOp's config file.
         about: its title, one sentence.
         folder: its folder below the root of all sets, as in CoOp's DATASETS.md.
         template: text with `{}` for the class name, from CoOp's trainers/zsclip.py
@@ -90,7 +90,7 @@ class Benchmark(ABC):
         n_classes: classes of the published split.
         n_images: part (train, val or test) -> images of the published split.
         downloads: files of the published set; the last has the parts or the class names.
-        mirror: what `kdedge data fetch` downloads; None for a set that the Hub does not have.
+        mirror: the archive that `kdedge data fetch` downloads; None if the Hub does not have it.
     """
 
     name: str
@@ -116,8 +116,8 @@ class Benchmark(ABC):
             needed: paths below the set's folder.
 
         Raises:
-            MissingPartsError: one is missing. The message has all of the set that are, where to
-                get them, and where to put them.
+            MissingPartsError: a file is missing. The message lists all missing files of the set,
+                where to get them, and where to put them.
         """
         folder = root / self.folder
         if all(exists(folder / path) for path in needed):
@@ -171,8 +171,8 @@ class Benchmark(ABC):
             labeled: labels are positions in `class_names`.
 
         Raises:
-            DataError: as of `list_images`, or the class list lacks some of the set's names.
-            MissingPackage: as of `list_images`.
+            DataError: as in `list_images`, or the class list lacks some of the set's names.
+            MissingPackage: as in `list_images`.
         """
         listed = self.list_images(root, part)
         labels: list[int | None] = [None] * len(listed.rows)
@@ -209,7 +209,7 @@ def read_lines(path: Path) -> list[str]:
     """Returns the stripped, non-empty lines of a UTF-8 text file.
 
     Raises:
-        DataError: it cannot be read, or is not UTF-8.
+        DataError: the file cannot be read, or is not UTF-8.
     """
     text = read_text(path, remedy="Get the set's file again.")
     return [line.strip() for line in text.splitlines() if line.strip()]

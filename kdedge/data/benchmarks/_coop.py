@@ -1,4 +1,4 @@
-"""Sets in CoOp's layout: with its split file, and FGVC-Aircraft with the lists of its own.
+"""Sets in CoOp's layout: with a split file, and FGVC-Aircraft with its own lists.
 
 A split file, which the published tables use (arXiv:2109.01134), is a JSON object with `train`,
 `val` and `test`, each a list of `[path below the image folder, label, class name]`.
@@ -56,8 +56,8 @@ def read_split(path: Path, *, remedy: str) -> CoopSplit:
             where = f"{path}: {part}[{number}]"
             check_path(image, where, remedy=remedy)
             if names.setdefault(label, name) != name or not name.isprintable():
-                was = f"label {label} is {name!r}, was {names[label]!r} before"
-                raise DataError(f"{where}: {was}.\n  {remedy}")
+                conflict = f"label {label} is {name!r}, was {names[label]!r} before"
+                raise DataError(f"{where}: {conflict}.\n  {remedy}")
             rows.append((PurePosixPath(image).as_posix(), label))
         parts[part] = tuple(rows)
     if sorted(names) != list(range(len(names))) or len(set(names.values())) < len(names):
@@ -81,18 +81,18 @@ def check_path(text: str, where: str, *, remedy: str) -> None:
 
 @dataclass(frozen=True)
 class CoopSet(Benchmark):
-    """One set.
+    """A benchmark set with CoOp's split file.
 
     Attributes:
-        image_root: folder, below the set's, that paths in the split file start at; "" for the
-            set's.
+        image_root: folder that paths in the split file start at, relative to the set's folder; ""
+            for the set's folder.
     """
 
     image_root: str
 
     @property
     def lists(self) -> list[str]:
-        """Files below its folder that name classes and images: CoOp's split file."""
+        """The set's files that list classes and images: for most sets CoOp's split file."""
         return [file.path for file in self.downloads if not file.has_images]
 
     def class_names(self, root: Path) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class CoopSet(Benchmark):
         """Reads the parts from CoOp's split file in the set's folder.
 
         Raises:
-            DataError: it is not a split file.
+            DataError: the file is not a split file.
         """
         return read_split(folder / self.lists[0], remedy=self._remedy)
 
@@ -134,7 +134,7 @@ class CoopSet(Benchmark):
 
 
 class AircraftSet(CoopSet):
-    """FGVC-Aircraft, whose lists are the class names and then, for each part, image and name."""
+    """FGVC-Aircraft: a list of class names, and for each part a list of images with their names."""
 
     def read_split(self, folder: Path) -> CoopSplit:
         """Reads the official parts.

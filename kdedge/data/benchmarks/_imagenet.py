@@ -1,6 +1,6 @@
 """ImageNet and its variants: class names by WordNet id, folders of images.
 
-Names come from CoOp's `classnames.txt` in the set's folder or ImageNet's, if it exists. Otherwise
+Names come from CoOp's `classnames.txt`, if it is in the set's folder or in ImageNet's. Otherwise
 they come from open_clip's IMAGENET_CLASSNAMES, a later revision of the same list that differs in
 some names (both are CLIP's, github.com/openai/CLIP).
 
@@ -32,7 +32,7 @@ class FolderSet(Benchmark):
     """ImageNet or a variant of it; a variant uses its test images for training, too.
 
     Attributes:
-        images: part -> folder of class folders, below the set's.
+        images: part -> folder of class folders, below the set's folder.
         is_numbered: class folders are named by position in the list of names, not by WordNet id.
     """
 
@@ -40,7 +40,7 @@ class FolderSet(Benchmark):
     is_numbered: bool = False
 
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """See `Benchmark.class_names`: sorted by WordNet id, those that have a folder."""
+        """See `Benchmark.class_names`: the classes that have a folder, sorted by WordNet id."""
         folders = dict.fromkeys(self.images.values())
         present = [images for images in folders if exists(root / self.folder / images)]
         if not present:
@@ -88,7 +88,7 @@ class FolderSet(Benchmark):
         return {key: name for key, name in names.items() if key in folders}
 
     def _names_by_id(self, root: Path) -> dict[str, str]:
-        """WordNet id -> class name, of all 1000 and in their order, no name twice."""
+        """WordNet id -> class name, for all 1000 classes in their order; names are distinct."""
         files = [root / folder / "classnames.txt" for folder in (self.folder, "imagenet")]
         file = next(filter(exists, files), None)
         if file is not None:
@@ -116,7 +116,7 @@ class FolderSet(Benchmark):
 
 
 def _names_in(folder: Path) -> list[str]:
-    """The sorted names in a folder, without hidden ones."""
+    """The sorted names in a folder, without hidden files."""
     try:
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:

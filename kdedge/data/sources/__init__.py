@@ -50,7 +50,7 @@ class ImageSource(Protocol):
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: they cannot be read.
+            UnusableImage: the bytes cannot be read.
         """
         ...
 
@@ -60,9 +60,9 @@ class Location(NamedTuple):
 
     Attributes:
         path: the file's absolute path.
-        position: of the image in a file with several, such as an offset or a row.
-        stamp: of the file when it was indexed; None if the file is opened for each image.
-        column: of the image, in a file with several images per row.
+        position: position of the image in a file with several, such as an offset or a row.
+        stamp: stamp of the file when it was indexed; None if the file is opened for each image.
+        column: column of the image, in a file with several images per row.
     """
 
     path: str
@@ -84,7 +84,7 @@ class WithoutLabels:
     """A source without its labels.
 
     Attributes:
-        items: the source's, each without a label.
+        items: the items of the source, without labels.
     """
 
     def __init__(self, source: ImageSource) -> None:
@@ -101,10 +101,10 @@ class WithoutLabels:
 
 
 class Joined:
-    """Two sources, one after the other; an image of both occurs twice, under the same key.
+    """Two sources in a row; an image that is in both occurs twice, under the same key.
 
     Attributes:
-        items: the first's, then the second's.
+        items: the items of the first source, then of the second.
     """
 
     def __init__(self, first: ImageSource, second: ImageSource) -> None:
@@ -125,7 +125,7 @@ class FileSource:
     """Image files.
 
     Attributes:
-        items: one per file.
+        items: one item per file.
         left_out: kind -> number of a folder's files that are not images.
     """
 
@@ -158,7 +158,7 @@ def read_file(path: Path) -> bytes:
     """Reads an image file.
 
     Raises:
-        UnusableImage: it is missing, may not be read, or is too large to be a photo.
+        UnusableImage: the file is missing, may not be read, or is too large to be a photo.
     """
     try:
         with path.open("rb") as file:
@@ -179,14 +179,14 @@ _MAX_NAMED = 8
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Returns the printable paths of files below the folder that all have in common."""
+    """Returns printable paths of files, relative to the innermost folder that holds all of them."""
     absolute = [path.absolute() for path in paths]
     common = os.path.commonpath([path.parent for path in absolute])
     return [printable(path.relative_to(common).as_posix()) for path in absolute]
 
 
 class LabelIndex:
-    """Finds class names: the exact one, else one that differs in case, blanks or underscores.
+    """Finds class names by exact text, or else ignoring case, blanks and underscores.
 
     Args:
         class_names: in class-list order.
@@ -206,12 +206,12 @@ class LabelIndex:
         """Returns the position of a class name, or of a number that is a position in the list.
 
         Args:
-            text: the source's label; "" for none, which gives None.
+            text: the source's label; for "" the result is None.
             where: the file and the row, for the message.
             numbers: also accept positions.
 
         Raises:
-            DataError: it is neither.
+            DataError: the text is neither a class name nor an accepted position.
         """
         if not text:
             return None

@@ -39,7 +39,7 @@ def need_datasets(purpose: str) -> Any:
     """Returns the `datasets` package.
 
     Raises:
-        MissingPackage: it is not installed.
+        MissingPackage: the package is not installed.
     """
     need("data", purpose, "datasets")
     return importlib.import_module("datasets")
@@ -62,12 +62,12 @@ def quiet(datasets: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that are used.
+    """The columns of a table that kdedge reads.
 
     Attributes:
         image: the column of images.
         label: the column of labels; None if there is none.
-        names: class names of its numbers; None if the table does not have them.
+        names: class names of the numbers in it; None if the table does not name them.
     """
 
     image: str
@@ -79,10 +79,10 @@ class TableFile(NamedTuple):
     """A file of a data set, as it was indexed.
 
     Attributes:
-        path: of the file.
-        schema: pyarrow's, with the metadata that `datasets` writes.
-        n_rows: images in it.
-        stamp: of the file.
+        path: the file's path.
+        schema: pyarrow's schema, with the metadata that `datasets` writes.
+        n_rows: number of images in the file.
+        stamp: the file's stamp.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class TableSource:
     Its pickle is small: each process maps the files itself.
 
     Attributes:
-        items: one per row; the key is `file/row`, from 0.
+        items: one item per row; the key is `file/row`, from 0.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class TableSource:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the row has none, or they cannot be read.
+            UnusableImage: the row has no bytes, or they cannot be read.
         """
         try:
             row = self._dataset[i].select([self._columns.image])
@@ -196,7 +196,7 @@ class TableSource:
         return self._starts[-1]
 
     def _place(self, i: int) -> tuple[TableFile, int]:
-        """The file that holds image i, and its row there."""
+        """Returns the file that contains image i, and the image's row in it."""
         number = bisect.bisect_right(self._starts, i) - 1
         return self._files[number], i - self._starts[number]
 
@@ -219,9 +219,9 @@ def choose_columns(
     """Finds the columns of images and labels.
 
     Args:
-        files: of one data set.
-        image_column: None for the only column of images.
-        label_column: None to find it by the features or by its name.
+        files: the files of one data set.
+        image_column: name of the column; None for the only column of images.
+        label_column: name of the column; None to find it by the features or by its name.
 
     Raises:
         DataError: there is no row; a file lacks a column, or the choice is not clear; the files
@@ -279,7 +279,7 @@ def _kind(feature: Any) -> Literal["image", "label"] | None:
     """The use of a column: images (bytes, or a struct with bytes), or labels (numbers or text)."""
     if isinstance(feature, dict):
         return "image" if _kind(feature.get("bytes")) == "image" else None
-    dtype = str(getattr(feature, "dtype", ""))  # of an Image "PIL.Image.Image"
+    dtype = str(getattr(feature, "dtype", ""))  # "PIL.Image.Image" for a feature of type Image
     if dtype.startswith("PIL.") or dtype in ("binary", "large_binary", "binary_view"):
         return "image"
     return "label" if re.fullmatch(r"u?int\d+|(large_)?string(_view)?", dtype) else None
@@ -299,8 +299,8 @@ def _no_column(file: TableFile, what: str, key: str) -> DataError:
 
 
 def _label_text(value: object, names: Sequence[str] | None) -> str | None:
-    """A label as text, "" for none; None if it is not a label."""
-    if value is None or value == -1:  # how `datasets` marks an image without a class
+    """Converts a label to text, "" if the image has no label; None if the value is invalid."""
+    if value is None or value == -1:  # `datasets` writes -1 for an image without a class
         return ""
     if isinstance(value, str):
         return value.strip()

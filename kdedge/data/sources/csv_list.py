@@ -1,6 +1,6 @@
 """A CSV file that lists images, and their classes if they have labels.
 
-A heading names the columns. Without one, a row is `path` or `path,label`.
+A heading names the columns. If there is no heading, a row is `path` or `path,label`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LABEL_HEADINGS = (
     *("label", "labels", "class", "classes", "class_name", "classname", "category", "target"),
     *("cls", "species", "tag"),
 )
-_DELIMITERS = (",", ";", "\t")  # a comma, unless the heading shows another
+_DELIMITERS = (",", ";", "\t")  # the heading decides; a comma if it does not
 _MAX_NAMED = 5
 
 
 class _Row(NamedTuple):
-    """A row: its line, the image's path, and its label or ""."""
+    """A row: its line number, the image's path, and the label, "" if there is none."""
 
     line: int
     path: str
@@ -46,7 +46,7 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
             user's own.
         class_names: in class-list order; used if `labeled`.
         labeled: read labels: a class name, as `LabelIndex` finds it, or else a position in the
-            class list from 0. An empty field is no label.
+            class list from 0. An image with an empty field has no label.
 
     Raises:
         DataError: no such file, not CSV, an invalid row, missing files, or no image.
@@ -92,9 +92,9 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
     try:
         for row in reader:
             line, fields = reader.line_num, [field.strip() for field in row]
-            named = None if rows or heading else _columns(path, fields)
-            if named is not None:
-                heading, columns = fields, named
+            named_columns = None if rows or heading else _columns(path, fields)
+            if named_columns is not None:
+                heading, columns = fields, named_columns
             elif any(fields):
                 image, label = columns
                 n_fields = 2 if heading is None else len(heading)
@@ -119,21 +119,21 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
 
 
 def _columns(path: Path, fields: Sequence[str]) -> tuple[int, int | None] | None:
-    """The columns of path and label that a heading names; None if it names an image."""
+    """The columns of path and label if the row is a heading; None if it is the row of an image."""
     images = _named(fields, _IMAGE_HEADINGS)
     if not images:
         return None
-    is_path = fields[0].lower() == "path"  # always a heading, even if there is such a file
+    is_path = fields[0].lower() == "path"  # always a heading, even if a file has this name
     if not is_path and is_file(path.parent / fields[0]):
         return None
     labels = _named(fields, _LABEL_HEADINGS)
     if not labels and is_path and len(fields) == 2:
-        return images[0], 1  # whatever its name
+        return images[0], 1  # the other column has the labels, whatever its name
     return images[0], labels[0] if labels else None
 
 
 def _named(fields: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Positions of the fields with one of these names, in the order of the names."""
+    """Positions of the fields that have one of the names, in the order of the names."""
     headings = [field.strip().strip('"').lower().replace(" ", "_") for field in fields]
     return [headings.index(name) for name in names if name in headings]
 
@@ -143,7 +143,7 @@ def _check_files(path: Path, heading: Sequence[str] | None, rows: Sequence[_Row]
     if not missing:
         return
     lines = (f"line {row.line}: {printable(row.path)}" for row in missing)
-    named = "; ".join(some_of(lines, _MAX_NAMED))
+    examples = "; ".join(some_of(lines, _MAX_NAMED))
     hint = ""
     if heading is None and missing == list(rows[:1]) and len(rows) > 1:
         hint = (
@@ -153,6 +153,6 @@ def _check_files(path: Path, heading: Sequence[str] | None, rows: Sequence[_Row]
     elif all(";" in row.path for row in missing):
         hint = "\n  These lines have semicolons; separate the columns by commas."
     raise DataError(
-        f"{path} names {len(missing)} missing files.\n  {named}.\n"
+        f"{path} names {len(missing)} missing files.\n  {examples}.\n"
         f"  Relative paths start at {path.parent}.{hint}"
     )

@@ -19,7 +19,7 @@ from kdedge.files import printable
 from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
 
 # Names that operating systems leave in folders, in lower case
-_LEFT_BEHIND = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")
+_SYSTEM_FILES = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")
 
 _MAX_NAMED = 5
 
@@ -27,14 +27,14 @@ _MAX_NAMED = 5
 def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
     """Lists the images below a folder, sorted by their relative paths, which are the keys.
 
-    Skipped are hidden files and folders, files that operating systems leave behind, and files
-    without an image's extension, which are counted. Symbolic links are followed, each folder once.
+    Hidden files and folders, files of operating systems, and files without an image's extension are
+    skipped; the last are counted. Symbolic links are followed, and each folder is read once.
 
     Args:
         folder: where to look, to any depth.
         class_names: in class-list order; used if `labeled`.
-        labeled: the first folder level names the class; as `LabelIndex` finds it. Images
-            outside of any class folder have no label.
+        labeled: read labels: the first folder level is the class name, as `LabelIndex` finds it.
+            Images outside of any class folder have no label.
 
     Raises:
         DataError: no such folder, no image in it or in a class folder, or a folder whose name is
@@ -83,7 +83,7 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
     real: list[str] = [""]
     linked: list[str] = []
     while real or linked:
-        # Links come last, so that a real folder keeps its own name when a link shows it again.
+        # Links come last, so that a folder has its own name even if a link points to it.
         relative = real.pop() if real else linked.pop(0)
         try:
             status = (root / relative).stat()
@@ -100,10 +100,10 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
         for entry in listed:
             name = f"{relative}/{entry.name}" if relative else entry.name
             extension = _extension(entry.name)
-            if entry.name.startswith(".") or entry.name.casefold() in _LEFT_BEHIND:
+            if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_FILES:
                 continue
             is_link = entry.is_symlink()
-            # os.path.isdir raises nothing for a link to an unreadable place
+            # os.path.isdir raises no error for a link to an unreadable folder
             if os.path.isdir(entry.path) if is_link else entry.is_dir():  # noqa: PTH112
                 (linked if is_link else real).append(name)
             elif extension in extensions:
@@ -119,7 +119,7 @@ def _extension(name: str) -> str:
 def _no_images(folder: Path, left_out: Counter[str]) -> str:
     others = left_out_text(left_out)
     remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)} and others."
-    if left_out[".parquet"]:  # as in a download from Hugging Face
+    if left_out[".parquet"]:  # probably a download from Hugging Face
         remedy = f'For Parquet files, write in the recipe: parquet: "{folder}/**/*.parquet".'
     return f"{folder} has no image files; found {others or 'nothing at all'}.\n  {remedy}"
 
@@ -139,7 +139,7 @@ def _folder_labels(
     labels = {name: index.find(printable(name)) for name in folders}
     unknown = [printable(name) for name, label in labels.items() if label is None]
     if unknown:
-        # One of the classes without a folder may be meant
+        # The unknown folder may be meant for a class that has none
         present = set(labels.values())
         missing = [name for i, name in enumerate(class_names) if i not in present]
         named = some_of((f'"{name}"{index.nearest(name)}' for name in unknown), _MAX_NAMED)

@@ -1,4 +1,4 @@
-"""Hugging Face datasets: a folder that `save_to_disk` wrote, or the name of one on the Hub."""
+"""Hugging Face datasets: a folder that `save_to_disk` wrote, or a dataset on the Hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdedge.files import FileStamp
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
-# End mark of an Arrow stream; a stream that lacks it was cut short, but reads without an error
+# End mark of an Arrow stream; a truncated stream lacks it, but is read without an error
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -40,14 +40,14 @@ def open_source(
         place: folder of one dataset or split, or `hf://datasets/OWNER/NAME`, followed by `/CONFIG`
             if the dataset has several.
         part: train, val or test; only for a dataset on the Hub.
-        image_column: None for the only column of images.
-        label_column: None to find it by the features or by its name.
+        image_column: name of the column; None for the only column of images.
+        label_column: name of the column; None to find it by the features or by its name.
         class_names: in class-list order; used if `labeled`.
         labeled: read labels; their names must be in the class list.
 
     Raises:
-        DataError: it is not a dataset, a file is damaged or missing, there is no such column, or
-            a label is not a class name.
+        DataError: the place is not a dataset, a file is damaged or missing, there is no such
+            column, or a label is not a class name.
         SetupError: the Hub cannot be reached and the dataset is not in the cache.
         MissingPackage: datasets is not installed.
     """
@@ -68,7 +68,7 @@ def open_source(
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder is a dataset, or holds splits of one."""
+    """Whether a folder is a dataset, or contains splits of a dataset."""
     return (folder / _STATE).is_file() or (folder / _SPLITS).is_file()
 
 
@@ -98,7 +98,7 @@ def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
 
 
 def _files(datasets: Any, folder: Path) -> list[Path]:
-    """The files of a dataset in a folder, in its order."""
+    """The files of a dataset in a folder, in the dataset's order."""
     if (folder / _SPLITS).is_file():
         raise DataError(f"{folder} holds several splits.\n  Name the folder of one of them.")
     try:
@@ -112,16 +112,16 @@ def _files(datasets: Any, folder: Path) -> list[Path]:
 
 
 def _open(datasets: Any, path: Path) -> Any:
-    """An Arrow file as a dataset, mapped into memory."""
+    """Maps an Arrow file into memory as a dataset."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - len(_END)))
-            is_whole = file.read() == _END
+            is_complete = file.read() == _END
         dataset = datasets.Dataset.from_file(str(path))
     except arrow_errors() as error:
         reason = first_line(error)
     else:
-        if is_whole:
+        if is_complete:
             return dataset
         reason = "it is cut short"
     raise DataError(

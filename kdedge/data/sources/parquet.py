@@ -43,8 +43,8 @@ def open_source(
 
     Args:
         pattern: a file, a folder of `.parquet` files, or a pattern with `*`.
-        image_column: None for the only column of images.
-        label_column: None to find it by the features or by its name.
+        image_column: name of the column; None for the only column of images.
+        label_column: name of the column; None to find it by the features or by its name.
         class_names: in class-list order; used if `labeled`.
         labeled: read labels: class names, or numbers, which are positions in the class list
             unless the file's features name them.
@@ -66,7 +66,7 @@ def find_files(pattern: str) -> list[Path]:
     """The files of a pattern, sorted by name.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no such files.
     """
     path = Path(pattern).expanduser()
     if path.is_file():
@@ -97,7 +97,7 @@ def _open(path: Path) -> TableFile:
 
 
 def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
-    """The used columns as a dataset; an earlier copy of `datasets` is used again."""
+    """Copies the used columns into a dataset, or uses an earlier copy in the cache."""
     import pyarrow.parquet as pq
 
     names = [name for name in (columns.image, columns.label) if name is not None]
@@ -120,7 +120,7 @@ def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
             raise explain_os_error(cause, Path(datasets.config.HF_DATASETS_CACHE)) from error
-        for file in files:  # which of them is it?
+        for file in files:  # finds the damaged one
             try:
                 for _ in pq.ParquetFile(file.path).iter_batches(_ROWS_AT_ONCE, columns=names):
                     pass

@@ -1,7 +1,7 @@
 """Drawn pictures without download: textured shapes, as seen by a dim camera in yellow light.
 
-The demo's data. Its novel classes recombine the colors, textures and shapes of its base classes, so
-what a prompt learns about the camera on the base classes helps on the novel ones.
+The demo uses it. The novel classes recombine the colors, textures and shapes of the base classes,
+so a prompt that adapts to the camera on the base classes helps on the novel classes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def open_source(*, part: str, labeled: bool) -> ImageSource:
 
     Args:
         part: "train" (120 pictures per class), "val" (20) or "test" (40).
-        labeled: whether items have their label.
+        labeled: whether the items have labels.
     """
     n_classes = len(CLASS_NAMES)
     items = tuple(
@@ -72,7 +72,7 @@ class SyntheticSource:
 
     Attributes:
         part: "train", "val" or "test".
-        items: one per picture; classes alternate.
+        items: one item per picture; classes alternate.
     """
 
     part: str

@@ -53,7 +53,7 @@ class WebDatasetSource:
     """Images in tar shards, in the order of the shards and of the members in them.
 
     Attributes:
-        items: one per image; the key is `shard.tar/base name`.
+        items: one item per image; the key is `shard.tar/base name`.
     """
 
     def __init__(self, members: Sequence[_Member], items: Sequence[Item]) -> None:
@@ -91,14 +91,14 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
     """Indexes local shards.
 
     Args:
-        pattern: path of a shard, or of many: `shards-{000..063}.tar`.
+        pattern: path of a shard, or a pattern of several: `shards-{000..063}.tar`.
         class_names: in class-list order; used if `labeled`.
         labeled: read labels from `cls` members: a number is a position in the class list, any
             other text a class name. A sample without this file has no label.
 
     Raises:
         DataError: a shard is missing, remote, compressed or damaged; a sample does not have exactly
-            one image; a label is invalid; or no sample has one although labels are needed.
+            one image; a label is invalid; or no sample has a label although labels are needed.
         MissingPackage: webdataset is not installed.
     """
     labels = LabelIndex(class_names)
@@ -113,8 +113,8 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
                 "  Put the files of one sample next to each other, and use unique base names."
             )
         keys.add(key)
-        members.append(_image_of(sample))
-        items.append(Item(key, _label_of(sample, labels) if labeled else None))
+        members.append(_sample_image(sample))
+        items.append(Item(key, _sample_label(sample, labels) if labeled else None))
     if not items:
         raise DataError(
             f"{pattern}: no shard has an image.\n  Write shards with jpg, png or webp members."
@@ -199,8 +199,8 @@ def _index(path: Path) -> list[_Member]:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                     if not member.isreg() or _META.match(member.name):
                         continue
-                    room = stamp.size - member.offset_data
-                    if member.issparse() or not 0 <= member.size <= room:
+                    n_left_bytes = stamp.size - member.offset_data
+                    if member.issparse() or not 0 <= member.size <= n_left_bytes:
                         raise DataError(
                             f"{path}: {member.name} is stored as a sparse file, or claims more"
                             " bytes than the shard has.\n  Copy or write the shard again."
@@ -219,10 +219,10 @@ def _index(path: Path) -> list[_Member]:
     return members
 
 
-def _image_of(sample: dict[str, Any]) -> _Member:
+def _sample_image(sample: dict[str, Any]) -> _Member:
     """Finds a sample's one image."""
     images = [sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample]
-    # Other kinds count only without a usual one: a sample may also hold a preview or a mask
+    # Rarer formats count only if there is no usual one: they may be a preview or a mask
     images = images or [sample[kind] for kind in sorted(more_extensions()) if kind in sample]
     if len(images) != 1:
         names = [value.name for value in sample.values() if isinstance(value, _Member)]
@@ -239,10 +239,10 @@ def _image_of(sample: dict[str, Any]) -> _Member:
     return member
 
 
-def _label_of(sample: dict[str, Any], labels: LabelIndex) -> int | None:
+def _sample_label(sample: dict[str, Any], labels: LabelIndex) -> int | None:
     """Reads a sample's label; None if it has none."""
     text = _label_text(sample) or ""
-    # As in WebDataset; in lists and tables, a number that is a class name means that class
+    # As in WebDataset, a number is a position, even if a class has this number as its name
     if text.isdecimal() and len(text) < 10 and int(text) < len(labels.class_names):
         return int(text)
     return labels.read(text[:80], f"{sample['__url__']}: {sample['__key__']}.cls")
