@@ -49,22 +49,22 @@ from kdedge.targets.registry import (
 
 log = logging.getLogger(__name__)
 
-_FROM_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
+_NEEDS_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
 _NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What only the export of a run has: its folded model and its images.
+    """Data that only the export of a run provides: its folded model and its images.
 
     Attributes:
         model: the folded model.
         compare: compares an artifact's loaded file with the unfused model, on all images of the
             comparison.
-        calibration: [N, 3, S, S], images as the graph takes them that decide the ranges of INT8;
-            None if no INT8 file is made.
-        limit: fits the limit of "none of these" of a file and its backend; None if the artifact has
-            none.
+        calibration: [N, 3, S, S], calibration images in the form of the graph's input; None if no
+            INT8 file is made.
+        limit: fits the "none of these" limit of a file on its backend; None if the artifact has no
+            limits.
     """
 
     model: Any
@@ -83,10 +83,10 @@ def build_files(
     """Builds a target's missing files, and compares those that can run on this machine.
 
     Args:
-        artifact: gets the files; `artifact.json` is saved after each.
+        artifact: the artifact that gets the files; `artifact.json` is saved after each.
         name: name of the target. Files of `onnx` are written by `deploy.export`.
         precisions: precisions of the files.
-        run: what the run's export has; None for an artifact that was exported before.
+        run: inputs from the run; None for an artifact that was exported before.
 
     Returns:
         The artifact with the files' entries, and the names of the files of these precisions. The
@@ -138,7 +138,7 @@ def build_files(
             artifact, entry = build_file(artifact, target, file, build, source=source)
             artifact.save()
         if entry.parity is None:
-            measured = _with_parity_if_it_runs(artifact, target, entry, run)
+            measured = _with_parity_if_runnable(artifact, target, entry, run)
             if measured != entry:
                 artifact = artifact.with_files(measured)
                 artifact.save()
@@ -154,28 +154,28 @@ def add_cpu_files(
     """Builds the missing files of every target that has files for CPUs.
 
     Args:
-        artifact: gets the files; ONNX files are those that it has.
-        run: what the run's export has; None for an artifact that was exported before.
+        artifact: the artifact that gets the files; they are built from its ONNX files.
+        run: inputs from the run; None for an artifact that was exported before.
 
     Returns:
-        The artifact, and why a target's precision is missing, by their names.
+        The artifact; and the missing files, as target and precision -> the reason.
 
     Raises:
         ResourceError: memory or disk ran out.
     """
     missing: dict[str, str] = {}
-    there = {(f.target, f.precision) for f in artifact.files if f.device != "gpu"}
+    present = {(f.target, f.precision) for f in artifact.files if f.device != "gpu"}
     for target in list_targets():
-        of_run = target.name == "onnx" or target.source == "folded model"
+        needs_run = target.name == "onnx" or target.source == "folded model"
         for precision in target.cpu_precisions:
-            # A file from the folded model is there already if its target was asked for, too
-            if of_run and (target.name, precision) in there:
+            # A file from the folded model exists already if its target was also requested
+            if needs_run and (target.name, precision) in present:
                 continue
             what = f"{target.label} {precision}"
-            if of_run and run is None:
-                missing[what] = _FROM_RUN
+            if needs_run and run is None:
+                missing[what] = _NEEDS_RUN
                 continue
-            if of_run and run is not None and run.calibration is None and precision == "int8":
+            if needs_run and run is not None and run.calibration is None and precision == "int8":
                 missing[what] = _NO_IMAGES
                 continue
             try:
@@ -183,7 +183,7 @@ def add_cpu_files(
             except (MissingPackage, BackendUnavailable):
                 missing[what] = "not installed; kdedge doctor says how to"
             except (DataError, RecipeError, SetupError) as error:
-                missing[what] = " ".join(str(error).split())  # with what to do about it
+                missing[what] = " ".join(str(error).split())  # one line, with the remedy
     return artifact, missing
 
 
@@ -204,7 +204,7 @@ def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
     """Checks that a target has files of these precisions.
 
     Raises:
-        RecipeError: it does not.
+        RecipeError: the target does not have them.
     """
     for precision in precisions:
         if precision not in target.precisions:
@@ -217,11 +217,11 @@ def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
 
 
 def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFile:
-    """The ONNX file that a file is built from; only targets for CPUs take one for CPUs."""
+    """The ONNX file that a target's file is built from; CPU files are only for CPU targets."""
     if target.base_precision is not None and precision != "int8":
         precision = target.base_precision
-    unfit = "gpu" if target.is_for_cpu else "cpu"
-    files = [file for file in artifact.files if file.target == "onnx" and file.device != unfit]
+    other = "gpu" if target.is_for_cpu else "cpu"
+    files = [file for file in artifact.files if file.target == "onnx" and file.device != other]
     for file in files:
         if file.precision == precision:
             return file
@@ -235,7 +235,7 @@ def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFi
 
 
 def _existing_entry(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile | None:
-    """The entry of an existing, undamaged file that was built from this ONNX file, or None.
+    """The entry of an undamaged file that was built from this ONNX file; None if there is none.
 
     Raises:
         DataError: another file of that name exists.
@@ -271,10 +271,10 @@ def build_file(
     """Builds a file; returns the artifact that lists it, and its entry, not yet compared.
 
     Args:
-        artifact: gets the file, and the second file that has its weights.
+        artifact: the artifact that gets the file, and the separate file of its weights, if any.
         target: the file's target.
         file: the file.
-        build: writes it, and returns what it was built with.
+        build: writes the file, and returns the tools and settings of the build.
         source: the artifact's ONNX file that it is built from; None for the folded model.
     """
     log.info("Building %s from %s.", file.name, source.name if source else "the folded model")
@@ -304,7 +304,7 @@ def build_file(
 def with_parity(
     artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
 ) -> ModelFile:
-    """A file's entry with its parity and gate, and its limit of "none of these".
+    """Returns a file's entry with its parity, its gate and its "none of these" limit.
 
     Raises:
         SetupError: this machine cannot run the file.
@@ -327,11 +327,11 @@ def with_parity(
     return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)
 
 
-def _with_parity_if_it_runs(
+def _with_parity_if_runnable(
     artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
 ) -> ModelFile:
-    """The entry with its parity and gate; unchanged if the file cannot run on this machine."""
-    level = logging.INFO  # for a machine that lacks the package or the device
+    """Returns the entry with its parity and gate; unchanged if this machine cannot run the file."""
+    level = logging.INFO  # if only the package or the device is missing
     if target.backend is None and not hasattr(build_module(target), "load"):
         return entry
     try:

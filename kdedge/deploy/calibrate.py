@@ -23,7 +23,7 @@ from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, r
 log = logging.getLogger(__name__)
 
 N_CANDIDATES = 2
-"""Candidates per calibration image that are classified, so that rare classes are found, too."""
+"""Candidates per calibration image that are classified, so that rare classes are included."""
 
 N_ADVISED = 100
 """With fewer images, the ranges depend on which images were chosen."""
@@ -34,13 +34,13 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Images for quantization, as the graph sees them.
+    """Images for quantization, after resize and crop.
 
     Attributes:
         pixels: [N, S, S, 3], uint8, RGB; one of each class in turn.
-        files: of each image, its `key` in the source, the `sha256` of its file, and the index of
-            the class that the float32 graph gives, `predicted`.
-        seed: seed by which candidates were drawn.
+        files: for each image its `key` in the source, the `sha256` of its file, and `predicted`,
+            the index of the class that the float32 graph predicts.
+        seed: seed that candidates were drawn with.
         preprocess: preprocessing of the pixels.
     """
 
@@ -59,8 +59,8 @@ class CalibrationSet:
         held_out = spread(len(self.files), n_images) if n_images else []
         rest = sorted(set(range(len(self.files))).difference(held_out))
         ranges, held = (
-            replace(self, pixels=self.pixels[some], files=tuple(self.files[i] for i in some))
-            for some in (rest, sorted(held_out))
+            replace(self, pixels=self.pixels[rows], files=tuple(self.files[i] for i in rows))
+            for rows in (rest, sorted(held_out))
         )
         return ranges, held
 
@@ -90,9 +90,9 @@ def choose_calibration_images(
 
     Args:
         source: unlabeled images; labels are ignored.
-        digests: SHA-256 by position in the source, of the images that may be chosen; not of those
-            that the result is measured on.
-        n_images: number of images, if there are as many.
+        digests: position in the source -> SHA-256, for the images that may be chosen; images that
+            the result is measured on are not among them.
+        n_images: largest number of images.
         seed: seed for drawing candidates; the same images give the same set.
         predict: [B, S, S, 3] -> [B, C], logits of the float32 graph.
         preprocess: the deployment's preprocessing.
@@ -100,7 +100,7 @@ def choose_calibration_images(
     Raises:
         DataError: no image is left to choose, one is no longer readable, or all look the same.
     """
-    drawn: dict[str, int] = {}  # each image content once
+    drawn: dict[str, int] = {}  # each image content only once
     for index in np.random.default_rng(seed).permutation(sorted(digests)).tolist():
         drawn.setdefault(digests[index], index)
     candidates = list(drawn.values())[: N_CANDIDATES * n_images]
@@ -140,7 +140,7 @@ def choose_calibration_images(
 
 
 def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:
-    """Orders images: one of each class, then a second of each class, and so on."""
+    """Orders images: the first of each class, then the second of each class, and so on."""
     n_before: Counter[int] = Counter()
     turns = {}
     for index, class_index in predicted.items():
@@ -179,7 +179,7 @@ def read_pixels(source: ImageSource, indices: Sequence[int], preprocess: Preproc
 
 
 def read_images(source: ImageSource, indices: Sequence[int]) -> Iterator[PixelArray]:
-    """Reads images as they are, one after the other: [H, W, 3], uint8, RGB, upright.
+    """Yields images without resize and crop: [H, W, 3], uint8, RGB, upright.
 
     Raises:
         DataError: an image cannot be read or decoded.

@@ -1,7 +1,7 @@
 """The classes of an artifact with open classes: writes the class matrix, and later changes it.
 
-Each change is a new file, and `artifact.json`, which names it, is replaced last: a reader finds the
-classes before the change or those after it. Earlier matrices stay in the folder. Loads no torch.
+Each change is a new file, and `artifact.json`, which names it, is replaced last: a reader gets the
+classes either before or after the change. Earlier matrices stay in the folder. Loads no torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kdedge.runtime.open_classes import load_matrix
 
 @dataclass(frozen=True, eq=False)
 class NewClasses:
-    """Classes for an artifact.
+    """Classes to add to an artifact.
 
     Attributes:
         names: the class names.
@@ -55,7 +55,7 @@ def write_classes(
     """Writes the class matrix of a new artifact, and returns the artifact that lists it.
 
     Args:
-        artifact: not saved yet.
+        artifact: the artifact, which is not saved yet.
         vectors: [C, D], the class vectors, in the order of its class names.
         scale: `logit_scale.exp()`.
 
@@ -98,7 +98,7 @@ def change_classes(
         if added is not None:
             vectors = added.vectors
             if artifact.provenance.get("balance") and vectors.shape[1] == classes.dim - 1:
-                # The last feature is 1, for offsets; of a new class none is known
+                # The last feature is 1 and multiplies the class's offset, 0 for a new class
                 vectors = np.pad(vectors, ((0, 0), (0, 1)))
             if vectors.shape != (len(added.names), classes.dim):
                 raise ShapeError(
@@ -116,7 +116,7 @@ def change_classes(
         )
         changes = (*classes.changes, change)
         versions = map(file_name, itertools.count(len(changes) + 1))
-        # One that is not listed is left of an interrupted change
+        # An interrupted change may have left a file that is not listed
         file = next(name for name in versions if not (folder / name).exists())
         artifact = dataclasses.replace(artifact, class_names=names)
         classes = dataclasses.replace(classes, file=file, changes=changes)
@@ -128,7 +128,7 @@ def change_classes(
 def changed_names(
     artifact: Artifact, added: Sequence[str], removed: Sequence[str]
 ) -> tuple[str, ...]:
-    """The class names after a change.
+    """Returns the class names after a change.
 
     Raises:
         RecipeError: the artifact has no open classes, or lacks a class to remove.
@@ -147,8 +147,8 @@ def changed_names(
                 f'"{name}" {what} of {artifact.path}.\n'
                 f"  `kdedge classes {artifact.path}` lists its classes."
             )
-    left = [name for name in artifact.class_names if name not in removed]
-    names = (*left, *(name.strip() for name in added))
+    remaining = [name for name in artifact.class_names if name not in removed]
+    names = (*remaining, *(name.strip() for name in added))
     where = f"The changed class list of {artifact.path}"
     if "" in names:
         raise DataError(f"{where} has an empty name.\n  Give each class a name.")
@@ -162,11 +162,11 @@ def changed_names(
 
 
 def _with_matrix(artifact: Artifact, matrix: Matrix, classes: OpenClasses) -> Artifact:
-    """Writes the matrix into the artifact's folder, and lists it."""
+    """Writes the matrix into the artifact's folder; returns the artifact that lists it."""
     write_atomic(artifact.path / classes.file, matrix_bytes(matrix))
     return dataclasses.replace(artifact.with_others(classes.file), open_classes=classes)
 
 
 def _rows(vectors: npt.NDArray[np.float32], scale: float) -> Matrix:
-    """`scale` times the vectors, computed in float64 and stored in float32."""
+    """Rows of the class matrix: `scale` times the vectors, computed in float64, in float32."""
     return (scale * vectors.astype(np.float64)).astype(np.float32)

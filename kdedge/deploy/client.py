@@ -31,8 +31,8 @@ from kdedge.targets.registry import load_file
 Pictures = Literal["ppm", "png"]
 
 SCORE_TOLERANCE = 1.0
-"""Largest difference of a score, percentage points: pixels that differ by 1 of 255 stay below it.
-A label is right if its class is no further below the best."""
+"""Largest difference of a score, in percentage points; pixels that differ by 1 of 255 cause less.
+A label is right if the score of its class is within this distance of the best."""
 
 MEAN_TOLERANCE = 0.5
 """Largest difference of a channel's mean, of 255."""
@@ -57,14 +57,14 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class ClientCheck:
-    """How a client's answers compare with the artifact's.
+    """Comparison of a client's answers with the artifact's.
 
     Attributes:
         file: name of the model file that the client ran.
         n_images: number of images.
-        max_score_difference: percentage points; None if no score was compared.
-        max_mean_difference: of 255; None if the client gives no `rgb_mean`.
-        mistakes: answers that are not the artifact's.
+        max_score_difference: in percentage points; None if no score was compared.
+        max_mean_difference: in units of 1/255; None if the client gives no `rgb_mean`.
+        mistakes: answers that differ from the artifact's.
     """
 
     file: str
@@ -88,14 +88,14 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
     Args:
         artifact: the artifact, with a smoke set.
         folder: the folder, which must not exist.
-        pictures: format of the images: both are lossless.
+        pictures: format of the images; both formats are lossless.
 
     Raises:
         RecipeError: the folder exists.
         DataError: the smoke set is missing, or has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    smoke = _first(load_smoke_set(artifact))
+    smoke = _uncropped_part(load_smoke_set(artifact))
     names = [f"{number:03}.{pictures}" for number in range(len(smoke.images))]
     with new_folder(folder) as new:
         for name, image in zip(names, smoke.uncropped(), strict=True):
@@ -106,8 +106,8 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
 def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientCheck:
     """Compares a client's answers with the artifact's.
 
-    The smoke set has the answers of the float32 file. kdedge runs any other file here, to get
-    its answers.
+    The smoke set has the answers of the float32 file. Any other file is run here to get its
+    answers.
 
     Args:
         artifact: the artifact, with a smoke set.
@@ -115,19 +115,19 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
         file: the model file that the client ran.
 
     Raises:
-        GateError: an answer differs (`result` has the check), or the file does not have one for
-            each image.
-        DataError: it cannot be read; the smoke set or the model file is missing, or has changed
-            since the export.
+        GateError: an answer differs (`result` has the check), or the file does not have an answer
+            for each image.
+        DataError: the answers cannot be read; the smoke set or the model file is missing, or has
+            changed since the export.
     """
     artifact.checked(file.name)
-    smoke = _first(load_smoke_set(artifact))
+    smoke = _uncropped_part(load_smoke_set(artifact))
     try:
         lines = read_bytes(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise GateError(f"{path} is no UTF-8 text: {error}.\n  {_FORMAT}") from error
-    named = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    answers = [_answer(line, number, artifact.class_names) for number, line in named]
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    answers = [_answer(line, number, artifact.class_names) for number, line in numbered]
     if len(answers) != len(smoke.pixels):
         raise GateError(
             f"The client gave {len(answers)} answers for {len(smoke.pixels)} images.\n  {_FORMAT}"
@@ -156,8 +156,8 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
     return checked
 
 
-def _first(smoke: SmokeSet) -> SmokeSet:
-    """The smoke set's first images, which are not resized and cropped."""
+def _uncropped_part(smoke: SmokeSet) -> SmokeSet:
+    """The part of the smoke set whose images are stored before resize and crop."""
     n_images = len(smoke.images)
     return SmokeSet(smoke.pixels[:n_images], smoke.logits[:n_images], smoke.images)
 
@@ -193,19 +193,19 @@ def _compare(
     means = smoke.pixels.mean(axis=(1, 2))  # [K, 3]
     mistakes, score_differences, mean_differences = [], [], []
     for number, (answer, row, mean) in enumerate(zip(answers, scores, means, strict=True)):
-        best, place = int(row.argmax()), names.index(answer.label)
-        below = row[best] - row[place]
-        if below > (SCORE_TOLERANCE if has_scores else 0):
+        best, position = int(row.argmax()), names.index(answer.label)
+        gap = row[best] - row[position]
+        if gap > (SCORE_TOLERANCE if has_scores else 0):
             mistakes.append(Mismatch(number, f"the label {names[best]!r}", repr(answer.label)))
         elif has_scores and answer.score is not None:
-            score_differences.append(abs(answer.score - float(row[place])))
+            score_differences.append(abs(answer.score - float(row[position])))
             if score_differences[-1] > SCORE_TOLERANCE:
-                expected = f"the score {row[place]:.2f} for {answer.label!r}"
+                expected = f"the score {row[position]:.2f} for {answer.label!r}"
                 mistakes.append(Mismatch(number, expected, f"{answer.score:.2f}"))
         if answer.rgb_mean is not None:
-            apart = np.abs(np.asarray(answer.rgb_mean) - mean).max()
-            mean_differences.append(float(apart))
-            if apart > MEAN_TOLERANCE:
+            difference = np.abs(np.asarray(answer.rgb_mean) - mean).max()
+            mean_differences.append(float(difference))
+            if difference > MEAN_TOLERANCE:
                 expected = f"the means {_shown(mean)} of red, green and blue"
                 mistakes.append(Mismatch(number, expected, _shown(answer.rgb_mean)))
     return ClientCheck(

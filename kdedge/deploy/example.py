@@ -28,7 +28,7 @@ def read_rgb(path: str) -> Image.Image:
     image = Image.open(path)
     image.load()
     turned = ImageOps.exif_transpose(image)
-    if turned.mode.startswith("I"):  # gray of 8 or 16 bits, which Pillow would cut off at 255
+    if turned.mode.startswith("I"):  # gray of 8 or 16 bits, which Pillow would clip at 255
         values = np.asarray(turned).astype(np.int64)
         is_16_bit = turned.mode != "I" or image.format in ("PNG", "PPM") or values.max() > 255
         gray = (values + 128) // 257 if is_16_bit else values
@@ -53,7 +53,7 @@ def resize_and_crop(image: Image.Image, preprocess: dict[str, Any]) -> Image.Ima
 
 
 def run(session: Any, path: str, artifact: dict[str, Any]) -> tuple[Any, Any]:
-    """What the graph gives for an image, and the pixels that it sees, [3, S, S] from 0 to 255."""
+    """Returns the graph's output for an image, and its input pixels, [3, S, S] from 0 to 255."""
     image = read_rgb(path)
     if session.get_inputs()[0].name == "image":  # with preprocessing
         outputs, pixels = session.run(None, {"image": np.asarray(image)})
@@ -79,7 +79,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def choose(folder: Path, artifact: dict[str, Any]) -> str:
-    """The ONNX file that was the fastest on a CPU, else the smallest one that passed its gate."""
+    """Chooses the ONNX file that was fastest on a CPU, or the smallest that passed its gate."""
     files = [f for f in artifact["files"] if f["target"] == "onnx" and f["device"] != "gpu"]
     passed = [f for f in files if f["gate"] != "missed"] or files
     file = folder / "cpu_choice.json"
@@ -91,7 +91,7 @@ def choose(folder: Path, artifact: dict[str, Any]) -> str:
 
 
 class NoneOfThese:
-    """Tells images that look like none of the classes."""
+    """Recognizes images that look like none of the classes."""
 
     def __init__(self, artifact: dict[str, Any], model: Path) -> None:
         files = {file["name"]: file for file in artifact["files"]}
@@ -100,7 +100,7 @@ class NoneOfThese:
             self.arrays = read_arrays(model.parent / artifact["none_of_these"]["file"])
 
     def __call__(self, output: Any) -> bool:
-        """Whether what the graph gives for an image is too far from the known images' outputs."""
+        """Whether the graph's output for an image is too far from the outputs of known images."""
         if self.below is None:
             return False
         distances = self.arrays["whitening"] @ output.astype(np.float64) - self.arrays["means"]
@@ -126,7 +126,7 @@ def main() -> None:
     matrix = None if classes is None else np.load(model.parent / classes["file"])
     none = NoneOfThese(artifact, model) if "none_of_these" in artifact else None
     options = onnxruntime.SessionOptions()
-    if b'"\x0eQuantizeLinear' in model.read_bytes():  # fixed ranges, which may overflow else
+    if b'"\x0eQuantizeLinear' in model.read_bytes():  # fixed ranges, which may overflow without it
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

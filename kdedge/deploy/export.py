@@ -1,8 +1,8 @@
 """Exports a trained model to an artifact: folds it, writes ONNX files, compares each of them.
 
 Every file is compared with the unfused float32 model on real images. A file that misses a gate
-stays in the artifact and is marked in `artifact.json`. It is used only if its precision is asked
-for.
+stays in the artifact and is marked in `artifact.json`. It is used only if its precision is given
+explicitly.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ log = logging.getLogger(__name__)
 
 CALIBRATION_RECORD = "calibration.json"
 N_HELD_OUT = 256
-"""Images besides those for ranges, on which INT8 models are chosen: one is 0.4 points."""
+"""Images that choose among INT8 models and give no ranges; one image is 0.4 points."""
 
 N_RANGE_IMAGES = 32
-"""Images that show which layers exceed the range of FP16, if there is no calibration set."""
+"""Images that check which layers exceed the range of FP16, if there is no calibration set."""
 
 
 def export_artifact(
@@ -67,19 +67,19 @@ def export_artifact(
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
-        trained: a run opened by `load_run`.
+        trained: a run that `load_run` opened.
         precisions: precisions besides fp32, which is always written; int8 implies fp16.
         output: the artifact's folder, which must not exist; by default the next number in the
             run's `artifacts`.
 
     Returns:
-        The artifact, and what other targets' files are built from and compared with. Its provenance
-        has GFLOPs per image (2 per multiply-add) of the bare image encoder, of the model as
-        trained, and of the folded model.
+        The artifact, and the inputs for building and comparing other targets' files. The artifact's
+        provenance has GFLOPs per image (2 per multiply-add) of the image encoder alone, of the
+        model as trained, and of the folded model.
 
     Raises:
         RecipeError: the folder exists, or the recipe has no images to compare with.
-        InUseError: another process exports to it.
+        InUseError: another process exports to this folder.
         DataError: images are unreadable, or there are no images for INT8 calibration.
         SetupError: a package is missing.
         ResourceError: the disk is full.
@@ -114,7 +114,7 @@ class _Writer:
 
     Attributes:
         artifact: the artifact with the files written so far.
-        run: what all targets' files are built from and compared with.
+        run: inputs that all targets' files are built from and compared with.
     """
 
     def __init__(
@@ -198,13 +198,13 @@ class _Writer:
         write_smoke_set(
             folder / SMOKE_SET, shown.pixels, shown.logits, shown.images, output_name=name
         )
-        provenance = {**self.artifact.provenance, "gflops": self._gflops}  # in no file's metadata
+        provenance = {**self.artifact.provenance, "gflops": self._gflops}  # not in file metadata
         listed = self.artifact.with_others(SMOKE_SET)
         self.artifact = with_model_card(dataclasses.replace(listed, provenance=provenance))
         self.artifact.save()
 
     def _metadata(self) -> dict[str, Any]:
-        """Metadata of an ONNX file, for readers who have it without its artifact."""
+        """Metadata of an ONNX file, for readers who do not have its artifact."""
         artifact = self.artifact
         classes: dict[str, Any] = {"class_names": list(artifact.class_names)}
         if artifact.open_classes is not None:  # the file next to the graph changes
@@ -220,7 +220,7 @@ class _Writer:
         }
 
     def _add_int8(self, float32: Path, held_out: npt.NDArray[Any]) -> None:
-        """Searches an INT8 model, and writes its files from float graphs of its changed weights."""
+        """Searches for the best INT8 model, and writes its files from float graphs of it."""
         images = self.run.calibration
         assert images is not None
         best, record = search_int8(
@@ -240,20 +240,20 @@ class _Writer:
                 lambda path: to_int8(graph, path, calibration=images, layers=best.layers),
                 search=record,
             )
-            # Centers and corrected biases are for fixed ranges; files for CPUs have each call's
+            # Centers and corrected biases are for fixed ranges; CPU files compute a range per call
             self._trace(best.exact, exact)
             self._add(
                 onnx_build.INT8_CPU, lambda path: to_int8_cpu(exact, path, calibration=images)
             )
 
     def _range_images(self) -> npt.NDArray[Any]:
-        """A few images as the graph's input: of the calibration set, or unlabeled ones."""
+        """A few images as graph inputs, from the calibration set if there is one."""
         if self.run.calibration is not None:
             return self.run.calibration[:N_RANGE_IMAGES]
         if self._pool is not None and self._free:
             some = [self._free[i] for i in spread(len(self._free), N_RANGE_IMAGES)]
             pixels = read_pixels(self._pool.source, some, self.artifact.preprocess)
-        else:  # they show what would overflow, and select nothing by accuracy
+        else:  # compared images only show what would overflow; nothing is chosen by accuracy
             compared = self._reference.outputs.pixels
             pixels = compared[spread(len(compared), N_RANGE_IMAGES)]
         return to_input(pixels, self._spec.pixels)
@@ -299,7 +299,7 @@ class _Writer:
 
 
 def _count_gflops(trained: RunModel, folded: nn.Module) -> dict[str, float]:
-    """GFLOPs per image of the bare image encoder, the model as trained, and the folded model."""
+    """GFLOPs per image of the image encoder alone, the model as trained, and the folded model."""
     size = trained.preprocess.size_px
     images, class_vectors = torch.zeros(1, 3, size, size), trained.class_vectors()
     on_device = images.to(trained.device)
@@ -326,18 +326,18 @@ def search_int8(
 ) -> tuple[Candidate, dict[str, Any]]:
     """Finds an INT8 model that should pass its gate on other images.
 
-    The best of several candidates is better on the images that chose it than on others. So the
-    search goes on until the expected agreement is half-way from the gate to 100 %. Layers are left
-    in float, which costs speed, until it is a quarter of the way.
+    The best of several candidates is better on the images that chose it than on other images. So
+    the search goes on until the expected agreement is half-way from the gate to 100 %. Leaving
+    layers in float costs speed, so that stops at a quarter of the way.
 
     Args:
         model: the folded model.
         onnx_path: its float32 file.
-        images: [N, 3, S, S], as the model takes them, for ranges.
+        images: [N, 3, S, S], in the form of the model's input, for ranges.
         held_out: [M, 3, S, S], other images.
         gate_percent: the agreement that the file needs.
         minutes: time for the search.
-        class_matrix: [C, D], if classes are open; else None.
+        class_matrix: [C, D]; None if the classes are not open.
 
     Raises:
         DataError: an image or the model's values are not finite.

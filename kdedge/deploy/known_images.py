@@ -1,7 +1,7 @@
 """Known images, the Gaussians of a model's outputs for them, and each file's "none of these" limit.
 
-Half of the images give the Gaussians, the other half the limit: an image is too close to a Gaussian
-that was fitted to it, so the limit needs images that were not used in the fit.
+Gaussians are fitted to one half of the images, and the limit to the other half: an image that was
+used in the fit is too close to its Gaussian.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from kdedge.runtime.none_of_these import (
 )
 from kdedge.runtime.open_classes import class_logits, graph_of
 
-MOST_IMAGES = 8000
-"""Of so many, the share of known images below the limit is exact to 0.34 points (one standard
+MAX_IMAGES = 8000
+"""With this number, the share of known images below the limit is exact to 0.34 points (one standard
 deviation, at 5 %)."""
 
-_OF_GAUSSIANS, _OF_LIMIT = slice(0, None, 2), slice(1, None, 2)
+_FOR_GAUSSIANS, _FOR_LIMIT = slice(0, None, 2), slice(1, None, 2)
 
 
 @dataclass
 class KnownImages:
-    """Images like those that the model is made for.
+    """Images like those that the model will classify.
 
     Attributes:
         chosen: the images.
         pixels: [N, S, S, 3], uint8, after resize and crop.
-        share_percent: wanted share of such images that keep their class.
-        what: describes them.
+        share_percent: wanted share of known images that get a class.
+        what: description of the images, for the record.
     """
 
     chosen: Images
@@ -71,7 +71,7 @@ class KnownImages:
     def limit(self, artifact: Artifact, file: ModelFile, backend: Backend) -> NoneBelow | None:
         """Fits the limit of a loaded file of the artifact; see `fit_limit`.
 
-        The float32 ONNX file, which has to come first, also gives the Gaussians.
+        The Gaussians are fitted to the float32 ONNX file, which has to come first.
 
         Raises:
             DataError: no output is finite.
@@ -79,17 +79,17 @@ class KnownImages:
         """
         outputs, answers = self._outputs(artifact, backend)
         if (file.target, file.precision) == ("onnx", "fp32"):
-            self._gaussians = fit_gaussians(outputs[_OF_GAUSSIANS], answers[_OF_GAUSSIANS])
+            self._gaussians = fit_gaussians(outputs[_FOR_GAUSSIANS], answers[_FOR_GAUSSIANS])
             write_atomic(artifact.path / FILE_NAME, self._gaussians.to_bytes())
         assert self._gaussians is not None
-        held_out = outputs[_OF_LIMIT]
+        held_out = outputs[_FOR_LIMIT]
         finite = held_out[np.isfinite(held_out).all(axis=1)]
         return fit_limit(self._gaussians.scores(finite), self.share_percent)
 
     def _outputs(
         self, artifact: Artifact, backend: Backend
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """What the graph of a loaded file gives, [N, C] or [N, D], and its answers, [N]."""
+        """Returns the graph outputs of a loaded file, [N, C] or [N, D], and its classes, [N]."""
         graph, matrix = graph_of(backend)
         if isinstance(backend, TakesImages):
             images = read_images(self.chosen.source, self.chosen.indices)
@@ -103,14 +103,14 @@ class KnownImages:
 def fit_gaussians(
     outputs: npt.NDArray[np.float32], answers: npt.NDArray[np.integer[Any]]
 ) -> Gaussians:
-    """A Gaussian for each class that was answered, with one covariance for all.
+    """Fits a Gaussian to the outputs of each predicted class, with one covariance for all.
 
     The covariance is shrunk towards its mean variance, the more the fewer images there are (Ledoit
     and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), so that fewer images than outputs are enough.
 
     Args:
         outputs: [N, O]; images whose outputs are not finite are left out.
-        answers: [N], each image's class.
+        answers: [N], the predicted class of each image.
 
     Raises:
         DataError: all outputs are equal, or none is finite.
@@ -129,9 +129,9 @@ def fit_gaussians(
             " are finite.\n"
             "  Check data.unlabeled: it needs real images of the deployment."
         )
-    apart = (covariance**2).sum() - n_outputs * variance**2  # squared distance to the target
+    distance = (covariance**2).sum() - n_outputs * variance**2  # squared distance to the target
     noise = ((centered**2).sum(axis=1) ** 2).sum() / n_images - (covariance**2).sum()
-    share = 1.0 if apart <= 0 else min(1.0, max(0.0, noise / n_images / apart))
+    share = 1.0 if distance <= 0 else min(1.0, max(0.0, noise / n_images / distance))
     shrunk = (1 - share) * covariance + share * variance * np.eye(n_outputs)
     variances, directions = np.linalg.eigh(shrunk)
     is_used = variances > variances.max() * n_outputs * np.finfo(np.float32).eps
@@ -140,30 +140,30 @@ def fit_gaussians(
 
 
 def fit_limit(scores: npt.NDArray[np.float64], share_percent: float) -> NoneBelow | None:
-    """The score that a share of known images reaches.
+    """Finds the score that a share of known images reaches.
 
-    Of N known images, the limit is the score of the k-th lowest, `k = floor((1 - share) (N + 1))`:
-    a further known image is below it with a probability of at most `k / (N + 1)` (conformal
-    prediction, Vovk et al. 2005; arXiv:2107.07511, section 1.1).
+    The limit is the k-th lowest score of N known images, with `k = floor((1 - share) (N + 1))`. A
+    new known image is below it with a probability of at most `k / (N + 1)` (conformal prediction,
+    Vovk et al. 2005; arXiv:2107.07511, section 1.1).
 
     Args:
-        scores: [N], finite, of a file on known images that gave no Gaussian.
+        scores: [N], finite, of a file on known images that no Gaussian was fitted to.
         share_percent: wanted share of known images that are not below the limit.
 
     Returns:
-        The limit; None if there are too few images for one.
+        The limit; None if there are too few images.
     """
     scores = np.sort(scores)
     position = math.floor((1 - share_percent / 100) * (len(scores) + 1) + 1e-9)
     if position < 1:
         return None
     percentiles = np.quantile(scores, np.linspace(0, 1, N_PERCENTILES))
-    percentiles = np.maximum.accumulate(percentiles)  # rounding may turn equal ones around
+    percentiles = np.maximum.accumulate(percentiles)  # rounding may swap equal values
     return NoneBelow(float(scores[position - 1]), tuple(map(float, percentiles)))
 
 
 def least_images(share_percent: float) -> int:
-    """The fewest known images that a limit for this share can be fitted to: 19 for 95 %.
+    """The smallest number of known images that a limit can be fitted to: 19 for 95 %.
 
     Args:
         share_percent: wanted share of known images that are not below the limit.
@@ -174,19 +174,19 @@ def least_images(share_percent: float) -> int:
 def choose_known_images(
     trained: RunModel, pool: Images | None, share: str | None, *, exclude_digests: Collection[str]
 ) -> KnownImages | None:
-    """Draws known images: at most half of the unlabeled ones.
+    """Draws known images: at most half of the unlabeled images.
 
     Args:
-        trained: the model and its recipe, whose seed draws.
+        trained: the model and its recipe; the recipe's seed is used.
         pool: the recipe's unlabeled images; None if it has none.
         share: the recipe's `export.none_of_these`.
         exclude_digests: SHA-256 of images that files are compared on.
 
     Returns:
-        The images, each content once; None if no share is asked for.
+        The images, without duplicates; None if `share` is None.
 
     Raises:
-        RecipeError: a class has the name of the answer for images that show none.
+        RecipeError: a class has the name that is the answer for images of no class.
         DataError: there are too few images, or all look the same.
     """
     if share is None:
@@ -197,27 +197,27 @@ def choose_known_images(
             " classes.\n  Give the class another name, or leave export.none_of_these out."
         )
     share_percent = percent_value(share)
-    least = 2 * least_images(share_percent)
-    contents: dict[str, int] = {}  # each once
+    needed = 2 * least_images(share_percent)
+    contents: dict[str, int] = {}  # digest -> position, without duplicates
     if pool is not None:
         order = np.random.default_rng(trained.loaded.recipe.seed).permutation(sorted(pool.indices))
         for index in order.tolist():
             if pool.digests[index] not in exclude_digests:
                 contents.setdefault(pool.digests[index], index)
     drawn = list(contents.values())
-    few = drawn[: min(MOST_IMAGES, max(least, len(drawn) // 2))]
-    if pool is None or len(few) < least:
+    chosen = drawn[: min(MAX_IMAGES, max(needed, len(drawn) // 2))]
+    if pool is None or len(chosen) < needed:
         raise DataError(
-            f'"None of these" for {share_percent:g} % needs {least} or more unlabeled images, but'
-            f" {len(few)} are left besides those that files are compared on.\n"
+            f'"None of these" for {share_percent:g} % needs {needed} or more unlabeled images, but'
+            f" {len(chosen)} are left besides those that files are compared on.\n"
             "  Add images to data.unlabeled, or leave export.none_of_these out."
         )
-    pixels = read_pixels(pool.source, few, trained.preprocess)
+    pixels = read_pixels(pool.source, chosen, trained.preprocess)
     if not (pixels != pixels[0]).any():
         raise DataError(
-            f'"None of these": all {len(few)} unlabeled images have the same pixels, for example'
-            f" {pool.source.items[few[0]].key}, so they show no limit.\n"
+            f'"None of these": all {len(chosen)} unlabeled images have the same pixels, for example'
+            f" {pool.source.items[chosen[0]].key}, so they show no limit.\n"
             "  Check data.unlabeled: it needs real images of the deployment."
         )
-    what = f"{len(few)} of {len(pool.indices)} images of data.unlabeled"
-    return KnownImages(pool.only(few), pixels, share_percent, what)
+    what = f"{len(chosen)} of {len(pool.indices)} images of data.unlabeled"
+    return KnownImages(pool.only(chosen), pixels, share_percent, what)

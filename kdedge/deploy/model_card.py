@@ -23,7 +23,7 @@ def with_model_card(artifact: Artifact) -> Artifact:
     """Writes the model card and the example; returns the artifact that lists them.
 
     Raises:
-        ResourceError: they cannot be written.
+        ResourceError: the files cannot be written.
     """
     write_atomic(artifact.path / CARD, _card(artifact).encode())
     example = files("kdedge.deploy").joinpath(EXAMPLE).read_bytes()
@@ -135,7 +135,7 @@ distance the mean softmax distance (0-1).
 
 
 def _image_files(artifact: Artifact) -> str:
-    """What files with preprocessing take; empty if there are none."""
+    """Describes the input of files with preprocessing; empty if there are no such files."""
     names = [f"`{file.name}`" for file in artifact.files if file.target == "onnx-image"]
     if not names:
         return ""
@@ -146,7 +146,7 @@ def _image_files(artifact: Artifact) -> str:
 
 
 def _open_answer(artifact: Artifact, answer: str) -> str:
-    """How features become logits, for an artifact with open classes."""
+    """Describes how features become logits, for an artifact with open classes."""
     assert artifact.open_classes is not None
     file, dim = artifact.open_classes.file, artifact.open_classes.dim
     return (
@@ -157,7 +157,7 @@ def _open_answer(artifact: Artifact, answer: str) -> str:
 
 
 def _scores(artifact: Artifact) -> str:
-    """What scores mean: their prior, their calibration, and when an image shows no class."""
+    """Describes the scores: their prior, their calibration, and the "none of these" limit."""
     text = ""
     fitted, none = artifact.temperature, artifact.none_of_these
     prior = artifact.provenance.get("balance", {}).get("prior")
@@ -186,7 +186,7 @@ def _scores(artifact: Artifact) -> str:
 
 
 def files_table(artifact: Artifact) -> Grid:
-    """Each model file and its comparison with the float32 model."""
+    """Returns the table of model files and their comparison with the float32 model."""
     parities = [file.parity for file in artifact.files]
     keys = {"agreement %": "agreement_percent", "accuracy %": "accuracy_percent"}
     keys["drop"] = "accuracy_drop"

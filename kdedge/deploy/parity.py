@@ -1,7 +1,7 @@
 """The parity gate: an exported file must predict like the float32 student, on real images.
 
-Runs on the device, without torch. `evaluation.agreement.parity_of` measures; this file runs the
-exported files, compares the results with the gates, and stores a smoke set for the device.
+Runs on the device, without torch. `evaluation.agreement.parity_of` computes the comparison; this
+module runs the exported files, applies the gates, and stores a smoke set for the device.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ MAX_SMOKE_IMAGES = 200
 
 log = logging.getLogger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
-_N_NAMED = 3  # of the worst images, in a message
-_FEW = 1000  # images; with fewer, chance moves an agreement by more than a few tenths of a percent
+_N_NAMED = 3  # worst images in a message
+_MIN_FOR_GATE = 1000  # with fewer images, chance moves the agreement by more than about 0.3 %
 
 
 def predict_pixels(
@@ -94,21 +94,21 @@ def failed_gates(
     Args:
         result: comparison of the file.
         precision: precision of the file.
-        gates: `agreement`, percent by precision, and `max_drop`, percentage points; as
-            `GatesSpec.as_record` gives them and artifacts store them.
+        gates: `agreement`, percent by precision, and `max_drop`, percentage points, as
+            `GatesSpec.as_record` returns them and artifacts store them.
     """
-    least = gates.get("agreement", {}).get(precision, 0.0)
+    lowest = gates.get("agreement", {}).get(precision, 0.0)
     max_drop = gates.get("max_drop", 100.0)
     lines = []
     if result.n_nonfinite:
         lines.append(f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images")
-    if result.agreement_percent < least:
+    if result.agreement_percent < lowest:
         lines.append(
-            f"agreement {result.agreement_percent:.2f} %, but at least {least:.2f} % is required"
+            f"agreement {result.agreement_percent:.2f} %, but at least {lowest:.2f} % is required"
             f" (gates.agreement.{precision})"
         )
-    of_one_image = 100 / max(1, result.n_labeled)  # with few images, more than a point
-    if result.accuracy_drop is not None and result.accuracy_drop > max(max_drop, of_one_image):
+    one_image = 100 / max(1, result.n_labeled)  # with few images, more than a point
+    if result.accuracy_drop is not None and result.accuracy_drop > max(max_drop, one_image):
         lines.append(
             f"accuracy {result.accuracy_drop:.2f} points lower, but at most {max_drop:.2f} is"
             " allowed (gates.max_drop)"
@@ -125,7 +125,7 @@ def gate_error(
         file: the file.
         result: comparison of the file.
         gates: see `failed_gates`.
-        passed: names of files that pass theirs.
+        passed: names of the files that pass their gates.
     """
     missed = failed_gates(result, file.precision, gates)
     if not missed:
@@ -140,7 +140,7 @@ def gate_error(
         f"{file.name} missed its gates against the float32 student: {'; '.join(missed)}.",
         f"  Compared on {result.n_images} images ({result.images}) with {result.runtime}.",
     ]
-    if result.n_images < _FEW:
+    if result.n_images < _MIN_FOR_GATE:
         lines[1] += f" One of them is {100 / result.n_images:.1f} %: more test images say more."
     if result.worst:
         shown = ", ".join(_named(entry) for entry in result.worst[:_N_NAMED])
@@ -165,7 +165,7 @@ class SmokeSet:
 
     Attributes:
         pixels: [K, S, S, 3] uint8, RGB, after resize and crop.
-        logits: [K, C] float32, of the float32 student.
+        logits: [K, C] float32, the float32 student's logits.
         images: PNG files of the first images before resize and crop, in any size.
     """
 
@@ -174,7 +174,7 @@ class SmokeSet:
     images: tuple[bytes, ...] = ()
 
     def uncropped(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """The images, [H, W, 3] each: `images`, then the pixels of the others."""
+        """Yields each image, [H, W, 3]: those of `images`, then the pixels of the others."""
         yield from (np.asarray(decode_image(file)) for file in self.images)
         yield from self.pixels[len(self.images) :]
 
@@ -209,7 +209,7 @@ def write_smoke_set(
 
 
 def load_smoke_set(artifact: Artifact) -> SmokeSet:
-    """Reads an artifact's smoke set, with the logits of its present classes.
+    """Reads an artifact's smoke set, with logits of the artifact's current classes.
 
     Raises:
         DataError: the smoke set or the class matrix is missing or has changed since the export.
@@ -222,7 +222,7 @@ def load_smoke_set(artifact: Artifact) -> SmokeSet:
 
 
 def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
-    """Reads a smoke set whose hash is checked; for features, it has them in the place of logits."""
+    """Reads a smoke set after a check of its hash; with open classes, `logits` has the features."""
     tensors = safetensors.numpy.load_file(path)
     data, ends = tensors["images"].tobytes(), tensors["image_ends"].tolist()
     images = tuple(data[a:b] for a, b in itertools.pairwise([0, *ends]))
@@ -244,7 +244,7 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
         backend: one of its files, loaded.
 
     Raises:
-        DataError: the smoke set is missing, has changed since the export, or is of another model.
+        DataError: the smoke set is missing or has changed since the export.
     """
     smoke_set = load_smoke_set(artifact)
     n_images = len(smoke_set.pixels)
@@ -274,11 +274,11 @@ def warn_of_failed_gates(
     if file.gate == "missed" or not (artifact.path / SMOKE_SET).is_file():
         return
     stored = load_smoke_set(artifact)
-    few = SmokeSet(stored.pixels[:2], stored.logits[:2], stored.images[:2])
-    smoke_logits(artifact, backend, few)  # the first call is slower
+    first_two = SmokeSet(stored.pixels[:2], stored.logits[:2], stored.images[:2])
+    smoke_logits(artifact, backend, first_two)  # the first call is slower
     began = time.monotonic()
-    smoke_logits(artifact, backend, few)
-    if (time.monotonic() - began) * len(stored.pixels) / len(few.pixels) > seconds:
+    smoke_logits(artifact, backend, first_two)
+    if (time.monotonic() - began) * len(stored.pixels) / len(first_two.pixels) > seconds:
         return
     error = gate_error(file, parity_on_smoke_set(artifact, backend), artifact.gates)
     if error is not None:

@@ -30,15 +30,15 @@ from kdedge.runtime.preprocess import MAX_ASPECT, resize_and_crop
 _BATCH = 32  # batch size of the unfused model
 
 _N_UNCROPPED = 16
-# The smoke set has so many images before resize and crop, made smaller to this longer side: 10 MB
-# of photos, and enough to see whether another program resizes and crops as kdedge does
+# Number of images that the smoke set has before resize and crop, and their longest side: 10 MB of
+# photos, enough to see whether another program resizes and crops as kdedge does
 _UNCROPPED_PX = 640
 
 
 class Outputs(NamedTuple):
-    """Images after resize and crop, [N, S, S, 3], and what the unfused model gives for them.
+    """Images after resize and crop, [N, S, S, 3], and the unfused model's outputs for them.
 
-    Logits are [N, C], features [N, D], of unit length; with offsets [N, D + 1], the last is 1.
+    Logits are [N, C]. Features are [N, D], of unit length; with offsets [N, D + 1], the last is 1.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -53,16 +53,16 @@ class Float32Reference:
     Attributes:
         chosen: the images.
         outputs: their outputs.
-        smoke_set: images for the artifact: first some before resize and crop, then others, spread.
-            With open classes it has features in the place of logits.
+        smoke_set: images for the artifact: some images before resize and crop, then other images,
+            evenly spaced. With open classes it has features instead of logits.
         keys: keys of the images.
-        labels: their positions in the exported class list; None if unknown or not in it.
+        labels: positions of their classes in the exported list; None if unknown or not in it.
         images: description of the images, for messages.
         digests: SHA-256 of the files that calibration must not use.
         images_hash: hash of these images and the exported class list.
         test_set: the test images they were chosen from; None for unlabeled images.
         scale: `logit_scale.exp()`, divided by the temperature.
-        offsets: [C], subtracted from the logits, divided by the temperature; None for none.
+        offsets: [C], divided by the temperature; subtracted from the logits. None for no offsets.
         temperature: the temperature; None if none was fitted.
     """
 
@@ -80,7 +80,7 @@ class Float32Reference:
     temperature: Temperature | None
 
     def vectors(self, class_vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Class vectors for the features that a graph with open classes gives: [C, D or D + 1].
+        """Class vectors that match the features of a graph with open classes: [C, D or D + 1].
 
         With offsets, the last feature is 1, and `scale` times the last column is minus the offset.
         """
@@ -117,15 +117,15 @@ class Float32Reference:
 
     @property
     def only_class(self) -> int | None:
-        """The class that the model predicts for every image, although not all are of one class."""
-        answered = set(self.outputs.logits.argmax(axis=1).tolist())
-        is_told = len(self.labels) > 1 and len(set(self.labels) - {None}) != 1
-        return answered.pop() if is_told and len(answered) == 1 else None
+        """The class predicted for every image, if the images are not all labeled with one class."""
+        predicted = set(self.outputs.logits.argmax(axis=1).tolist())
+        is_suspect = len(self.labels) > 1 and len(set(self.labels) - {None}) != 1
+        return predicted.pop() if is_suspect and len(predicted) == 1 else None
 
     def _calibration_errors(
         self, logits: npt.NDArray[np.float32]
     ) -> tuple[float | None, float | None]:
-        """The calibration error of a file's logits [N, C] before and after the temperature.
+        """The calibration errors of a file's logits [N, C], before and after the temperature.
 
         Both are None if there is no temperature, or there are no labels.
         """
@@ -163,11 +163,11 @@ def run_reference(
             "  Add images, for example --set data.test.folder=DIR or --set"
             " data.unlabeled.folder=DIR."
         )
-    if test is None:  # half of them are left for calibration
+    if test is None:  # half of the images are left for calibration
         n_images = min(n_images, max(1, len(images.indices) // 2))
     chosen = images.spread(n_images)
-    kept_out = chosen if test is None else images
-    digests = frozenset(kept_out.digests[index] for index in kept_out.indices)
+    excluded = chosen if test is None else images
+    digests = frozenset(excluded.digests[index] for index in excluded.indices)
     temperature = fit_temperature(trained, exclude_digests=digests) if calibrate else None
     divisor = 1.0 if temperature is None else temperature.value
     scale = trained.scale / divisor
@@ -176,14 +176,14 @@ def run_reference(
     outputs = _run_unfused(trained, pixels, scale, offsets)
     files, squares = _uncropped_images(trained, chosen)
     first = _run_unfused(trained, squares, scale, offsets)
-    some = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
+    sample = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
     has_open_classes = trained.loaded.recipe.export.open_classes
-    ours, others = (part.features if has_open_classes else part.logits for part in (first, outputs))
-    values = np.concatenate([ours, others[some]])
+    head, others = (part.features if has_open_classes else part.logits for part in (first, outputs))
+    values = np.concatenate([head, others[sample]])
     return Float32Reference(
         chosen=chosen,
         outputs=outputs,
-        smoke_set=SmokeSet(np.concatenate([squares, pixels[some]]), values, files),
+        smoke_set=SmokeSet(np.concatenate([squares, pixels[sample]]), values, files),
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
         labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
@@ -202,14 +202,14 @@ def run_reference(
 def _uncropped_images(
     trained: RunModel, chosen: Images
 ) -> tuple[tuple[bytes, ...], npt.NDArray[np.uint8]]:
-    """Some images before resize and crop, as PNG files without metadata, and their pixels after it.
+    """Returns images before resize and crop, as PNG files without metadata; and their pixels after.
 
-    Every third one is cut to be taller, every third one to be wider, as cameras often give images
-    of one shape.
+    Of each three images, one is cut to be taller and one to be wider, as all images of a camera
+    often have one shape.
     """
-    some = [chosen.indices[i] for i in spread(len(chosen.indices), _N_UNCROPPED)]
+    sample = [chosen.indices[i] for i in spread(len(chosen.indices), _N_UNCROPPED)]
     files, pixels = [], []
-    for number, original in enumerate(read_images(chosen.source, some)):
+    for number, original in enumerate(read_images(chosen.source, sample)):
         height, width = original.shape[:2]
         cut = original[: height - (number % 3 == 2) * (height // 3)]
         image = Image.fromarray(cut[:, : width - (number % 3 == 1) * (width // 3)])
@@ -231,17 +231,17 @@ def _run_unfused(
     device = trained.device
     normalize = normalizer(trained.preprocess, device)
     vectors = trained.vectors.vectors.to(device)
-    logits, kept = [], []
+    logits, all_features = [], []
     with progress("running the unfused model", len(pixels), unit="images") as advance:
         size = images_per_pass(_BATCH, device)
         for start in range(0, len(pixels), size):
             batch = torch.from_numpy(pixels[start:][:size])
             features = trained.forward_features(normalize(batch))
-            answers = scale * features @ vectors.T
+            batch_logits = scale * features @ vectors.T
             if offsets is not None:
-                answers = answers - offsets
+                batch_logits = batch_logits - offsets
                 features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
-            logits.append(answers.cpu().numpy())
-            kept.append(features.cpu().numpy())
+            logits.append(batch_logits.cpu().numpy())
+            all_features.append(features.cpu().numpy())
             advance(start + len(batch))
-    return Outputs(pixels, np.concatenate(logits), np.concatenate(kept))
+    return Outputs(pixels, np.concatenate(logits), np.concatenate(all_features))

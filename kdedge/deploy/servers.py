@@ -33,7 +33,7 @@ _PREFERRED = [
     *(("tensorrt", precision) for precision in ("fp16", "int8", "fp32")),
     *(("onnx", precision) for precision in ("fp16", "fp32", "int8")),
 ]
-_NOT_SAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def write_triton(
@@ -50,7 +50,7 @@ def write_triton(
 
     Args:
         artifact: the artifact; each file's hash is checked before it is copied.
-        folder: the model repository; it may have other models.
+        folder: the model repository; it may contain other models.
         precision: precision of the file; None for the preferred file.
         built: names of the engines that were just built on this machine.
 
@@ -81,15 +81,15 @@ def write_triton(
 
 
 def model_name(name: str) -> str:
-    """A form of the name that is valid as a folder, in a URL, and in quotes."""
-    return _NOT_SAFE.sub("_", name).strip("_") or "model"
+    """Changes a name to a form that is valid as a folder, in a URL, and in quotes."""
+    return _UNSAFE_CHARACTERS.sub("_", name).strip("_") or "model"
 
 
 def config_text(artifact: Artifact, file: ModelFile) -> str:
     """Text of config.pbtxt for one of the artifact's files."""
     smallest, largest = artifact.batches
     is_fixed = smallest == largest
-    # For Triton, a graph with a fixed batch cannot batch: the batch is part of its dims.
+    # For Triton, a graph with a fixed batch size does not batch: the size is part of its dims.
     batch = [largest] if is_fixed else []
     size, is_uint8 = artifact.preprocess.size_px, artifact.pixels == "uint8"
     kind = "TYPE_UINT8" if is_uint8 else "TYPE_FP32"
@@ -111,7 +111,7 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
     if not is_fixed:
         lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}")
     lines += _instances(file)
-    # So that the first request is not slow. Without batching, a call counts as a batch of 1.
+    # Warm-up, so that the first request is not slow; without batching, a call is a batch of 1.
     value = f"{{ data_type: {kind} dims: {dims} zero_data: true }}"
     lines += [
         f'model_warmup {{ name: "batch {n}" batch_size: {n}'
@@ -122,7 +122,7 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
 
 
 def _instances(file: ModelFile) -> list[str]:
-    """Where the model runs."""
+    """Lines of the configuration that say where the model runs."""
     if file.target == "tensorrt":
         names = ", ".join(f'"{n}"' for n, _ in enumerate(file.built_with.get("profiles", [])))
         profile = f" profile: [ {names} ]" if names else ""
@@ -149,10 +149,10 @@ def choose_file(
 
     Args:
         artifact: the artifact.
-        pairs: target and precision of each, the best first.
+        pairs: pairs of target and precision, the best first.
         server: name of the server, for messages.
-        built: names of the engines that were just built on this machine. Without them, an engine
-            is used only if it is the only one of its kind, as others are for other GPUs.
+        built: names of the engines that were just built on this machine. If it is empty, an engine
+            is used only if it is the only one, as several engines are for different GPUs.
 
     Raises:
         RecipeError: the artifact has open classes.
@@ -192,7 +192,7 @@ PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
 SETTINGS, PAGE = "settings.json", "index.html"
 
 _FILES = (PAGE, "page.css", "page.mjs", "classify.mjs", "package.json", "README.md")
-_TOP = 5  # classes that the page shows
+_N_CLASSES_SHOWN = 5  # classes that the page shows
 
 
 def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | None = None) -> Path:
@@ -226,7 +226,7 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
         "made_from": file.name,
         "sha256": file.sha256,
         "head": artifact.head,
-        "top": _TOP,
+        "top": _N_CLASSES_SHOWN,
         "class_names": list(artifact.class_names),
         "none_of_these": None,
     }
@@ -237,7 +237,7 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     with new_folder(folder) as new:
         for name in _FILES:
             write_atomic(new.part / name, (files(__package__) / "browser_page" / name).read_bytes())
-        for name, data in _halves(artifact.checked(file.name)).items():
+        for name, data in _split_graph(artifact.checked(file.name)).items():
             write_atomic(new.part / name, data)
         if gaussians is not None:
             write_atomic(new.part / FILE_NAME, gaussians)
@@ -245,8 +245,8 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     return folder / PAGE
 
 
-def _halves(path: Path) -> dict[str, bytes]:
-    """Cuts a graph with preprocessing at its uint8 pixels [1, 3, S, S], which both halves have."""
+def _split_graph(path: Path) -> dict[str, bytes]:
+    """Cuts a graph with preprocessing in two at its uint8 pixels, [1, 3, S, S]."""
     onnx = ONNX.load()
     from onnx.utils import Extractor
 

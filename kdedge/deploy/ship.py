@@ -1,4 +1,4 @@
-"""Which file of an artifact to put on a device."""
+"""Chooses the file of an artifact to put on a device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FileToShip(NamedTuple):
     Attributes:
         file: the file.
         time: how long a call takes; None if it was not measured.
-        machine: what measured it.
+        machine: the machine that measured it.
     """
 
     file: ModelFile
@@ -28,8 +28,8 @@ class FileToShip(NamedTuple):
 def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | None:
     """The file to put on the device; None if every file missed its gate.
 
-    It is the fastest as `kdedge export --cpu` measured last, else as `kdedge bench` did; without
-    a measurement the smallest ONNX file that is not for GPUs, where engines are built from it.
+    It is the fastest file of the last `kdedge export --cpu`, or else of `kdedge bench`. If nothing
+    was measured, it is the smallest ONNX file that is not for GPUs, or else the smallest file.
     """
     files = {file.name: file for file in artifact.files if file.gate != "missed"}
     for choice in sorted(readable_choices(artifact), key=lambda c: c.measured_at, reverse=True):
@@ -48,7 +48,7 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
 
 
 def predict_flags(artifact: Artifact, file: ModelFile) -> list[str] | None:
-    """Options with which `kdedge predict` takes a file on any CPU; None if no backend runs it."""
+    """The `kdedge predict` options that select a file on any CPU; None if no backend runs it."""
     backend = {target.name: target.backend for target in list_targets()}.get(file.target)
     if backend is None:
         return None
@@ -58,7 +58,7 @@ def predict_flags(artifact: Artifact, file: ModelFile) -> list[str] | None:
 
 
 def fastest_file(speed: SpeedResult) -> tuple[str, Measurement] | None:
-    """The fastest exported file, at one image, that passed its gate, and its times."""
+    """The fastest exported file for one image that did not miss its gate, and its times."""
     times = [
         (time.p50_ms, row.model, time)
         for row in speed.rows
