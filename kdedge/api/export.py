@@ -84,7 +84,7 @@ class _Export:
             log.info("Wrote %s into %s", ", ".join(added), before.path)
 
     def result(self) -> Artifact:
-        """The artifact.
+        """Returns the artifact.
 
         Raises:
             KdedgeError: a file missed its gates or could not be made. Other errors are logged.
@@ -189,8 +189,8 @@ def export(
     existing = find_artifact(name, runs_folder(root, source))
     for folder in (output, existing):
         check_utf_8(Path(folder or ""))
-    asked = [targets] if isinstance(targets, str) else targets
-    chosen = [find_target(name_of_target) for name_of_target in asked if name_of_target != "onnx"]
+    requested = [targets] if isinstance(targets, str) else targets
+    chosen = [find_target(target_name) for target_name in requested if target_name != "onnx"]
     asked_precision: Precision | None = "int8" if int8 else "fp16" if fp16 else None
     for target in chosen:  # fail before the slow work
         check_precisions(target, [] if asked_precision is None else [asked_precision])
@@ -205,7 +205,7 @@ def export(
                 "classes": classes,
                 "output": output,
                 "device": device,
-                "onnx": "onnx" in asked,
+                "onnx": "onnx" in requested,
             }
             if given := [*(key for key, value in run_options.items() if value), *overrides]:
                 raise RecipeError(

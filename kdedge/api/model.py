@@ -144,7 +144,7 @@ def load(
 
 
 def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInput]:
-    """The key of an image, and the image in the classifier's form."""
+    """Returns an image's key, and the image in the form that the classifier takes."""
     key = str(image) if isinstance(image, str | Path) else str(number)
     try:
         if isinstance(image, str | Path):

@@ -135,7 +135,7 @@ def _source_images(source: ImageSource, parent: Path) -> list[InputImage]:
 
 
 def _frames(path: Path, every: int) -> Iterator[InputImage]:
-    """A video's frames; if it is damaged, the last item has the reason."""
+    """Yields a video's frames; if the video is damaged, the last item has the reason."""
     try:
         for number, seconds, image in frames_of_video(path, every=every):
             time = "" if seconds is None else f"@{seconds:.3f}s"
@@ -199,7 +199,7 @@ class Predictions(Tabled, list[Result]):
 
     @property
     def notes(self) -> list[str]:
-        """Why images have no prediction."""
+        """The reason for each image without a prediction."""
         return [f"{failure.key}: {failure.reason}." for failure in self.failed]
 
 

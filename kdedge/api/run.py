@@ -88,7 +88,7 @@ class Run(Tabled):
 
     @property
     def table(self) -> Table:
-        """Its name, kind and status, and the accuracies."""
+        """The run's name, kind, status and accuracies."""
         header, cells = accuracy_cells(list(self.results.items()))
         title = f"{self.name} ({self.kind}, {self.provenance.status})"
         return [title, *(header[1:] if cells else [])], cells

@@ -87,7 +87,7 @@ def _jetson() -> dict[str, Any]:
 def _power_mode() -> str:
     """The output of `nvpmodel -q`, on one line."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["nvpmodel", "-q"],  # noqa: S607 - where it is differs between releases
             capture_output=True,
             text=True,
@@ -96,7 +96,7 @@ def _power_mode() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown: nvpmodel -q failed"
-    return " ".join(done.stdout.split())
+    return " ".join(completed.stdout.split())
 
 
 def conditions() -> dict[str, Any]:

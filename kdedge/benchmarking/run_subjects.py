@@ -153,7 +153,7 @@ def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
 
 
 def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[Subject]:
-    """A method on the student's backbone, before training, under both protocols if they differ."""
+    """Subjects of an untrained method on the student's backbone: one per protocol that differs."""
     spec = loaded.recipe.baseline
     if spec is not None and spec.method not in (None, name):  # another method's settings
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
@@ -196,14 +196,14 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
 
 
 def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
-    """Plain CLIP with as many random class vectors: their values do not affect speed."""
+    """Subject of plain CLIP with random class vectors: their values do not affect speed."""
     rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
     vectors, tensors = F.normalize(rows, dim=-1).to(backbone.device), backbone.visual.parameters()
     return _with_vectors(_title("zeroshot"), backbone.image_features, vectors, backbone, [*tensors])
 
 
 def _own_subject(trained: RunModel) -> Subject:
-    """The run's own model, unfused."""
+    """Subject of the run's own model, unfused."""
     vectors, path = trained.class_vectors(), trained.method.image_path()
     scale = trained.scale  # a tensor if there is no CLIP: counting would not see its value
 
@@ -233,7 +233,7 @@ def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTex
 def _with_vectors(
     label: str, features: _Logits, vectors: Tensor, backbone: Backbone, tensors: list[Tensor]
 ) -> Subject:
-    """A model with stored class vectors."""
+    """Subject of a model with stored class vectors."""
     scale = backbone.scale
 
     def logits(images: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ def _subject(
     *,
     is_paper: bool = False,
 ) -> Subject:
-    """A model in PyTorch.
+    """Subject of a model in PyTorch.
 
     Args:
         label: the method's label.
@@ -289,7 +289,7 @@ def _subject(
 
 
 class _LoadedTorch(LoadedSubject):
-    """A PyTorch model."""
+    """A PyTorch model in memory."""
 
     def __init__(self, logits: _Logits, backbone: ImageBackbone, n_parameters: int) -> None:
         device = backbone.device

@@ -110,9 +110,9 @@ def command(
         lambda: bench(*sources, root=root, **options),
         lambda result: _print(result, kind, is_whole=is_whole),
     )
-    named = [name for name in sources if not (find_artifact(name, root) or model_file_at(name))]
-    if named or not sources:
-        run = find_run(named[0], root) if named else newest_student(root)
+    runs = [name for name in sources if not (find_artifact(name, root) or model_file_at(name))]
+    if runs or not sources:
+        run = find_run(runs[0], root) if runs else newest_student(root)
         assert run is not None  # it was measured
         log.info("%s", next_line("report", run.path))
 

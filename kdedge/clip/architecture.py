@@ -216,7 +216,7 @@ def _has_clip_blocks(transformer: Transformer) -> bool:
 
 
 def _foreign_text_part(model_config: Mapping[str, Any]) -> str | None:
-    """Says which text part of a config is not CLIP's own; None if encoder and tokenizer are."""
+    """Says why a config's text encoder or tokenizer is not CLIP's own; None if both are."""
     text = model_config["text_cfg"]
     known = {field.name for field in dataclasses.fields(open_clip.CLIPTextCfg)}
     if (

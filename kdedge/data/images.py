@@ -125,16 +125,16 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
     n_images = len(scan.good) + len(scan.bad)
     if scan.good and len(scan.bad) <= limit:
         return
-    named = "\n  ".join(some_of((f"{bad.key}: {bad.reason}." for bad in scan.bad), _MAX_NAMED))
+    examples = "\n  ".join(some_of((f"{bad.key}: {bad.reason}." for bad in scan.bad), _MAX_NAMED))
     if not scan.good:
         raise DataError(
-            f"{what}: none of {n_images} images can be read.\n  {named}\n"
+            f"{what}: none of {n_images} images can be read.\n  {examples}\n"
             "  Check that these are image files."
         )
     rounded = f": {share} of {n_images}, rounded up" if isinstance(share, str) else ""
     raise DataError(
         f"{what}: {len(scan.bad)} of {n_images} images are unreadable, and the limit"
-        f" is {limit}{rounded}.\n  {named}\n"
+        f" is {limit}{rounded}.\n  {examples}\n"
         "  Repair or remove them, or raise data.max_bad_images."
     )
 

@@ -23,7 +23,7 @@ def with_model_card(artifact: Artifact) -> Artifact:
     """Writes the model card and the example; returns the artifact that lists them.
 
     Raises:
-        ResourceError: the files cannot be written.
+        ResourceError: a file cannot be written.
     """
     write_atomic(artifact.path / CARD, _card(artifact).encode())
     example = files("kdedge.deploy").joinpath(EXAMPLE).read_bytes()

@@ -30,7 +30,7 @@ Verdict = Literal["better", "worse", "no difference shown"]
 
 
 def answer_of(result: Prediction | NonFiniteLogits) -> tuple[str | None, float | None]:
-    """The best class of a result and its score in percent; `none` if it has none."""
+    """The best class of a result and its score; `none` if the image shows none of the classes."""
     if isinstance(result, NonFiniteLogits):
         return None, None
     return best_name(result, None), result.top[0].score_percent

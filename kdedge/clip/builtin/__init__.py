@@ -28,7 +28,7 @@ _TOKEN_STD = 0.02  # CLIP's own initial spread (arXiv:2103.00020, released code)
 
 
 def builtin_config(name: str) -> dict[str, Any]:
-    """Gives the open_clip model config of one of `BUILTIN_MODELS`."""
+    """Returns the open_clip model config of one of `BUILTIN_MODELS`."""
     config: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return config
 
@@ -39,7 +39,7 @@ def builtin_file(name: str) -> Path:
 
 
 def builtin_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Gives a built-in CLIP, ready for `open_clip.CLIP(**config)` and a strict `load_state_dict`.
+    """Loads a built-in CLIP for `open_clip.CLIP(**config)` and a strict `load_state_dict`.
 
     Returns:
         The open_clip model config, and all weights in float32.
@@ -58,7 +58,7 @@ def draw_token_table(config: Mapping[str, Any]) -> Tensor:
     promise for its normal draws.
 
     Args:
-        config: the model's config; gives the shape.
+        config: the model's config, which has the shape.
     """
     text = config["text_cfg"]
     shape = (int(text["vocab_size"]), int(text["width"]))

@@ -63,10 +63,10 @@ class Download:
 
 
 class ImageList(NamedTuple):
-    """The images of a part.
+    """Paths and labels of the images of a part.
 
     Attributes:
-        folder: where their paths start.
+        folder: folder that the paths start at.
         class_names: class names of the set, in label order.
         rows: path and label of each image.
     """

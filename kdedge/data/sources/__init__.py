@@ -95,7 +95,7 @@ class WithoutLabels:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: they cannot be read.
+            UnusableImage: the bytes cannot be read.
         """
         return self._source.read(i)
 
@@ -115,14 +115,14 @@ class Joined:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: they cannot be read.
+            UnusableImage: the bytes cannot be read.
         """
         n_first = len(self._first.items)
         return self._first.read(i) if i < n_first else self._second.read(i - n_first)
 
 
 class FileSource:
-    """Image files.
+    """A source of image files.
 
     Attributes:
         items: one item per file.

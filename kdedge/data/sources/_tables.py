@@ -92,7 +92,7 @@ class TableFile(NamedTuple):
 
 
 class TableSource:
-    """Images in the order of the files and of their rows.
+    """A source of images in table rows, in the order of the files and of their rows.
 
     Its pickle is small: each process maps the files itself.
 

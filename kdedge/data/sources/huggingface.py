@@ -74,15 +74,15 @@ def is_dataset(folder: Path) -> bool:
 
 def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
     """The Arrow files of a dataset on the Hub, which `datasets` keeps in its cache."""
-    named = re.fullmatch(rf"{HUB}(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w.-]*))?", place)
-    if named is None:
+    match = re.fullmatch(rf"{HUB}(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w.-]*))?", place)
+    if match is None:
         raise DataError(
             f"{place} does not name a dataset.\n  Write {HUB}OWNER/NAME, or .../NAME/CONFIG."
         )
     try:
         with quiet(datasets):
             split = "validation" if part == "val" else part
-            dataset = datasets.load_dataset(named[1], named[2], split=split)
+            dataset = datasets.load_dataset(match[1], match[2], split=split)
     except ConnectionError as error:
         raise SetupError(
             f"{place} cannot be downloaded: {first_line(error)}.\n"

@@ -50,7 +50,7 @@ class _Member(NamedTuple):
 
 
 class WebDatasetSource:
-    """Images in tar shards, in the order of the shards and of the members in them.
+    """A source of images in tar shards, in the order of the shards and of their members.
 
     Attributes:
         items: one item per image; the key is `shard.tar/base name`.
@@ -262,7 +262,7 @@ _MAX_HEADER_BYTES = 1 << 20  # a header may claim terabytes, and tarfile would r
 
 
 class _TarReader:
-    """A tar file with a limit on each single read."""
+    """A tar file that refuses to read too many bytes at once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
