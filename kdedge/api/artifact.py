@@ -233,7 +233,7 @@ def _encode(
         run: the run that the artifact was exported from.
         present: a class of the artifact, encoded too because some splits need two or more classes.
         names: the new classes.
-        device: as for `change_classes`.
+        device: as in `change_classes`.
 
     Raises:
         DataError: the artifact was exported from another run, or the teacher is missing.

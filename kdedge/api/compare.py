@@ -124,7 +124,7 @@ def _compare_models(
             f"The two class lists have no name in common. Old: {first}. New: {second}.\n"
             "  Compare artifacts of the same classes."
         )
-    label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # positions of the old class list
+    label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # old classes keep their positions
     inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
     items, *copies = tee(inputs, 3)
     streams = [

@@ -34,7 +34,7 @@ class Demo:
             most unsure one.
         artifact: the exported student; None if the extra `export` is not installed.
         page: the report; None if the extra `report` is not installed.
-        seconds: how long it took.
+        seconds: duration of the demo.
     """
 
     teacher: Run

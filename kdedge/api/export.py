@@ -35,7 +35,7 @@ class _Export:
     """The files that an export has made so far.
 
     Attributes:
-        artifact: its current state.
+        artifact: the artifact in its current state.
         inputs: what targets need of the run; None if the artifact existed before.
         names: files that this export made or compared; it is an error if one misses a gate.
         failed: errors of files that could not be made; the other files are kept.
@@ -227,7 +227,7 @@ def export(
                 made.choose_for_cpu()
             if existing is None:
                 record_export(run, path)
-            if triton is not None and not made.failed:  # else it might serve another file
+            if triton is not None and not made.failed:  # or it might serve another file
                 with made.keeping_errors():
                     folder = Path(triton)
                     written = write_triton(

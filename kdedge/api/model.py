@@ -72,7 +72,7 @@ class LoadedModel(Classifier):
             (result,) = self.classify([image], top=top, bgr=bgr)
             return _scores(result)
         if not isinstance(image, Iterable):
-            raise _no_image(image)
+            raise _no_image_error(image)
         return [_scores(result) for result in self.classify(image, top=top, bgr=bgr)]
 
     def classify(
@@ -155,12 +155,12 @@ def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInp
             return key, convert_image(image)
         if isinstance(image, bytes):
             return key, image
-        raise _no_image(image)
+        raise _no_image_error(image)
     except UnusableImage as error:
         return key, error
 
 
-def _no_image(given: object) -> DataError:
+def _no_image_error(given: object) -> DataError:
     return DataError(
         f"Expected an image (a path, bytes, a Pillow image or a pixel array), got {given!r:.40}"
         f" ({type(given).__name__}).\n"

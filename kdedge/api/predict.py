@@ -44,7 +44,7 @@ class InputImage:
     """One image to classify.
 
     Attributes:
-        key: its name in results.
+        key: name of the image in results.
         name: file name to save it under.
         image: the image, or a function that reads its file anew at each call.
         label: position of its class in the `label_names` of `open_inputs`; None if it has no label.
@@ -110,7 +110,7 @@ def open_inputs(
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
         elif path.suffix == ".tar":
-            from kdedge.data.sources import webdataset  # slower to import
+            from kdedge.data.sources import webdataset  # only needed for shards
 
             shard = webdataset.open_source(str(path.absolute()), **labels)
             parts.append(_source_images(shard, path.parent))
@@ -300,7 +300,7 @@ class ResultStream:
         """Checks that at least one image was classified.
 
         Raises:
-            DataError: none was; the message says why.
+            DataError: no image was classified; the message says why.
         """
         if self.counts["classified"]:
             return

@@ -78,7 +78,7 @@ class SuiteResult:
     """The table of a suite: means, spreads and the paper's figures for each recipe and method.
 
     Attributes:
-        folder: where the table is written.
+        folder: folder that the table is written to.
         grids: a table for each recipe and one of their average; with `export`, also one of the
             files with accuracy, latency, size, and whether they are on the Pareto front.
         notes: lines that explain the figures.

@@ -132,8 +132,8 @@ def fill_teacher_store(
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
-        engine: who reads the images and fills the stores: this process, or the workers of a Ray
-            cluster.
+        engine: processes that read the images and fill the stores: `local` is this process, `ray`
+            the workers of a Ray cluster.
 
     Returns:
         The store; `path` is its folder.
@@ -365,10 +365,11 @@ def pseudo_label(
         overrides: keys of the recipe with other values.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
-        engine: who reads and labels the images: this process, or the workers of a Ray cluster.
+        engine: processes that read and label the images: `local` is this process, `ray` the
+            workers of a Ray cluster.
 
     Returns:
-        What was written, and the share of correct labels if known.
+        The facts of the file, and the share of correct labels if it is known.
 
     Raises:
         RecipeError: the recipe is wrong, the file exists, or `per_class` is below 1.

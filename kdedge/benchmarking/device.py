@@ -39,7 +39,7 @@ def device_sheet() -> dict[str, Any]:
     if "OMP_NUM_THREADS" in os.environ:  # libraries take their number of threads from it
         sheet["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
     sheet["threads_spin"] = may_spin()
-    governors = _texts("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
+    governors = _read_files("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     if governors:
         sheet["governor"] = ", ".join(sorted(set(governors)))
     if gpus := _for_each_gpu(_describe_gpu):
@@ -59,7 +59,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _texts(pattern: str) -> list[str]:
+def _read_files(pattern: str) -> list[str]:
     """The contents of the files that match a pattern; unreadable files are skipped."""
     texts = []
     for path in sorted(machine.ROOT.glob(pattern)):
@@ -70,13 +70,13 @@ def _texts(pattern: str) -> list[str]:
 
 def _jetson() -> dict[str, Any]:
     """Board, release and power mode; empty unless this is a Jetson."""
-    release = _texts("etc/nv_tegra_release")
+    release = _read_files("etc/nv_tegra_release")
     if not release:
         return {}
     policy = "sys/devices/system/cpu/cpu*/cpufreq/scaling"
-    lowest, highest = _texts(f"{policy}_min_freq"), _texts(f"{policy}_max_freq")
+    lowest, highest = _read_files(f"{policy}_min_freq"), _read_files(f"{policy}_max_freq")
     return {
-        "board": next(iter(_texts("proc/device-tree/model")), "unknown"),
+        "board": next(iter(_read_files("proc/device-tree/model")), "unknown"),
         "release": release[0].splitlines()[0].strip("# "),
         "power_mode": _power_mode(),
         # jetson_clocks sets the lowest frequency to the highest
@@ -103,8 +103,8 @@ def conditions() -> dict[str, Any]:
     """State that may change during a measurement: counters of throttling."""
     state: dict[str, Any] = {}
     # Intel's counters of thermal throttling, and Jetson's of over-current events
-    counted = _texts("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
-    counted += _texts("sys/class/hwmon/hwmon*/oc*_event_cnt")
+    counted = _read_files("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+    counted += _read_files("sys/class/hwmon/hwmon*/oc*_event_cnt")
     if counted:
         state["throttle_events"] = sum(int(text) for text in counted)
     gpus = _for_each_gpu(_gpu_conditions)
@@ -201,7 +201,7 @@ class SampledPower:
 
     Args:
         read: returns the current watts; None if the sensor does not answer.
-        devices: what the sensor covers: 0 is the first GPU, None the CPU.
+        devices: devices that the sensor covers: 0 is the first GPU, None the CPU.
     """
 
     def __init__(

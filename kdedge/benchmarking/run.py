@@ -93,7 +93,7 @@ def run_bench(
 
     Args:
         subjects: the models, the baseline of ratios first.
-        plan: how long each is timed.
+        plan: how long each model is timed.
         batches: images per call; a model is left out at batches that it does not take.
         n_threads: CPU threads, for the record; None for each library's default.
         left_out: models that are already left out, and why.
@@ -109,7 +109,7 @@ def run_bench(
     interrupt: KeyboardInterrupt | None = None
     with ExitStack() as held:
         loaded = _load(subjects, held, left_out)
-        turns = _turns(loaded, batches, plan, left_out)
+        turns = _plan_turns(loaded, batches, plan, left_out)
         baseline = next((row for *_, timed in turns for row in timed), None)
         try:
             _measure(turns, baseline, plan, find_sensor(), watch)
@@ -180,7 +180,7 @@ def _load(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]
     return rows
 
 
-def _turns(
+def _plan_turns(
     rows: Sequence[_Row], batches: Sequence[int], plan: TimingPlan, left_out: dict[str, str]
 ) -> list[_Turn]:
     """Plans all batch sizes, on the device and with copies, then image files; fills `left_out`."""

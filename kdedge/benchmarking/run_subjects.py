@@ -102,7 +102,7 @@ def run_subjects(
         teacher = _teacher(run, trained, left_out)
         if teacher is not None:
             folder, row = teacher
-            is_kept = "teacher" in _evaluation(run)  # on the student's test images
+            is_kept = "teacher" in _evaluation(run)  # accuracy on the student's test images
             add(row, *((run, "teacher") if is_kept else (folder, folder.kind)))
     add(_own_subject(trained), run, run.kind)
     return rows, left_out

@@ -107,7 +107,7 @@ def measure(
 
     Args:
         calls: calls by key; all run batches of the same size.
-        plan: how long to time each.
+        plan: how long to time each model.
         power: the power sensor; None for none.
         watch: watches the load of other processes, like `watch_contention`.
         after_turn: called when a turn has ended.
@@ -126,12 +126,12 @@ def measure(
     for number in range(plan.n_rounds):
         for key, call in calls.items():
             one = timed[key]
-            n_calls = 0 if one.problem else _share(plan, warm_ms[key], number)
+            n_calls = 0 if one.problem else _calls_in_round(plan, warm_ms[key], number)
             if n_calls:
                 with _recording_errors(one):
                     time.sleep(_PAUSE_S)
                     for _ in range(_WARM_UP_CALLS if warm_ms[key] < 1000 * _WARM_UP_S else 0):
-                        call()  # the pause slows the first ones down
+                        call()  # the first calls after a pause are slower
                     since = watch()
                     with contextlib.nullcontext() if power is None else power.during(one.power):
                         one.rounds.append([call() for _ in range(n_calls)])
@@ -141,7 +141,7 @@ def measure(
     return timed
 
 
-def _share(plan: TimingPlan, call_ms: float, number: int) -> int:
+def _calls_in_round(plan: TimingPlan, call_ms: float, number: int) -> int:
     """Number of timed calls of a round: the calls spread evenly, at least one in each round."""
     n_calls = plan.calls_for(call_ms)
     n_rounds = min(plan.n_rounds, n_calls)
@@ -247,20 +247,20 @@ def watching_peak() -> Iterator[Callable[[], int | None]]:
     # Otherwise free memory that the allocator has kept would be used again and not counted
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-    start = _status("VmRSS")
+    start = _proc_status_bytes("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         start = None
 
     def added() -> int | None:
-        peak = _status("VmHWM")
+        peak = _proc_status_bytes("VmHWM")
         return None if start is None or peak is None else max(0, peak - start)
 
     yield added
 
 
-def _status(key: str) -> int | None:
+def _proc_status_bytes(key: str) -> int | None:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

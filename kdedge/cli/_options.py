@@ -62,8 +62,8 @@ engine_option = click.option(
     type=click.Choice(ENGINES),
     default="local",
     show_default=True,
-    help="Who reads and encodes the images: local is this process; ray is a Ray cluster"
-    " (kdedge[ray]): the one of RAY_ADDRESS, or one started on this machine.",
+    help="Processes that read and encode the images: local is this process; ray is the Ray"
+    " cluster of RAY_ADDRESS, or a new one on this machine (kdedge[ray]).",
 )
 """`--engine`, given to the command as `engine`."""
 

@@ -216,7 +216,7 @@ class ForeignArchive:
         try:
             return self._read_tensor(stored)
         except MALFORMED as error:
-            raise _damaged(self.path, error) from error
+            raise _damaged_error(self.path, error) from error
 
     def _read_tensor(self, stored: StoredTensor) -> Tensor:
         storage, offset, size, stride = stored
@@ -283,7 +283,7 @@ def open_archive(path: Path) -> Iterator[ForeignArchive]:
             try:
                 archive = _open_zip(path, file)
             except MALFORMED as error:
-                raise _damaged(path, error) from error
+                raise _damaged_error(path, error) from error
             yield archive
     except OSError as error:
         raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
@@ -313,7 +313,7 @@ def _open_zip(path: Path, file: BinaryIO) -> ForeignArchive:
     return ForeignArchive(path, root, lambda storage: read(f"data/{storage.key}"), code)
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged_error(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path} is damaged or was not written by torch ({first_line(error)}).\n"
         "  Fetch it again, and compare its size or SHA-256 with what the source names."

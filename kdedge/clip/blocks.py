@@ -200,7 +200,7 @@ def weight_and_bias(layer: nn.Module, n_in: int) -> tuple[Tensor, Tensor]:
 
     Args:
         layer: a linear layer, plain, parametrized or wrapped; on the CPU, in evaluation mode.
-        n_in: its number of inputs.
+        n_in: number of its inputs.
 
     Raises:
         RecipeError: the layer is not linear, for instance because it rounds its inputs.

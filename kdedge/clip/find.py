@@ -201,7 +201,7 @@ def check_weights(spec: BackboneSpec) -> None:
 
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> UnbuiltBackbone:
     build = partial(build_timm, name)
-    model = build(device="meta")  # timm 1.0.31 builds all of its 1,371 models there
+    model = build(device="meta")  # timm 1.0.31 can build all of its 1,371 models there
     preprocess = timm_preprocess(name, resolve_model_data_config(model))
     file = WeightsFile(timm_weights(name, weights, model.pretrained_cfg), hashes)
     if weights == "package":  # other names in the same order, with the classifier last

@@ -97,7 +97,7 @@ def read_model_config(
         return spec.config.stem, read_config(spec.config)
     if spec.name is None:
         if file is None:
-            raise _incomplete(spec)
+            raise _incomplete_error(spec)
         return file.path.stem, infer_config(file.known.shapes, where=str(file.path))
     if spec.name in BUILTIN_MODELS:
         return spec.name, builtin_config(spec.name)
@@ -110,7 +110,7 @@ def read_model_config(
     return spec.name, dict(config)
 
 
-def _incomplete(spec: BackboneSpec) -> RecipeError:
+def _incomplete_error(spec: BackboneSpec) -> RecipeError:
     return RecipeError(
         f"A backbone needs a name and weights, got backbone: {spec.name} and weights:"
         f" {spec.weights}.\n"
@@ -151,7 +151,7 @@ def find_weights(
     if file is not None:
         by_weights = file.known.quick_gelu
     elif name is None or tag is None:
-        raise _incomplete(spec)
+        raise _incomplete_error(spec)
     else:
         pretrained = open_clip.get_pretrained_cfg(name, tag)
         if not pretrained:

@@ -38,21 +38,21 @@ def build_timm(name: str, *, device: str) -> Any:
     timm_name = name.removeprefix(TIMM_PREFIX)
     architecture = timm_name.partition(".")[0]
     if not timm.is_model(architecture):
-        raise _unknown(name, timm.list_models())
+        raise _unknown_error(name, timm.list_models())
     with torch.random.fork_rng(devices=[]), torch.device(device):
         try:
             return timm.create_model(timm_name, num_classes=0)
         except (RuntimeError, TypeError, ValueError) as error:
             if "tag" in str(error):
                 tags = timm.list_models(f"{architecture}.*", pretrained=True)
-                raise _unknown(name, tags) from error
+                raise _unknown_error(name, tags) from error
             raise RecipeError(
                 f"{name}: timm cannot build it without a classifier: {error}.\n"
                 "  Choose another model."
             ) from error
 
 
-def _unknown(name: str, known: list[str]) -> RecipeError:
+def _unknown_error(name: str, known: list[str]) -> RecipeError:
     guess = nearest(name.removeprefix(TIMM_PREFIX), known)
     return RecipeError(
         f"{name} is not a model of timm {timm.__version__}."
@@ -88,7 +88,7 @@ def timm_weights(name: str, weights: str | None, published: Mapping[str, Any]) -
     """Returns the file of a timm model's weights.
 
     Args:
-        name: as for `build_timm`.
+        name: as in `build_timm`.
         weights: `pretrained` for timm's published file, `package` for the file in an installed
             package (`WEIGHTS_PACKAGES`), or a file of the model's state dict.
         published: timm's `pretrained_cfg` of the model.

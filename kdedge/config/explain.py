@@ -58,7 +58,7 @@ def explain_validation(
     """
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        grouped.setdefault(_follow(model, details["loc"])[0], []).append(details)
+        grouped.setdefault(_follow_location(model, details["loc"])[0], []).append(details)
     ordered = sorted(grouped.items(), key=lambda item: lines.line((*prefix, *item[0])))
     messages = []
     for path, problems in ordered[:MAX_SHOWN]:
@@ -75,7 +75,7 @@ def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDeta
     """The problem of a key and its remedy, as the end of a sentence that begins with the key."""
     first = problems[0]
     if first["type"] in {"extra_forbidden", "missing"}:
-        parent, key = _follow(model, path[:-1])[1], str(path[-1])
+        parent, key = _follow_location(model, path[:-1])[1], str(path[-1])
         fields = {} if parent is None else parent.model_fields
         if first["type"] == "missing":
             about = fields[key].description if key in fields else None
@@ -140,7 +140,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _follow(
+def _follow_location(
     model: type[BaseModel], location: Sequence[str | int]
 ) -> tuple[KeyPath, type[BaseModel] | None]:
     """Follows an error's location through the types of a model.

@@ -88,20 +88,20 @@ def _grid() -> tuple[Floats, Floats]:
     return x, y
 
 
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(rng.random())
 
 
 def _background(rng: np.random.Generator) -> Floats:
     """[H, W, 3]: a gradient between two muted colors, with blobs and bars in other colors."""
     x, y = _grid()
-    angle = _between(rng, 0, 2 * np.pi)
+    angle = _uniform(rng, 0, 2 * np.pi)
     ramp = 0.5 + 0.35 * (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y)
     first, second = _muted(rng), _muted(rng)
     scene: Floats = first + ramp[..., None] * (second - first)
     for _ in range(1 + int(3 * rng.random())):
-        dx, dy = x - np.float32(_between(rng, -1, 1)), y - np.float32(_between(rng, -1, 1))
-        half_width, half_height = _between(rng, 0.06, 0.35), _between(rng, 0.06, 0.35)
+        dx, dy = x - np.float32(_uniform(rng, -1, 1)), y - np.float32(_uniform(rng, -1, 1))
+        half_width, half_height = _uniform(rng, 0.06, 0.35), _uniform(rng, 0.06, 0.35)
         reach = np.maximum(abs(dx) / np.float32(half_width), abs(dy) / np.float32(half_height))
         scene += _edge(1 - reach, 0.2)[..., None] * (_muted(rng) - scene)
     return scene
@@ -109,7 +109,7 @@ def _background(rng: np.random.Generator) -> Floats:
 
 def _muted(rng: np.random.Generator) -> Floats:
     """[3]: a color with little saturation."""
-    gray = _between(rng, 0.15, 0.85)
+    gray = _uniform(rng, 0.15, 0.85)
     tint = rng.random(3, dtype=np.float32)
     color: Floats = np.float32(0.75 * gray) + np.float32(0.25) * tint
     return color
@@ -118,11 +118,11 @@ def _muted(rng: np.random.Generator) -> Floats:
 def _object_coordinates(rng: np.random.Generator) -> tuple[Floats, Floats, float]:
     """Coordinates in which the object spans about -1 to 1, and a pixel's size in their units."""
     x, y = _grid()
-    radius = _between(rng, 0.55, 0.82)
+    radius = _uniform(rng, 0.55, 0.82)
     room = 0.95 - radius
-    angle = _between(rng, -0.3, 0.3)  # radians
-    dx = (x - np.float32(_between(rng, -room, room))) / np.float32(radius)
-    dy = (y - np.float32(_between(rng, -room, room))) / np.float32(radius)
+    angle = _uniform(rng, -0.3, 0.3)  # radians
+    dx = (x - np.float32(_uniform(rng, -room, room))) / np.float32(radius)
+    dy = (y - np.float32(_uniform(rng, -room, room))) / np.float32(radius)
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cosine * dx + sine * dy, cosine * dy - sine * dx, 2 / SIZE_PX / radius
 
@@ -175,9 +175,9 @@ def _paint(
     """[H, W, 3]: the object's surface."""
     jitter = rng.random(3, dtype=np.float32) - np.float32(0.5)
     main = np.clip(np.array(COLORS[color], np.float32) + np.float32(0.14) * jitter, 0, 1)
-    shade = _between(rng, 0.02, 0.2) if rng.random() < 0.5 else _between(rng, 0.85, 1.0)
-    angle = _between(rng, 0, np.pi)
-    period = _between(rng, 0.42, 0.58)
+    shade = _uniform(rng, 0.02, 0.2) if rng.random() < 0.5 else _uniform(rng, 0.85, 1.0)
+    angle = _uniform(rng, 0, np.pi)
+    period = _uniform(rng, 0.42, 0.58)
     shift = rng.random(2, dtype=np.float32)
     if texture == "plain":
         return np.broadcast_to(main, (*u.shape, 3))  # [H, W, 3]
@@ -205,7 +205,7 @@ def _second_color(texture: str, across: Floats, along: Floats) -> Floats:
 
 def _photograph(rng: np.random.Generator, scene: Floats, camera: Camera) -> NDArray[np.uint8]:
     """The scene as seen by the camera."""
-    light = np.array(camera.cast, np.float32) * np.float32(_between(rng, *camera.gain))
+    light = np.array(camera.cast, np.float32) * np.float32(_uniform(rng, *camera.gain))
     picture = scene * light
     for _ in range(camera.blur_passes):
         picture = _blur(picture)

@@ -105,7 +105,7 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
     try:
         n_bytes = get_hf_file_metadata(url).size or 0
     except Exception as error:
-        raise _no_download(url, error) from error
+        raise _download_error(url, error) from error
     free, needed = shutil.disk_usage(folder).free, 2 * n_bytes - n_downloaded
     if free < needed:
         raise ResourceError(
@@ -119,7 +119,7 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
             http_get(url, file, resume_size=n_downloaded, expected_size=n_bytes or None)
     except Exception as error:
         if not isinstance(error, OSError) or not error.errno:
-            raise _no_download(url, error) from error
+            raise _download_error(url, error) from error
         raise ResourceError(
             f"{explain_os_error(error, part)}\n  The downloaded part is kept; run the same"
             " command again to continue."
@@ -134,5 +134,5 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
     return path
 
 
-def _no_download(url: str, error: Exception) -> SetupError:
+def _download_error(url: str, error: Exception) -> SetupError:
     return SetupError(f"{url} cannot be downloaded: {first_line(error)}.")

@@ -27,7 +27,7 @@ class BadImage:
     """An image that is skipped.
 
     Attributes:
-        key: its name in the source.
+        key: name of the image in the source.
         reason: why it is skipped.
     """
 

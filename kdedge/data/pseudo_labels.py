@@ -134,14 +134,14 @@ def _next(
 def _ranked(column: npt.NDArray[np.float32], n_first: int) -> Iterator[int]:
     """Yields images from the most probable on, in a stable order; first sorts only a few."""
     if len(column) <= n_first:
-        yield from _sorted(column, np.arange(len(column)))
+        yield from _descending(column, np.arange(len(column)))
         return
     threshold = np.partition(column, -n_first)[-n_first]
-    yield from _sorted(column, np.flatnonzero(column >= threshold))
-    yield from _sorted(column, np.flatnonzero(column < threshold))
+    yield from _descending(column, np.flatnonzero(column >= threshold))
+    yield from _descending(column, np.flatnonzero(column < threshold))
 
 
-def _sorted(column: npt.NDArray[np.float32], images: npt.NDArray[np.intp]) -> list[int]:
+def _descending(column: npt.NDArray[np.float32], images: npt.NDArray[np.intp]) -> list[int]:
     order: list[int] = images[np.argsort(-column[images], kind="stable")].tolist()
     return order
 

@@ -25,7 +25,7 @@ def few_shot(
     them. The protocol draws from all classes; select the base classes afterwards.
 
     Args:
-        labels: of every image in the source.
+        labels: labels of all images in the source.
         indices: the labeled images to draw from, positions in `labels`, in the source's order.
         shots: images per class.
         stream: the random stream; it advances.

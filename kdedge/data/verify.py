@@ -38,7 +38,7 @@ class Verification:
 
     Attributes:
         name: the set.
-        folder: its folder.
+        folder: the set's folder.
         n_classes: classes of the published set.
         parts: the parts that can be listed.
         problems: differences from the published set, one sentence each.

@@ -117,7 +117,7 @@ def choose_calibration_images(
             classes = predict(read_pixels(source, batch, preprocess)).argmax(axis=1)
             predicted.update(zip(batch, classes.tolist(), strict=True))
             advance(start + len(batch))
-    chosen = _in_turns(predicted)[:n_images]
+    chosen = _round_robin(predicted)[:n_images]
     if len(chosen) < min(N_ADVISED, n_images):
         log.warning(
             "INT8 is calibrated on only %d images; with fewer than %d, results depend on"
@@ -139,7 +139,7 @@ def choose_calibration_images(
     return CalibrationSet(pixels, files, seed, preprocess)
 
 
-def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:
+def _round_robin(predicted: Mapping[int, int]) -> Sequence[int]:
     """Orders images: the first of each class, then the second of each class, and so on."""
     n_before: Counter[int] = Counter()
     turns = {}

@@ -63,7 +63,7 @@ def write_classes(
         ResourceError: the file cannot be written.
     """
     classes = OpenClasses(file_name(1), vectors.shape[1], scale)
-    return _with_matrix(artifact, _rows(vectors, scale), classes)
+    return _with_matrix(artifact, _matrix_rows(vectors, scale), classes)
 
 
 def change_classes(
@@ -92,7 +92,7 @@ def change_classes(
         new_names = () if added is None else added.names
         names = changed_names(artifact, new_names, removed)
         classes = artifact.open_classes
-        assert classes is not None  # checked with the names
+        assert classes is not None  # `changed_names` has checked it
         kept = [name not in removed for name in artifact.class_names]
         matrix = load_matrix(artifact)[kept]
         if added is not None:
@@ -106,7 +106,7 @@ def change_classes(
                     f" {folder} take [{len(added.names)}, {classes.dim}].\n"
                     "  They are of another teacher: name the run that the artifact is from."
                 )
-            matrix = np.concatenate([matrix, _rows(vectors, classes.scale)])
+            matrix = np.concatenate([matrix, _matrix_rows(vectors, classes.scale)])
         change = ClassChange(
             at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             kdedge=__version__,
@@ -167,6 +167,6 @@ def _with_matrix(artifact: Artifact, matrix: Matrix, classes: OpenClasses) -> Ar
     return dataclasses.replace(artifact.with_others(classes.file), open_classes=classes)
 
 
-def _rows(vectors: npt.NDArray[np.float32], scale: float) -> Matrix:
+def _matrix_rows(vectors: npt.NDArray[np.float32], scale: float) -> Matrix:
     """Rows of the class matrix: `scale` times the vectors, computed in float64, in float32."""
     return (scale * vectors.astype(np.float64)).astype(np.float32)

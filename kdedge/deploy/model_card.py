@@ -25,7 +25,7 @@ def with_model_card(artifact: Artifact) -> Artifact:
     Raises:
         ResourceError: a file cannot be written.
     """
-    write_atomic(artifact.path / CARD, _card(artifact).encode())
+    write_atomic(artifact.path / CARD, _card_text(artifact).encode())
     example = files("kdedge.deploy").joinpath(EXAMPLE).read_bytes()
     write_atomic(artifact.path / EXAMPLE, example)
     return artifact.with_others(CARD, EXAMPLE)
@@ -46,14 +46,14 @@ def renew_model_card(artifact: Artifact) -> Artifact:
     known = artifact.others.get(CARD)
     if known is None or (card.is_file() and sha256_file(card) != known):
         return artifact
-    write_atomic(card, _card(artifact).encode())
+    write_atomic(card, _card_text(artifact).encode())
     renewed = artifact.with_others(CARD)
     if renewed != artifact:
         renewed.save()
     return renewed
 
 
-def _card(artifact: Artifact) -> str:
+def _card_text(artifact: Artifact) -> str:
     usage, names = artifact.usage(), artifact.class_names
     tensor, preparation = usage["input"], usage["preprocess"]
     size = preparation["size_px"]
@@ -69,7 +69,7 @@ def _card(artifact: Artifact) -> str:
     note, n_outputs, order = "", len(names), ", in the order of the classes below;"
     if artifact.open_classes is not None:
         n_outputs = artifact.open_classes.dim
-        answer = _open_answer(artifact, answer)
+        answer = _open_classes_text(artifact, answer)
         note, order = " with the classes of the export", "."
     shipped = file_to_ship(artifact, None)
     flags = None if shipped is None else predict_flags(artifact, shipped.file)
@@ -105,7 +105,7 @@ facts in a form for programs.
     python {EXAMPLE} IMAGE    # needs NumPy, Pillow and ONNX Runtime
 
 ## Input
-{_image_files(artifact)}
+{_image_input_text(artifact)}
 One tensor, `{INPUT_NAME}`: {tensor["dtype"]} [batch, 3, {size}, {size}], {tensor["channels"]},
 values {low} to {high}; {batch} images per call. **Normalization is in the graph**: apply no mean
 and no standard deviation.
@@ -116,7 +116,7 @@ and no standard deviation.
 
 One tensor, `{artifact.output_name}`: float32 [batch, {n_outputs}]{order}
 {answer}.
-{_scores(artifact)}
+{_scores_text(artifact)}
 ## Files
 
 Compared with the float32 model on real images{note}; agreement is the share of equal predictions,
@@ -134,7 +134,7 @@ distance the mean softmax distance (0-1).
 """
 
 
-def _image_files(artifact: Artifact) -> str:
+def _image_input_text(artifact: Artifact) -> str:
     """Describes the input of files with preprocessing; empty if there are no such files."""
     names = [f"`{file.name}`" for file in artifact.files if file.target == "onnx-image"]
     if not names:
@@ -145,7 +145,7 @@ def _image_files(artifact: Artifact) -> str:
     )
 
 
-def _open_answer(artifact: Artifact, answer: str) -> str:
+def _open_classes_text(artifact: Artifact, answer: str) -> str:
     """Describes how features become logits, for an artifact with open classes."""
     assert artifact.open_classes is not None
     file, dim = artifact.open_classes.file, artifact.open_classes.dim
@@ -156,7 +156,7 @@ def _open_answer(artifact: Artifact, answer: str) -> str:
     )
 
 
-def _scores(artifact: Artifact) -> str:
+def _scores_text(artifact: Artifact) -> str:
     """Describes the scores: their prior, their calibration, and the "none of these" limit."""
     text = ""
     fitted, none = artifact.temperature, artifact.none_of_these

@@ -143,7 +143,7 @@ def gate_error(
     if result.n_images < _MIN_FOR_GATE:
         lines[1] += f" One of them is {100 / result.n_images:.1f} %: more test images say more."
     if result.worst:
-        shown = ", ".join(_named(entry) for entry in result.worst[:_N_NAMED])
+        shown = ", ".join(_described(entry) for entry in result.worst[:_N_NAMED])
         lines.append(f"  Worst images: {shown}.")
     if passed:
         lines.append(f"  Passed: {', '.join(passed)}.")
@@ -151,7 +151,7 @@ def gate_error(
     return GateError("\n".join(lines))
 
 
-def _named(entry: WorstImage) -> str:
+def _described(entry: WorstImage) -> str:
     if entry.predicted_class is None:
         return f"{entry.image} ({entry.reference_class}, here NaN or infinity)"
     if entry.predicted_class == entry.reference_class:

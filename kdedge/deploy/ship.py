@@ -16,7 +16,7 @@ class FileToShip(NamedTuple):
 
     Attributes:
         file: the file.
-        time: how long a call takes; None if it was not measured.
+        time: measured time of a call; None if it was not measured.
         machine: the machine that measured it.
     """
 

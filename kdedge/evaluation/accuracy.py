@@ -181,7 +181,7 @@ def temperature_of_labels(
     def slope(inverse: float) -> float:
         return float((softmax(inverse * logits) * logits).sum(axis=1).mean() - label_logit)
 
-    return _root(slope)
+    return _find_root(slope)
 
 
 def temperature_of_share(logits: npt.NDArray[np.float32], share: float) -> float | None:
@@ -195,10 +195,10 @@ def temperature_of_share(logits: npt.NDArray[np.float32], share: float) -> float
         The temperature; None if it is outside of the searched range, as for a share of 1.
     """
     logits = logits.astype(np.float64)
-    return _root(lambda inverse: float(softmax(inverse * logits).max(axis=1).mean()) - share)
+    return _find_root(lambda inverse: float(softmax(inverse * logits).max(axis=1).mean()) - share)
 
 
-def _root(increasing: Callable[[float], float]) -> float | None:
+def _find_root(increasing: Callable[[float], float]) -> float | None:
     """Returns 1 / b for the root b of an increasing function; None if b is out of range."""
     low, high = -np.log(LARGEST), np.log(LARGEST)
     if not increasing(float(np.exp(low))) < 0 < increasing(float(np.exp(high))):

@@ -83,7 +83,7 @@ def parity_of(
         accuracy_percent=percent(n_right),
         reference_accuracy_percent=percent(n_reference_right),
         accuracy_drop=percent(n_reference_right - n_right),
-        worst=_worst(expected, predicted, distances, keys=keys, class_names=class_names),
+        worst=_worst_images(expected, predicted, distances, keys=keys, class_names=class_names),
         images=images,
         runtime=runtime,
     )
@@ -103,7 +103,7 @@ def _softmax_distances(
     return distances
 
 
-def _worst(
+def _worst_images(
     expected: npt.NDArray[np.intp],
     predicted: npt.NDArray[np.intp],
     distances: list[float] | None,

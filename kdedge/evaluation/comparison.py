@@ -41,7 +41,7 @@ class ComparedImage:
     """An image with two classifiers' answers.
 
     Attributes:
-        image: its key.
+        image: key of the image.
         old: the old classifier's best class; `none` if it gives no class; None for NaN logits.
         old_score_percent: its score; None if the classifier gives no scores.
         new: the new classifier's best class, in the same way.

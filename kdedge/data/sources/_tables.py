@@ -119,7 +119,7 @@ class TableSource:
         labels: Sequence[int | None] = [None] * len(keys)
         if labeled:
             if columns.label is None:
-                raise _no_column(files[0], "column of labels", "label_column")
+                raise _no_column_error(files[0], "column of labels", "label_column")
             index, numbers = LabelIndex(class_names), columns.names is None
             labels = [
                 index.read(text, self._where(i), numbers=numbers)
@@ -143,7 +143,7 @@ class TableSource:
             row.validate(full=True)  # wrong offsets in a damaged file would crash the process
             value = row.column(0)[0].as_py()
         except arrow_errors() as error:
-            file, _ = self._place(i)
+            file, _ = self._locate(i)
             raise UnusableImage(f"{file.path} is damaged: {first_line(error)}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
@@ -155,7 +155,7 @@ class TableSource:
 
     def location(self, i: int) -> Location:
         """Returns image i's file, and its row and column there."""
-        file, row = self._place(i)
+        file, row = self._locate(i)
         return Location(str(file.path.absolute()), row, file.stamp, self._columns.image)
 
     def label_texts(self) -> list[str]:
@@ -195,13 +195,13 @@ class TableSource:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def _place(self, i: int) -> tuple[TableFile, int]:
+    def _locate(self, i: int) -> tuple[TableFile, int]:
         """Returns the file that contains image i, and the image's row in it."""
         number = bisect.bisect_right(self._starts, i) - 1
         return self._files[number], i - self._starts[number]
 
     def _where(self, i: int) -> str:
-        file, row = self._place(i)
+        file, row = self._locate(i)
         return f"{file.path}, row {row}"
 
 
@@ -254,13 +254,13 @@ def _choose(file: TableFile, image: str | None, label: str | None) -> Columns:
         image = next(iter(marked or images), None)
     if image is None or image not in images:
         what = "column of images" if image is None else f"column {image} of images"
-        raise _no_column(file, what, "image_column")
+        raise _no_column_error(file, what, "image_column")
     if label is None:
         classes = [name for name in labels if hasattr(features[name], "names")]
         named = [name for name in _LABEL_COLUMNS if name in labels]
         label = next(iter(named or (classes if len(classes) == 1 else [])), None)
     elif label not in labels:
-        raise _no_column(file, f"column {label} of names or numbers", "label_column")
+        raise _no_column_error(file, f"column {label} of names or numbers", "label_column")
     names = getattr(features.get(label), "names", None)
     return Columns(image, label, None if names is None else tuple(map(str, names)))
 
@@ -285,7 +285,7 @@ def _kind(feature: Any) -> Literal["image", "label"] | None:
     return "label" if re.fullmatch(r"u?int\d+|(large_)?string(_view)?", dtype) else None
 
 
-def _no_column(file: TableFile, what: str, key: str) -> DataError:
+def _no_column_error(file: TableFile, what: str, key: str) -> DataError:
     """Returns the error for a missing column; `key` is its recipe key."""
     has = ", ".join(f"{field.name} ({field.type})" for field in file.schema)
     kinds = {

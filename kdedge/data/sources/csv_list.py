@@ -83,7 +83,7 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
     """Returns the heading's fields (None if there is no heading) and the non-empty rows."""
     text = read_text(path, remedy="Name a CSV file of image paths.")
     head = text.partition("\n")[0]
-    marks = (mark for mark in _DELIMITERS if _named(head.split(mark), _IMAGE_HEADINGS))
+    marks = (mark for mark in _DELIMITERS if _find_headings(head.split(mark), _IMAGE_HEADINGS))
     reader = csv.reader(io.StringIO(text), strict=True, delimiter=next(marks, ","))
     heading: list[str] | None = None
     columns: tuple[int, int | None] = 0, 1
@@ -120,19 +120,19 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
 
 def _columns(path: Path, fields: Sequence[str]) -> tuple[int, int | None] | None:
     """The columns of path and label if the row is a heading; None if it is the row of an image."""
-    images = _named(fields, _IMAGE_HEADINGS)
+    images = _find_headings(fields, _IMAGE_HEADINGS)
     if not images:
         return None
     is_path = fields[0].lower() == "path"  # always a heading, even if a file has this name
     if not is_path and is_file(path.parent / fields[0]):
         return None
-    labels = _named(fields, _LABEL_HEADINGS)
+    labels = _find_headings(fields, _LABEL_HEADINGS)
     if not labels and is_path and len(fields) == 2:
         return images[0], 1  # the other column has the labels, whatever its name
     return images[0], labels[0] if labels else None
 
 
-def _named(fields: Sequence[str], names: Sequence[str]) -> list[int]:
+def _find_headings(fields: Sequence[str], names: Sequence[str]) -> list[int]:
     """Positions of the fields that have one of the names, in the order of the names."""
     headings = [field.strip().strip('"').lower().replace(" ", "_") for field in fields]
     return [headings.index(name) for name in names if name in headings]

@@ -46,7 +46,7 @@ def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> F
     left_out: Counter[str] = Counter()
     names = sorted(_image_files(folder, left_out))
     if not names:
-        raise DataError(_no_images(folder, left_out))
+        raise DataError(_no_images_text(folder, left_out))
     labels: list[int | None] = [None] * len(names)
     if labeled:
         labels = _folder_labels(folder, names, class_names)
@@ -116,7 +116,7 @@ def _extension(name: str) -> str:
     return printable(Path(name).suffix[1:].lower())
 
 
-def _no_images(folder: Path, left_out: Counter[str]) -> str:
+def _no_images_text(folder: Path, left_out: Counter[str]) -> str:
     others = left_out_text(left_out)
     remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)} and others."
     if left_out[".parquet"]:  # probably a download from Hugging Face

@@ -93,7 +93,7 @@ def _open(path: Path) -> TableFile:
         with pq.ParquetFile(path) as file:
             return TableFile(path, file.schema_arrow, file.metadata.num_rows, stamp)
     except arrow_errors() as error:
-        raise _damaged(path, error) from error
+        raise _damaged_error(path, error) from error
 
 
 def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
@@ -125,13 +125,13 @@ def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
                 for _ in pq.ParquetFile(file.path).iter_batches(_ROWS_AT_ONCE, columns=names):
                     pass
             except arrow_errors() as own:
-                raise _damaged(file.path, own) from error
-        raise _damaged(files[0].path, cause) from error
+                raise _damaged_error(file.path, own) from error
+        raise _damaged_error(files[0].path, cause) from error
     except OSError as error:
         raise explain_os_error(error, Path(datasets.config.HF_DATASETS_CACHE)) from error
 
 
-def _damaged(path: Path, error: BaseException) -> DataError:
+def _damaged_error(path: Path, error: BaseException) -> DataError:
     return DataError(
         f"{path} is not a readable Parquet file: {first_line(error)}.\n  Copy or download it again."
     )
