@@ -16,8 +16,8 @@ from kdedge.evaluation.comparison import (
     ComparedImage,
     ComparedModel,
     Comparison,
-    answer_of,
-    compare_answers,
+    compare_predictions,
+    predicted_class,
 )
 from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import UnreadableImage
@@ -38,7 +38,7 @@ def compare(
     threads: int | None = None,
     root: str | Path | None = None,
 ) -> Comparison:
-    """Compares what two artifacts answer on the same images.
+    """Compares the predictions of two artifacts on the same images.
 
     If `predict` would take files of different precisions, the float32 files are compared.
 
@@ -112,7 +112,7 @@ def compare(
 def _compare_models(
     old: Classifier, new: Classifier, paths: Sequence[str], *, reads_labels: bool, batch: int | None
 ) -> Comparison:
-    """Classifies the same images with two models and compares their answers.
+    """Classifies the same images with two models and compares their predictions.
 
     Raises:
         DataError: no image can be read, or none has a label that both know.
@@ -142,8 +142,8 @@ def _compare_models(
                 unreadable += [x for x in results if isinstance(x, UnreadableImage)][:1]
                 continue
             label = None if item.label is None else label_names[item.label]
-            answers = (*answer_of(by_old), *answer_of(by_new))
-            compared.append(ComparedImage(item.key, *answers, label))
+            predictions = (*predicted_class(by_old), *predicted_class(by_new))
+            compared.append(ComparedImage(item.key, *predictions, label))
     if not compared:
         if not unreadable:
             raise DataError("There is no image to compare on.\n  Name other images.")
@@ -160,7 +160,7 @@ def _compare_models(
         )
         for classifier in (old, new)
     ]
-    comparison = compare_answers(
+    comparison = compare_predictions(
         compared, *models, old_names=names[0], new_names=names[1], unreadable=unreadable
     )
     if reads_labels and comparison.labeled is None:

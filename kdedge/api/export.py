@@ -147,7 +147,7 @@ def export(
         head: `scores` for logits; `argmax` for their ranking alone. None: as the recipe says.
         pixels: the graph's input: `float` from 0 to 1, or `uint8`. None: as the recipe says.
         open_classes: keep the class vectors in a file that `change_classes` changes.
-        calibrate: fit a temperature, so that a score is the share of correct answers.
+        calibrate: fit a temperature, so that a score is the share of correct predictions.
         none_of_these: answer "none" for images unlike the known ones, of which this share, such as
             `"95%"`, still gets a class. None: as the recipe says.
         int8_minutes: time for the search of INT8's ranges and layers. None: as the recipe says.

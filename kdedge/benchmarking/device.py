@@ -177,10 +177,10 @@ def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
 def _query(nvml: Any, getter: Any, *arguments: Any) -> Any:
     """The library's value; None if a GPU does not support the query."""
     try:
-        answer = getter(*arguments)
+        value = getter(*arguments)
     except nvml.NVMLError:
         return None
-    return answer.decode() if isinstance(answer, bytes) else answer
+    return value.decode() if isinstance(value, bytes) else value
 
 
 _PERIOD_S = 0.05
@@ -200,7 +200,7 @@ class SampledPower:
     """Samples watts in a thread while something runs.
 
     Args:
-        read: returns the current watts; None if the sensor does not answer.
+        read: returns the current watts; None if the sensor cannot be read.
         devices: devices that the sensor covers: 0 is the first GPU, None the CPU.
     """
 

@@ -43,7 +43,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare what the artifacts OLD and NEW answer on the same images.
+    """Compare the predictions of the artifacts OLD and NEW on the same images.
 
     OLD and NEW are folders that `kdedge export` wrote, runs, or model files in an artifact's
     folder, such as model.int8.onnx. If `kdedge predict` would take files of different precisions,

@@ -19,7 +19,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     """Run the whole flow on built-in drawings with two tiny CLIPs, without any download.
 
     A teacher CLIP learns from 16 labeled drawings of each class. A much smaller student learns from
-    the teacher's answers on unlabeled drawings, is exported, timed, and tried on test drawings.
+    the teacher's outputs on unlabeled drawings, is exported, timed, and tried on test drawings.
     """
     from kdedge.api.demo import demo
 

@@ -77,9 +77,9 @@ class KnownImages:
             DataError: no output is finite.
             ResourceError: the file of the Gaussians cannot be written.
         """
-        outputs, answers = self._outputs(artifact, backend)
+        outputs, predicted = self._outputs(artifact, backend)
         if (file.target, file.precision) == ("onnx", "fp32"):
-            self._gaussians = fit_gaussians(outputs[_FOR_GAUSSIANS], answers[_FOR_GAUSSIANS])
+            self._gaussians = fit_gaussians(outputs[_FOR_GAUSSIANS], predicted[_FOR_GAUSSIANS])
             write_atomic(artifact.path / FILE_NAME, self._gaussians.to_bytes())
         assert self._gaussians is not None
         held_out = outputs[_FOR_LIMIT]
@@ -101,7 +101,7 @@ class KnownImages:
 
 
 def fit_gaussians(
-    outputs: npt.NDArray[np.float32], answers: npt.NDArray[np.integer[Any]]
+    outputs: npt.NDArray[np.float32], predicted: npt.NDArray[np.integer[Any]]
 ) -> Gaussians:
     """Fits a Gaussian to the outputs of each predicted class, with one covariance for all.
 
@@ -110,14 +110,14 @@ def fit_gaussians(
 
     Args:
         outputs: [N, O]; images whose outputs are not finite are left out.
-        answers: [N], the predicted class of each image.
+        predicted: [N], the predicted class of each image.
 
     Raises:
         DataError: all outputs are equal, or none is finite.
     """
     is_finite = np.isfinite(outputs).all(axis=1)
-    values, answers = outputs[is_finite].astype(np.float64), answers[is_finite]
-    classes, positions = np.unique(answers, return_inverse=True)
+    values, predicted = outputs[is_finite].astype(np.float64), predicted[is_finite]
+    classes, positions = np.unique(predicted, return_inverse=True)
     means = np.stack([values[positions == c].mean(axis=0) for c in range(len(classes))] or [[]])
     centered = values - means[positions] if len(values) else values
     n_images, n_outputs = centered.shape
@@ -162,7 +162,7 @@ def fit_limit(scores: npt.NDArray[np.float64], share_percent: float) -> NoneBelo
     return NoneBelow(float(scores[position - 1]), tuple(map(float, percentiles)))
 
 
-def least_images(share_percent: float) -> int:
+def min_known_images(share_percent: float) -> int:
     """The smallest number of known images that a limit can be fitted to: 19 for 95 %.
 
     Args:
@@ -197,7 +197,7 @@ def choose_known_images(
             " classes.\n  Give the class another name, or leave export.none_of_these out."
         )
     share_percent = percent_value(share)
-    needed = 2 * least_images(share_percent)
+    needed = 2 * min_known_images(share_percent)
     contents: dict[str, int] = {}  # digest -> position, without duplicates
     if pool is not None:
         order = np.random.default_rng(trained.loaded.recipe.seed).permutation(sorted(pool.indices))

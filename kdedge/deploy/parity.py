@@ -1,7 +1,7 @@
 """The parity gate: an exported file must predict like the float32 student, on real images.
 
-Runs on the device, without torch. `evaluation.agreement.parity_of` computes the comparison; this
-module runs the exported files, applies the gates, and stores a smoke set for the device.
+Runs on the device, without torch. `evaluation.agreement.measure_parity` computes the comparison;
+this module runs the exported files, applies the gates, and stores a smoke set for the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from kdedge.errors import GateError
-from kdedge.evaluation.agreement import parity_of
+from kdedge.evaluation.agreement import measure_parity
 from kdedge.files import write_atomic
 from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
@@ -248,7 +248,7 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     """
     smoke_set = load_smoke_set(artifact)
     n_images = len(smoke_set.pixels)
-    return parity_of(
+    return measure_parity(
         smoke_set.logits,
         smoke_logits(artifact, backend, smoke_set),
         keys=[f"{SMOKE_SET}[{i}]" for i in range(n_images)],

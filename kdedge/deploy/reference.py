@@ -18,7 +18,7 @@ from kdedge.deploy.calibrate import read_images, read_pixels
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
 from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent
-from kdedge.evaluation.agreement import parity_of
+from kdedge.evaluation.agreement import measure_parity
 from kdedge.progress import progress
 from kdedge.records.evaluation import ParityResult, TestSet
 from kdedge.runs.model import RunModel
@@ -96,7 +96,7 @@ class Float32Reference:
         """
         images = read_images(self.chosen.source, self.chosen.indices)
         logits = predict_each_way(backend, self.outputs.pixels, artifact, images)
-        parity = parity_of(
+        parity = measure_parity(
             self.outputs.logits,
             logits,
             keys=self.keys,

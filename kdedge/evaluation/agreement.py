@@ -20,7 +20,7 @@ N_WORST = 10
 _ROWS = 256  # images at once, so that many classes need little memory
 
 
-def parity_of(
+def measure_parity(
     reference: npt.NDArray[Any],
     logits: npt.NDArray[Any],
     *,

@@ -1,4 +1,4 @@
-"""Comparison of two classifiers' answers on the same images, and whether the new one is as good.
+"""Comparison of two classifiers on the same images, and whether the new one is as good.
 
 `agreement.py` compares the logits of a file and of its own float32 student. This file compares the
 predicted classes of two artifacts, whose class lists may differ.
@@ -29,7 +29,7 @@ _MAX_SHOWN = 20  # images, classes and reasons; `to_dict` has all
 Verdict = Literal["better", "worse", "no difference shown"]
 
 
-def answer_of(result: Prediction | NonFiniteLogits) -> tuple[str | None, float | None]:
+def predicted_class(result: Prediction | NonFiniteLogits) -> tuple[str | None, float | None]:
     """The best class of a result and its score; `none` if the image shows none of the classes."""
     if isinstance(result, NonFiniteLogits):
         return None, None
@@ -38,7 +38,7 @@ def answer_of(result: Prediction | NonFiniteLogits) -> tuple[str | None, float |
 
 @dataclass(frozen=True)
 class ComparedImage:
-    """An image with two classifiers' answers.
+    """An image with the predictions of two classifiers.
 
     Attributes:
         image: key of the image.
@@ -58,7 +58,7 @@ class ComparedImage:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the answers differ; two missing answers count as different."""
+        """Whether the predictions differ; two missing predictions count as different."""
         return self.old != self.new or self.old is None
 
 
@@ -149,21 +149,21 @@ class Comparison(Tabled):
         old: the old artifact's file.
         new: the new one's.
         n_images: images that were classified.
-        n_with_unshared_answer: images that one answers with a class which the other lacks;
+        n_with_unshared_answer: images for which one predicts a class that the other lacks;
             agreement leaves them out.
-        n_agree: images with the same answer.
+        n_agree: images with the same prediction.
         mean_score_difference: the new score of the best class minus the old one, percentage points;
             None if one of them has no scores.
         mean_absolute_score_difference: the same without the sign.
         only_old: classes that only the old artifact has.
         only_new: classes that only the new one has.
         n_shared: number of classes that both have.
-        changed: the images whose answers differ, in their order.
-        classes: images that the old and the new one answer with each class, in the old order, then
+        changed: the images whose predictions differ, in their order.
+        classes: class -> images that the old and the new one predict as it; in the old order, then
             new classes, then `none`.
         labeled: accuracies; None if no image has a label.
         unreadable: images that cannot be read, which are left out.
-        n_without_answer: answers with NaN or infinity; their images count as changed.
+        n_without_answer: logits with NaN or infinity; their images count as changed.
     """
 
     old: ComparedModel
@@ -184,7 +184,7 @@ class Comparison(Tabled):
 
     @property
     def agreement_percent(self) -> float | None:
-        """Share of images with the same answer; None if no image has answers that both know."""
+        """Share of images with the same prediction; None if no image has classes that both have."""
         n_compared = self.n_images - self.n_with_unshared_answer
         return 100 * self.n_agree / n_compared if n_compared else None
 
@@ -262,7 +262,7 @@ def _listed(texts: Iterable[str]) -> str:
     return ", ".join(some_of(texts, _MAX_SHOWN))
 
 
-def compare_answers(
+def compare_predictions(
     images: Sequence[ComparedImage],
     old: ComparedModel,
     new: ComparedModel,
@@ -271,15 +271,15 @@ def compare_answers(
     new_names: Sequence[str],
     unreadable: Sequence[UnreadableImage] = (),
 ) -> Comparison:
-    """Compares two classifiers' answers; classes are the same if their names are.
+    """Compares the predictions of two classifiers; classes are the same if their names are.
 
     Args:
-        images: one or more images, each with both answers.
+        images: one or more images, each with both predictions.
         old: the old model's file.
         new: the new model's file.
         old_names: the old classifier's classes, in any order.
         new_names: the new classifier's classes.
-        unreadable: images without answers, for the record.
+        unreadable: images that cannot be read, for the record.
     """
     shared = set(old_names) & set(new_names)
     both_know = {*shared, NONE, None}

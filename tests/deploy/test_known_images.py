@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdedge.deploy.known_images import fit_gaussians, fit_limit, least_images
+from kdedge.deploy.known_images import fit_gaussians, fit_limit, min_known_images
 from kdedge.errors import DataError
 
 
 @pytest.mark.parametrize("share", [50.0, 80.0, 95.0, 99.0, 99.9])
 def test_the_limit_keeps_the_share_with_the_fewest_images(share: float) -> None:
     """With one image less, even the lowest score is no limit."""
-    n_images = least_images(share)
+    n_images = min_known_images(share)
     assert (n_images + 1) * (100 - share) / 100 == pytest.approx(1, abs=0.9)
     scores = np.random.default_rng(0).permutation(n_images)
     found = fit_limit(scores, share)

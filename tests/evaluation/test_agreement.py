@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdedge.errors import DivergedError
-from kdedge.evaluation.agreement import N_WORST, parity_of
+from kdedge.evaluation.agreement import N_WORST, measure_parity
 from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.records.record import parse_record
 
@@ -33,7 +33,7 @@ def run(reference: np.ndarray, logits: np.ndarray, **changes: Any) -> ParityResu
         "images": "test images",
         "runtime": "none",
     }
-    return parity_of(reference, logits, **(arguments | changes))
+    return measure_parity(reference, logits, **(arguments | changes))
 
 
 def again(result: ParityResult) -> ParityResult:

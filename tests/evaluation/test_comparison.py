@@ -13,9 +13,9 @@ from kdedge.evaluation.comparison import (
     ComparedImage,
     ComparedModel,
     LabeledComparison,
-    answer_of,
-    compare_answers,
+    compare_predictions,
     mcnemar_p,
+    predicted_class,
 )
 from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction
 
@@ -29,7 +29,7 @@ def answered(old: str | None, new: str | None, label: str | None = None) -> Comp
 
 def compared(*images: ComparedImage, new_names: tuple[str, ...] = NAMES) -> Any:
     model = ComparedModel("model.onnx", "fp32", "a runtime", 3)
-    return compare_answers(images, model, model, old_names=NAMES, new_names=new_names)
+    return compare_predictions(images, model, model, old_names=NAMES, new_names=new_names)
 
 
 @pytest.mark.parametrize("n", range(9))
@@ -83,8 +83,8 @@ def test_scores_are_compared_with_and_without_their_sign() -> None:
 
 
 def test_none_is_an_answer_and_a_missing_answer_is_none_of_them() -> None:
-    none = answer_of(Prediction("x", (ClassScore("cat", 40.0),), is_none=True))
-    lost = answer_of(NonFiniteLogits("x", "NaN"))
+    none = predicted_class(Prediction("x", (ClassScore("cat", 40.0),), is_none=True))
+    lost = predicted_class(NonFiniteLogits("x", "NaN"))
     assert (none, lost) == (("none", 40.0), (None, None))
     assert not ComparedImage("x", *none, *none).is_changed
     for old, new in ((lost, lost), (none, ("cat", 40.0))):

@@ -178,7 +178,7 @@ def is_file(path: str | Path) -> bool:
 _MAX_NAMED = 8
 
 
-def names_of(paths: Sequence[Path]) -> list[str]:
+def relative_names(paths: Sequence[Path]) -> list[str]:
     """Returns printable paths of files, relative to the innermost folder that holds all of them."""
     absolute = [path.absolute() for path in paths]
     common = os.path.commonpath([path.parent for path in absolute])

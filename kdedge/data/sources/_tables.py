@@ -25,7 +25,7 @@ from kdedge.data.sources import (
     LabelIndex,
     Location,
     name_some,
-    names_of,
+    relative_names,
 )
 from kdedge.errors import DataError, first_line
 from kdedge.files import FileStamp
@@ -114,7 +114,7 @@ class TableSource:
         self._files = tuple(file._replace(schema=None) for file in files)
         self._starts = (0, *itertools.accumulate(file.n_rows for file in files))
         assert self._starts[-1] == len(dataset)
-        rows = zip(files, names_of([file.path for file in files]), strict=True)
+        rows = zip(files, relative_names([file.path for file in files]), strict=True)
         keys = [f"{name}/{row}" for file, name in rows for row in range(file.n_rows)]
         labels: Sequence[int | None] = [None] * len(keys)
         if labeled:

@@ -20,7 +20,7 @@ from kdedge.data.sources import (
     Item,
     LabelIndex,
     Location,
-    names_of,
+    relative_names,
 )
 from kdedge.errors import DataError, os_reason
 from kdedge.files import FileStamp, printable
@@ -144,7 +144,7 @@ def _samples(pattern: str) -> Iterator[dict[str, Any]]:
     from webdataset.tariterators import group_by_keys
 
     paths = _shard_paths(pattern, expand_urls)
-    for path, name in zip(paths, names_of(paths), strict=True):
+    for path, name in zip(paths, relative_names(paths), strict=True):
         rows = [{"fname": m.name, "data": m, "__url__": path} for m in _index(path)]
         try:
             for sample in group_by_keys(rows):
