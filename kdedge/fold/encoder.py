@@ -51,7 +51,7 @@ class Operation:
         operator: torch's name: aten.convolution.default.
         arguments: its arguments, in order.
         inputs: the tensors among the arguments.
-        outputs: the tensors that it gives.
+        outputs: the tensors that it returns.
     """
 
     operator: str
@@ -61,12 +61,12 @@ class Operation:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it is a convolution; its arguments are input, weight, bias, stride, padding..."""
+        """Whether it is a convolution, with arguments input, weight, bias, stride, padding..."""
         return self.operator == "aten.convolution.default"
 
 
 class Call(NamedTuple):
-    """One call of a module, with its first argument and what it gives."""
+    """One call of a module, with its first argument and its output."""
 
     module: Any
     input: object
@@ -80,8 +80,8 @@ class RecordedCalls:
     Attributes:
         images: its input.
         features: its output.
-        calls: the calls of each module, in the order of their ends.
-        operations: everything that it computes, in order.
+        calls: the calls of its modules, in the order in which they ended.
+        operations: all operators that it calls, in order.
     """
 
     images: Tensor
@@ -90,7 +90,7 @@ class RecordedCalls:
     operations: Sequence[Operation]
 
     def single_calls(self) -> list[Call]:
-        """The calls of modules that were called once."""
+        """The calls of modules that were called exactly once."""
         counts = Counter(id(call.module) for call in self.calls)
         return [call for call in self.calls if counts[id(call.module)] == 1]
 
@@ -99,11 +99,11 @@ class RecordedCalls:
         return [
             operation
             for operation in self.operations
-            if any(known is tensor for known in operation.inputs)
+            if any(source is tensor for source in operation.inputs)
         ]
 
-    def depend_on_images(self) -> set[int]:
-        """`id` of each tensor that the images decide."""
+    def image_dependent_ids(self) -> set[int]:
+        """`id` of each tensor that depends on the images."""
         dependent = {id(self.images)}
         for operation in self.operations:
             if any(id(tensor) in dependent for tensor in operation.inputs):
@@ -113,13 +113,13 @@ class RecordedCalls:
 
 @torch.no_grad()
 def observe(encoder: nn.Module, images: Tensor) -> RecordedCalls:
-    """Runs an encoder on images [B, 3, H, W] and records its calls."""
+    """Runs an encoder on images [B, 3, H, W] and records its calls and operations."""
     calls: list[Call] = []
 
-    def leave(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+    def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         calls.append(Call(module, inputs[0] if inputs else None, output))
 
-    hook = register_module_forward_hook(leave)
+    hook = register_module_forward_hook(record)
     try:
         with _Recorder() as recorder:
             features = encoder(images)
@@ -157,7 +157,7 @@ class FoldedEncoder(FoldedModel):
     Args:
         path: frozen, in float32 on the CPU; its encoder, [B, 3, H, W] -> [B, D_student], is
             changed.
-        request: what is folded into it.
+        request: class vectors, preprocessing and form of the graph.
     """
 
     mean: Tensor | None
@@ -191,16 +191,17 @@ class FoldedEncoder(FoldedModel):
         encoded: Tensor = self.encoder(images)
         head = self.features if self.fused_head is None else self.fused_head
         assert head is not None  # open classes have features
-        return encoded.to(next(head.parameters(), encoded).dtype)  # none inside another fold
+        # A head inside another fold has no parameters
+        return encoded.to(next(head.parameters(), encoded).dtype)
 
 
 def _simplify(encoder: nn.Module) -> None:
-    """Replaces blocks by fewer and plainer ones that compute the same, in place."""
+    """Replaces blocks in place by fewer and plainer layers with the same outputs."""
     if isinstance(encoder, VisionTransformer):
         make_wrappable(encoder.transformer)
-    # In float64, as the blocks' own methods add up weights
+    # In float64, since the blocks' own methods add up weights
     reparameterize_model(encoder.double(), inplace=True)
-    encoder.float().train()  # drops what some blocks keep of an earlier evaluation
+    encoder.float().train()  # drops tensors that some blocks cache in evaluation mode
     encoder.eval().requires_grad_(False)
     modules: list[Any] = list(encoder.modules())
     for module in modules:
@@ -220,15 +221,15 @@ def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def _fold_weights(encoder: nn.Module, observed: RecordedCalls) -> None:
-    """Replaces convolutions that compute their weights from parameters by plain ones."""
-    decided_by_images = observed.depend_on_images()
-    by_output = {id(done.outputs[0]): done for done in observed.operations if done.is_convolution}
+    """Replaces convolutions that compute their weights from parameters by plain convolutions."""
+    image_dependent = observed.image_dependent_ids()
+    by_output = {id(call.outputs[0]): call for call in observed.operations if call.is_convolution}
     for module, values, output in observed.single_calls():
         operation = by_output.get(id(output))
         if not isinstance(module, nn.Conv2d) or type(module) in _PLAIN_CONVS or operation is None:
             continue
         source, weight, bias, stride, padding, dilation, *_, groups = operation.arguments
-        if source is not values or {id(weight), id(bias)} & decided_by_images:
+        if source is not values or {id(weight), id(bias)} & image_dependent:
             continue
         has_bias, size = bias is not None, weight.shape[2:]
         conv = nn.Conv2d(
@@ -250,25 +251,25 @@ def _fold_batch_norms(encoder: nn.Module, observed: RecordedCalls) -> None:
         if len(observed.readers(values)) != 1 or len(observed.readers(layer.weight)) != 1:
             continue
         weight, bias = with_batch_norm(*plain_weight_and_bias(layer), norm)
-        _set(layer, weight, bias)
+        _set_weight_and_bias(layer, weight, bias)
         _replace(encoder, norm, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
 
 
 def _is_linear(call: Call) -> bool:
-    """Whether a call gives one channel per row of the module's weight, and is linear in it."""
+    """Whether each row of the module's weight gives one channel of the output, linearly."""
     if type(call.module) in _PLAIN_CONVS:
         return True
     is_vector = isinstance(call.output, Tensor) and call.output.ndim == 2
     return type(call.module) is nn.Linear and is_vector
 
 
-def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:
+def _set_weight_and_bias(layer: Any, weight: Tensor, bias: Tensor) -> None:
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)
 
 
 def _take_last_linear(encoder: nn.Module, observed: RecordedCalls) -> tuple[Tensor, Tensor] | None:
-    """Takes away the linear layer that gives the features: its weight and bias, in float64."""
+    """Removes the linear layer whose output is the features; its weight and bias, in float64."""
     for module, _, output in observed.single_calls():
         if output is observed.features and type(module) in (nn.Linear, FloatLinear):
             _replace(encoder, module, nn.Identity())
@@ -290,6 +291,6 @@ def _fold_into_stem(observed: RecordedCalls, request: FoldRequest) -> str:
         _, bias = plain_weight_and_bias(conv)
         is_padded = not (readers[0].is_convolution and not any(readers[0].arguments[4]))
         is_padded = is_padded and any(request.preprocess.mean)
-        _set(conv, folded.weight, bias + (0 if is_padded else shift))
+        _set_weight_and_bias(conv, folded.weight, bias + (0 if is_padded else shift))
         return MEAN_BEFORE if is_padded else IN_CONVOLUTION
     return BEFORE_CONVOLUTION

@@ -1,11 +1,11 @@
 """From an image encoder's features to logits: projector, L2 normalization, class vectors.
 
 The projector's last linear layer, `scale` and the class vectors become one linear layer, the fused
-head. Unit length divides an image's logits by a positive number: the head `scores` keeps the
+head. L2 normalization divides an image's logits by a positive number: the head `scores` keeps the
 division, the head `argmax` drops it.
 
-With open classes there is no fused head: the model ends with the features, of unit length for the
-head `scores`, and `scale` and the class vectors are in a separate file.
+With open classes there is no fused head. The model ends with the features, which have unit length
+for the head `scores`; `scale` and the class vectors are in a separate file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BEFORE_CONVOLUTION = "before the first convolution"
 
 @dataclass(frozen=True)
 class FoldRequest:
-    """What is folded into an image path.
+    """The values that are folded into an image path, and the form of the graph.
 
     Attributes:
         class_vectors: [C, D], unit length, in class-list order.
@@ -38,9 +38,9 @@ class FoldRequest:
         preprocess: its mean and std become part of the graph; resizing does not.
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
-        open_classes: the graph gives features; class vectors and `scale` are not folded in.
-        offsets: [C], subtracted from the logits (`data/balance.py`), or None. With open classes the
-            features get a further one, which is 1: see `deploy.classes`.
+        open_classes: the graph's outputs are features; class vectors and `scale` are not folded in.
+        offsets: [C], subtracted from the logits (`data/balance.py`), or None. With open classes,
+            the constant 1 is appended to the features instead: see `deploy.classes`.
     """
 
     class_vectors: Tensor
@@ -77,27 +77,30 @@ class HiddenLayers(nn.Module):
 class FoldedModel(nn.Module):
     """The exported model: pixels to logits, with all constants computed.
 
-    A subclass is an image encoder: it has `encode`.
+    A subclass adds the image encoder: it overrides `encode`.
 
     Args:
         path: the parts after the encoder, frozen, in float32 on the CPU.
-        request: what is folded into them.
+        request: class vectors, preprocessing and form of the graph.
         last: weight [D_student, D_encoded] and bias [D_student], float64, of the encoder's linear
-            layer after `encode`; None if `encode` gives the student's features.
+            layer after `encode`; None if `encode` returns the student's features.
 
     Attributes:
-        hidden: the projector's hidden layers, from what `encode` gives; None if there are none.
-        features: from the last hidden features to the image features; None if neither their
-            length nor they themselves are needed.
-        fused_head: from the last hidden features to [C] logits; see the module's docstring. None
-            if classes are open.
+        hidden: the projector's hidden layers, applied to the output of `encode`; None if there are
+            none.
+        features: linear layer from the last hidden features to the image features; None if the
+            output needs neither the image features nor their length.
+        fused_head: linear layer from the last hidden features to [C] logits; see the module's
+            docstring. None if classes are open.
         head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization where
             that leaves the ranking unchanged.
-        is_divided: whether outputs are divided by the features' length.
+        is_divided: whether outputs are divided by the length of the image features.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         output_name: name of the graph's output.
-        offsets: [C], subtracted after the division; None if there are none, or a bias has them.
-        has_one: whether a last feature is 1, which the class vectors multiply by minus the offsets.
+        offsets: [C], subtracted after the division; None if there are none, or if the bias of
+            `fused_head` contains them.
+        has_one: whether the constant 1 is appended to the features; the class vectors multiply it
+            by minus the offsets.
         normalization: where the graph computes `(pixels - mean) / std`, in words.
     """
 
@@ -116,7 +119,7 @@ class FoldedModel(nn.Module):
                 n_features = path.projector.linears[0].in_features
             last = torch.eye(n_features).double(), torch.zeros(n_features).double()
         self.hidden, features = _fold_projector(path.projector, *last)
-        # Without offsets it changes no ranking, so the head `argmax` leaves it out
+        # Without offsets the division changes no ranking, so the head `argmax` leaves it out
         is_needed = request.head == "scores" or request.offsets is not None
         self.is_divided = path.has_unit_length and is_needed
         self.features = features if self.is_divided or request.open_classes else None
@@ -170,7 +173,7 @@ def _fold_projector(
 
     Args:
         projector: see `ImagePath`.
-        weight: [D_student, D_encoded], float64, of the linear layer before it.
+        weight: [D_student, D_encoded], float64, of the linear layer before the projector.
         bias: [D_student], float64.
     """
     if projector is None:

@@ -1,4 +1,4 @@
-"""Linear layers with what follows or precedes them folded in.
+"""Folds the layer before or after a linear layer into its weight and bias.
 
 Sums are computed in float64 and stored in float32.
 """
@@ -15,13 +15,13 @@ from kdedge.runtime.preprocess import Preprocess
 
 
 def plain_weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight [D_out, ...] and bias [D_out] of a plain layer, float64; no bias counts as zeros."""
+    """Weight [D_out, ...] and bias [D_out] of a plain layer, float64; zeros if it has no bias."""
     bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
     return layer.weight.double(), bias.double()
 
 
 def make_linear(weight: Tensor, bias: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
-    """A float32 linear layer with these values."""
+    """A float32 linear layer with this weight and bias."""
     linear = kind(weight.shape[1], weight.shape[0])
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
@@ -29,7 +29,7 @@ def make_linear(weight: Tensor, bias: Tensor, kind: type[nn.Linear] = nn.Linear)
 
 
 def with_layer_scale(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn.Linear:
-    """A linear layer and the layer scale after it."""
+    """A linear layer that includes the layer scale after it."""
     gamma = getattr(layer_scale, "gamma", None)
     if gamma is None:
         return make_linear(weight, bias)
@@ -40,12 +40,12 @@ def with_layer_scale(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn
 def with_batch_norm(
     weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer and the batch norm after it, with its running statistics.
+    """Weight and bias of a layer that includes the batch norm after it (running statistics).
 
     Args:
         weight: [D_out, ...], of a linear layer or a convolution, float64.
         bias: [D_out], float64.
-        norm: the batch norm, with or without weight and bias of its own.
+        norm: the batch norm; its own weight and bias may be None.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -61,10 +61,11 @@ def with_batch_norm(
 def fold_pixels(
     conv: nn.Conv2d, preprocess: Preprocess, pixels: Pixels
 ) -> tuple[nn.Conv2d, Tensor]:
-    """A convolution without padding on raw pixels.
+    """Folds the normalization of pixels into a convolution without padding.
 
     Returns:
-        The convolution, without its own bias, and the bias [D], float64, that replaces the mean.
+        The convolution on raw pixels, whose bias is unchanged, and the bias [D], float64, to add
+        in place of the mean.
     """
     weight = conv.weight.double()  # [D, 3, P, P]
     mean, std = pixel_statistics(preprocess, "float")

@@ -1,8 +1,9 @@
 """Pooling by attention: one vector from all tokens of an image.
 
-SigLIP's pooling (timm's `AttentionPoolLatent`) asks with learned queries that are the same for all
+SigLIP's pooling (timm's `AttentionPoolLatent`) has learned queries that are the same for all
 images: the product of query and key weights is one linear layer with one output per head and
-query. CLIP's ResNets (`AttentionPool2d`) ask with the mean token; only its output is computed.
+query. In CLIP's ResNets (`AttentionPool2d`) the mean token is the query; only its output is
+computed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kdedge.fold.linear import make_linear, plain_weight_and_bias
 
 
 def fold_pooling(module: nn.Module) -> nn.Module | None:
-    """The folded form of a pooling by attention; None for any other module."""
+    """The folded form of an attention pooling layer; None for any other module."""
     if isinstance(module, AttentionPool2d):
         return FoldedMeanPool(module)
     if isinstance(module, AttentionPoolLatent) and isinstance(module.k_norm, nn.Identity):
@@ -25,10 +26,10 @@ def fold_pooling(module: nn.Module) -> nn.Module | None:
 
 
 class FoldedLatentPool(nn.Module):
-    """Attention of constant queries.
+    """Attention pooling with constant queries.
 
     Args:
-        pool: its queries are computed once.
+        pool: the layer to fold; its queries are computed once, here.
     """
 
     positions: Tensor | None
@@ -65,10 +66,10 @@ class FoldedLatentPool(nn.Module):
 
 
 class FoldedMeanPool(nn.Module):
-    """Attention of the mean token.
+    """Attention pooling whose query is the mean token.
 
     Args:
-        pool: of CLIP's ResNets.
+        pool: the layer of CLIP's ResNets to fold.
     """
 
     positions: Tensor

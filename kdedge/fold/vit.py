@@ -4,7 +4,7 @@
 - Prompts whose outputs the next block replaces become constant keys and values.
 - The last block computes the class token only.
 - With token merging, constant keys and values have size 1 (`clip/token_merging.py`).
-- The attention's factor `1 / sqrt(d)` moves into the query weights.
+- The factor `1 / sqrt(d)` of attention moves into the query weights.
 - Adapters and parametrizations of a linear layer move into its weight and bias.
 - The affine part of `ln_post` and `proj` move into the linear layer after them.
 """
@@ -30,7 +30,7 @@ class FoldedBlock(nn.Module):
     Args:
         block: frozen; its linear layers may be wrapped or parametrized.
         memory: [M, D], constant tokens that are attended to but have no output, or None.
-        merge_tokens: r, merged between attention and MLP.
+        merge_tokens: r, number of tokens that are merged away between attention and MLP.
 
     Raises:
         RecipeError: a wrapped layer is not linear.
@@ -74,7 +74,7 @@ class FoldedBlock(nn.Module):
     def divide_values(self, factor: Tensor) -> None:
         """Divides the values by a factor [D] for each channel.
 
-        The input of `out` is divided, too, as attention averages values of one channel.
+        This also divides the input of `out`, since attention averages the values of one channel.
         """
         self.value.weight.div_(factor[:, None])
         self.value.bias.div_(factor)
@@ -82,9 +82,9 @@ class FoldedBlock(nn.Module):
             self.memory_value.div_(self._heads(factor[None, None]))
 
     def subtract_from_values(self, center: Tensor) -> None:
-        """Subtracts a constant [D] from the values, and so from the input of `out`.
+        """Subtracts a constant [D] from the values.
 
-        Attention's weights sum to one.
+        This also subtracts it from the input of `out`, since attention weights sum to one.
         """
         self.value.bias.sub_(center)
         if self.has_memory:
@@ -104,10 +104,10 @@ class FoldedBlock(nn.Module):
             tokens: [B, N, D].
             sizes: [B, P], patches in each patch token; None if each is one patch.
             n_patches: P.
-            n_queries: Q; None for N. Only without merging.
+            n_queries: Q; None for N. Must be None if tokens are merged.
 
         Returns:
-            [B, Q - r, D] and the new sizes, [B, P - r] or None.
+            Tokens [B, Q - r, D] and their new sizes, [B, P - r] or None.
         """
         normed = self.ln_1(tokens)
         queries = tokens if n_queries is None else tokens[:, :n_queries]
@@ -134,8 +134,8 @@ class FoldedViT(FoldedModel):
     """CLIP's ViT, from pixels to logits.
 
     Args:
-        path: CLIP's ViT, frozen, its prompts and merged tokens; in float32 on the CPU.
-        request: what is folded into it.
+        path: CLIP's ViT, its prompts and number of merged tokens; frozen, float32, on the CPU.
+        request: class vectors, preprocessing and form of the graph.
 
     Raises:
         RecipeError: a wrapped layer is not linear.
@@ -194,7 +194,7 @@ def _place_prompts(
 
     Returns:
         The constant memory [M, D] of each block, or None; the index of the block before which the
-        last prompts become ordinary tokens, or None; those tokens [1, n_ctx_vision, D].
+        last prompts become ordinary tokens, or None; the last prompts [1, n_ctx_vision, D].
     """
     n_blocks = len(visual.transformer.resblocks)
     memories: list[Tensor | None] = [None] * n_blocks

@@ -3,10 +3,10 @@
 Paper: Li et al., Advancing Textual Prompt Learning with Anchored Attributes, ICCV 2025,
 arXiv:2412.09442. A text is "[V1]...[Vn] ATTRIBUTE1 [V1]...[Vn] ATTRIBUTE2 ... [V1]...[Vm] NAME.",
 with [V] learned and attributes of the whole data set, not of single classes. Deep layers replace
-the context of the name alone; the tokens before the attributes travel on as ordinary ones.
+the context before the name only; the tokens before the attributes stay ordinary tokens.
 
-The paper puts such texts into other methods. Here: into PromptSRC, the method of PromptKD's
-teacher, whose visual prompts, losses and average are unchanged. With `self_regulation: false`,
+The paper puts such texts into other methods. Here the method is PromptSRC, which trains PromptKD's
+teacher; its visual prompts, losses and average are unchanged. With `self_regulation: false`,
 `prompt_depth_text: 1`, `n_ctx_vision: 0`, `n_ctx_text: 2`, `n_ctx_attribute: 2` and `context_init:
 ""` it is the paper's CoOp + ATPrompt, which the authors train as CoOp for 100 epochs (lr 0.002,
 batch_size 32).
@@ -43,16 +43,16 @@ METHOD = Declaration(
     label="ATPrompt",
     paper="arXiv:2412.09442",
     data_needs=DataNeeds(labels=True),
-    # PromptSRC's, into which the texts are put.
+    # PromptSRC's values
     optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
 )
 
 ATTRIBUTE_STD = 0.01
-"""Standard deviation of the first values of the tokens before attributes (the authors' code)."""
+"""Standard deviation of the initial context before attributes (the authors' code)."""
 
 
 class Settings(promptsrc.Settings):
-    """Settings of ATPrompt: PromptSRC's, and its own."""
+    """Settings of ATPrompt: PromptSRC's and those below."""
 
     attributes: list[str] = Field(
         ["color", "shape"],
@@ -75,7 +75,7 @@ class Settings(promptsrc.Settings):
 
     @field_validator("attributes")
     @classmethod
-    def _words(cls, value: list[str]) -> list[str]:
+    def _refuse_empty(cls, value: list[str]) -> list[str]:
         if not all(word.strip() for word in value):
             raise ValueError("has an empty attribute")
         return value
@@ -86,7 +86,7 @@ def anchored_texts(
 ) -> TokenizedTexts:
     """Tokenizes the prompts, with placeholders where context is learned.
 
-    `context_at` has the positions of the context of all attributes, then of the name's.
+    `context_at` holds the positions of all attributes' context, then of the name's context.
 
     Raises:
         RecipeError: the longest class name leaves too few positions.
@@ -99,7 +99,7 @@ def anchored_texts(
         position += n_before + len(backbone.tokenizer.encode(attribute))
     context_at += range(position, position + n_own)
     n_positions, (longest, room) = position - 1 + n_own, room_for_context(backbone, class_names)
-    if n_positions > room >= 1:  # a name that leaves no room is refused by `tokenize`
+    if n_positions > room >= 1:  # `tokenize` refuses a name that leaves no room
         raise RecipeError(
             f"attributes, n_ctx_attribute and n_ctx_text take {n_positions} positions, but the"
             f' class name "{longest}" leaves {room} of this CLIP\'s {backbone.context_length}.\n'
@@ -112,7 +112,7 @@ def anchored_texts(
 
 
 class AnchoredCLIP(ivlp.PromptedCLIP):
-    """The parameters of ATPrompt: IVLP's, and the context of the attributes.
+    """The parameters of ATPrompt: IVLP's parameters and the context of the attributes.
 
     Attributes:
         attribute_context: [n_attributes * n_ctx_attribute, D_text].
@@ -148,11 +148,11 @@ class Method(promptsrc.Method):
         return prompted_text_features(self._backbone, texts, context, prompts.deep_context)
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """PromptSRC's losses, or the cross-entropy alone without `self_regulation`."""
+        """PromptSRC's losses; the cross-entropy alone if `self_regulation` is off."""
         if self._settings.self_regulation:
             return super().training_step(batch)
         return ivlp.Method.training_step(self, batch)
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """PromptSRC's; None unless `self_regulation` is on."""
+        """PromptSRC's weights; None if `self_regulation` is off."""
         return super().averaging_weights(n_epochs) if self._settings.self_regulation else None

@@ -1,9 +1,10 @@
-"""CLIP-PR: an adapter on frozen image features learns zero-shot CLIP's classes under a label prior.
+"""CLIP-PR: an adapter learns zero-shot CLIP's predictions, under a prior over the labels.
 
 Paper: Kahana et al., Improving Zero-Shot Models with Label Distribution Priors (CLIPPR), 2022,
 arXiv:2212.00784. The method changes CLIP's predictions little, and brings the mean prediction close
 to a prior over the labels. L = CE(g(f), y) + w · KL(prior ‖ mean softmax g(f)), with f the
-unit-length image feature, g the adapter, y zero-shot CLIP's class of the same view, w a weight.
+unit-length image feature (frozen), g the adapter, y zero-shot CLIP's prediction for the same view
+and w a weight.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ METHOD = Declaration(
     label="CLIP-PR",
     paper="arXiv:2212.00784",
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
-    # The authors' code on CIFAR-10; four of its batches of 128 are one here.
+    # The authors' code on CIFAR-10, except that one batch here is four of its batches of 128.
     optim=OptimSpec(
         algorithm="adamw",
         lr=0.001,
@@ -65,7 +66,7 @@ class Settings(MethodSettings):
 
 
 class Adapter(nn.Module):
-    """Image features to logits: two hidden layers with leaky ReLU, and a linear without bias.
+    """Image features to logits: two hidden layers with leaky ReLU, a linear layer without bias.
 
     Args:
         embed_dim: D.
@@ -107,7 +108,7 @@ class Method(BaseMethod):
     """CLIP-PR on a frozen backbone, over all classes.
 
     Raises:
-        RecipeError: the prior's names are not the class list's.
+        RecipeError: the prior does not name exactly the classes of the class list.
     """
 
     _backbone: Backbone
@@ -123,7 +124,7 @@ class Method(BaseMethod):
 
     @cached_property
     def text_features(self) -> Tensor:
-        """[C, D], unit length, zero-shot CLIP's; computed when training asks."""
+        """[C, D], unit length, of zero-shot CLIP; computed at first use."""
         return unit_length(self._backbone.text_features_raw(self._texts))
 
     def training_step(self, batch: Batch) -> StepOutput:
@@ -146,7 +147,7 @@ class Method(BaseMethod):
 
     @torch.no_grad()
     def own_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], the adapter's."""
+        """[B, 3, H, W] -> [B, C], the adapter's logits."""
         logits: Tensor = self.module(self.forward_features(images))
         return logits
 
@@ -161,7 +162,7 @@ class Method(BaseMethod):
 
 
 def label_prior(settings: Settings, class_names: Sequence[str]) -> Tensor:
-    """[C], adds up to 1: the settings' shares in class-list order, or equal shares.
+    """[C], adds up to 1: the settings' prior in class-list order, or equal shares.
 
     Raises:
         RecipeError: names are missing or not in the class list.
@@ -169,12 +170,12 @@ def label_prior(settings: Settings, class_names: Sequence[str]) -> Tensor:
     shares = settings.prior
     if shares is None:
         return torch.full((len(class_names),), 1 / len(class_names))
-    odd = sorted(shares.keys() ^ set(class_names))
-    if odd:
-        what = "is not in the class list" if odd[0] in shares else "is missing"
+    mismatched = sorted(shares.keys() ^ set(class_names))
+    if mismatched:
+        problem = "is not in the class list" if mismatched[0] in shares else "is missing"
         raise RecipeError(
-            f'settings.prior has {len(shares)} names, the class list {len(class_names)}: "{odd[0]}"'
-            f" {what}.\n"
+            f"settings.prior has {len(shares)} names, the class list {len(class_names)}:"
+            f' "{mismatched[0]}" {problem}.\n'
             "  Name every class once, as the class list does, or leave prior out."
         )
     prior = torch.tensor([shares[name] for name in class_names])

@@ -29,7 +29,7 @@ METHOD = Declaration(
 )
 
 REDUCTION = 16
-"""The meta-net's hidden width is the image features' size over this (section 3.2)."""
+"""Size of the image features over hidden width of the meta-net (section 3.2)."""
 
 
 class Settings(MethodSettings):
@@ -111,7 +111,7 @@ def pair_logits(
 
 
 class Method(TextPromptMethod):
-    """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
+    """CoCoOp on a frozen backbone: image-conditioned, so it has logits but no class vectors."""
 
     why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
@@ -124,7 +124,7 @@ class Method(TextPromptMethod):
         self.module = PromptLearner(context, meta_net).to(backbone.device)
 
     def class_logits(self, image_features: Tensor, texts: TokenizedTexts | None = None) -> Tensor:
-        """[B, D] -> [B, C], float32, over the texts' classes; None: the training classes."""
+        """[B, D] -> [B, C], float32, over the classes of `texts`; None: the training classes."""
         with torch.autocast(image_features.device.type, enabled=False):
             contexts = self.module.contexts(image_features)
         return pair_logits(self._backbone, image_features, contexts, texts or self._train_texts)

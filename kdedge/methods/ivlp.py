@@ -2,7 +2,7 @@
 
 Papers: the independent V-L prompting of Khattak et al., MaPLe, CVPR 2023, arXiv:2210.03117, section
 4.2, and the baseline of Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948,
-section 3.1, whose convention `clip.text` and `clip.vision` describe.
+section 3.1. `clip.text` and `clip.vision` describe its convention for deep prompts.
 """
 
 from __future__ import annotations

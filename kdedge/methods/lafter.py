@@ -1,13 +1,14 @@
-"""LaFTer: a classifier trained on texts labels the images that prompts and layer norms learn from.
+"""LaFTer: a classifier trained on texts labels images; visual prompts and layer norms learn them.
 
 Paper: Mirza et al., LaFTer: Label-Free Tuning of Zero-shot Classifier using Language and Unlabeled
 Image Collections, NeurIPS 2023, arXiv:2305.18287.
 
 1. A linear classifier learns sentences about the classes: noisy text features, cross-entropy with
-   smoothed labels. CLIP's images and texts share a space, so a frozen copy of it labels images.
+   smoothed labels. CLIP's images and texts share a space, so a frozen copy of the classifier
+   labels images.
 2. The classifier, visual prompts and all layer norms of the image encoder learn an image's
-   pseudo-label from a strong view of it. The view's features are not normalized: a CLIP image
-   feature is about ten times as long as the classifier's texts, and its softmax that much sharper.
+   pseudo-label from a strong view of it. The view's features are not normalized. They are about ten
+   times as long as the text features of step 1, which sharpens the softmax by the same factor.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ TEXT_WEIGHT_DECAY = 0.01
 class Settings(MethodSettings):
     """Settings of LaFTer; defaults from the authors' code.
 
-    The texts are the sentences of the recipe's `classes.texts` and its template; without sentences,
-    OpenAI's 80 ImageNet templates and the recipe's.
+    The texts are the sentences of the recipe's `classes.texts` and its template. If it has no
+    sentences, they are OpenAI's 80 ImageNet templates and the recipe's template.
     """
 
     n_ctx_vision: int = Field(
@@ -92,7 +93,7 @@ class Settings(MethodSettings):
 
 
 class TunedEncoder(nn.Module):
-    """What LaFTer trains.
+    """The parameters of LaFTer.
 
     Attributes:
         visual_prompts: [1, n_ctx_vision, D_vision].
@@ -118,7 +119,7 @@ class TunedEncoder(nn.Module):
 
 
 def template_texts(class_names: Sequence[str], template: str) -> list[list[str]]:
-    """Texts of each class: OpenAI's 80 ImageNet templates, and the recipe's if it differs."""
+    """Texts of each class: OpenAI's 80 ImageNet templates and the recipe's, without duplicates."""
     templates = list(dict.fromkeys([*template_list("ensemble80", template), template]))
     return [[pattern.format(readable(name)) for pattern in templates] for name in class_names]
 
@@ -136,7 +137,7 @@ def train_text_classifier(
         weight: [C, D], initial value of W.
         text_features: [T, D], unit length, float32.
         labels: [T], the class that each text is about.
-        settings: steps, rate, noise, smoothing.
+        settings: number of steps, learning rate, noise and label smoothing.
         generator: on the CPU; draws the noise of every step.
 
     Returns:
@@ -185,7 +186,7 @@ class Method(BaseMethod):
                 [*about_class, inputs.template.format(readable(name))]
                 for name, about_class in zip(names, inputs.sentences, strict=True)
             ]
-            for texts in self._texts:  # one that is too long is an error before there is a run
+            for texts in self._texts:  # fails on a text that is too long, before a run is made
                 tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
         self._noise_seed = int(torch.randint(2**62, (), generator=generator))
         self._first_classifier = classifier.detach().clone()
@@ -198,20 +199,20 @@ class Method(BaseMethod):
 
     @torch.no_grad()
     def _longest(self) -> Tensor:
-        """The length of the classifier's longest row."""
+        """[], the length of the classifier's longest row."""
         longest: Tensor = self.module.classifier.norm(dim=-1).max()
         return longest
 
     def learn_texts(self) -> None:
         """Trains classifier and labeler on texts, once.
 
-        A step that runs out of memory is repeated with the buffers of before, so the labeler is
-        empty again. The text training then starts from the classifier's initial values again.
+        A step that runs out of memory is repeated with its earlier buffers, in which the labeler
+        may be empty. The text training then starts from the classifier's initial values again.
         """
-        version = self.module.labeler._version  # grows when it is written to
+        version = self.module.labeler._version  # torch's count of in-place changes
         if version == self._learned_version:
             return
-        if bool(self.module.labeler.any()):  # waits for a GPU
+        if bool(self.module.labeler.any()):  # synchronizes with the GPU
             self._learned_version = version
             return
         device = self._backbone.device
@@ -233,7 +234,7 @@ class Method(BaseMethod):
 
     @torch.no_grad()
     def pseudo_labels(self, image_features: Tensor) -> Tensor:
-        """[B, D], frozen image features of any length -> [B], the labeler's classes."""
+        """[B, D], frozen image features of any length -> [B], classes predicted by the labeler."""
         with torch.autocast(image_features.device.type, enabled=False):
             return (image_features @ self.module.labeler.T).argmax(dim=-1)
 
@@ -242,14 +243,14 @@ class Method(BaseMethod):
         return encode_image(self._visual, images, self.module.visual_prompts).float()
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """Smoothed cross-entropy of views with their images' pseudo-labels; texts come first."""
-        assert batch.clean_images is not None  # as METHOD.needs_clean_images
+        """Smoothed cross-entropy of views with pseudo-labels; the first step learns the texts."""
+        assert batch.clean_images is not None  # METHOD.needs_clean_images is set
         self.learn_texts()
         clean = replace(batch, images=batch.clean_images)
         with torch.no_grad():
             frozen = encode_images(clean, lambda x: encode_image(self._backbone.visual, x).float())
-            known = self.module.feature_length
-            known.copy_(torch.where(known == 0, frozen.norm(dim=-1).mean(), known))
+            length = self.module.feature_length
+            length.copy_(torch.where(length == 0, frozen.norm(dim=-1).mean(), length))
         labels = self.pseudo_labels(frozen)
         image_features = encode_images(batch, self.image_features_raw)
         with torch.autocast(image_features.device.type, enabled=False):

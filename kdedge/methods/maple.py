@@ -92,7 +92,8 @@ class Method(TextPromptMethod):
             generator=generator,
         )
         sizes = text_width(backbone), backbone.model.visual.class_embedding.shape[0]
-        # One for the first layer, and copies of another (`_get_clones` in the authors' code)
+        # One for the first layer, and equal copies for the others, as in the authors' code
+        # (`_get_clones`)
         first, deep = make_linear(*sizes, generator), make_linear(*sizes, generator)
         couplings = [first, *(copy.deepcopy(deep) for _ in range(depth - 1))]
         self.module = CoupledPrompts(text_prompts, couplings).to(backbone.device)

@@ -5,8 +5,8 @@ Paper: Li et al., PromptKD, CVPR 2024, arXiv:2403.02781, section 3.2 and equatio
 equation 5 by other distillation losses, or adds them. Not from the paper are `tune: lora`, low-rank
 changes of the image encoder (arXiv:2405.18541), `labeled_weight`, a loss on labeled images
 (arXiv:2505.07675), and smaller image encoders: `depth` drops the last blocks, `merge_tokens` merges
-tokens (ToMe, arXiv:2210.09461).
-The settings' descriptions say what the paper leaves open.
+tokens (ToMe, arXiv:2210.09461). The descriptions of the settings name the choices that the paper
+leaves open.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from kdedge.methods.supervised import encode_images, is_splittable, labels_of
 METHOD = Declaration(
     label="PromptKD",
     paper="arXiv:2403.02781",
-    # No labels: its teacher sees them. With labeled_weight it also sees them itself
+    # No labels: only the teacher sees them, unless labeled_weight is set
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     needs_teacher=True,
 )
@@ -183,7 +183,7 @@ class Settings(MethodSettings):
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Settings:
+    def _check_combinations(self) -> Settings:
         if self.tune == "projector" and self.class_vectors == "student":
             raise ValueError(
                 "have tune: projector with class_vectors: student, which has no projector; use"
@@ -203,7 +203,7 @@ class Settings(MethodSettings):
 
     @model_serializer(mode="wrap")
     def _without_unused_lora(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out `lora` where it has no effect, since it is refused there."""
+        """Leaves out `lora` if `tune` does not use it, since validation refuses it then."""
         values: dict[str, Any] = serialize(self)
         if not self.has_lora:
             values.pop("lora", None)
@@ -272,7 +272,7 @@ class Settings(MethodSettings):
         return misfits
 
     def recorded(self, n_classes: int) -> dict[str, float]:
-        """See `MethodSettings.recorded`; the entries of all losses."""
+        """The entries of all losses; see `MethodSettings.recorded`."""
         entries = [loss.recorded(n_classes) for _, loss in self.losses.items()]
         return {key: value for entry in entries for key, value in entry.items()}
 
@@ -282,9 +282,9 @@ class Student(nn.Module):
 
     Args:
         backbone: the frozen CLIP, or an image encoder alone.
-        settings: choose the parts.
-        inputs: their teacher's scale is for a backbone that has none; their generator draws
-            prompts, low-rank changes, projector and context, in this order.
+        settings: decide which parts there are.
+        inputs: the teacher, whose scale is used if the backbone has none, and the generator, which
+            draws prompts, low-rank changes, projector and context, in this order.
         teacher_dim: D_teacher.
 
     Attributes:
@@ -293,8 +293,8 @@ class Student(nn.Module):
         projector: to the teacher's dimension, under `class_vectors: teacher`.
         visual: the student's own copy of the image encoder, under `tune: full`.
         text_prompts: context of the text encoder, under `class_vectors: student`.
-        losses: the losses by name; most have nothing to train.
-        scale: the teacher's `logit_scale.exp()`, for a backbone without a scale.
+        losses: the losses by name; most have no parameters.
+        scale: the teacher's `logit_scale.exp()`; None if the backbone has a scale.
 
     Raises:
         RecipeError: the settings need CLIP's ViT, or freeze an image encoder that was never trained
@@ -319,8 +319,8 @@ class Student(nn.Module):
                 "  Use tune: full, with an optim.lr far below 0.005, which is for prompts."
             )
         why = why_no_prompts(backbone.visual)
-        given = (settings.has_lora, settings.depth is not None, settings.merge_tokens > 0)
-        if why is not None and any(given):
+        needs_vit = settings.has_lora or settings.depth is not None or settings.merge_tokens > 0
+        if why is not None and needs_vit:
             raise RecipeError(
                 f"{backbone.name} takes neither low-rank changes nor depth nor merge_tokens: its"
                 f" image encoder {why}.\n"
@@ -364,7 +364,8 @@ class Student(nn.Module):
         self.losses = nn.ModuleDict(
             {name: load_loss(name).Loss(spec) for name, spec in settings.losses.items()}
         )
-        scale = 1.0 if inputs.teacher is None else inputs.teacher.scale  # 1: until a file is read
+        # Without a teacher the student is loaded from a file, which overwrites the 1
+        scale = 1.0 if inputs.teacher is None else inputs.teacher.scale
         has_scale = isinstance(backbone, Backbone)
         self.register_buffer("scale", None if has_scale else torch.tensor(scale))
         if self.projector is None and backbone.embed_dim != teacher_dim:
@@ -382,7 +383,7 @@ class Method(BaseMethod):
     """PromptKD's student on a frozen backbone, which may have no text encoder.
 
     It learns from the teacher over all classes. Texts, "<context> NAME.", are only encoded under
-    `class_vectors: student`. A student that is not trained needs no teacher but its class vectors.
+    `class_vectors: student`. A student that is only loaded needs class vectors, not a teacher.
     """
 
     module: Student
@@ -392,11 +393,11 @@ class Method(BaseMethod):
         self._teacher, self._class_vectors = inputs.teacher, inputs.vectors()
         student = Student(backbone, settings, inputs, self._class_vectors.shape[1])
         self.module = student.to(backbone.device)
-        if self._teacher is not None:  # read once, not in each step: a GPU is waited for
+        if self._teacher is not None:  # read once, since each read waits for the GPU
             self._teacher_scale, self._student_scale = self._teacher.scale, self.scale
         self._texts: TokenizedTexts | None = None
         if settings.needs_texts:
-            assert isinstance(backbone, Backbone)  # the student has checked it
+            assert isinstance(backbone, Backbone)  # `Student` has checked it
             n_ctx, init = settings.n_ctx_text, settings.context_init
             names = inputs.class_names
             self._texts = prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init)
@@ -408,7 +409,7 @@ class Method(BaseMethod):
     def _encoder(self, *, merges_lora: bool = False) -> nn.Module:
         """The image encoder: the backbone's, the student's copy, or one with low-rank changes.
 
-        If they are merged, as for deployment, its layers have the backbone's types.
+        With `merges_lora`, the changes are merged into layers of the backbone's types.
         """
         module = self.module
         if module.lora is None:
@@ -421,7 +422,7 @@ class Method(BaseMethod):
 
     @property
     def scale(self) -> float:
-        """The backbone's; the teacher's, kept with the module, if the backbone has none."""
+        """The backbone's scale; if it has none, the teacher's, which the module keeps."""
         if isinstance(self._backbone, Backbone):
             return self._backbone.scale
         assert self.module.scale is not None
@@ -436,7 +437,7 @@ class Method(BaseMethod):
     def image_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm by mode.
 
-        D_student if there is no projector.
+        The result is [B, D_student] if there is no projector.
         """
         return self._project(self.image_features_raw(images))
 
@@ -449,19 +450,18 @@ class Method(BaseMethod):
     def _project(self, raw: Tensor) -> Tensor:
         """[B, D_student] -> [B, D_teacher], unit length, comparable with class vectors."""
         projector = self.module.projector
-        # Batch norm over a few images, and the last features before unit length: in float32 (a
-        # projector costs nothing).
+        # Batch norm over few images and L2 normalization need float32; a projector costs little
         with self._loss_precision(raw.device):
             return unit_length(raw if projector is None else projector(raw.float()))
 
     def _loss_precision(self, device: torch.device) -> AbstractContextManager[None]:
-        """Context manager: precision of projector and logits, by `float32_losses`."""
+        """Context that sets the precision of projector and logits, by `float32_losses`."""
         if self._settings.float32_losses:
             return torch.autocast(device.type, enabled=False)
         return contextlib.nullcontext()
 
     def student_vectors(self) -> Tensor:
-        """[C, D], unit length: the teacher's class vectors, or the student's own with gradients."""
+        """[C, D], unit length: the teacher's class vectors, or the student's with gradients."""
         prompts = self.module.text_prompts
         if self._texts is None or prompts is None:
             return self._class_vectors
@@ -473,7 +473,7 @@ class Method(BaseMethod):
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The student's features of a batch's unlabeled images, and of its labeled images if any.
 
-        Both are one batch for the projector's batch norm.
+        The projector's batch norm treats both as one batch.
         """
         raw = encode_images(batch, self.image_features_raw)
         if batch.labeled is None:
@@ -483,19 +483,19 @@ class Method(BaseMethod):
         return features[: len(raw)], features[len(raw) :]
 
     def outputs(self, batch: Batch, student_features: Tensor) -> Outputs:
-        """What student and teacher compute for a batch's unlabeled images.
+        """The outputs of student and teacher for a batch's unlabeled images.
 
-        The teacher does not run if its features came with the batch.
+        The teacher does not run if the batch has its features.
         """
         teacher_features = batch.teacher_features
         teacher = self._teacher
-        assert teacher is not None  # or it is not trained
+        assert teacher is not None  # a student that is trained has a teacher
         if teacher_features is None:
             with torch.no_grad():
                 teacher_features = encode_images(batch, teacher.forward_features)
-        given = None
-        if self._class_vectors.shape[1] == 0:  # the teacher has none
-            given = teacher.teacher_logits(teacher_features, batch.keys)
+        given_logits = None
+        if self._class_vectors.shape[1] == 0:  # the teacher has no class vectors
+            given_logits = teacher.teacher_logits(teacher_features, batch.keys)
         return Outputs(
             student_features=student_features,
             teacher_features=teacher_features,
@@ -503,11 +503,11 @@ class Method(BaseMethod):
             teacher_vectors=self._class_vectors,
             student_scale=self._student_scale,
             teacher_scale=self._teacher_scale,
-            given_logits=given,
+            given_logits=given_logits,
         )
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """The sum of the weighted losses, with the loss on labeled images if there are any."""
+        """The weighted sum of the losses, and of the loss on labeled images if there are any."""
         projector = self.module.projector
         if batch.n_images < 2 and projector is not None and projector.batch_norms:
             raise DataError(
@@ -554,7 +554,7 @@ class Method(BaseMethod):
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
-        """[C, D]: the teacher's, or the student's own."""
+        """[C, D]: the teacher's class vectors, or the student's own."""
         return self.student_vectors()
 
     @torch.no_grad()

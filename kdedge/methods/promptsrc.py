@@ -35,7 +35,7 @@ METHOD = Declaration(
 
 
 class Settings(ivlp.Settings):
-    """Settings of PromptSRC: IVLP's, and its own; defaults from the authors' base-to-novel runs."""
+    """Settings of PromptSRC besides IVLP's; defaults from the authors' base-to-novel runs."""
 
     text_loss_weight: float = Field(
         25.0, ge=0, description="Weight of the text features' L1 distance to the frozen ones."
@@ -68,8 +68,7 @@ def gaussian_weights(n_epochs: int, *, mean_epoch: float, std_epochs: float) -> 
 
     Source: section 3.2.2.
     """
-    # Relative to the largest exponent, so that a mean far outside the run still gives weights and
-    # not 0 / 0.
+    # Relative to the largest exponent, so that a mean far outside of the run does not give 0 / 0.
     exponents = [
         -((epoch - mean_epoch) ** 2) / (2 * std_epochs**2) for epoch in range(1, n_epochs + 1)
     ]
@@ -96,7 +95,7 @@ class Method(ivlp.Method):
 
     @cached_property
     def anchor(self) -> Tensor:
-        """[C, D], the training classes' frozen text anchor; computed when training asks."""
+        """[C, D], the frozen text anchor of the training classes; computed at first use."""
         return text_anchor(
             self._backbone, self._inputs.train_names, self._settings.n_anchor_templates
         )
@@ -140,7 +139,7 @@ class Method(ivlp.Method):
         return StepOutput(reduce(torch.add, losses.values()), scalars)
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Gaussian prompt averaging (section 3.2.2), on the prompts only."""
+        """Weights of Gaussian prompt averaging (section 3.2.2); only prompts are trained."""
         return gaussian_weights(
             n_epochs,
             mean_epoch=self._settings.averaging_mean_epoch,

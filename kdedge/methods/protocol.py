@@ -1,9 +1,9 @@
-"""What the training loop asks of a method.
+"""The interface between the training loop and the methods.
 
 A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
 functions, and a class `Method`, a subclass of `BaseMethod`. The loop knows no method by name.
 
-`METHOD.data_needs` decides what a batch holds:
+`METHOD.data_needs` decides which images a batch holds:
 
 * labels only: images of `data.labeled` with their labels;
 * unlabeled images only: images of `data.unlabeled`, without labels;
@@ -43,17 +43,17 @@ class MethodSettings(BaseModel):
 
     @property
     def is_class_specific(self) -> bool:
-        """Whether trained tensors belong to single classes, so that a new class name has none."""
+        """Whether trained tensors belong to single classes; new class names then have none."""
         return self.gives_logits
 
     @property
     def has_own_class_vectors(self) -> bool:
-        """Whether a student needs no class vectors of its teacher's; then any teacher will do."""
+        """Whether a student needs no class vectors of its teacher, so that any teacher will do."""
         return self.gives_logits
 
     @property
     def learns_from_labels(self) -> bool:
-        """Whether the method uses labels with these settings, though `METHOD` declares none.
+        """Whether these settings use labels although `METHOD` declares none.
 
         `train_classes` are then the classes that have labels.
         """
@@ -61,9 +61,9 @@ class MethodSettings(BaseModel):
 
     @property
     def gives_logits(self) -> bool:
-        """Whether image features are the logits themselves, and class vectors are their axes.
+        """Whether the image features are the logits, and the class vectors are unit vectors.
 
-        Such a model teaches only students that need no class vectors.
+        Such a model can only teach students that need no class vectors.
         """
         return False
 
@@ -79,11 +79,11 @@ class MethodSettings(BaseModel):
 
     @property
     def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
-        """Settings that are numbers of layers, and the encoders that need as many."""
+        """Name of each setting that is a number of layers -> encoders that need so many layers."""
         return {}
 
     def misfits(self, sizes: EncoderSizes) -> dict[str, str]:
-        """Other settings that do not fit a CLIP: name -> why, and on a second line what fits."""
+        """Settings that do not fit a CLIP: name -> the reason, and on a second line a remedy."""
         return {}
 
     def recorded(self, n_classes: int) -> dict[str, float]:
@@ -105,10 +105,10 @@ class RoundsSettings(MethodSettings):
         """Chooses a round's images and their classes, each image once.
 
         Args:
-            probabilities: [N, C], of the pool's images over all classes; softmax of the logits: in
-                the first round zero-shot CLIP's, later those of the model of the round before.
+            probabilities: [N, C], softmax of the pool's logits over all classes. The logits are
+                zero-shot CLIP's in the first round, later those of the previous round's model.
             round_number: from 1.
-            classes: the classes without labels; all classes if every class has labels, or if
+            classes: the classes that have no labels; all classes if every class has labels, or if
                 labels are not used.
 
         Returns:
@@ -119,7 +119,7 @@ class RoundsSettings(MethodSettings):
         """
 
     def weigh(self, is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B] float32: weights of a batch's images in a round's cross-entropy; here all alike.
+        """[B] float32: weights of a batch's images in a round's cross-entropy; by default equal.
 
         Args:
             is_pseudo: [B] bool, true for pseudo-labels.
@@ -131,7 +131,7 @@ class RoundsSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a training step returns.
+    """The result of a training step.
 
     Attributes:
         loss: scalar with a graph, float32.
@@ -143,10 +143,10 @@ class StepOutput:
 
 
 class Projector(nn.Module):
-    """Student features to the teacher's dimension (PromptKD, arXiv:2403.02781, section 3.2).
+    """Maps student features to the teacher's dimension (PromptKD, arXiv:2403.02781, section 3.2).
 
-    Hidden layers (linear, batch norm, ReLU), then a linear layer. The paper's depth is 2. Its table
-    12 compares it with 1, a single linear layer, and with 3.
+    Hidden layers (linear, batch norm, ReLU), then a linear layer. The paper's depth is 2; its table
+    12 also has depths of 1, a single linear layer, and 3.
 
     Args:
         student_dim: D_student.
@@ -169,12 +169,12 @@ class Projector(nn.Module):
 
     @property
     def linears(self) -> tuple[nn.Linear, ...]:
-        """The linear layers, the first takes the student's features."""
+        """The linear layers in order, from the student's features."""
         return tuple(layer for layer in self.children() if isinstance(layer, nn.Linear))
 
     @property
     def batch_norms(self) -> tuple[nn.BatchNorm1d, ...]:
-        """Of all linear layers but the last; a ReLU follows each."""
+        """The batch norms after all linear layers but the last; a ReLU follows each."""
         return tuple(layer for layer in self.children() if isinstance(layer, nn.BatchNorm1d))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class ImagePath:
         visual: the image encoder, frozen or trained: CLIP's ViT or another.
         visual_prompts: [depth, n_ctx_vision, D_vision], as `clip.vision.encode_image` takes them;
             None for plain CLIP.
-        projector: comes after the image encoder; None if the encoder's output is the features.
+        projector: applied to the encoder's output; None if that output is the features.
         merge_tokens: r, as `clip.vision.encode_image` takes it; 0 for plain CLIP.
         has_unit_length: whether features are scaled to unit length before they are compared.
     """
@@ -217,7 +217,7 @@ class Teacher(Protocol):
     def class_vectors(self) -> Tensor:
         """[C, D_teacher], unit length, float32, in class-list order, no graph.
 
-        [C, 0] of a teacher without class vectors: a classifier, or a file of probabilities.
+        [C, 0] if the teacher has no class vectors: a classifier, or a file of probabilities.
         """
         ...
 
@@ -226,11 +226,11 @@ class Teacher(Protocol):
         ...
 
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """The teacher's logits for a batch, by its class vectors, its classifier or its file.
+        """The teacher's logits for a batch, from its class vectors, its classifier or its file.
 
         Args:
             features: [B, D_teacher], computed or stored.
-            keys: the B images' names.
+            keys: names of the B images.
 
         Returns:
             [B, C], scaled logits or log-probabilities, float32, no graph.
@@ -240,7 +240,7 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """What a method is built from besides its backbone and its settings.
+    """The inputs of a method besides its backbone and its settings.
 
     Attributes:
         class_names: all C classes, in class-list order.
@@ -248,8 +248,8 @@ class MethodInputs:
         train_classes: positions in `class_names` of the classes that labels refer to, in label
             order.
         generator: draws the initial values (on the CPU).
-        teacher: for a student that is trained.
-        class_vectors: [C, D_teacher]; given instead of a teacher when a student is loaded.
+        teacher: of a student that is trained; else None.
+        class_vectors: [C, D_teacher], instead of a teacher, of a student that is loaded.
         sentences: sentences about each class in class-list order, from a recipe's `classes.texts`;
             only for a method with `METHOD.learns_from_texts`.
     """
@@ -273,7 +273,7 @@ class MethodInputs:
         return self.teacher is not None or self.class_vectors is not None
 
     def vectors(self) -> Tensor:
-        """[C, D_teacher]: a student's class vectors, given or its teacher's."""
+        """[C, D_teacher]: the class vectors that were given, or the teacher's."""
         if self.class_vectors is not None:
             return self.class_vectors
         assert self.teacher is not None
@@ -282,19 +282,20 @@ class MethodInputs:
 
 @dataclass(frozen=True)
 class ClosedFormData:
-    """What a `SolvedMethod` learns from, in passes over the images.
+    """The training data of a `SolvedMethod`, in passes over the images.
 
     Images are [B, 3, H, W] as evaluation prepares them, in an order that the seed draws.
 
     Attributes:
-        pool: a part of the unlabeled images, with the teacher's features [B, D_teacher] and logits
-            [B, C]; with `shard=True`, this process's share of them.
-        n_held_out: the first unlabeled images, which choose settings and are not learned from.
-        n_look: unlabeled images, from the first, that say how features are distributed.
-        labeled: a part of the labeled images, with labels [B].
+        pool: yields a slice of the unlabeled images, with the teacher's features [B, D_teacher]
+            and logits [B, C]; with `shard=True`, only this process's shard of the slice.
+        n_held_out: number of unlabeled images, from the first, that are held out to choose
+            settings.
+        n_look: number of unlabeled images, from the first, that standardize the features.
+        labeled: yields a slice of the labeled images, with labels [B].
         label_counts: [C_labeled], labeled images of each class.
-        shard: the part of so many rows that is this process's share.
-        all_reduce: adds a tensor up over the processes, in place.
+        shard: for a number of rows, the slice that is this process's shard.
+        all_reduce: adds up a tensor over the processes, in place.
     """
 
     pool: Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
@@ -311,16 +312,16 @@ class ClosedFormData:
         return int(self.label_counts.sum())
 
     def equal_classes(self, labels: Tensor) -> Tensor:
-        """[B], float64: weights of mean 1 that give each class with labels the same sum."""
+        """[B], float64: weights of images, mean 1, with the same sum for each labeled class."""
         counts = self.label_counts.to(labels.device).double()
         return counts.sum() / (counts > 0).sum() / counts[labels]
 
 
 class BaseMethod(ABC):
-    """A prompt method: built once, trained by the loop, then used for features and class vectors.
+    """A method: built once, trained by the loop, then used for features and class vectors.
 
-    A method's file adds `training_step`, `class_vectors` and an `__init__` that sets `module`, and
-    overrides what differs.
+    A method's file adds `training_step`, `class_vectors` and an `__init__` that sets `module`. It
+    overrides other parts if they differ.
 
     Args:
         backbone: frozen, on its device; an `ImageBackbone` unless `settings.needs_texts`.
@@ -328,12 +329,12 @@ class BaseMethod(ABC):
         inputs: classes, template, teacher and generator.
 
     Attributes:
-        module: holds every tensor that training changes, and only those: parameters and buffers
-            (batch-norm statistics). Checkpoints and run folders keep its state dict. The loop calls
+        module: holds exactly the tensors that training changes: parameters and buffers (batch-norm
+            statistics). Checkpoints and run folders keep its state dict. The loop calls
             `module.train()` and `.eval()`.
-        why_no_class_vectors: for a method whose logits, `own_logits`, are not cosines with one
-            vector per class: what it does instead, as in "makes texts for every image". It is
-            trained and evaluated like any other, but cannot be exported and cannot teach.
+        why_no_class_vectors: None if the logits are cosines with one vector per class. Else what
+            the method does instead, such as "makes texts for every image"; it can be trained and
+            evaluated, but not exported, and it cannot teach.
     """
 
     module: nn.Module
@@ -344,24 +345,24 @@ class BaseMethod(ABC):
 
     @classmethod
     def build(cls, backbone: Any, settings: Any, inputs: MethodInputs) -> BaseMethod:
-        """Builds the method; one that is another under its settings overrides this."""
+        """Builds the method; a method that stands for another one overrides this."""
         return cls(backbone, settings, inputs)
 
     @abstractmethod
     def training_step(self, batch: Batch) -> StepOutput:
-        """One batch's loss; the loop does backward, clipping and the step."""
+        """The loss of one batch; the loop does the backward pass, clipping and the step."""
 
     @abstractmethod
     def class_vectors(self) -> Tensor:
         """[C, D], float32, for all classes under the current parameters, no graph.
 
-        Unit length, or shorter if they are averages of unit vectors; [C, 0] for a method without.
+        Unit length, or shorter if they are averages of unit vectors. [C, 0] if the method has none.
         """
 
     @property
     def scale(self) -> float:
         """`logit_scale.exp()`; multiplies cosine similarities."""
-        assert isinstance(self._backbone, Backbone)  # a method on another backbone overrides this
+        assert isinstance(self._backbone, Backbone)  # a method for other backbones overrides this
         return self._backbone.scale
 
     @property
@@ -381,7 +382,7 @@ class BaseMethod(ABC):
         return None
 
     def image_path(self) -> ImagePath:
-        """The parts that `forward_features` runs, with their current values."""
+        """The modules that `forward_features` runs, with their current values."""
         return ImagePath(self._backbone.visual)
 
     @torch.no_grad()
@@ -398,28 +399,28 @@ class BaseMethod(ABC):
         """Name of a trained parameter -> number of the encoder's layers after it.
 
         0 for parameters after the last layer. Parameters that are not listed belong to no layer.
-        Empty if no layer is trained. `optim.layer_decay` gives layers learning rates by it.
+        Empty if no layer is trained. `optim.layer_decay` lowers learning rates by this number.
         """
         return {}
 
 
 class SolvedMethod(BaseMethod):
-    """A method that is solved in closed form, by `fit`, and not trained by gradients."""
+    """A method that `fit` solves in closed form; it is not trained by gradients."""
 
     @abstractmethod
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
-        """Sets the method's tensors; returns a record of the choices.
+        """Sets the method's tensors; returns a record of the settings that it chose.
 
-        Its entry `summary` is one line for people.
+        The record's entry `summary` is one line of text for the user.
 
         Raises:
             DivergedError: features of an image are not finite.
         """
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """There are no steps: nothing is trained by gradients."""
+        """Never called: nothing is trained by gradients."""
         raise AssertionError("a method in closed form has no training steps")
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """None: nothing is trained by gradients."""
+        """Empty: nothing is trained by gradients."""
         return {}

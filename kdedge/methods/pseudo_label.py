@@ -5,15 +5,15 @@ used as in arXiv:2403.02781, table 3: labeled base classes, pseudo-labels for no
 as the learner. The three are variants of one method:
 
 * `fpl`: one round, `per_class` images of each novel class, labeled by zero-shot CLIP;
-* `ifpl`: `rounds` rounds of as many images, labeled anew by the model of the round before;
-* `grip`: as ifpl, with more images each round, up to each class's even share of the pool.
+* `ifpl`: `rounds` rounds of as many images, labeled anew by the model of the previous round;
+* `grip`: like ifpl, with more images each round, up to an even share of the pool for each class.
 
 Each novel class gets the images with its highest probability over all classes, each image once
 (`data.pseudo_labels.most_probable`). Each round trains from the initial values, with the learning
 rates of a full training. The loss is CE(labeled) + (n_labeled / n_pseudo) CE(pseudo-labeled), each
 the mean over its part of a batch, over all classes; the learner's other losses are unchanged. The
-pool holds images of all classes except the labeled images; a class's even share is the pool over
-all classes. Under `split: all` all classes get pseudo-labels.
+pool holds images of all classes except the labeled images; an even share is the pool's size over
+the number of classes. Under `split: all` all classes get pseudo-labels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ METHOD = Declaration(
     label="FPL, IFPL, GRIP",
     paper="arXiv:2306.01669",
     data_needs=DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True),
-    # Of each round: PromptSRC's own.
+    # PromptSRC's values, for each round
     optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
 )
 
@@ -80,15 +80,15 @@ class Settings(RoundsSettings):
 
     @property
     def is_class_specific(self) -> bool:
-        """The learner's."""
+        """Whether the learner is class-specific; see `MethodSettings.is_class_specific`."""
         return self.coop is not None and self.coop.is_class_specific
 
     @property
     def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
-        """The learner's."""
+        """The learner's settings; see `MethodSettings.prompt_depths`."""
         if self.coop is not None:
             return {}
-        return {f"promptsrc.{name}": used for name, used in self.promptsrc.prompt_depths.items()}
+        return {f"promptsrc.{key}": value for key, value in self.promptsrc.prompt_depths.items()}
 
     def choose_labels(
         self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
@@ -102,24 +102,24 @@ class Settings(RoundsSettings):
 
     def weigh(self, is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
         """CE(labeled) + (n_labeled / n_pseudo) CE(pseudo-labeled), as weights of the images [B]."""
-        in_batch = int(is_pseudo.sum())
-        of_labeled = 1 / max(1, len(is_pseudo) - in_batch)
-        of_pseudo = n_labeled / n_pseudo / max(1, in_batch)
-        return torch.where(is_pseudo, of_pseudo, of_labeled)
+        n_pseudo_in_batch = int(is_pseudo.sum())
+        labeled_weight = 1 / max(1, len(is_pseudo) - n_pseudo_in_batch)
+        pseudo_weight = n_labeled / n_pseudo / max(1, n_pseudo_in_batch)
+        return torch.where(is_pseudo, pseudo_weight, labeled_weight)
 
 
 def images_per_class(
     settings: Settings, *, round_number: int, n_images: int, n_classes: int
 ) -> int:
-    """K of a round: `per_class`, or of grip ⌊t ⌊N / rounds⌋ / C⌋, at least 1.
+    """Images per class of a round: `per_class`; for grip ⌊t ⌊N / rounds⌋ / C⌋, at least 1.
 
-    It reaches the even share N / C at most.
+    The number for grip grows up to the even share N / C.
 
     Args:
-        settings: choose the variant.
+        settings: the variant, `per_class` and `rounds`.
         round_number: t, from 1.
         n_images: N, images in the pool.
-        n_classes: C, classes that the pool may show.
+        n_classes: C, number of classes in the pool.
     """
     if settings.variant != "grip":
         return settings.per_class
@@ -131,7 +131,7 @@ class Method(BaseMethod):
 
     @classmethod
     def build(cls, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> BaseMethod:
-        """Builds the learner, which trains on pseudo-labels as on labels; same arguments."""
+        """Builds the learner, which treats pseudo-labels like labels."""
         if settings.coop is not None:
             return CoOp.build(backbone, settings.coop, inputs)
         return PromptSRC.build(backbone, settings.promptsrc, inputs)

@@ -1,4 +1,4 @@
-"""The methods by name, and what each declares. Imports no torch until a method is loaded.
+"""The methods by name, and their declarations. Imports no torch until a method is loaded.
 
 Each file in `kdedge/methods` is a method, except for this one, `protocol.py` and `supervised.py`.
 Installed packages join through the entry-point group `kdedge.methods`.
@@ -15,7 +15,7 @@ from kdedge.plugins import Plugins
 
 @dataclass(frozen=True)
 class DataNeeds:
-    """What a method learns from, besides the frozen CLIP. It gets nothing else.
+    """The data that a method learns from, besides the frozen CLIP. It gets no other data.
 
     Attributes:
         labels: images of `data.labeled` with their labels; under `split: base-to-novel`, of the
@@ -30,7 +30,7 @@ class DataNeeds:
     novel_class_names: bool = False
 
     def __or__(self, other: DataNeeds) -> DataNeeds:
-        """What two methods see together, such as a student and its teacher."""
+        """The data that at least one of two methods needs, such as a student and its teacher."""
         return DataNeeds(
             labels=self.labels or other.labels,
             unlabeled_images=self.unlabeled_images or other.unlabeled_images,
@@ -40,19 +40,21 @@ class DataNeeds:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a method's module says about the method, as its `METHOD`.
+    """The constant `METHOD` of a method's module, which describes the method.
 
     Attributes:
         label: the method's name in tables.
         paper: arXiv number of its paper.
-        data_needs: what it learns from.
-        student_data_needs: what it learns from besides its teacher, if it is a student as well.
-        needs_teacher: whether it is a student, whose `build` gets a teacher.
-        needs_clean_images: whether batches also hold each image as evaluation sees it
+        data_needs: the data that it learns from.
+        student_data_needs: the data that it learns from as a student, besides its teacher; None if
+            it can only be a teacher or a baseline, or only a student.
+        needs_teacher: whether it is always a student, whose `build` gets a teacher.
+        needs_clean_images: whether batches also hold each image as evaluation prepares it
             (`Batch.clean_images`).
-        learns_from_texts: whether it learns from sentences about the classes, `classes.texts` of a
-            recipe.
-        optim: how its authors optimize it as a baseline; None if the recipe's `optim` applies.
+        learns_from_texts: whether it learns from sentences about the classes, a recipe's
+            `classes.texts`.
+        optim: its authors' optimizer settings for it as a baseline; None if the recipe's `optim`
+            applies.
     """
 
     label: str
@@ -82,14 +84,14 @@ _METHODS = Plugins(
 
 
 def list_methods() -> tuple[str, ...]:
-    """Names of all methods, sorted: kdedge's own and installed packages'."""
+    """Names of all methods, sorted: kdedge's own and those of installed packages."""
     return _METHODS.names()
 
 
 def load_method(name: str) -> ModuleType:
     """Imports a method's module, which holds `METHOD`, `Settings` and `Method`.
 
-    A package's method cannot take the name of one of kdedge's own.
+    An installed package cannot replace one of kdedge's own methods.
 
     Raises:
         RecipeError: there is no such method.

@@ -8,19 +8,20 @@ With `h` an image's standardized block features (`clip/vision.py`), a random lay
 over centered rows and targets, in float64; `tr` is the mean of the first sum's diagonal. The
 intercept is not penalized. Related: LP++, arXiv:2404.02285.
 
-As a teacher or a baseline it learns from labels alone: `z_i` is the one-hot label, each class
-weighs the same, and there is no random layer. With the hat matrix `H` (`zhat = H z`), the answer
-for image i of a regression without image i is exactly `z_i + (zhat_i - z_i) / (1 - H_ii)`. This
-leave-one-out chooses `lambda`, the features (of the last or of all chosen blocks), the
-logits' scale, and the share of CLIP's own balanced zero-shot logits, by the cross-entropy.
-Without its only image a class has nothing to be learned from, so such images choose nothing. If
-most classes have only one, the settings are fixed ones, and the share is the one whose zero-shot
-logits alone have the lowest cross-entropy.
+As a teacher or a baseline it learns from labels alone: `z_i` is the one-hot label, each class has
+the same weight, and there is no random layer. With the hat matrix `H` (`zhat = H z`), a regression
+on all images but i predicts exactly `z_i + (zhat_i - z_i) / (1 - H_ii)` for image i. The
+cross-entropy of these leave-one-out predictions chooses `lambda`, the features (of the last or of
+all chosen blocks), the scale of the logits, and the share of CLIP's own balanced zero-shot logits.
+The only image of a class is left out of that cross-entropy, since the other images say nothing
+about its class. If most classes have only one image, `lambda` and scale are fixed, and the share is
+the one whose zero-shot logits alone have the lowest cross-entropy.
 
 As a student it learns the teacher's centered logits, or its image features, on the unlabeled
-images; `lambda` has the smallest divergence from the teacher on images held out. Labeled images
-may be further rows (`labeled_weight`), whose target is the centered one-hot label at the size of
-the teacher's logits. Leave-one-out says nothing of a student: its teacher has seen the labels.
+images; `lambda` has the smallest divergence from the teacher on held-out images. Labeled images
+may be further rows (`labeled_weight`), whose target is the centered one-hot label, scaled to the
+length of the teacher's logits. Leave-one-out cannot judge a student, whose teacher has seen the
+labels.
 """
 
 from __future__ import annotations
@@ -61,17 +62,18 @@ IMPOSSIBLE = -1e4
 
 _LAMBDAS_LABELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _LAMBDAS_POOL = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-# Standard deviations of the zero-shot logits, where a one-hot answer is 1
+# Standard deviations of the zero-shot logits, relative to one-hot targets of 1
 _TEXT_SHARES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# Where leave-one-out says nothing. Chosen on training images of DTD's ten, EuroSAT, Caltech101 and
-# CIFAR-10: 0.3 to 4.4 points below the best setting of each draw, leave-one-out's choice 1 to 9.
+# Used where most classes have one label. Chosen on training images of DTD's ten, EuroSAT,
+# Caltech101 and CIFAR-10: 0.3 to 4.4 points below the best setting of each draw; leave-one-out's
+# choice is 1 to 9 points below it.
 _ONE_LABEL_LAMBDA, _ONE_LABEL_SCALE = 100.0, 8.0
 # Chosen on training images of EuroSAT, DTD's ten, Caltech101 and CIFAR-10: among 0, 1, 4, 16 and
 # 64, at 1 to 16 labels of 4, 10 and 100 classes. With 4 labels of 4 classes, EfficientNet-Lite2
 # gains 7 to 9 points; nowhere does it cost more than 0.5.
 _PRIOR_ROWS = 16
-_MOST_ROWS = 4096  # labeled images that leave-one-out looks at; all of them are learned from
-# 1 to 64: a one-hot answer of 1 at a logit of so much
+_MOST_ROWS = 4096  # labeled images used for leave-one-out; the regression learns from all
+# Logit of a predicted one-hot target of 1, from 1 to 64
 _SCALES = tuple(2.0 ** (i / 2) for i in range(13))
 
 
@@ -116,7 +118,7 @@ class Regression(nn.Module):
 
     Args:
         n_in: D_blocks.
-        n_own: D, the encoder's own features, which come first.
+        n_own: D, the number of the encoder's own features, which come first.
         n_random: outputs of the random layer.
         n_out: D_out.
         generator: draws the random layer.
@@ -142,10 +144,10 @@ class Regression(nn.Module):
         self.requires_grad_(False)
 
     def standardize(self, blocks: Tensor, weights: Tensor) -> None:
-        """Takes mean and deviation of weighted rows [n, D_blocks]; constant columns become 0.
+        """Sets mean and gain from weighted rows [n, D_blocks]; constant columns become 0.
 
-        Of a few rows, some columns happen to be nearly alike, and would count most. So variances
-        are drawn to their mean, as by 16 further rows.
+        In few rows, some columns are nearly constant by chance, and would dominate. So variances
+        are shrunk toward their mean, which counts like 16 further rows.
         """
         share = (weights / weights.sum()).double()[:, None]
         mean = (share * blocks.double()).sum(dim=0)
@@ -188,7 +190,7 @@ class Method(SolvedMethod):
     """A ridge regression on a frozen backbone, which may have no text encoder.
 
     Raises:
-        RecipeError: features are asked for where there is no teacher, or with labels.
+        RecipeError: `outputs` is features, but there is no teacher or `labeled_weight` is set.
     """
 
     module: Regression
@@ -203,13 +205,13 @@ class Method(SolvedMethod):
                     f"ridge with outputs: features: {what} outputs: logits.\n  Leave outputs out."
                 )
             vectors = inputs.vectors()
-        self._vectors, self._known = vectors.to(backbone.device), list(inputs.train_classes)
+        self._vectors, self._train_classes = vectors.to(backbone.device), list(inputs.train_classes)
         self._blocks = BlockFeatures(backbone.visual, settings.n_blocks)
         size_px = backbone.preprocess.size_px
         with torch.no_grad():
-            seen = self._blocks(torch.zeros(1, 3, size_px, size_px, device=backbone.device))
+            blocks = self._blocks(torch.zeros(1, 3, size_px, size_px, device=backbone.device))
         n_random = settings.n_random if is_student else 0
-        sizes = seen.shape[1], backbone.embed_dim, n_random, vectors.shape[1]
+        sizes = blocks.shape[1], backbone.embed_dim, n_random, vectors.shape[1]
         self.module = Regression(*sizes, inputs.generator)
         if inputs.teacher is not None and settings.outputs == "features":
             self.module.scale.fill_(inputs.teacher.scale)
@@ -217,12 +219,12 @@ class Method(SolvedMethod):
 
     @property
     def scale(self) -> float:
-        """The teacher's for features, 1 for logits."""
+        """The teacher's scale if outputs are features, 1 if they are logits."""
         return float(self.module.scale)
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length, or [B, C] logits, which are compared with axes."""
+        """[B, 3, H, W] -> [B, D], unit length, or [B, C] logits, by `outputs`."""
         outputs: Tensor = self.module(self._blocks(images))
         return outputs if self._settings.gives_logits else unit_length(outputs)
 
@@ -234,67 +236,67 @@ class Method(SolvedMethod):
         return self._fit_to_labels(data)
 
     def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
-        module, n_final, known = self.module, self.module.n_own, self._known
+        module, n_final, train_classes = self.module, self.module.n_own, self._train_classes
         batches = [(self._blocks(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
         blocks = torch.cat([rows for rows, _ in batches])
         _check_finite(blocks)
         labels = torch.cat([labels for _, labels in batches]).to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
-        rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(known)).double()
+        rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(train_classes)).double()
         texts = self._text_logits(blocks, labels)
         solvers = {
             n: DualRidge(rows[:, :n], targets, weights) for n in sorted({n_final, rows.shape[1]})
         }
 
-        counts = torch.bincount(labels, minlength=len(known))
-        judged = weights * (counts[labels] > 1)
+        counts = torch.bincount(labels, minlength=len(train_classes))
+        loss_weights = weights * (counts[labels] > 1)  # 0 for the only image of a class
 
-        def tried() -> Iterator[tuple[float, float, float, float, int, float | None]]:
+        def leave_one_out() -> Iterator[tuple[float, float, float, float, int, float | None]]:
             for n_columns, solver in solvers.items():
                 for lam in _LAMBDAS_LABELS:
-                    answers = solver.leave_one_out(lam)
+                    predictions = solver.leave_one_out(lam)
                     for share in (0.0,) if texts is None else _TEXT_SHARES:
-                        mixed = answers if texts is None else answers + share * texts[0]
-                        scale, loss = _fit_scale(mixed, labels, judged)
-                        percent = _mean_over_classes(mixed, labels, judged)
+                        mixed = predictions if texts is None else predictions + share * texts[0]
+                        scale, loss = _fit_scale(mixed, labels, loss_weights)
+                        percent = _mean_class_accuracy(mixed, labels, loss_weights)
                         yield loss, lam, share, scale, n_columns, percent
 
-        def without_leave_one_out(share: float) -> tuple[float, float, float, float, int, None]:
+        def with_fixed_settings(share: float) -> tuple[float, float, float, float, int, None]:
             scale, loss = _ONE_LABEL_SCALE, 0.0
             if texts is not None:
                 loss = _mean_loss(scale * share * texts[0], labels, weights)
             return loss, _ONE_LABEL_LAMBDA, share, scale, rows.shape[1], None
 
-        attempts: Iterable[tuple[float, float, float, float, int, float | None]] = tried()
+        attempts: Iterable[tuple[float, float, float, float, int, float | None]] = leave_one_out()
         if (counts == 1).sum() > (counts > 1).sum():
-            attempts = map(without_leave_one_out, (0.0,) if texts is None else _TEXT_SHARES)
+            attempts = map(with_fixed_settings, (0.0,) if texts is None else _TEXT_SHARES)
         _, lam, share, scale, n_columns, percent = min(attempts, key=lambda attempt: attempt[0])
         if data.n_labeled > _MOST_ROWS:
-            sums = NormalEquations(n_columns, len(known), rows.device)
-            for images, more in data.labeled(slice(None)):
-                one_hot = F.one_hot(more.to(rows.device), len(known))
+            sums = NormalEquations(n_columns, len(train_classes), rows.device)
+            for images, labels in data.labeled(slice(None)):
+                one_hot = F.one_hot(labels.to(rows.device), len(train_classes))
                 rows = module.rows(self._blocks(images))[:, :n_columns]
-                sums.add(rows, one_hot, data.equal_classes(more.to(rows.device)))
+                sums.add(rows, one_hot, data.equal_classes(labels.to(rows.device)))
             weight, bias = sums.solve(lam)
         else:
             weight, bias = solvers[n_columns].solve(lam)
-        module.out.weight[known, :n_columns] = (scale * weight.T).float()
+        module.out.weight[train_classes, :n_columns] = (scale * weight.T).float()
         module.out.bias.fill_(IMPOSSIBLE)
-        module.out.bias[known] = (scale * bias).float()
+        module.out.bias[train_classes] = (scale * bias).float()
         if texts is not None:
             assert module.text is not None
-            module.text.weight[known] = scale * share * texts[1]
-            module.out.bias[known] -= scale * share * texts[2]
+            module.text.weight[train_classes] = scale * share * texts[1]
+            module.out.bias[train_classes] -= scale * share * texts[2]
         what = "all blocks" if n_columns > n_final else "the last layer"
         text = "" if texts is None else f", {share:g} of zero-shot CLIP's answers"
         settings = f"features of {what}, regularization (lambda) {lam:g}{text}"
         n_single = int((counts == 1).sum())
         if percent is None:
             summary = (
-                f"learned from {data.n_labeled:,} labels: {settings}. {n_single} of {len(known)}"
-                " classes have one label, so that these settings are fixed and no accuracy can be"
-                " foreseen; label four images of each class or more"
+                f"learned from {data.n_labeled:,} labels: {settings}. {n_single} of"
+                f" {len(train_classes)} classes have one label, so that these settings are fixed"
+                " and no accuracy can be foreseen; label four images of each class or more"
             )
         else:
             without = f", without {n_single} that have one label" if n_single else ""
@@ -312,13 +314,11 @@ class Method(SolvedMethod):
         }
 
     def _text_logits(self, blocks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Zero-shot CLIP's logits in balance, of standard deviation 1.
-
-        None if the backbone has no text encoder.
+        """Zero-shot CLIP's logits, balanced over the classes, with standard deviation 1.
 
         Returns:
-            The logits [n, C_known]; the weight [C_known, D] and the offsets [C_known] that they
-            come from.
+            The logits [n, C_known], the weight [C_known, D] and the offsets [C_known] from which
+            they are computed; None if the backbone has no text encoder.
         """
         if not isinstance(self._backbone, Backbone):
             return None
@@ -326,39 +326,39 @@ class Method(SolvedMethod):
             self._backbone, self._inputs.class_names, [self._inputs.template]
         )
         features = unit_length(blocks[:, : self.module.n_own])
-        logits = self._backbone.scale * features @ vectors[self._known].T
-        counts = torch.bincount(labels, minlength=len(self._known)).double() + 1
+        logits = self._backbone.scale * features @ vectors[self._train_classes].T
+        counts = torch.bincount(labels, minlength=len(self._train_classes)).double() + 1
         offsets = find_offsets(logits, counts / counts.sum()).float()
-        size = (logits - offsets).std().clamp_min(1e-6)
-        weight = self._backbone.scale * vectors[self._known] / size
-        return ((logits - offsets) / size).double(), weight, offsets / size
+        std = (logits - offsets).std().clamp_min(1e-6)
+        weight = self._backbone.scale * vectors[self._train_classes] / std
+        return ((logits - offsets) / std).double(), weight, offsets / std
 
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         module = self.module
-        look = [
+        first = [
             (self._blocks(images), *teacher_outputs)
             for images, *teacher_outputs in data.pool(slice(0, data.n_look))
         ]
-        blocks, features, logits = (torch.cat(parts) for parts in zip(*look, strict=True))
+        blocks, features, logits = (torch.cat(parts) for parts in zip(*first, strict=True))
         _check_finite(blocks)
         module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
-        taken_for = torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
+        per_class = torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
         sums = NormalEquations(module.out.in_features, module.out.out_features, blocks.device)
         n = data.n_held_out
         held_out, teacher_logits = blocks[:n], logits[:n]
-        share = data.shard(len(blocks[n:]))  # they need no second pass
+        share = data.shard(len(blocks[n:]))  # these images need no second pass
         sums.add(module.rows(blocks[n:][share]), self._target(features[n:], logits[n:])[share])
         for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
             sums.add(module.rows(self._blocks(images)), self._target(features, logits))
         sums.reduce(data.all_reduce)
 
-        def tried() -> Iterator[tuple[float, float, tuple[Tensor, Tensor]]]:
+        def attempts() -> Iterator[tuple[float, float, tuple[Tensor, Tensor]]]:
             for lam in _LAMBDAS_POOL if n else _LAMBDAS_POOL[2:3]:
                 solution = sums.solve(lam)
-                self._take(*solution)
+                self._set_solution(*solution)
                 yield self._divergence(held_out, teacher_logits), lam, solution
 
-        divergence, lam, solution = min(tried(), key=lambda attempt: attempt[0])
+        divergence, lam, solution = min(attempts(), key=lambda attempt: attempt[0])
         record: dict[str, Any] = {"lambda": lam}
         summary = f"learned from {sums.n_rows:,} unlabeled images"
         if data.n_labeled:
@@ -372,9 +372,9 @@ class Method(SolvedMethod):
                 f" differs least from the teacher on {n:,} held-out images (mean divergence"
                 f" {divergence:.4f})"
             )
-        self._take(*solution)
+        self._set_solution(*solution)
         names = self._inputs.class_names
-        if len(blocks) >= 5 * len(names) and (absent := (taken_for == 0).nonzero()[:, 0].tolist()):
+        if len(blocks) >= 5 * len(names) and (absent := (per_class == 0).nonzero()[:, 0].tolist()):
             summary += (
                 f". The teacher takes none of {len(blocks):,} unlabeled images for"
                 f" {', '.join(names[i] for i in absent[:3])}{', ...' if len(absent) > 3 else ''}:"
@@ -388,13 +388,13 @@ class Method(SolvedMethod):
             return features
         return logits - logits.mean(dim=1, keepdim=True)
 
-    def _take(self, weight: Tensor, bias: Tensor) -> None:
-        """Takes over a solution, [n_in, n_out] and [n_out]."""
+    def _set_solution(self, weight: Tensor, bias: Tensor) -> None:
+        """Sets the linear layer to a solution, [n_in, n_out] and [n_out]."""
         self.module.out.weight.copy_(weight.T)
         self.module.out.bias.copy_(bias)
 
     def _divergence(self, blocks: Tensor, teacher_logits: Tensor) -> float:
-        """Mean KL(teacher | student) in nats; NaN without images."""
+        """Mean KL(teacher | student) in nats; NaN if there are no images."""
         outputs = self.module(blocks)
         if not self._settings.gives_logits:
             outputs = self.scale * unit_length(outputs) @ self._vectors.T
@@ -409,7 +409,7 @@ class Method(SolvedMethod):
         )
 
     def _add_labels(self, data: ClosedFormData, sums: NormalEquations) -> None:
-        """Adds the labeled images as rows, their targets as long as the teacher's."""
+        """Adds the labeled images as rows, with targets as long as the teacher's."""
         n_classes, device = self.module.out.out_features, sums.rows.device
         size = sums.target_size() / (1 - 1 / n_classes) ** 0.5
         for images, labels in data.labeled(slice(None)):
@@ -419,11 +419,11 @@ class Method(SolvedMethod):
             sums.add(self.module.rows(self._blocks(images)), targets, weights)
 
     def class_vectors(self) -> Tensor:
-        """[C, D], the teacher's; for logits [C, C], the axes."""
+        """[C, D], the teacher's class vectors; for logits [C, C], unit vectors."""
         return self._vectors
 
     def image_path(self) -> ImagePath:
-        """Block features and regression, without what has no weight."""
+        """Block features and regression, without blocks and texts whose weights are all 0."""
         module, blocks = self.module, self._blocks
         n_final = module.n_own
         has_text = module.text is not None and bool(module.text.weight.any())
@@ -439,12 +439,12 @@ class Method(SolvedMethod):
 
 
 class DualRidge:
-    """Ridge regression of a few rows by their inner products, for all lambdas at once.
+    """Ridge regression of few rows in the dual form; one decomposition serves all lambdas.
 
     Args:
         rows: [n, D], float64.
         targets: [n, K], float64.
-        weights: [n], of the rows.
+        weights: [n], weights of the rows.
     """
 
     def __init__(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
@@ -454,28 +454,28 @@ class DualRidge:
             (self._share * values).sum(dim=0) for values in (rows, targets)
         )
         self._rows = self._root * (rows - self._center)
-        self._targets, self._plain = self._root * (targets - self._target_center), targets
+        self._targets, self._raw_targets = self._root * (targets - self._target_center), targets
         self._values, self._vectors = torch.linalg.eigh(self._rows @ self._rows.T)
         self._values = self._values.clamp_min(0)
-        self._size = self._values.sum() / rows.shape[1]  # of lambda
+        self._lambda_unit = self._values.sum() / rows.shape[1]
 
     def leave_one_out(self, lam: float) -> Tensor:
-        """[n, K]: the answer for each row of a regression without it."""
-        kept = self._values / (self._values + lam * self._size)
-        answers = self._vectors @ (kept[:, None] * (self._vectors.T @ self._targets))
-        leverage = (self._vectors.square() * kept).sum(dim=1, keepdim=True) + self._share
-        residuals: Tensor = (self._targets - answers) / self._root / (1 - leverage).clamp_min(1e-9)
-        return self._plain - residuals
+        """[n, K]: for each row, the prediction of a regression on the other rows."""
+        shrinkage = self._values / (self._values + lam * self._lambda_unit)
+        fitted = self._vectors @ (shrinkage[:, None] * (self._vectors.T @ self._targets))
+        leverage = (self._vectors.square() * shrinkage).sum(dim=1, keepdim=True) + self._share
+        residuals: Tensor = (self._targets - fitted) / self._root / (1 - leverage).clamp_min(1e-9)
+        return self._raw_targets - residuals
 
     def solve(self, lam: float) -> tuple[Tensor, Tensor]:
         """Weight [D, K] and bias [K]."""
-        inverse = self._vectors.T @ self._targets / (self._values + lam * self._size)[:, None]
-        weight = self._rows.T @ (self._vectors @ inverse)
+        solved = self._vectors.T @ self._targets / (self._values + lam * self._lambda_unit)[:, None]
+        weight = self._rows.T @ (self._vectors @ solved)
         return weight, self._target_center - self._center @ weight
 
 
 class NormalEquations:
-    """Sums over any number of rows, for a ridge regression: no more memory for more rows."""
+    """Ridge regression from sums over the rows; memory does not grow with their number."""
 
     def __init__(self, n_in: int, n_out: int, device: torch.device) -> None:
 
@@ -490,11 +490,11 @@ class NormalEquations:
 
     @property
     def n_rows(self) -> int:
-        """Number of rows, weighted."""
+        """Weighted number of rows."""
         return int(self.counts[0])
 
     def target_size(self) -> float:
-        """Root of the mean squared length of a target."""
+        """Root mean square of the targets' lengths."""
         return float((self.counts[1] / self.counts[0]).sqrt())
 
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
@@ -520,18 +520,19 @@ class NormalEquations:
         n = self.counts[0]
         mean = self.rows / n
         matrix = self.rows_rows - n * torch.outer(mean, mean)
-        # Equal images leave rounding alone: something to divide by, as the answer is the mean
-        size = torch.maximum(
+        # If all images are equal, the matrix is rounding error, and the solution should be the
+        # mean: lambda then needs another unit that is not near 0
+        lambda_unit = torch.maximum(
             matrix.diagonal().mean(), 1e-6 * self.rows_rows.diagonal().mean() + 1e-12
         )
-        matrix.diagonal().add_(lam * size)
+        matrix.diagonal().add_(lam * lambda_unit)
         centered = self.rows_targets - torch.outer(mean, self.targets)
         weight = torch.cholesky_solve(centered, torch.linalg.cholesky(matrix))
         return weight, self.targets / n - mean @ weight
 
 
 def _linear(n_in: int, n_out: int) -> nn.Linear:
-    """A linear layer of zeros; torch warns of drawing one without outputs."""
+    """A linear layer of zeros, possibly without inputs or outputs, of which torch would warn."""
     layer = FloatLinear(max(n_in, 1), max(n_out, 1), device="meta")
     layer.in_features, layer.out_features = n_in, n_out
     layer.weight = nn.Parameter(torch.zeros(n_out, n_in), requires_grad=False)
@@ -539,15 +540,15 @@ def _linear(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
-def _mean_over_classes(answers: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """Accuracy in percent, with weights that give each class the same sum."""
-    right = (answers.argmax(dim=1) == labels).double()
-    return 100 * float((weights * right).sum() / weights.sum())
+def _mean_class_accuracy(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """Mean accuracy of the classes in percent, if the weights have equal sums per class."""
+    is_correct = (logits.argmax(dim=1) == labels).double()
+    return 100 * float((weights * is_correct).sum() / weights.sum())
 
 
-def _fit_scale(answers: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float]:
-    """The scale of answers [n, K] with the lowest cross-entropy, and that cross-entropy."""
-    losses = [_mean_loss(scale * answers, labels, weights) for scale in _SCALES]
+def _fit_scale(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float]:
+    """The scale of logits [n, K] with the lowest cross-entropy, and that cross-entropy."""
+    losses = [_mean_loss(scale * logits, labels, weights) for scale in _SCALES]
     best = min(range(len(losses)), key=losses.__getitem__)
     return _SCALES[best], losses[best]
 

@@ -24,7 +24,7 @@ def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """[B, D]: the image features of all images of a step, with gradients.
 
     Args:
-        batch: may hold this rank's shard of the images.
+        batch: holds this rank's shard of the images, if there are several ranks.
         encode: [b, 3, H, W] -> [b, D]; an image's features must not depend on other images.
     """
     images = batch.images
@@ -50,7 +50,7 @@ def is_splittable(visual: nn.Module) -> bool:
 
 
 def labels_of(batch: Batch) -> Tensor:
-    """[B], positions among the training classes.
+    """[B], labels as positions among the training classes.
 
     Raises:
         DataError: the batch has no labels.
@@ -61,7 +61,7 @@ def labels_of(batch: Batch) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Cross-entropy of logits [B, C] with labels [B]: the mean, or the sum weighted by [B]."""
+    """Cross-entropy of logits [B, C] with labels [B]: the mean, or the sum with weights [B]."""
     if weights is None:
         return F.cross_entropy(logits, labels)
     return (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
@@ -105,7 +105,7 @@ class TextPromptMethod(SupervisedMethod):
     """A supervised method whose texts, "<context> NAME.", contain learned context.
 
     Attributes:
-        texts: of all classes, with placeholders for the context.
+        texts: texts of all classes, with placeholders for the context.
     """
 
     def __init__(self, backbone: Backbone, settings: Any, inputs: MethodInputs) -> None:
@@ -123,8 +123,8 @@ class TextPromptMethod(SupervisedMethod):
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients; encoded in chunks of classes to save memory.
 
-        Here with the module's `text_prompts`. A method whose texts depend on the image has no such
-        features, and logits of its own.
+        Uses the module's `text_prompts`. A method whose texts depend on the image overrides
+        `class_logits` instead.
         """
         prompts: Any = self.module.text_prompts
         return prompted_text_features(self._backbone, texts, prompts.context, prompts.deep_context)

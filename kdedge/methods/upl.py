@@ -1,11 +1,11 @@
-"""UPL: CoOp on zero-shot CLIP's pseudo-labels, several runs whose logits are averaged.
+"""UPL: CoOp on zero-shot CLIP's pseudo-labels; the logits of several runs are averaged.
 
-Paper: Huang et al., Unsupervised Prompt Learning, arXiv:2204.03649, sections 3.2 to 3.4. For each
-class, the `per_class` images that zero-shot CLIP predicts as it with the highest probability get
-its label, with the recipe's template. Classes that are rarely predicted get fewer, or none. The
+Paper: Huang et al., Unsupervised Prompt Learning, arXiv:2204.03649, sections 3.2 to 3.4. Zero-shot
+CLIP classifies the images with the recipe's template. Each class labels the `per_class` images that
+are predicted as this class with the highest probability, or fewer if it is rarely predicted. The
 images are chosen once, over all classes, and no label is read.
 
-The runs differ in their first context only and see the same crops in the same order. So all train
+The runs differ in their initial context only and see the same crops in the same order. So all train
 in one pass over the images, each by its own cross-entropy; the loss is their sum. (Under
 `optim.clip_grad_norm` the runs' gradients are clipped together.) The image encoder is not trained,
 so the average of the logits equals the logits of the averaged class vectors, at one run's cost.
@@ -60,14 +60,14 @@ class Settings(RoundsSettings):
     def choose_labels(
         self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
     ) -> list[PseudoLabel]:
-        """See `RoundsSettings.choose_labels`; all classes may get some: labels are not used."""
+        """See `RoundsSettings.choose_labels`; all classes may get labels, since none have any."""
         return most_confident_predicted(probabilities, self.per_class)
 
 
 class Method(TextPromptMethod):
     """UPL on a frozen backbone.
 
-    Its parameters are `contexts`, [R, n_ctx, D_text], of each run, shared by all classes.
+    Its parameters are `contexts`, [R, n_ctx, D_text]: one context per run, shared by all classes.
     """
 
     module: nn.ParameterDict

@@ -67,7 +67,7 @@ class Method(SupervisedMethod):
 
     @cached_property
     def text_features(self) -> Tensor:
-        """[C, D], unit length, frozen, of all classes; computed once."""
+        """[C, D], unit length, frozen text features of all classes; computed at first use."""
         return unit_length(self._backbone.text_features_raw(self._texts))
 
     def visual_prompts(self) -> Tensor:
@@ -81,5 +81,5 @@ class Method(SupervisedMethod):
             return self.scale * image_features @ self.text_features[self._train_classes].T
 
     def class_vectors(self) -> Tensor:
-        """[C, D], the frozen texts' features."""
+        """[C, D], the frozen text features."""
         return self.text_features

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: class texts against images, nothing trained.
+"""Zero-shot CLIP: compares images with class texts; nothing is trained.
 
 Paper: Radford et al., CLIP, arXiv:2103.00020, section 3.1.4 for the ensemble: each template's
 features are scaled to unit length, averaged, and scaled again.
@@ -40,7 +40,7 @@ class Settings(MethodSettings):
 def ensemble_text_features(
     backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """[C, D]: unit length per template, averaged, unit length again (CLIP, section 3.1.4)."""
+    """[C, D], unit length: mean of each template's normalized features (CLIP, section 3.1.4)."""
     per_template = [
         unit_length(
             backbone.text_features_raw([template.format(readable(name)) for name in class_names])
@@ -51,7 +51,7 @@ def ensemble_text_features(
 
 
 def template_list(kind: str, template: str) -> list[str]:
-    """The templates behind a setting, as text patterns with `{}`."""
+    """The templates of a value of `Settings.templates`, as text patterns with `{}`."""
     if kind == "single":
         return [template]
     if kind == "ensemble7":
@@ -76,5 +76,5 @@ class Method(BaseMethod):
         )
 
     def class_vectors(self) -> Tensor:
-        """[C, D], the texts' features."""
+        """[C, D], the text features."""
         return self._class_vectors

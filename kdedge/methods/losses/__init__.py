@@ -1,8 +1,8 @@
-"""Distillation losses by name, and what a student's settings choose among them.
+"""Distillation losses by name, and the settings by which a student chooses among them.
 
-Each file here is a loss; names with a leading underscore hold shared code. Installed packages join
-through the entry-point group `kdedge.losses`. A loss's module holds a docstring with its paper,
-`Settings`, and `Loss`.
+Each file here is a loss, except files with a leading underscore. Installed packages join through
+the entry-point group `kdedge.losses`. A loss's module holds a docstring with its paper, `Settings`,
+and `Loss`.
 
 In the class-prompt setting the texts are the C classes, not a batch's captions: the image side has
 B rows and the text side C.
@@ -34,18 +34,18 @@ from kdedge.plugins import Plugins
 
 @dataclass(frozen=True)
 class Outputs:
-    """What student and teacher compute for a batch, all of one dtype, float32 in training.
+    """Outputs of student and teacher for a batch, all of one dtype, float32 in training.
 
     Attributes:
         student_features: [B, D_student], unit length, with gradients.
         teacher_features: [B, D_teacher], unit length, of the same crops; constant.
-        student_vectors: [C, D_student], unit length, the student's class vectors: the teacher's, or
-            its own with gradients.
+        student_vectors: [C, D_student], unit length; the teacher's class vectors, or the student's
+            own with gradients.
         teacher_vectors: [C, D_teacher], unit length; constant.
         student_scale: the student's `logit_scale.exp()`.
         teacher_scale: the teacher's `logit_scale.exp()`.
-        given_logits: [B, C], of a teacher without class vectors, whose `teacher_vectors` are
-            [C, 0]; None if the teacher has class vectors.
+        given_logits: [B, C], the teacher's logits if it has no class vectors and `teacher_vectors`
+            is [C, 0]; else None.
     """
 
     student_features: Tensor
@@ -72,7 +72,7 @@ class Outputs:
 class LossSettings(BaseModel):
     """Base of every loss's `Settings`: strict types, unknown keys are errors.
 
-    A loss gives `weight` its own default and description.
+    A loss overrides the default and description of `weight`.
     """
 
     model_config = MethodSettings.model_config
@@ -80,12 +80,12 @@ class LossSettings(BaseModel):
     weight: float | None = Field(gt=0, description="Multiplies the loss.")
 
     def weight_for(self, n_classes: int) -> float:
-        """The factor of the loss's value in the sum of all losses, for C classes."""
+        """The loss's factor in the sum of all losses, for C classes."""
         assert self.weight is not None  # a loss with an optional weight overrides this method
         return self.weight
 
     def recorded(self, n_classes: int) -> dict[str, float]:
-        """See `MethodSettings.recorded`; nothing unless a loss overrides it."""
+        """See `MethodSettings.recorded`; empty unless a loss overrides it."""
         return {}
 
 
@@ -113,7 +113,7 @@ class DistillationLoss(nn.Module):
 
 
 DEFAULT = "kl"
-"""The loss of settings that name none: PromptKD's own."""
+"""The loss of settings that name no loss: PromptKD's own."""
 
 _LOSSES = Plugins(
     noun="loss",
@@ -129,14 +129,14 @@ _LOSSES = Plugins(
 
 
 def list_losses() -> tuple[str, ...]:
-    """Names of all losses, sorted: kdedge's own and installed packages'."""
+    """Names of all losses, sorted: kdedge's own and those of installed packages."""
     return _LOSSES.names()
 
 
 def load_loss(name: str) -> ModuleType:
     """Imports a loss's module, which holds `Settings` and `Loss`.
 
-    A package's loss cannot take the name of one of kdedge's own.
+    An installed package cannot replace one of kdedge's own losses.
 
     Raises:
         RecipeError: there is no such loss.
@@ -148,8 +148,8 @@ def load_loss(name: str) -> ModuleType:
 class ChosenLosses(BaseModel):
     """Losses that are added up, by name: `{kl: {weight: 200}, feature: {}}`.
 
-    The order is kept: it decides how the sum is rounded. Losses that are not chosen do not appear
-    in dumped values, so that a package installed later changes no record.
+    The order is kept, since it affects the rounding of the sum. Losses that are not chosen do not
+    appear in dumped values, so that a package installed later changes no record.
     """
 
     model_config = MethodSettings.model_config
@@ -158,7 +158,7 @@ class ChosenLosses(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _in_the_given_order(
+    def _keep_order(
         cls, values: Any, handler: ModelWrapValidatorHandler[ChosenLosses]
     ) -> ChosenLosses:
         if isinstance(values, dict) and not values:
@@ -183,7 +183,7 @@ class ChosenLosses(BaseModel):
 
 @cache
 def chosen_losses_model() -> type[ChosenLosses]:
-    """The model with one field per loss: kdedge's own losses and installed packages'.
+    """The pydantic model with one field per loss, kdedge's own and those of installed packages.
 
     An installed package's loss that cannot be loaded is an error only if it is chosen.
     """

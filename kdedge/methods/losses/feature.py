@@ -21,7 +21,7 @@ class Settings(LossSettings):
 
 
 class Loss(DistillationLoss):
-    """The squared difference."""
+    """Mean squared error of the student's features."""
 
     needs_equal_dims = True
 

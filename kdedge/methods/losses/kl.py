@@ -14,7 +14,7 @@ from kdedge.errors import ShapeError
 from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
 
 WEIGHT = 1000.0
-"""The authors' launch script; 200 for Flowers102, FGVCAircraft and DTD."""
+"""`kd_weight` of the authors' launch script, which has 200 for Flowers102, FGVCAircraft, DTD."""
 
 
 class Settings(LossSettings):
@@ -48,7 +48,7 @@ class Settings(LossSettings):
         return self
 
     def weight_for(self, n_classes: int) -> float:
-        """`kd_weight`, whichever way it was given; one image weighs 1 / n_classes of it."""
+        """`kd_weight`, given directly or per image; one image weighs 1 / n_classes of it."""
         if self.weight_per_image is not None:
             return self.weight_per_image * n_classes
         return WEIGHT if self.weight is None else self.weight
