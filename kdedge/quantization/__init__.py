@@ -1,1 +1,1 @@
-"""INT8 as an arithmetic of its own: quantizers on a torch model, and what files store of them."""
+"""INT8 independent of runtimes: fake quantization of a torch model, and the values files store."""

@@ -1,4 +1,4 @@
-"""A candidate: a float model with exact changes, and what is quantized of its layers."""
+"""A candidate for the INT8 model: a float model, changed exactly, with its quantized layers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Candidate:
     """A model in INT8.
 
     Attributes:
-        exact: float; it computes what the folded model computes, up to rounding.
-        model: the same, but for biases of its quantized layers: those make up for what is
-            subtracted from their inputs, and for what they lack on average.
-        layers: what is quantized of its layers, by name; others stay float.
-        inputs: what its layers read, as `SiteStatistics` has it for the folded model.
-        alphas: strength of smoothing by each site's first layer; only smoothed sites.
+        exact: a float model equal to the folded model up to rounding.
+        model: the same, except for biases of its quantized layers. These compensate for the
+            centers that are subtracted from inputs, and for the mean quantization error.
+        layers: its quantized layers, by name; other layers stay float.
+        inputs: statistics of the inputs of its layers, by name.
+        alphas: strength of smoothing, by the first layer of each smoothed site.
     """
 
     exact: nn.Module
@@ -53,14 +53,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """A float model and what its layers read.
+    """A float model and the statistics of its layers' inputs.
 
     Attributes:
         model: the folded model, or a copy with exact changes.
         sites: where it is quantized.
-        inputs: what its layers read, by name, without what is subtracted once they are quantized.
-        centers: what that is, [D_in] by name; other layers subtract nothing.
-        alphas: strength of smoothing by each site's first layer; only smoothed sites.
+        inputs: statistics of the inputs of its layers, by name, after `centers` are subtracted.
+        centers: [D_in] by name, subtracted from the inputs of quantized layers; other layers
+            subtract nothing.
+        alphas: strength of smoothing, by the first layer of each smoothed site.
     """
 
     model: nn.Module
@@ -71,23 +72,23 @@ class CalibratedModel:
 
     @torch.no_grad()
     def centered(self) -> CalibratedModel:
-        """A copy whose sites read channels from -a to a, where the model has channels from b to c.
+        """A copy in which the range of each channel that a site reads is symmetric around zero.
 
-        INT8 without a zero point spends its levels on both signs alike, and a channel that is far
-        from zero takes them from all others. What is subtracted from a channel is the middle of its
-        values; the layers that read it make up for it in their biases. Exact up to float32 rounding
-        (Wei et al., arXiv:2304.09145, 4.1). A LayerNorm takes the constants into its bias, values
-        into the bias of their layer, as attention's weights sum to one; after an activation
-        function they cost a subtraction, and a layer that stays float reads what it did.
+        INT8 without a zero point has as many levels for either sign, and a channel that is far from
+        zero leaves few of them to the others. So the middle of its range is subtracted from each
+        channel, and the biases of the layers that read it compensate for that. Exact up to float32
+        rounding (Wei et al., arXiv:2304.09145, 4.1). The constants move into the bias of a
+        LayerNorm, or into the bias of the values, since attention weights sum to one. After an
+        activation function they cost a subtraction, which a layer that stays float skips.
 
-        Sites without biases, and convolutions, stay as they are.
+        Sites without biases, and convolutions, are not changed.
         """
         changed, inputs = copy.deepcopy(self.model), dict(self.inputs)
         centers = {}
         for site in self.sites:
             layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
-            seen = self.inputs[site.layers[0]]
-            center = (seen.low + seen.high) / 2
+            stats = self.inputs[site.layers[0]]
+            center = (stats.low + stats.high) / 2
             if any(layer.bias is None for layer in layers):
                 continue
             if site.norm is not None:
@@ -99,7 +100,7 @@ class CalibratedModel:
                 block: Any = changed.get_submodule(site.block)
                 block.subtract_from_values(center)
             elif site.activation is not None:
-                centers[site.layers[0]] = center.numpy()  # the only one
+                centers[site.layers[0]] = center.numpy()  # such a site has one layer
             else:
                 continue
             for name, layer in zip(site.layers, layers, strict=True):
@@ -110,7 +111,7 @@ class CalibratedModel:
 
     @torch.no_grad()
     def with_biases(self) -> nn.Module:
-        """The model for its quantized layers: their biases make up for the centers."""
+        """A copy of the model whose biases compensate for the centers."""
         changed = copy.deepcopy(self.model)
         for name, center in self.centers.items():
             layer: Any = changed.get_submodule(name)
@@ -119,14 +120,14 @@ class CalibratedModel:
 
     @torch.no_grad()
     def smoothed(self, alphas: Mapping[str, float]) -> CalibratedModel:
-        """A copy whose sites read channels divided by factors, in exchange for their weights.
+        """A copy that divides the channels that sites read, and multiplies weights, by factors.
 
-        Exact up to float32 rounding: SmoothQuant (Xiao et al., arXiv:2211.10438, equation 4). A
-        LayerNorm takes its factors into weight and bias. Values take theirs into the layer that
-        gives them, as attention only averages values of one channel.
+        Exact up to float32 rounding: SmoothQuant (Xiao et al., arXiv:2211.10438, equation 4). The
+        division moves into weight and bias of a LayerNorm, or into the layer that computes the
+        values, since attention only averages values of one channel.
 
         Args:
-            alphas: by each site's first layer; other sites keep their channels.
+            alphas: strength of smoothing, by a site's first layer; other sites are not changed.
         """
         changed, inputs = copy.deepcopy(self.model), dict(self.inputs)
         for site in self.sites:
@@ -150,122 +151,123 @@ class CalibratedModel:
         return dataclasses.replace(self, model=changed, inputs=inputs, alphas=alphas)
 
     def _factor(self, site: Site, alpha: float, model: nn.Module) -> Tensor:
-        """[D_in]: what divides a site's channels, by the weights of a model; see `smoothed`."""
-        reads = torch.stack([self.inputs[name].channel_max for name in site.layers]).amax(dim=0)
+        """[D_in]: the factors that divide a site's channels, by a model's weights (`smoothed`)."""
+        inputs = torch.stack([self.inputs[name].channel_max for name in site.layers]).amax(dim=0)
         layers: list[Any] = [model.get_submodule(name) for name in site.layers]
         weight = torch.stack([layer.weight.abs().amax(dim=0) for layer in layers]).amax(dim=0)
-        return reads.clamp(min=1e-5) ** alpha / weight.clamp(min=1e-5) ** (1 - alpha)
+        return inputs.clamp(min=1e-5) ** alpha / weight.clamp(min=1e-5) ** (1 - alpha)
 
     def candidate(self) -> Candidate:
-        """This model with every layer quantized, with the nearest levels."""
+        """This model with every layer quantized to the nearest levels."""
         layers = {
-            name: quantize_layer(self.model.get_submodule(name), seen, self.centers.get(name))
-            for name, seen in self.inputs.items()
+            name: quantize_layer(self.model.get_submodule(name), stats, self.centers.get(name))
+            for name, stats in self.inputs.items()
         }
         return Candidate(self.model, self.with_biases(), layers, self.inputs, self.alphas)
 
     def best_alphas(self, check: Callable[[], object]) -> dict[str, float]:
-        """By each site's first layer, the strength of smoothing with the least error of its layers.
+        """The strengths of smoothing with the least error of a site's layers, by its first layer.
 
-        A site that no smoothing helps is left out.
+        Sites that are best without smoothing are left out.
 
         Args:
-            check: called before each site; it may raise.
+            check: called before each site; it may raise to stop.
         """
         alphas = {}
         for site in self.sites:
             check()
             if not site.can_be_smoothed:
                 continue
-            tried: dict[float | None, float] = dict.fromkeys((None, *ALPHAS), 0.0)
-            for alpha in tried:
-                tried[alpha] = sum(self._smoothed_error(site, name, alpha) for name in site.layers)
-            best = min(tried, key=tried.__getitem__)
+            errors: dict[float | None, float] = dict.fromkeys((None, *ALPHAS), 0.0)
+            for alpha in errors:
+                errors[alpha] = sum(self._smoothed_error(site, name, alpha) for name in site.layers)
+            best = min(errors, key=errors.__getitem__)
             if best is not None:
                 alphas[site.layers[0]] = best
         return alphas
 
     @torch.no_grad()
     def _smoothed_error(self, site: Site, name: str, alpha: float | None) -> float:
-        """A layer's error at a strength of smoothing."""
+        """A layer's error at a strength of smoothing; None for no smoothing."""
         layer: Any = copy.copy(self.model.get_submodule(name))
-        seen = self.inputs[name]
+        stats = self.inputs[name]
         if alpha is not None:
             factor = self._factor(site, alpha, self.model)
             layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
-            seen = seen.divided(factor)
-        return layer_error(layer, quantize_layer(layer, seen), seen)
+            stats = stats.divided(factor)
+        return layer_error(layer, quantize_layer(layer, stats), stats)
 
 
 def quantize_layer(
-    layer: Any, seen: SiteStatistics, center: npt.NDArray[np.float32] | None = None
+    layer: Any, stats: SiteStatistics, center: npt.NDArray[np.float32] | None = None
 ) -> QuantizedLayer:
-    """A layer with the nearest levels of its weight; its input's levels reach the largest value.
+    """Quantizes a layer: nearest levels of its weight, and an input range up to the largest value.
 
     Args:
         layer: the float layer.
-        seen: what it reads.
+        stats: statistics of its input.
         center: see `QuantizedLayer`.
     """
-    reach = float(seen.channel_max.max()) or 1.0
-    scale = round_scale(torch.tensor(reach / HIGHEST))
+    largest = float(stats.channel_max.max()) or 1.0
+    scale = round_scale(torch.tensor(largest / HIGHEST))
     steps = weight_scale(layer.weight)
     levels = weight_levels(layer.weight.detach(), steps)
     return QuantizedLayer(float(scale), steps.numpy(), levels.numpy(), center)
 
 
 @torch.no_grad()
-def layer_error(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> float:
-    """Squared error of a quantized layer's output by the squared output, on the layer's sample."""
-    expected = run_layer(layer, seen.sample, layer.weight)
-    lost = _lost(layer, quantized, seen)
-    return float(lost.square().sum() / expected.square().sum().clamp(min=1e-30))
+def layer_error(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) -> float:
+    """Squared error of a quantized layer's output over the squared output, on the sample."""
+    expected = run_layer(layer, stats.sample, layer.weight)
+    error = _output_error(layer, quantized, stats)
+    return float(error.square().sum() / expected.square().sum().clamp(min=1e-30))
 
 
 @torch.no_grad()
-def output_shift(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> Tensor:
-    """[D_out]: what a quantized layer's output lacks on average, on the layer's sample."""
-    lost = _lost(layer, quantized, seen)
-    return lost.reshape(-1, lost.shape[-1]).mean(dim=0)
+def output_shift(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) -> Tensor:
+    """[D_out]: mean of the float output minus the quantized one, on the sample."""
+    error = _output_error(layer, quantized, stats)
+    return error.reshape(-1, error.shape[-1]).mean(dim=0)
 
 
-def _lost(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> Tensor:
-    """The float output minus the quantized one; [..., D_out]."""
-    x = fake_quantize(seen.sample, torch.tensor(quantized.input_scale))
-    rounded = run_layer(layer, x, stored_weight(quantized))
-    return run_layer(layer, seen.sample, layer.weight) - rounded
+def _output_error(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) -> Tensor:
+    """[..., D_out]: the float output minus the quantized one, on the sample."""
+    x = fake_quantize(stats.sample, torch.tensor(quantized.input_scale))
+    output = run_layer(layer, x, stored_weight(quantized))
+    return run_layer(layer, stats.sample, layer.weight) - output
 
 
 _DAMPING = 0.01  # share of the mean second moment that is added to each channel, as in GPTQ's code
 
-_BLOCK = 128  # columns whose losses are handed on together, as in GPTQ's code
+_BLOCK = 128  # columns whose errors update later columns together, as in GPTQ's code
 
 
 @torch.no_grad()
-def round_weight(layer: Any, quantized: QuantizedLayer, seen: SiteStatistics) -> QuantizedLayer:
-    """A linear layer whose levels make up for each other's rounding (GPTQ, arXiv:2210.17323).
+def round_weight(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) -> QuantizedLayer:
+    """Rounds a linear layer's weight so that rounding errors cancel (GPTQ, arXiv:2210.17323).
 
     Args:
         layer: the float layer.
-        quantized: its scales are kept.
-        seen: what the layer reads.
+        quantized: the quantized layer, whose scales are kept.
+        stats: statistics of the layer's input.
     """
     scale = torch.from_numpy(quantized.weight_scale).double()[:, None]
-    x = fake_quantize(seen.sample, torch.tensor(quantized.input_scale)).double()
+    x = fake_quantize(stats.sample, torch.tensor(quantized.input_scale)).double()
     moments = x.T @ x / len(x)
     moments.diagonal().add_(_DAMPING * moments.diagonal().mean().clamp(min=1e-12))
-    # Upper triangle U with moments^-1 = U^T U: row i has what column i's loss costs later columns
+    # Upper triangle U with moments^-1 = U^T U: row i compensates column i's error in later columns
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    rest = layer.weight.detach().double().clone()
-    levels = torch.zeros_like(rest)
-    for start in range(0, rest.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, rest.shape[1])
-        lost = torch.zeros(len(rest), stop - start, dtype=torch.float64)
+    weight = layer.weight.detach().double().clone()
+    levels = torch.zeros_like(weight)
+    for start in range(0, weight.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, weight.shape[1])
+        errors = torch.zeros(len(weight), stop - start, dtype=torch.float64)
         for index in range(start, stop):
-            column = rest[:, index]
+            column = weight[:, index]
             levels[:, index] = (column / scale[:, 0]).round().clamp(WEIGHT_LOWEST, HIGHEST)
-            lost[:, index - start] = (column - levels[:, index] * scale[:, 0]) / upper[index, index]
-            rest[:, index:stop] -= lost[:, index - start, None] * upper[index, index:stop]
-        rest[:, stop:] -= lost @ upper[start:stop, stop:]
+            error = (column - levels[:, index] * scale[:, 0]) / upper[index, index]
+            errors[:, index - start] = error
+            weight[:, index:stop] -= error[:, None] * upper[index, index:stop]
+        weight[:, stop:] -= errors @ upper[start:stop, stop:]
     return dataclasses.replace(quantized, levels=levels.to(torch.int8).numpy())

@@ -2,8 +2,8 @@
 
 A quantizer gives `levels * scale` with `levels = round(x / scale)`, half to even and saturated,
 which is ONNX's `QuantizeLinear` followed by `DequantizeLinear` with zero point 0. Inputs have one
-scale, levels -128 to 127; weights have one scale per output channel, levels -127 to 127, so that
-their negatives exist, too. Only linear layers and convolutions are quantized.
+scale and levels -128 to 127. Weights have one scale per output channel and levels -127 to 127, so
+that each level has a negative. Only linear layers and convolutions are quantized.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ INPUT_LOWEST, WEIGHT_LOWEST = -128, -127
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """What a file stores of a quantized layer.
+    """The values of a quantized layer that a file stores.
 
     Attributes:
-        input_scale: step of its input; FP16 represents it.
-        weight_scale: [D_out], steps of its weight; FP16 represents them.
+        input_scale: step of its input, exact in FP16.
+        weight_scale: [D_out], steps of its weight, exact in FP16.
         levels: [D_out, D_in] or [D_out, D_in, H, W], int8, -127 to 127.
-        center: [D_in], subtracted from its input first; None for nothing. The layer's bias makes
-            up for it.
+        center: [D_in], subtracted from its input first; None if nothing is. The layer's bias
+            compensates for it.
     """
 
     input_scale: float
@@ -57,11 +57,11 @@ def stored_weight(layer: QuantizedLayer) -> Tensor:
 
 
 def attach(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
-    """Quantizes some layers of a model in place, with their levels.
+    """Quantizes layers of a model in place.
 
     Args:
         model: any model.
-        layers: by the module's name in the model.
+        layers: quantized layers, by the module's name in the model.
     """
     for name, layer in layers.items():
         module = model.get_submodule(name)
@@ -79,16 +79,16 @@ def _quantize_input(
 
 
 def round_scale(scale: Tensor) -> Tensor:
-    """The nearest positive scale that FP16 represents, as files store scales in FP16."""
+    """The nearest positive scale that is exact in FP16, since files store scales in FP16."""
     smallest = torch.finfo(torch.float16).smallest_normal
     highest = torch.finfo(torch.float16).max
     return scale.clamp(smallest, highest).to(torch.float16).to(scale.dtype)
 
 
 def weight_scale(weight: Tensor) -> Tensor:
-    """[D_out, ...] -> [D_out]: the scale whose levels reach each channel's largest weight.
+    """[D_out, ...] -> [D_out]: the scale whose highest level is each channel's largest weight.
 
-    A dead channel, all of whose weights are 0, has the scale 1 / 127.
+    A channel whose weights are all 0 gets the scale 1 / 127.
     """
     largest = weight.detach().flatten(1).abs().amax(dim=1)
     return round_scale(torch.where(largest > 0, largest, 1.0) / HIGHEST)

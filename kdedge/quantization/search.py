@@ -1,20 +1,21 @@
-"""The search for an INT8 model that answers as the float one does, within a time.
+"""The search for an INT8 model that agrees with the float model, within a time limit.
 
 Steps follow in order of cost, until the agreement expected on other images reaches a target.
-Steps 1 to 4 cost nothing on the device; the last one costs speed, and ends with less agreement:
+Steps 1 to 4 cost nothing on the device. Step 5 makes the file slower, so that a lower agreement
+ends it:
 
-1. channels centered, SmoothQuant with alpha 0.5, also for attention's values;
+1. channels centered, SmoothQuant with alpha 0.5, also for the values of attention;
 2. SmoothQuant's alpha for each site by the error of its layers;
-3. biases corrected by what quantized layers lack on average (Nagel et al., arXiv:1906.04721);
+3. biases corrected by the mean error of quantized layers (Nagel et al., arXiv:1906.04721);
 4. layer-wise rounding of weights (`round_weight`);
-5. the fewest layers left in float, by their sensitivity: the logits' error with all layers in INT8,
-   minus that with this one in float.
+5. as few layers as possible left in float, by their sensitivity: the error of the logits with all
+   layers in INT8, minus the error with this layer in float.
 
-Ranges reach the largest values. Ranges by percentile, squared error or entropy gained at most 0.2
+Ranges include the largest values. Ranges by percentile, squared error or entropy gained at most 0.2
 points of the expected agreement on a small CLIP, also with planted outliers, and on
 EfficientNet-Lite0.
 
-A step's candidate is kept if more agreement is to be expected of it (`Score`).
+A step's candidate is kept if it raises the expected agreement (`Score`).
 """
 
 from __future__ import annotations
@@ -46,27 +47,27 @@ from kdedge.quantization.sites import Site, SiteStatistics, observe_layers
 log = logging.getLogger(__name__)
 
 BATCH = 8
-"""Images a call."""
+"""Images per call."""
 
-_N_IN_INT8 = 4  # candidates with all layers in INT8
+_N_INT8_STEPS = 4  # candidates with all layers in INT8
 
-# Images on which each layer's sensitivity is measured: the error of logits needs few
+# Images on which each layer's sensitivity is measured; the error of logits needs few images
 _N_SENSITIVITY = 64
 
-# A slow model is measured on fewer images: a candidate may take this share of the time, but four
-# times the least images count for it; the sensitivity of all layers may take the other share.
+# A slow model is measured on fewer images, by shares of the time limit: one for each candidate, but
+# with at least four times the least images, and one for the sensitivity of all layers.
 _LEAST_IMAGES, _CANDIDATE_SHARE, _SENSITIVITY_SHARE = 16, 1 / 25, 1 / 4
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a candidate answers on the held-out images.
+    """Agreement of a candidate with the float model on the held-out images.
 
     Attributes:
-        agreement_percent: images with the float model's top-1.
+        agreement_percent: share of images with the same top-1.
         expected_percent: the agreement expected on other images. A few hundred images have few
-            disagreements, so each image's error is added to every image's float logits: the share
-            of these M * M pairs that keep their top-1.
+            disagreements, so each image's error is added to every image's float logits; this is
+            the share of these M * M pairs that keep their top-1.
         logit_error_percent: length of the logits' error as a share of the logits' length, both
             without their mean over the classes.
     """
@@ -77,7 +78,7 @@ class Score:
 
 
 class _Stop(Exception):  # noqa: N818 - not an error
-    """The search ends, with the best so far."""
+    """Ends the search with the best candidate so far."""
 
 
 def search(
@@ -91,21 +92,21 @@ def search(
     minutes: float,
     class_matrix: Tensor | None = None,
 ) -> tuple[Candidate, dict[str, Any]]:
-    """Finds an INT8 model; the first candidate is made whatever the time.
+    """Searches for an INT8 model; the first candidate is made even if the time is over.
 
-    Ctrl-C ends it with the best so far, once there is one.
+    Ctrl-C ends the search with the best candidate so far; before the first one it interrupts.
 
     Args:
         model: the folded model, float32 on the CPU; not changed.
         sites: where it is quantized.
         calibration: [N, 3, S, S], as the model takes them.
-        held_out: [M, 3, S, S], other images, which decide between candidates. With none, the first
-            candidate is the result.
+        held_out: [M, 3, S, S], other images, which decide between candidates. If there are none,
+            the first candidate is the result.
         target_percent: expected agreement that ends the search.
-        enough_percent: expected agreement for which no more layers are left in float, as these
+        enough_percent: expected agreement from which no more layers are left in float, since these
             make the file slower.
-        minutes: time for the search; it ends before a step that would take longer.
-        class_matrix: [C, D], for a model with open classes, which gives features [B, D].
+        minutes: time limit; the search ends before a step that would exceed it.
+        class_matrix: [C, D], for a model with open classes, whose outputs are features [B, D].
 
     Returns:
         The model, and plain values for `artifact.json`: images, target, steps, layers, and why the
@@ -125,6 +126,8 @@ def search(
 
 @dataclass
 class _Search:
+    """The state of a search; see `search` for its arguments."""
+
     folded: nn.Module
     sites: Sequence[Site]
     held_out: Tensor
@@ -147,16 +150,16 @@ class _Search:
             self.observed = observe_layers(
                 self.folded, names, calibration, batch=BATCH, advance=advance
             )
-        self._per_image = (time.monotonic() - self._began) / max(1, len(calibration))
+        self._seconds_per_image = (time.monotonic() - self._began) / max(1, len(calibration))
         self.held_out = self._affordable(self.held_out, 4 * _LEAST_IMAGES, _CANDIDATE_SHARE)
         self._expected = _logits(self.folded, self.held_out, self.class_matrix)
-        self._seconds = 0.0  # that a candidate takes on the held-out images
-        with progress("INT8: searching", _N_IN_INT8) as advance:
+        self._candidate_seconds = 0.0  # time of a candidate on the held-out images
+        with progress("INT8: searching", _N_INT8_STEPS) as advance:
             try:
                 for number, (name, candidate) in enumerate(self._candidates(), 1):
                     self._try(name, candidate)
-                    news = f"agreement {self.expected_percent:.2f} %"
-                    advance(min(number, _N_IN_INT8), news)
+                    detail = f"agreement {self.expected_percent:.2f} %"
+                    advance(min(number, _N_INT8_STEPS), detail)
             except _Stop as stop:
                 self.ended = str(stop)
             except Terminated:
@@ -179,13 +182,13 @@ class _Search:
         yield from self._with_layers_in_float()
 
     def _affordable(self, images: Tensor, least: int, share: float) -> Tensor:
-        """As many images as a run of the model takes a share of the search's time for."""
-        n_images = max(least, int(60 * self.minutes * share / self._per_image))
+        """The images, thinned out so that the model runs on them in a share of the time limit."""
+        n_images = max(least, int(60 * self.minutes * share / self._seconds_per_image))
         n_images = min(n_images, len(images))
         return images[torch.linspace(0, len(images) - 1, n_images).long()]
 
     def record(self) -> dict[str, Any]:
-        """Plain values that say how the best candidate was found."""
+        """Plain values about the search and its best candidate, for `artifact.json`."""
         best = self.best  # the first candidate needs no time
         layers = {}
         for name in self.observed:
@@ -213,7 +216,7 @@ class _Search:
         }
 
     def _rounded(self) -> Candidate:
-        """The best candidate with all linear layers rounded again, to its float biases."""
+        """The best candidate with the weights of all linear layers rounded by `round_weight`."""
         layers = dict(self.best.layers)
         for name, quantized in layers.items():
             self._check_time()
@@ -223,18 +226,18 @@ class _Search:
         return dataclasses.replace(self.best, layers=layers)
 
     def _with_layers_in_float(self) -> Iterator[tuple[str, Candidate]]:
-        """Leaves the most sensitive layers in float: 1, then more."""
+        """Candidates with the most sensitive layers in float: 1, then more."""
         best = self.best
         self._check_enough()
-        some = self.held_out[:_N_SENSITIVITY]
-        some = self._affordable(some, _LEAST_IMAGES, _SENSITIVITY_SHARE / len(best.layers))
-        expected = _logits(self.folded, some, self.class_matrix)
-        baseline = _error(_logits_of(best, some, self.class_matrix), expected)
+        images = self.held_out[:_N_SENSITIVITY]
+        images = self._affordable(images, _LEAST_IMAGES, _SENSITIVITY_SHARE / len(best.layers))
+        expected = _logits(self.folded, images, self.class_matrix)
+        baseline = _error_percent(_candidate_logits(best, images, self.class_matrix), expected)
         with progress("INT8: sensitivity", len(best.layers), unit="layers") as advance:
             for number, name in enumerate(best.layers):
                 self._check_time()
-                logits = _logits_of(without(best, [name]), some, self.class_matrix)
-                self.sensitivity[name] = round(baseline - _error(logits, expected), 4)
+                logits = _candidate_logits(without(best, [name]), images, self.class_matrix)
+                self.sensitivity[name] = round(baseline - _error_percent(logits, expected), 4)
                 advance(number + 1)
         worst = sorted(self.sensitivity, key=lambda name: -self.sensitivity[name])
         n_left, step = 1, 1
@@ -251,14 +254,14 @@ class _Search:
         if len(self.held_out) == 0:
             self.best = candidate
             raise _Stop("no images were left to choose by")
-        logits = _logits_of(candidate, self.held_out, self.class_matrix)
+        logits = _candidate_logits(candidate, self.held_out, self.class_matrix)
         measured = score(logits, self._expected)
-        self._seconds = time.monotonic() - began
+        self._candidate_seconds = time.monotonic() - began
         is_kept = measured.expected_percent > self.expected_percent
         seconds = round(time.monotonic() - self._began, 1)
         step = {"step": name, **dataclasses.asdict(measured), "kept": is_kept}
         self.steps.append({**step, "at_seconds": seconds})
-        if is_kept:  # the report lists the other steps, too
+        if is_kept:  # the record has the other steps, too
             self.best, self.expected_percent = candidate, measured.expected_percent
             log.info(
                 "INT8 %s: agrees on %.2f %% of the images, on %.2f %% expected of new ones.",
@@ -268,20 +271,20 @@ class _Search:
             raise _Stop("the target was reached")
 
     def _check_enough(self) -> None:
-        """Ends the search if the agreement is worth no more layers in float."""
+        """Ends the search if the agreement justifies no more layers in float."""
         if self.expected_percent >= self.enough:
             raise _Stop("enough agreement for the layers left in float")
 
     def _check_time(self) -> None:
         """Ends the search if the next candidate would take too long."""
-        if time.monotonic() + self._seconds > self._began + 60 * self.minutes:
+        if time.monotonic() + self._candidate_seconds > self._began + 60 * self.minutes:
             raise _Stop("its time was over")
 
 
 def corrected(candidate: Candidate) -> Candidate:
-    """A candidate with biases that make up for what its layers lack on average.
+    """A candidate whose biases compensate for the mean error of its layers.
 
-    Attention, LayerNorm and GELU do not average out a shift, so that it adds up over the blocks.
+    Attention, LayerNorm and GELU do not average out a shift, so it adds up over the blocks.
     """
     model = copy.deepcopy(candidate.model)
     for name, quantized in candidate.layers.items():
@@ -292,7 +295,7 @@ def corrected(candidate: Candidate) -> Candidate:
 
 
 def without(candidate: Candidate, names: Sequence[str]) -> Candidate:
-    """A candidate with some layers in float, and with their exact biases: they lack nothing."""
+    """A candidate with some layers in float, with their exact biases."""
     layers = {name: layer for name, layer in candidate.layers.items() if name not in names}
     model = copy.deepcopy(candidate.model)
     for name in names:
@@ -302,7 +305,7 @@ def without(candidate: Candidate, names: Sequence[str]) -> Candidate:
     return dataclasses.replace(candidate, model=model, layers=layers)
 
 
-def _logits_of(candidate: Candidate, images: Tensor, class_matrix: Tensor | None) -> Tensor:
+def _candidate_logits(candidate: Candidate, images: Tensor, class_matrix: Tensor | None) -> Tensor:
     model = copy.deepcopy(candidate.model)
     attach(model, candidate.layers)
     return _logits(model, images, class_matrix)
@@ -317,18 +320,18 @@ def _logits(model: nn.Module, images: Tensor, class_matrix: Tensor | None) -> Te
     return outputs if class_matrix is None else outputs @ class_matrix.T
 
 
-def _error(logits: Tensor, expected: Tensor) -> float:
+def _error_percent(logits: Tensor, expected: Tensor) -> float:
     """See `Score.logit_error_percent`."""
     centered = expected - expected.mean(dim=1, keepdim=True)
-    lost = logits - expected
-    lost = lost - lost.mean(dim=1, keepdim=True)
-    return 100 * float(lost.norm() / centered.norm().clamp(min=1e-12))
+    error = logits - expected
+    error = error - error.mean(dim=1, keepdim=True)
+    return 100 * float(error.norm() / centered.norm().clamp(min=1e-12))
 
 
 def score(logits: Tensor, expected: Tensor) -> Score:
-    """How a model's logits on images, [M, C], agree with the float model's."""
-    counted = 100 * float((logits.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
+    """The agreement of a model's logits [M, C] with the float model's."""
+    agreement = 100 * float((logits.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
     errors = logits - expected
-    kept = [(row + errors).argmax(dim=1) == row.argmax() for row in expected]
-    likely = 100 * float(torch.cat(kept).double().mean())
-    return Score(counted, likely, _error(logits, expected))
+    is_kept = [(row + errors).argmax(dim=1) == row.argmax() for row in expected]
+    agreement_expected = 100 * float(torch.cat(is_kept).double().mean())
+    return Score(agreement, agreement_expected, _error_percent(logits, expected))

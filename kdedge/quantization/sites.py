@@ -1,4 +1,4 @@
-"""Where a folded model is quantized, and what its layers read on calibration images."""
+"""Where a folded model is quantized, and statistics of its layers' inputs on calibration images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from kdedge.errors import DataError
 
 N_ROWS = 2048
-"""Rows of a linear layer's input that are kept, spread over all images."""
+"""Rows of a linear layer's input that are samples, spread over all images."""
 
-_N_MAPS = 4  # images whose feature maps are kept for a convolution
+_N_MAPS = 4  # images whose feature maps are samples for a convolution
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,10 @@ class Site:
 
     Attributes:
         layers: names of the layers.
-        norm: name of the LayerNorm whose output only these layers read; None for none.
-        block: name of the folded block whose values the layer reads, weighted by attention; None
-            for none.
-        activation: name of the activation function whose output only this layer reads; None for
-            none.
+        norm: name of the LayerNorm whose output only these layers read, or None.
+        block: name of the folded block whose values the layer reads, weighted by attention, or
+            None.
+        activation: name of the activation function whose output only this layer reads, or None.
     """
 
     layers: tuple[str, ...]
@@ -38,18 +37,18 @@ class Site:
 
     @property
     def can_be_smoothed(self) -> bool:
-        """Whether something before the layers takes factors of their channels."""
+        """Whether a LayerNorm or block before the layers can take over factors of channels."""
         return self.norm is not None or self.block is not None
 
 
 @dataclass(frozen=True)
 class SiteStatistics:
-    """What a layer reads.
+    """Statistics of a layer's input on the calibration images.
 
     Attributes:
         sample: [R, D_in] of a linear layer, [B, C, H, W] of a convolution.
         low: [D_in] or [C], the smallest value of each channel over all images.
-        high: the largest.
+        high: [D_in] or [C], the largest value.
     """
 
     sample: Tensor
@@ -62,18 +61,18 @@ class SiteStatistics:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def divided(self, factor: Tensor) -> SiteStatistics:
-        """What the layer reads once its channels are divided by positive factors, [D_in]."""
+        """The statistics if the channels are divided by positive factors [D_in]."""
         return SiteStatistics(self.sample / factor, self.low / factor, self.high / factor)
 
     def minus(self, center: Tensor) -> SiteStatistics:
-        """What a linear layer reads once [D_in] is subtracted."""
+        """The statistics of a linear layer if [D_in] is subtracted from its input."""
         return SiteStatistics(self.sample - center, self.low - center, self.high - center)
 
 
 class FloatLinear(nn.Linear):
-    """A linear layer that stays in float: a solution in closed form weighs small differences.
+    """A linear layer that stays in float, such as a closed-form solution.
 
-    It is small: INT8 would gain nothing.
+    Such a solution depends on small differences of features, and is too small to gain from INT8.
     """
 
 
@@ -83,7 +82,7 @@ def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     Args:
         layer: a linear layer or a convolution.
         x: see `SiteStatistics.sample`.
-        weight: as the layer's.
+        weight: of the same shape as the layer's.
     """
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
@@ -101,22 +100,22 @@ def observe_layers(
     batch: int,
     advance: Callable[[int], object],
 ) -> dict[str, SiteStatistics]:
-    """Runs a model on images and keeps what its layers read.
+    """Runs a model on images and returns statistics of its layers' inputs, by name.
 
     Args:
         model: the float model.
-        names: its layers.
+        names: names of the layers.
         images: [N, 3, S, S], as the model takes them.
-        batch: images a call.
+        batch: images per call.
         advance: called with the number of finished images.
 
     Raises:
         DataError: values are NaN or infinite.
     """
-    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    samples: dict[str, list[Tensor]] = {name: [] for name in names}
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
-    share = max(1, -(-N_ROWS * batch // len(images)))  # rows a batch
+    n_rows = max(1, -(-N_ROWS * batch // len(images)))  # sampled per batch
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -126,11 +125,11 @@ def observe_layers(
             low[name] = torch.minimum(low.get(name, rows[0]), rows.amin(dim=0))
             high[name] = torch.maximum(high.get(name, rows[0]), rows.amax(dim=0))
             if is_linear:
-                step = max(1, len(rows) // share)
-                # Another first row in each batch, so that no token is always or never there
-                kept[name].append(rows[len(kept[name]) % step :: step][:share].clone())
-            elif not kept[name]:
-                kept[name].append(x[:_N_MAPS].clone())
+                step = max(1, len(rows) // n_rows)
+                # Another first row in each batch, so that no token is always or never sampled
+                samples[name].append(rows[len(samples[name]) % step :: step][:n_rows].clone())
+            elif not samples[name]:
+                samples[name].append(x[:_N_MAPS].clone())
 
         return record
 
@@ -148,4 +147,4 @@ def observe_layers(
             f"INT8: {broken[0]} reads NaN or infinity on the calibration images.\n"
             "  Check the images, and the student's weights: kdedge eval."
         )
-    return {name: SiteStatistics(torch.cat(kept[name]), low[name], high[name]) for name in names}
+    return {name: SiteStatistics(torch.cat(samples[name]), low[name], high[name]) for name in names}

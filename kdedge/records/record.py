@@ -67,7 +67,7 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
     Args:
         kind: the type of the whole text, as for `read_record`.
         text: the JSON.
-        where: starts messages: the file, or a name of the record.
+        where: start of messages: the file, or a name of the record.
         remedy: tells the user what to do about a damaged record; the last line of messages.
 
     Raises:
@@ -82,7 +82,12 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
 
 
 def if_readable(read: Callable[..., _T], *arguments: Any) -> _T | None:
-    """What a function reads; None, with a warning, if a record is damaged or a newer kdedge's."""
+    """Calls a function that reads a record.
+
+    Returns:
+        The function's result; None, with a warning, if the record is damaged or was written by a
+        newer kdedge.
+    """
     try:
         return read(*arguments)
     except (DataError, SetupError) as error:
@@ -96,7 +101,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _explain(problems: list[ErrorDetails], where: str, remedy: str) -> DataError | SetupError:
-    """Returns the error for the first problem; a format that is newer comes first."""
+    """Returns the error for a newer format, or for the first problem."""
     for problem in problems:
         if problem["loc"] == ("format",) and problem["type"] == "less_than_equal":
             return SetupError(

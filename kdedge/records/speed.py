@@ -30,9 +30,9 @@ FORMAT_VERSION = 1
 
 MOST_OTHERS_PERCENT = 10.0
 MOST_SPREAD = 2.0
-"""Beyond these limits a time is in doubt: `Measurement.doubt`. Models of 0.1 to 8 ms on two cores
-had at most 1.3 times their median as 90th percentile on a quiet machine, and up to 110 times
-next to one busy process."""
+"""Above these limits a time is in doubt: `Measurement.doubt`. For models of 0.1 to 8 ms on two
+cores, the 90th percentile was at most 1.3 times the median on a quiet machine, and up to 110 times
+while another process was busy."""
 
 TextEncoding = Literal["paper", "cached"]
 TimedFrom = Literal["on device", "copied", "image file"]
@@ -44,23 +44,23 @@ class Measurement(Record):
 
     Attributes:
         batch: images per call.
-        inputs: where a call starts: `on device`: images are in the memory that computes; `copied`:
-            in the host's, and logits come back to it; `image file`: a JPEG's bytes, one image.
+        inputs: where the images of a call start. `on device`: in the device's memory. `copied`: in
+            the host's memory, to which logits return. `image file`: as the bytes of one JPEG.
         n_calls: timed calls.
-        p50_ms: median of a call; so the other percentiles.
+        p50_ms: median time of a call.
         p90_ms: 90th percentile.
-        p99_ms: 99th percentile; the largest if there are fewer than 100 calls.
-        mean_ms: mean of a call.
+        p99_ms: 99th percentile; the largest time if there are fewer than 100 calls.
+        mean_ms: mean time of a call.
         cv_percent: coefficient of variation: standard deviation over mean.
         images_per_second: batch over mean.
         ratio: the baseline's time over this one's, median over rounds; None if there is no
             baseline.
         ratio_low: the smallest ratio of a round.
-        ratio_high: the largest.
+        ratio_high: the largest ratio of a round.
         watts: mean power while this row ran; None if nothing measures it.
         samples_ms: every timed call, in order.
-        others_percent: share of the cores that other processes used meanwhile; None on a GPU, and
-            where unknown.
+        others_percent: share of the cores that other processes used meanwhile; None on a GPU, or
+            if unknown.
     """
 
     batch: PositiveCount
@@ -90,27 +90,27 @@ class Measurement(Record):
         return None
 
     def marked(self, value: float) -> str:
-        """A number of it, with a mark if its times are in doubt."""
+        """Formats one of its values, marked with `!` if its times are in doubt."""
         return f"{figure(value)}!" if self.doubt else figure(value)
 
     @property
     def joules_per_image(self) -> float | None:
-        """Energy per image; None where power was not measured."""
+        """Energy per image; None if power was not measured."""
         return None if self.watts is None else self.watts / self.images_per_second
 
 
 @dataclass(frozen=True)
 class Accuracy(Record):
-    """A row's accuracies, in percent; None where unknown.
+    """A row's accuracies, in percent; None if unknown.
 
     Attributes:
-        base: of base classes against base names.
-        novel: the same of novel classes.
-        harmonic_mean: of the two.
-        all: of all images against all names.
-        agreement: of an exported file, with the float32 model's top-1 classes.
+        base: images of base classes, classified among base names.
+        novel: images of novel classes, classified among novel names.
+        harmonic_mean: of base and novel.
+        all: all images, classified among all names.
+        agreement: of an exported file with the float32 model's top-1 classes.
         source: where the figures come from: a run, or the images that a file was compared on.
-        n_images: images that were measured.
+        n_images: number of images.
         images_hash: equal for the same images, labels and class list.
     """
 
@@ -143,18 +143,18 @@ class ModelFacts(Record):
     """Facts of a model that are known before it is timed.
 
     Attributes:
-        source: the recipe's name; of several runs, artifacts or files, as each was given.
+        source: the recipe's name; if there are several runs, artifacts or files, the name given.
         model: the method, or an artifact's file.
         protocol: `paper`: class texts are encoded with every batch, at all positions of the text
             encoder, as the baselines' public code evaluates. `cached`: class vectors are stored.
-        precision: of weights and arithmetic.
-        n_parameters: numbers that it holds; None if not known.
-        n_bytes: of its file; None for a model in memory.
+        precision: number format of weights and arithmetic.
+        n_parameters: number of parameters; None if not known.
+        n_bytes: size of its file; None for a model in memory.
         gmacs_image: multiply-adds per image, 1e9; None if not counted.
-        gmacs_call: further ones per call, for the class texts, whatever its batch.
+        gmacs_call: additional multiply-adds per call of any batch, for the class texts, 1e9.
         accuracy: from its run or comparison; None if unknown. An exported file of a run has the
-            run's, less the drop on the images that the file was compared on.
-        gate: of an exported file: whether it passed its recipe's gates; None for other models.
+            run's accuracy, less the drop on the images that the file was compared on.
+        gate: whether an exported file passed its recipe's gates; None for other models.
     """
 
     source: str
@@ -190,10 +190,10 @@ class SpeedRow(ModelFacts):
     Attributes:
         runtime: its name and version; - if the model could not be loaded.
         device: `CPU` or `GPU`.
-        memory_bytes: peak resident memory that loading it and a first call of one image added; of
-            the GPU, its weights and the peak of that call; None if not known.
+        memory_bytes: peak resident memory that loading the model and a first call of one image
+            added; on a GPU, the weights and the peak of that call; None if not known.
         problem: why the measurement ended early; None if it did not.
-        measurements: by batch.
+        measurements: one per batch size and kind of input.
     """
 
     runtime: Annotated[str, Field(min_length=1)]
@@ -208,7 +208,7 @@ class SpeedRow(ModelFacts):
         return next(matching, None)
 
     def alone(self, batch: int) -> Measurement | None:
-        """The model without reading a file: on the device, or with copies if only that is known."""
+        """The measurement without reading a file: on the device, else with copies."""
         return self.at(batch, "on device") or self.at(batch, "copied")
 
 
@@ -218,13 +218,13 @@ class SpeedResult(Record, Tabled):
 
     Attributes:
         format: version of the file's format.
-        command: as it was typed.
-        measured_at: when, ISO 8601.
-        settings: seconds, calls and rounds asked for, batches, threads.
+        command: the command as it was typed.
+        measured_at: time of the measurement, ISO 8601.
+        settings: requested seconds, calls and rounds, batches, threads.
         device: the device sheet, from `benchmarking.device.device_sheet`.
         baseline: label of the row that ratios compare with; None if nothing ran.
         rows: the models, in the order of the table.
-        left_out: what could not be measured here, and why.
+        left_out: name of each model that could not be measured here -> the reason.
     """
 
     format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = field(
@@ -240,7 +240,7 @@ class SpeedResult(Record, Tabled):
 
     @property
     def doubts(self) -> list[str]:
-        """For each time that is in doubt: its row, batch and the reason."""
+        """One line for each time in doubt: its row, its batch and the reason."""
         return [
             f"{row.label}, batch {time.batch}: {time.doubt}"
             for row in self.rows
@@ -249,14 +249,14 @@ class SpeedResult(Record, Tabled):
         ]
 
     def has_rank(self, measurement: Measurement) -> bool:
-        """Whether it may be ranked: its times and the baseline's are not in doubt."""
+        """Whether a measurement may be ranked: neither it nor the baseline's is in doubt."""
         rows = [row for row in self.rows if row.label == self.baseline]
         against = [row.at(measurement.batch, measurement.inputs) for row in rows[:1]]
         return all(time is None or time.doubt is None for time in (measurement, *against))
 
     @property
     def problems(self) -> list[str]:
-        """Missed gates, failed models, and what was left out and why."""
+        """Lines about missed gates, failed models, and models that were left out."""
         missed = [row.label for row in self.rows if row.gate == "missed"]
         lines = [f"Missed its gate at export: {', '.join(missed)}."] if missed else []
         lines += [f"{row.label} ended early: {row.problem}" for row in self.rows if row.problem]
@@ -264,7 +264,7 @@ class SpeedResult(Record, Tabled):
 
     @property
     def caveats(self) -> list[str]:
-        """Caveats of its table: about accuracies and the machine."""
+        """Lines below the table about accuracies and the machine."""
         lines = []
         n_sets = len(accuracies(named_rows(self)))
         if n_sets > 1:
@@ -289,7 +289,7 @@ class SpeedResult(Record, Tabled):
 
     @property
     def notes(self) -> list[str]:
-        """What the columns are, caveats and problems."""
+        """Lines below the printed table: a legend of the columns, caveats and problems."""
         return [f"{self.summary.title}.", *self.caveats, *self.problems]
 
     @property
@@ -298,8 +298,8 @@ class SpeedResult(Record, Tabled):
         rows = []
         for label, row, first in at_smallest_batch(named_rows(self), "on device"):
             measured = [m for m in row.measurements if m.inputs == "on device"]
-            sure = [m for m in measured if m.doubt is None] or measured
-            best = max(sure, key=lambda m: m.images_per_second, default=None)
+            candidates = [m for m in measured if m.doubt is None] or measured
+            best = max(candidates, key=lambda m: m.images_per_second, default=None)
             rows.append(
                 [
                     label,
@@ -318,11 +318,11 @@ class SpeedResult(Record, Tabled):
 
     @property
     def table(self) -> Table:
-        """That of the summary."""
+        """Header and cells of the summary."""
         return [*self.summary.header], [[*row] for row in self.summary.rows]
 
     def ratio_cells(self, time: Measurement | None) -> list[str]:
-        """Median, lowest and highest ratio; dashes if not ranked."""
+        """Median, lowest and highest ratio; dashes if the measurement is not ranked."""
         if time is None or not self.has_rank(time):
             return ["-"] * 3
         ratios = (time.ratio, time.ratio_low, time.ratio_high)
@@ -334,7 +334,7 @@ NamedRow = tuple[str, SpeedRow]
 
 
 def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
-    """Names the rows of a result; names include the source if there are several."""
+    """Names the rows of a result; names include the source if there are several sources."""
     several = len({row.source for row in result.rows}) > 1
     return [
         (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
@@ -352,7 +352,7 @@ def at_smallest_batch(
 
 
 def accuracies(named: Sequence[NamedRow]) -> list[list[tuple[str, Accuracy]]]:
-    """The known accuracies by label, grouped by their images."""
+    """The known accuracies with their labels, grouped by test images."""
     known = [(label, row.accuracy) for label, row in named if row.accuracy is not None]
     return by_images([(label, accuracy) for label, accuracy in known if accuracy.all is not None])
 
@@ -370,8 +370,8 @@ def read_speed(path: Path) -> SpeedResult:
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Returns the positions of the points (time, accuracy) on the Pareto front, sorted by time.
 
-    A point is dominated by one that is no slower and no less accurate, and better in one of the
-    two.
+    A point is not on the front if another point is no slower and no less accurate, and better in
+    one of the two.
     """
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front: list[int] = []

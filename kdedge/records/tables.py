@@ -1,4 +1,4 @@
-"""Small tables of results: as text, as Markdown, and for notebooks; numbers in their cells."""
+"""Small tables of results as text, Markdown and HTML, and the format of numbers in their cells."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 Table = tuple[list[str], list[list[str]]]
-"""A header and rows of as many cells."""
+"""A header, and rows with the same number of cells."""
 
 
 class Tabled:
-    """Prints as a table, and shows as one in a notebook."""
+    """Base class of results that print as a table, and show as one in a notebook."""
 
     @property
     def table(self) -> Table:
@@ -38,14 +38,14 @@ class Grid:
     """A table with a title.
 
     Attributes:
-        title: the subject, with units; empty if what is around it says it.
+        title: the subject, with units; may be empty.
         header: column titles; empty for a list of terms and texts.
         rows: cells, as texts.
         caption: how the values were measured.
         n_text: number of left columns that hold words; the others hold numbers, on the right.
     """
 
-    kind: ClassVar[str] = "table"  # for a report's template
+    kind: ClassVar[str] = "table"  # a report's template chooses by it
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -68,10 +68,10 @@ def text_table(
     """Lays out cells in columns, two spaces apart.
 
     Args:
-        header: column titles; empty for none.
-        rows: cells of each row; all rows have the same number.
-        align: `l` or `r` for each column, `l` where it ends; default: the first on the left, others
-            on the right.
+        header: column titles; may be empty.
+        rows: cells; all rows have the same number.
+        align: `l` or `r` for each column; `l` for columns beyond its end. Default: `l` for the
+            first column, `r` for the others.
     """
     lines = [header, *rows] if header else rows
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -89,7 +89,7 @@ def text_table(
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str | None = None
 ) -> str:
-    """Writes the same as Markdown."""
+    """Lays out cells as a Markdown table; see `text_table`."""
     n_columns = len(header)
     sides = "l" + "r" * (n_columns - 1) if align is None else align.ljust(n_columns, "l")
     marks = ["---:" if side == "r" else "---" for side in sides]
@@ -100,10 +100,10 @@ def markdown_table(
 def html_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, n_text: int | None = None
 ) -> str:
-    """Writes the same as an HTML table.
+    """Lays out cells as an HTML table.
 
     Args:
-        header: column titles; empty for none.
+        header: column titles; may be empty.
         rows: cells of each row.
         n_text: number of left columns that hold words; the others get the class `n`.
     """
@@ -119,22 +119,22 @@ def _html_row(tag: str, cells: Sequence[str], n_text: int | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A percentage with two digits; a dash for None, here and below."""
+    """Formats a percentage with two decimals; a dash for None."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def points(value: float | None) -> str:
-    """A difference of percentages, with its sign."""
+    """Formats a difference of percentages, with its sign; a dash for None."""
     return "-" if value is None else f"{value:+.2f}"
 
 
 def images_text(number: int) -> str:
-    """A number of images as text, such as `1 image`."""
+    """Formats a number of images, such as `1 image`."""
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
 def figure(value: float | None, unit: float = 1) -> str:
-    """A number in a unit, with three significant digits."""
+    """Formats a number in a unit with three significant digits; a dash for None."""
     if value is None:
         return "-"
     value /= unit

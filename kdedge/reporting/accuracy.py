@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from kdedge.records.evaluation import EvalDetails, EvalResult, accuracy_cells
 from kdedge.records.tables import Grid, percent
 from kdedge.reporting.blocks import Block, Plot
-from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_a_cell, confusion
+from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_per_cell, confusion
 
 MOST_ROWS = 12
 """Rows of a table that is not folded."""
@@ -20,10 +20,10 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Grid:
     first = rows[0][1]
     n_classes = sum(value is not None for value in first.per_class.values())
     if first.largest_class_percent is not None and n_classes:
-        known = dict.fromkeys(("accuracy", "all"), first.largest_class_percent)
-        known["mean over classes"] = 100 / n_classes
-        answers = "always the most frequent class"
-        cells.append([answers, *(percent(known.get(name)) for name in header[1:])])
+        constant = dict.fromkeys(("accuracy", "all"), first.largest_class_percent)
+        constant["mean over classes"] = 100 / n_classes
+        label = "always the most frequent class"
+        cells.append([label, *(percent(constant.get(name)) for name in header[1:])])
     caption = ""
     if first.split == "base-to-novel":
         caption = (
@@ -42,9 +42,9 @@ def class_table(
     """Makes the table of accuracies by class, the lowest first.
 
     Args:
-        results: of the run's model, and then of others on the same images, by label.
-        details: has the images of each class; None if it was not recorded.
-        least: how many classes; None for all.
+        results: by label: first the run's model, then other models on the same images.
+        details: has the number of images of each class; None if it was not recorded.
+        least: number of classes in the table; None for all.
     """
     main = next(iter(results.values()))
     images: Counter[str] = Counter()
@@ -69,9 +69,9 @@ def class_table(
 
 def confusion_table(model: str, details: EvalDetails) -> Grid | None:
     """Makes the table of a model's most frequent confusions; None if it made no mistake."""
-    of_class: Counter[int] = Counter()
+    n_of_class: Counter[int] = Counter()
     for label, _, n in details.confusion:
-        of_class[label] += n
+        n_of_class[label] += n
     wrong = [entry for entry in details.confusion if entry[0] != entry[1]]
     if not wrong:
         return None
@@ -80,8 +80,8 @@ def confusion_table(model: str, details: EvalDetails) -> Grid | None:
         [
             names[label],
             names[predicted],
-            f"{n:,} of {of_class[label]:,}",
-            percent(100 * n / of_class[label]),
+            f"{n:,} of {n_of_class[label]:,}",
+            percent(100 * n / n_of_class[label]),
         ]
         for label, predicted, n in sorted(wrong, key=lambda entry: (-entry[2], entry[:2]))
     ][:MOST_ROWS]
@@ -93,20 +93,20 @@ def confusion_table(model: str, details: EvalDetails) -> Grid | None:
 
 
 def confusion_plot(model: str, details: EvalDetails, name: str) -> Plot:
-    """Makes the confusion matrix of a model; `name` is the plot's."""
+    """Makes the plot of a model's confusion matrix; `name` is the plot's name on its page."""
     n_classes = len(details.class_names)
     caption = "Each row adds up to 100 %. Colors follow its square root, so that few show."
     if n_classes > MOST_NAMED_CLASSES:
         caption += " Axis numbers are line numbers of the class list."
-    if classes_a_cell(n_classes) > 1:
-        caption += f" {classes_a_cell(n_classes)} neighboring classes share a row and a column."
+    if classes_per_cell(n_classes) > 1:
+        caption += f" {classes_per_cell(n_classes)} neighboring classes share a row and a column."
     return Plot(name, f"Confusion matrix of the {model}", lambda: confusion(details), caption)
 
 
 def calibration_blocks(
     models: Mapping[str, EvalDetails], results: Mapping[str, EvalResult], name: str
 ) -> list[Block]:
-    """Makes the calibration plot and table of models by label, the run's own first."""
+    """Makes the calibration plot and table of models by label, the run's own model first."""
     caption = (
         "Below the line a model is surer than it is right. Images are in 15 groups by the score of"
         " the predicted class; larger marks have more images."
@@ -116,8 +116,8 @@ def calibration_blocks(
         for label, details in models.items()
     ]
     header = ["model", "ECE", "with the exported temperature"]
-    what = "Mean difference between score and accuracy over these groups, percent."
+    ece_caption = "Mean difference between score and accuracy over these groups, percent."
     return [
         Plot(name, "Calibration", lambda: calibration(models), caption),
-        Grid("Expected calibration error (ECE)", header, rows, what),
+        Grid("Expected calibration error (ECE)", header, rows, ece_caption),
     ]

@@ -13,7 +13,7 @@ from kdedge.reporting.plots import Draw, render
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with a title and a caption; `name` is unique on its page, and begins its SVG's ids."""
+    """A plot with a title and a caption; `name` is unique on its page and prefixes its SVG ids."""
 
     kind: ClassVar[str] = "plot"
     name: str
@@ -32,9 +32,9 @@ class Card:
     """One image with lines about it.
 
     Attributes:
-        image: its key.
-        picture: a thumbnail as a data URI; None if it could not be read.
-        lines: what models and labels say of it.
+        image: the image's key.
+        picture: a thumbnail as a data URI; None if the image could not be read.
+        lines: lines of text, such as its label and the models' predictions.
     """
 
     image: str
@@ -90,8 +90,8 @@ class Chapter:
         anchor: for links within the page.
         title: the heading.
         subtitle: one line under the heading.
-        sections: in order.
-        verdict: whether to use the model, one sentence each.
+        sections: the sections in order.
+        verdict: sentences on whether to use the model.
     """
 
     anchor: str

@@ -1,4 +1,4 @@
-"""The exported files of a run: which one to ship and how, and how the others compare."""
+"""The exported files of a run: the file to ship, the commands for it, and a comparison of all."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         rows.append(["agreement", f"{whose} class on {agrees}"])
         if parity.accuracy_percent is not None:
             reference = percent(parity.reference_accuracy_percent)
-            ours = f"{percent(parity.accuracy_percent)} %; {whose} on the same: {reference} %"
-            rows.append(["accuracy", ours])
+            accuracy = f"{percent(parity.accuracy_percent)} %; {whose} on the same: {reference} %"
+            rows.append(["accuracy", accuracy])
     latency = f"not measured: kdedge export {folder} --cpu"
     if time is not None:
         images = "one image" if time.batch == 1 else f"{time.batch} images"
@@ -70,7 +70,7 @@ def _earlier_exports(records: RunRecords, newest: Artifact) -> list[list[str]]:
     """The measured files of other exports of the run."""
     rows = []
     for path in records.run.exports:
-        with contextlib.suppress(DataError, SetupError):  # damaged, or by a newer kdedge
+        with contextlib.suppress(DataError, SetupError):  # damaged, or written by a newer kdedge
             artifact = load_artifact(path)
             shipped = file_to_ship(artifact, None)
             if artifact.path != newest.path and shipped is not None and shipped.time is not None:
@@ -80,7 +80,7 @@ def _earlier_exports(records: RunRecords, newest: Artifact) -> list[list[str]]:
 
 
 def exported_blocks(records: RunRecords) -> list[Block]:
-    """The comparisons of all files, and how the fastest and the INT8 file were found."""
+    """The comparisons of all files, and the searches for the fastest and the INT8 file."""
     artifact = records.artifact
     if artifact is None:
         return []
@@ -93,7 +93,7 @@ def exported_blocks(records: RunRecords) -> list[Block]:
 
 
 def files_table(artifact: Artifact) -> Grid:
-    """Exported files and their comparisons with the float32 model."""
+    """The exported files and their comparisons with the float32 model."""
     parities = [file.parity for file in artifact.files if file.parity is not None]
     compared = sorted({f"{p.n_images:,} images ({p.images})" for p in parities})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
@@ -116,7 +116,7 @@ def files_table(artifact: Artifact) -> Grid:
 
 
 def _search_blocks(artifact: Artifact) -> list[Block]:
-    """Steps of the search of an INT8 file, and the costliest layers; empty if not searched."""
+    """Steps of the search for an INT8 file, and the costliest layers; empty without a search."""
     searches = [file.built_with["search"] for file in artifact.files if "search" in file.built_with]
     if not searches:
         return []
@@ -132,7 +132,7 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
         ]
         for step in search["steps"]
     ]
-    what = (
+    steps_caption = (
         f"Percent, on {search['n_held_out']:,} held-out images; wanted:"
         f" {search['target_agreement_percent']:g} % expected on others. Ended after"
         f" {search['seconds']:.0f} s: {search['ended']}. Layers in float:"
@@ -147,6 +147,6 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
     most = sorted(layers, key=lambda name: -layers[name])[:_MOST_LAYERS]
     rows = [[name, percent(layers[name])] for name in most]
     return [
-        Grid("How the INT8 file was found", header, steps, what),
+        Grid("How the INT8 file was found", header, steps, steps_caption),
         Grid("The layers that INT8 costs most", ["layer", "%"], rows, caption),
     ]

@@ -24,13 +24,13 @@ from kdedge.reporting.plots import (
 from kdedge.reporting.run_records import TrainingLog
 
 MOST_NAMED_CLASSES = 40
-"""With more classes, names would be too small to read and are left out."""
+"""With more classes, names are left out, since they would be too small to read."""
 
 MOST_CELLS = 200
 """Largest number of rows of a drawn matrix; in longer lists, neighboring classes share a row."""
 
 _MOST_LABELS = 16  # numbered points of a plot
-_NEAR_PX = 14.0
+_NEAR_PX = 14.0  # points that are closer share one label
 _WIDTH = 4.4  # inches: 422 CSS pixels, so that letters can be read on a phone
 
 
@@ -74,13 +74,13 @@ def training_curves(log: TrainingLog) -> Figure:
 
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a key; non-finite values are gaps."""
+    """Steps and values of a key in log lines; values that are not finite are gaps (NaN)."""
     points = [(line["step"], line[key]) for line in lines if key in line]
     return [step for step, _ in points], [np.nan if y is None else float(y) for _, y in points]
 
 
 def _epoch_means(log: TrainingLog, key: str) -> tuple[list[int], list[float]]:
-    """Means over the logged steps of each epoch, at its last step."""
+    """Last step of each epoch, and the mean of a key over the epoch's logged steps."""
     ends = [line["step"] for line in log.epochs]
     x, y = _series(log.steps, key)
     places = np.searchsorted(ends, x)
@@ -89,7 +89,7 @@ def _epoch_means(log: TrainingLog, key: str) -> tuple[list[int], list[float]]:
     return ends, [float(np.nanmean(part)) if np.isfinite(part).any() else np.nan for part in means]
 
 
-def classes_a_cell(n_classes: int) -> int:
+def classes_per_cell(n_classes: int) -> int:
     """Number of neighboring classes that share a row of a drawn matrix."""
     return -(-n_classes // MOST_CELLS)
 
@@ -98,7 +98,7 @@ def confusion(details: EvalDetails) -> Figure:
     """Plots the share of each class's images by predicted class, on a square-root scale."""
     n_classes = len(details.class_names)
     is_named = n_classes <= MOST_NAMED_CLASSES
-    step = classes_a_cell(n_classes)
+    step = classes_per_cell(n_classes)
     n_cells = -(-n_classes // step)
     matrix = np.zeros((n_cells, n_cells), dtype=np.int64)
     for label, predicted, n in details.confusion:
@@ -132,7 +132,7 @@ def calibration(models: Mapping[str, EvalDetails]) -> Figure:
     """Plots accuracy by confidence, and the share of images by confidence.
 
     Args:
-        models: by label, the run's own first.
+        models: details by label, the run's own model first.
     """
     figure = Figure(figsize=(_WIDTH, 4.4))
     curve, share = figure.subplots(2, sharex=True, height_ratios=[3, 1])
@@ -178,9 +178,9 @@ def accuracy_against_cost(
         "engine": ("engine", THIRD, "^"),
     }
     for kind, (label, color, marker) in styles.items():
-        mine = [point for point in points if point.kind == kind]
-        x, y = [point.cost for point in mine], [point.accuracy for point in mine]
-        if mine:
+        same_kind = [point for point in points if point.kind == kind]
+        x, y = [point.cost for point in same_kind], [point.accuracy for point in same_kind]
+        if same_kind:
             axes.scatter(x, y, s=42, color=color, marker=marker, label=label, zorder=3)
     # Wide enough for a tick, even for a single point
     low, high = (f(point.cost for point in points) for f in (min, max))
@@ -191,7 +191,7 @@ def accuracy_against_cost(
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
     places = [(point.cost, point.accuracy) for point in named]
     pixels = axes.transData.transform(places)
-    numbers: dict[int, list[str]] = {}  # of points that are too close for a number each
+    numbers: dict[int, list[str]] = {}  # point -> numbers of the points that share its label
     for i, pixel in enumerate(pixels):
         first = next(k for k in (*numbers, i) if math.dist(pixels[k], pixel) < _NEAR_PX)
         numbers.setdefault(first, []).append(str(i + 1))

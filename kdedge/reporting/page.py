@@ -46,7 +46,7 @@ _SAMPLES: Mapping[SampleKind, str] = {
     "most unsure": "Lowest confidence",
     "right": "Right, evenly spaced",
 }
-_N_OF_A_KIND = 4  # twelve images in all
+_N_PER_KIND = 4  # twelve images in total
 
 
 def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
@@ -82,10 +82,10 @@ def _label(records: RunRecords, name: str) -> str:
     if name not in ("teacher", records.run.kind):
         return label
     recipe = None if records.recipe is None else records.recipe.recipe
-    taught_by = recipe.teacher.method if recipe is not None and recipe.teacher is not None else None
-    method = records.provenance.method if name == records.run.kind else taught_by
-    known = ", ".join(filter(None, [backbone_of(records, name), method]))
-    return f"{label} ({known})" if known else label
+    teacher = None if recipe is None or recipe.teacher is None else recipe.teacher.method
+    method = records.provenance.method if name == records.run.kind else teacher
+    details = ", ".join(filter(None, [backbone_of(records, name), method]))
+    return f"{label} ({details})" if details else label
 
 
 def _verdict(records: RunRecords) -> list[str]:
@@ -112,7 +112,7 @@ _BASELINES = {
 
 
 def _sections(records: RunRecords, prefix: str) -> list[Section]:
-    """The sections that the run has records for: first what decides, then folded details."""
+    """The sections for which the run has records: the main results, then folded details."""
     run, details = records.run, records.details
     main, own_details = records.results.get(run.kind), details.get(run.kind)
     rows = [
@@ -142,10 +142,10 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
     if own_details is not None:
         plot = confusion_plot(model_label(run, run.kind), own_details, f"{prefix}confusion")
         folded["Confusion matrix"] = [plot]
-    judged = {name: details[name] for name in compared if name in details}
-    if judged:
-        models = {model_label(run, name): entry for name, entry in judged.items()}
-        results = {model_label(run, name): compared[name] for name in judged}
+    detailed = {name: details[name] for name in compared if name in details}
+    if detailed:
+        models = {model_label(run, name): entry for name, entry in detailed.items()}
+        results = {model_label(run, name): compared[name] for name in detailed}
         folded["Calibration"] = [*calibration_blocks(models, results, f"{prefix}calibration")]
     folded["Exported files"] = [*exported_blocks(records)]
     ship = records.artifact and file_to_ship(records.artifact, records.speed)
@@ -157,10 +157,10 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
     if records.training.steps:
         folded["Training"] = [_training(records, f"{prefix}training")]
     folded["How it was made"] = [*provenance_blocks(records)]
-    return _made(shown, is_folded=False) + _made(folded, is_folded=True)
+    return _non_empty(shown, is_folded=False) + _non_empty(folded, is_folded=True)
 
 
-def _made(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
+def _non_empty(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
     sections = {title: [b for b in blocks if b is not None] for title, blocks in by_title.items()}
     return [Section(title, blocks, is_folded) for title, blocks in sections.items() if blocks]
 
@@ -169,13 +169,13 @@ def _images(records: RunRecords) -> list[Block | None]:
     details = records.details.get(records.run.kind)
     if details is not None and details.samples:
         samples = details.samples
-        groups = {_SAMPLES[kind]: samples.get(kind, ())[:_N_OF_A_KIND] for kind in _SAMPLES}
+        groups = {_SAMPLES[kind]: samples.get(kind, ())[:_N_PER_KIND] for kind in _SAMPLES}
         return [*sample_cards(groups, records.recipe, is_test=True)]
     if records.unlabeled is not None:
-        few = records.unlabeled.samples[: 3 * _N_OF_A_KIND]
+        chosen = records.unlabeled.samples[: 3 * _N_PER_KIND]
         has_teacher = records.unlabeled.agreement_percent is not None
         title = "Those where model and teacher differ first" if has_teacher else "Evenly spaced"
-        return [*sample_cards({title: few}, records.recipe, is_test=False)]
+        return [*sample_cards({title: chosen}, records.recipe, is_test=False)]
     return []
 
 
@@ -190,7 +190,7 @@ def _unlabeled(result: UnlabeledResult | None) -> list[Block | None]:
 
 
 def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Grid:
-    """Images of each class by model, the most frequent class of the first model first."""
+    """Table of images per class and model, sorted by the counts of the first model."""
     first = next(iter(models.values()))
     names = dict.fromkeys(name for counts in models.values() for name in counts)
     ordered = sorted(names, key=lambda name: -first.get(name, 0))
@@ -219,19 +219,19 @@ def _comparison(runs: Sequence[RunRecords]) -> Chapter:
         for name, result in sorted_results(records.run, records.results).items()
     ]
     blocks: dict[str, list[Block | None]] = {
-        "Accuracy": [accuracy_table(_once(rows)) for rows in by_images(accuracies)],
+        "Accuracy": [accuracy_table(_without_repetitions(rows)) for rows in by_images(accuracies)],
         "Speed": [*_common_speed(runs)],
     }
     return Chapter(
         anchor="comparison",
         title=f"{len(runs)} runs compared",
         subtitle=", ".join(records.run.name for records in runs),
-        sections=_made(blocks, is_folded=False),
+        sections=_non_empty(blocks, is_folded=False),
     )
 
 
-def _once(rows: Sequence[tuple[str, EvalResult]]) -> list[tuple[str, EvalResult]]:
-    """Rows of the same model with the same result, such as a common teacher, as one row."""
+def _without_repetitions(rows: Sequence[tuple[str, EvalResult]]) -> list[tuple[str, EvalResult]]:
+    """The rows without repetitions of a model and its result, such as a common teacher."""
     unique: dict[tuple[str, str], tuple[str, EvalResult]] = {}
     for label, result in rows:
         model = label.partition(": ")[2]
@@ -264,11 +264,11 @@ def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Path
     """Writes a report, completely or not at all. The same records give the same bytes.
 
     Args:
-        runs: one or more.
+        runs: records of one or more runs.
         output: a folder that does not exist; default: the next number in the first run's `report`.
 
     Returns:
-        The page: a file that loads nothing and has no script; every text in it is escaped.
+        The page's path. The page loads no other file and has no script; all its text is escaped.
 
     Raises:
         RecipeError: the folder exists.

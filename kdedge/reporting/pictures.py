@@ -1,4 +1,4 @@
-"""Images in a report: samples of an evaluation, and those that a compressed file changes most."""
+"""Images in a report: samples of an evaluation, and images that an exported file changes most."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _Thumbnail = tuple[str, "str | None"]  # an image as a data URI, and its class; 
 def sample_cards(
     groups: Mapping[str, Sequence[SampleImage]], recipe: LoadedRecipe | None, *, is_test: bool
 ) -> list[Cards]:
-    """Makes one row of images for each group that has any.
+    """Makes one row of images for each group that is not empty.
 
     Args:
-        groups: by title.
-        recipe: says where the images are; None gives no pictures.
-        is_test: whether they are test images; else unlabeled ones.
+        groups: samples by title.
+        recipe: names the folders of the images; None shows cards without pictures.
+        is_test: whether the samples are test images; else they are unlabeled images.
     """
     keys = {sample.image for group in groups.values() for sample in group}
-    thumbnails, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
+    thumbnails, problem = _read_all(_from_recipe(recipe, keys, is_test=is_test))
     rows = [
         Cards(title, [_card(sample, thumbnails) for sample in group])
         for title, group in groups.items()
@@ -62,7 +62,7 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
     Args:
         artifact: the export.
         file: one of its files.
-        recipe: says where the images are; None shows only images of a smoke set.
+        recipe: names the folders of the images; None shows only images of a smoke set.
     """
     parity = file.parity
     if parity is None:
@@ -71,16 +71,16 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
         entry
         for entry in parity.worst
         if entry.predicted_class != entry.reference_class
-        or (entry.distance or 0) >= 0.5e-4  # four digits are shown
+        or (entry.distance or 0) >= 0.5e-4  # four decimals are shown
     ]
     if not worst:
         return None
     keys = {entry.image for entry in worst}
     if parity.images_hash is None:
-        thumbnails, problem = _read(_of_smoke_set(artifact, keys))
+        thumbnails, problem = _read_all(_from_smoke_set(artifact, keys))
     else:
         is_test = parity.test_set is not None
-        thumbnails, problem = _read(_of_recipe(recipe, keys, is_test=is_test))
+        thumbnails, problem = _read_all(_from_recipe(recipe, keys, is_test=is_test))
     n_missing = len(keys - thumbnails.keys())
     if n_missing and not problem:
         problem = f" {n_missing} of these images no longer exist."
@@ -90,11 +90,11 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
         f" {percent(parity.agreement_percent)} %. Distance: total variation of the two softmaxes, 0"
         f" to 1.{problem}"
     )
-    cards = [_changed(entry, *thumbnails.get(entry.image, (None, None))) for entry in worst]
+    cards = [_changed_card(entry, *thumbnails.get(entry.image, (None, None))) for entry in worst]
     return Cards(f"{file.name} against the float32 model", cards, caption)
 
 
-def _changed(entry: WorstImage, picture: str | None, label: str | None) -> Card:
+def _changed_card(entry: WorstImage, picture: str | None, label: str | None) -> Card:
     predicted = entry.predicted_class or "no finite scores"
     same = predicted == entry.reference_class
     lines = [f"{predicted} in both" if same else f"{entry.reference_class} → {predicted}"]
@@ -103,22 +103,22 @@ def _changed(entry: WorstImage, picture: str | None, label: str | None) -> Card:
     return Card(entry.image, picture, lines)
 
 
-def _read(pictures: Iterator[tuple[str, _Thumbnail]]) -> tuple[dict[str, _Thumbnail], str]:
-    """The pictures by key, and why there are none, as the end of a caption; empty if there are."""
+def _read_all(thumbnails: Iterator[tuple[str, _Thumbnail]]) -> tuple[dict[str, _Thumbnail], str]:
+    """Reads thumbnails by key; if that fails, returns none and the reason, to end a caption."""
     try:
-        return dict(pictures), ""
+        return dict(thumbnails), ""
     except KdedgeError as error:
         return {}, f" No pictures: {' '.join(str(error).split())}"
 
 
-def _of_smoke_set(artifact: Artifact, keys: Collection[str]) -> Iterator[tuple[str, _Thumbnail]]:
+def _from_smoke_set(artifact: Artifact, keys: Collection[str]) -> Iterator[tuple[str, _Thumbnail]]:
     pixels = load_smoke_set(artifact).pixels  # [K, S, S, 3]
     for i, image in enumerate(pixels):
         if (key := f"{SMOKE_SET}[{i}]") in keys:
             yield key, (_jpeg_uri(Image.fromarray(image)), None)
 
 
-def _of_recipe(
+def _from_recipe(
     recipe: LoadedRecipe | None, keys: Collection[str], *, is_test: bool
 ) -> Iterator[tuple[str, _Thumbnail]]:
     """Reads test or unlabeled images of a recipe by their keys; unreadable ones are left out.
@@ -140,7 +140,7 @@ def _of_recipe(
 
 
 def _jpeg_uri(image: Image.Image) -> str:
-    """A thumbnail as a data URI; the image itself is made smaller."""
+    """Makes a thumbnail as a data URI; shrinks the image in place."""
     file = io.BytesIO()
     image.thumbnail((SIDE_PX, SIDE_PX))
     image.save(file, "JPEG", quality=80)

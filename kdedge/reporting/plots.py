@@ -1,7 +1,8 @@
 """Draws plots as SVG for light and dark pages.
 
-Colors are CSS variables of the page, each with its color on a light page as default. Text stays
-text: a browser has letters that matplotlib's font lacks. A `$` in a name does not start a formula.
+Colors are CSS variables of the page; their defaults are the colors of a light page. Text is not
+drawn as paths, since a browser has letters that matplotlib's font lacks. A `$` in a name does not
+start a formula.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ def render(draw: Draw, name: str) -> str:
 
     Args:
         draw: makes the figure.
-        name: begins all ids of the element.
+        name: prefix of all ids in the element.
     """
     file = io.BytesIO()
     with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcdefaults()  # instead of matplotlibrc; saving reads some settings, too
+        mpl.rcdefaults()  # ignores matplotlibrc; `print_figure` reads settings, too
         mpl.rcParams.update(_SETTINGS)
-        # Only measured with matplotlib's font; the page's has the letter
+        # Matplotlib's font only measures the text; the page's font has the letter
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")
         FigureCanvasSVG(draw()).print_figure(

@@ -1,4 +1,4 @@
-"""How a run was made: its last section."""
+"""The last section of a run's chapter: how the run was made."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
 
 
 def missing_lines(records: RunRecords) -> list[str]:
-    """What the report lacks, and the command that adds it."""
+    """Lines about missing and damaged records, with the commands that add missing ones."""
     lines = [
         f"No {what} yet. To add it to the next report, run: {shlex.join(['kdedge', *command])}"
         for what, command in records.missing.items()

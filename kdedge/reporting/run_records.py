@@ -1,4 +1,4 @@
-"""Reads the records of a run for a report; damaged ones are left out, with the reason."""
+"""Reads the records of a run for a report; damaged records are left out, with the reason."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class TrainingLog:
     """Metrics that a run wrote while it trained, in order.
 
     Attributes:
-        steps: of single steps: epoch, step, lr, loss and the method's own.
-        epochs: of whole epochs.
+        steps: metrics of single steps: epoch, step, lr, loss and the method's own.
+        epochs: metrics of epochs.
     """
 
     steps: tuple[Mapping[str, Any], ...] = ()
@@ -62,17 +62,17 @@ class RunRecords:
 
     Attributes:
         run: its folder.
-        provenance: how it was made.
+        provenance: record of how the run was made.
         recipe: the resolved recipe.
         results: accuracies, by model.
         details: confusions and calibration, by model.
         unlabeled: measurements without labels.
-        training: its log.
+        training: log of the training.
         artifact: the newest export.
-        balance: the offsets that bring it into balance.
+        balance: the offsets that balance its classes.
         baselines: accuracies of the teacher, zero-shot CLIP and ridge on the labeled images.
         speed: the newest speed measurement.
-        speed_file: its file.
+        speed_file: file of the newest speed measurement.
         problems: errors of damaged records, which are left out.
     """
 
@@ -92,12 +92,12 @@ class RunRecords:
 
     @property
     def can_evaluate(self) -> bool:
-        """Whether the recipe has test images; False if unknown."""
+        """Whether the recipe has test images; True if the recipe cannot be read."""
         return self.recipe is None or self.recipe.recipe.data.test is not None
 
     @property
     def comparable(self) -> Mapping[str, EvalResult]:
-        """The results on the same images as the run's own."""
+        """The results on the same images as the result of the run's own model."""
         main = self.results.get(self.run.kind)
         if main is None:
             return {}
@@ -107,7 +107,7 @@ class RunRecords:
 
     @property
     def missing(self) -> dict[str, list[str]]:
-        """Missing records of the run -> the command that makes each."""
+        """Name of each missing record -> the command that makes it."""
         name, kind, artifact = str(self.run.path), self.run.kind, self.artifact
         missing: dict[str, list[str]] = {}
         if self.can_evaluate and not (kind in self.results and kind in self.details):
@@ -119,7 +119,7 @@ class RunRecords:
             missing["exported files"] = ["export", name, "--cpu"]
         measuring, is_timed = ["bench", name], self.speed is not None
         if artifact is not None and not any(f.name.endswith(".engine") for f in artifact.files):
-            measuring = ["export", str(artifact.path), "--cpu"]  # it decides what to ship
+            measuring = ["export", str(artifact.path), "--cpu"]  # also chooses the file to ship
             is_timed |= bool(readable_choices(artifact))
         if not is_timed and has_class_vectors(self.run):
             missing["speed"] = measuring
@@ -127,7 +127,7 @@ class RunRecords:
 
 
 def has_class_vectors(run: RunFolder) -> bool:
-    """Whether a run's model has class vectors; others are measured with another run."""
+    """Whether a run's model has class vectors; `kdedge bench` times only models that have them."""
     try:
         with safe_open(run.class_vectors, framework="numpy") as file:
             return all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
@@ -136,19 +136,19 @@ def has_class_vectors(run: RunFolder) -> bool:
 
 
 def gather(run: RunFolder) -> RunRecords:
-    """Reads a run's records; a damaged one is left out and reported.
+    """Reads a run's records; damaged records are left out and reported in `problems`.
 
     Raises:
-        DataError: provenance.json is damaged, without which there is no run.
+        DataError: provenance.json is damaged, which every run must have.
     """
     problems: list[str] = []
 
-    def read(what: Callable[[], _T], otherwise: _T) -> _T:
+    def read(record: Callable[[], _T], default: _T) -> _T:
         try:
-            return what()
-        except (DataError, RecipeError, SetupError) as error:  # the last: by a newer kdedge
+            return record()
+        except (DataError, RecipeError, SetupError) as error:  # SetupError: of a newer kdedge
             problems.append(str(error))
-            return otherwise
+            return default
 
     artifact, speed_file = run.newest_export, newest_speed(run)
     rounds = [p for p in run.path.glob("rounds/*/metrics.jsonl") if p.parent.name.isdecimal()]
@@ -172,7 +172,7 @@ def gather(run: RunFolder) -> RunRecords:
 
 
 def _read_baselines(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
-    """What `training.teach` measured of a run's teacher; empty if it measured nothing."""
+    """The accuracies that `training.teach` measured of a run's teacher; empty if there are none."""
     path = run.path if teacher is None else run.root / teacher
     if not (path / "baselines.json").exists():
         return {}

@@ -1,4 +1,4 @@
-"""What `kdedge bench` measured: its tables, and accuracy against latency with the Pareto front."""
+"""Speed in a report: the tables of `kdedge bench`, and plots of accuracy against latency."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def speed_blocks(result: SpeedResult, name: str) -> list[Block]:
 
     Args:
         result: the measurement.
-        name: of the plots.
+        name: prefix of the plots' names.
     """
     measured = f"{machine(result)}; {result.command}, {result.measured_at}."
     tables = make_grids(result)
@@ -31,18 +31,18 @@ def speed_blocks(result: SpeedResult, name: str) -> list[Block]:
 
 
 def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
-    """Makes a plot per set of test images; none if no accuracy is known.
+    """Makes a plot per set of test images; empty if no accuracy is known.
 
     Args:
-        rows: measured on one machine; shown at the smallest batch.
-        name: of the first plot.
+        rows: rows measured on one machine; their smallest batch is shown.
+        name: name of the first plot.
     """
     measurements = [time for _, row in rows for time in row.measurements]
     batch = min((time.batch for time in measurements if time.inputs != "image file"), default=1)
     plots: list[Plot] = []
     for group in accuracies(rows):
         key, accuracy_name = "harmonic_mean", "harmonic mean of base and novel"
-        if any(entry.harmonic_mean is None for _, entry in group):  # files have only the other one
+        if any(entry.harmonic_mean is None for _, entry in group):  # files have only `all`
             key, accuracy_name = "all", "accuracy over all names"
         points = []
         for label, entry in group:

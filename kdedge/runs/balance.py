@@ -1,4 +1,4 @@
-"""The offsets that bring a model into balance, from the unlabeled images of its recipe."""
+"""The offsets that balance a model's classes, from the unlabeled images of its recipe."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _MOST_IMAGES = 4000
 def balance_of(
     model: MethodModel, recipe: Recipe, classes: Classes, workspace: Workspace
 ) -> BalanceResult | None:
-    """Finds the offsets of a model's logits; None if the recipe has no `balance`.
+    """Computes the offsets of a model's logits; None if the recipe has no `balance`.
 
     Args:
         model: a model of the classes, whose logits have no offsets yet.
-        recipe: gives prior and strength, and names the unlabeled and the labeled images.
+        recipe: has prior and strength, and names the unlabeled and the labeled images.
         classes: the class list of the logits.
         workspace: reads the images.
 
@@ -60,7 +60,7 @@ def balance_of(
 
 
 def _prior(spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]) -> Tensor | None:
-    """The wanted shares [C], float64; None for auto."""
+    """The expected shares of the classes, [C], float64; None for auto."""
     if spec.prior == "auto":
         return None
     if spec.prior == "uniform":

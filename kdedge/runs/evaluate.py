@@ -27,13 +27,14 @@ def evaluate_run(
     overrides: Mapping[str, Any] | None = None,
     with_samples: bool = False,
 ) -> tuple[EvalResult, EvalDetails] | UnlabeledResult:
-    """Measures a finished run on the test images of its recipe, or without any on unlabeled ones.
+    """Measures a finished run on the test images of its recipe, or if it has none, on unlabeled.
 
     Args:
-        run: teacher, student or baseline.
+        run: run of a teacher, a student or a baseline.
         workspace: the command's workspace.
-        overrides: other keys of the run's recipe, to measure on other images.
-        with_samples: whether to keep a few test images with its predictions and its teacher's.
+        overrides: keys that replace the recipe's, to measure on other images.
+        with_samples: whether to keep a few test images with predictions of the model and of its
+            teacher.
 
     Raises:
         RecipeError: the run is not finished, or its recipe has neither kind of images.
@@ -42,12 +43,12 @@ def evaluate_run(
     classes = load_classes(recipe)
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
     if recipe.data.test is None and recipe.data.unlabeled is not None:
-        others = trained_on.data.unlabeled != recipe.data.unlabeled
-        if others:  # images held out of another source were never training images of the run
+        is_new = trained_on.data.unlabeled != recipe.data.unlabeled
+        if is_new:  # no image of it is a training image, so none needs to be held out
             spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
-            data = recipe.data.model_copy(update={"unlabeled": spec})
-            recipe = recipe.model_copy(update={"data": data})
-        sample = unlabeled_sample(RecipeData(recipe, classes, workspace), others=others)
+            data_spec = recipe.data.model_copy(update={"unlabeled": spec})
+            recipe = recipe.model_copy(update={"data": data_spec})
+        sample = unlabeled_sample(RecipeData(recipe, classes, workspace), is_new=is_new)
         if sample is not None:
             return measure_without_labels(model, *sample, teacher=teacher_of(model))
     images = RecipeData(recipe, classes, workspace).require("test", "accuracy is measured on it")
@@ -66,7 +67,7 @@ def evaluate_run(
         try:
             fitted = fit_temperature(model, exclude_digests=measured_on)
             temperature = None if fitted is None else fitted.value
-        except DataError as error:  # a teacher or baseline has no other images than its own
+        except DataError as error:  # a teacher or baseline may have no images to fit it on
             log.warning("The calibrated scores are not measured: %s", error)
     return measure_accuracy(
         *(model, images, model.classes),

@@ -39,10 +39,10 @@ def newest(
     is_finished: bool = True,
     exported: bool = False,
 ) -> RunFolder | None:
-    """Finds the run that finished last, or the unfinished one that began last; or None.
+    """Finds the run that finished last, or the unfinished run that began last; or None.
 
-    Other folders and damaged records are skipped; and so are students that a better one replaced,
-    unless `key` is given.
+    Skips other folders, damaged records, and, unless `key` is given, students that a better student
+    has replaced.
 
     Args:
         root: folder of all runs.
@@ -65,21 +65,21 @@ def newest(
 
 
 def newest_student(root: Path, name: str | None = None) -> RunFolder | None:
-    """The student (of a recipe) that finished last, or any run that did if there is no student."""
+    """The student (of a recipe) that finished last; if there is none, the last finished run."""
     return newest(root, name, kind="student") or newest(root, name)
 
 
 def find_run(argument: str | None, root: Path) -> RunFolder:
-    """Finds the run that a command's RUN argument means.
+    """Finds the run that a command's argument RUN names.
 
     Args:
         argument: a run folder or an artifact in it, `name/NN`, or a recipe's name or its folder
-            (its newest finished student, or any finished run if it has no student); None for the
-            newest one of all recipes.
+            (its newest finished student, or any finished run if it has no student); None: the
+            newest run of all recipes.
         root: folder of all runs.
 
     Raises:
-        RecipeError: no such run; the message lists the known ones.
+        RecipeError: there is no such run; the message lists the known runs.
     """
     if argument is None:
         run = newest_student(root)
@@ -102,7 +102,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
 
 
 def find_artifact(argument: str | None, root: Path) -> Path | None:
-    """The artifact's folder that an argument names, also as `name/NN/artifacts/NN`; else None."""
+    """The artifact folder that an argument names, also as `name/NN/artifacts/NN`; or None."""
     if argument is None:
         return None
     return artifact_at(argument) or artifact_at(root / argument)
@@ -110,10 +110,10 @@ def find_artifact(argument: str | None, root: Path) -> Path | None:
 
 def _unknown_run(argument: str, root: Path) -> RecipeError:
     runs = {run.name: str(record.status) for run, record in runs_in(root)}
-    of_name = [f"{name} ({runs[name]})" for name in sorted(runs) if name.split("/")[0] == argument]
-    if of_name:
+    unfinished = [f"{run} ({runs[run]})" for run in sorted(runs) if run.split("/")[0] == argument]
+    if unfinished:
         return RecipeError(
-            f"{argument} has no finished run in {root}: {', '.join(of_name)}.\n"
+            f"{argument} has no finished run in {root}: {', '.join(unfinished)}.\n"
             "  Finish one of them (add --resume to its command), or name one with its number."
         )
     known = sorted(runs.keys() | {name.split("/")[0] for name in runs})

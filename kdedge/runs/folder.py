@@ -34,9 +34,9 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow
 
 
 def runs_folder(root: str | Path | None, *runs: Any) -> Path:
-    """The folder of all runs: `root`, else the first `Run`'s, else KDEDGE_RUNS, else `runs`."""
-    of_run = next((run.folder.root for run in runs if hasattr(run, "folder")), None)
-    return Path(root or of_run or os.environ.get("KDEDGE_RUNS") or "runs")
+    """The folder of all runs: `root`, else that of the first `Run`, KDEDGE_RUNS, or `runs`."""
+    run_root = next((run.folder.root for run in runs if hasattr(run, "folder")), None)
+    return Path(root or run_root or os.environ.get("KDEDGE_RUNS") or "runs")
 
 
 class _File:
@@ -63,17 +63,17 @@ class RunFolder:
     kind: Role
     is_new: bool = field(default=False, compare=False)
 
-    recipe = _File("recipe.yaml")  # resolved: it runs again as it is
+    recipe = _File("recipe.yaml")  # resolved: defaults and overrides are filled in
     provenance = _File("provenance.json")  # command, versions, device, seed, hashes, times, status
     log = _File("log.txt")  # messages and tracebacks
     metrics = _File("metrics.jsonl")  # of steps and epochs, one JSON object per line
-    skipped = _File("skipped.csv")  # unreadable images and why
-    checkpoints = _File("checkpoints")  # folder of the two newest
+    skipped = _File("skipped.csv")  # unreadable images, with the reasons
+    checkpoints = _File("checkpoints")  # folder of the two newest checkpoints
     class_vectors = _File("class_vectors.safetensors")  # in class-list order
     evaluation = _File("eval.json")
     evaluation_details = _File("eval_details.json")  # confusions and calibration bins
     unlabeled_evaluation = _File("eval_unlabeled.json")  # measurements on images without labels
-    balance = _File("balance.json")  # offsets of its logits
+    balance = _File("balance.json")  # offsets of the logits
 
     @classmethod
     def create(
@@ -91,7 +91,7 @@ class RunFolder:
             root: folder of all runs.
             name: the recipe's name.
             kind: kind of the model to train.
-            recipe_text: the resolved recipe, which runs again as it is.
+            recipe_text: the resolved recipe.
             provenance: device, seed, hashes and other inputs of this run, as plain values.
 
         Raises:
@@ -150,11 +150,11 @@ class RunFolder:
 
     @property
     def newest_export(self) -> Path | None:
-        """The one of them with the highest number."""
+        """The folder in `exports` with the highest number; None if there is none."""
         return highest_number(self.exports)
 
     def name_in(self, root: Path) -> str:
-        """`name/NN` in this folder of runs, or the absolute path of a run elsewhere."""
+        """`name/NN` if `root` contains the run, else its absolute path."""
         return self.name if self.root.resolve() == root.resolve() else str(self.path.resolve())
 
     def read_provenance(self) -> Provenance:
@@ -166,10 +166,10 @@ class RunFolder:
         return _read_record(self.provenance)
 
     def open_teacher(self) -> RunFolder | None:
-        """The run of a student's teacher; None where the teacher is no run, and for other runs.
+        """The run of a student's teacher; None for other runs and if the teacher has no run.
 
         Raises:
-            RecipeError: it is missing.
+            RecipeError: the teacher's run is missing.
             DataError: a record is damaged.
         """
         name = self.read_provenance().teacher_run
@@ -196,12 +196,12 @@ class RunFolder:
     def mark(self, status: Literal["running", "interrupted", "failed"], **where: str | int) -> None:
         """Records the status of the run; a finished run stays finished.
 
-        When a run resumes, its time, command, versions and platform are added to the record's list
-        `resumed`; they may differ from its start.
+        When a run resumes, its list `resumed` gets an entry with time, command, versions and
+        platform, which may have changed.
 
         Args:
             status: the new status.
-            where: where it resumes: device, processes and threads.
+            where: device, processes and threads of a run that resumes.
         """
         record = self.read_provenance().to_dict()
         if record.get("status") == "finished":
@@ -242,7 +242,7 @@ def _read_record(file: Path) -> Provenance:
 
 
 def command_line() -> list[str]:
-    """This process's command, as one types it; `notebook` for one without a command of its own."""
+    """The command of this process as a user types it; `notebook` for a Jupyter kernel."""
     program, *arguments = sys.argv
     path = Path(program)
     if path.name.endswith("kernel_launcher.py"):  # of Jupyter and Colab
@@ -282,11 +282,11 @@ def logged_to(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # Only to the file: the caller decides what to show
+        # Written to the file only; the caller decides what to show
         name, cause = type(error).__name__, (type(error), error, error.__traceback__)
         record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (name,), cause)
         handler.handle(record)
-        vars(error)["run_log"] = path  # the reporter of the error names this file
+        vars(error)["run_log"] = path  # the command line's message names this file
         raise
     finally:
         logger.removeHandler(handler)

@@ -55,7 +55,7 @@ def files_of(run: RunFolder) -> Iterator[Path]:
 
 
 def size_of(run: RunFolder) -> int:
-    """Returns the total bytes of a run's files; a running one may remove some meanwhile."""
+    """Returns the total bytes of a run's files; a running training may delete some meanwhile."""
     n_bytes = 0
     for path in files_of(run):
         with contextlib.suppress(FileNotFoundError):
@@ -64,14 +64,14 @@ def size_of(run: RunFolder) -> int:
 
 
 def record_export(run: RunFolder, artifact: Path) -> None:
-    """Notes an artifact's hash in the run; one outside the run by its full path."""
+    """Writes an artifact's hash into the run; an artifact outside the run gets its full path."""
     path = run.path / "exports.json"
     name = artifact.name if artifact.parent == run.path / "artifacts" else str(artifact.resolve())
     write_json(path, {**_recorded(path), name: sha256_file(artifact / FILE_NAME)})
 
 
 def changed_exports(run: RunFolder) -> list[Path]:
-    """The run's artifacts whose record is another one now: files, classes or a change by hand."""
+    """The run's artifacts whose `artifact.json` has changed since the run recorded its hash."""
     recorded = _recorded(run.path / "exports.json")
     return [
         folder

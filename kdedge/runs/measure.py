@@ -1,6 +1,6 @@
 """Measures a model on a recipe's images, as on the device: logits, accuracy, sample images.
 
-Of images without labels: agreement with its teacher, confidence and classes.
+On images without labels it measures agreement with the teacher, confidence and predicted classes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _N_TOP = 3
-_N_OF_A_KIND = 4  # twelve in a report
+_N_PER_KIND = 4  # twelve in a report
 EVALUATION_BATCH = 100
 """Images per batch without gradients, as in the methods' public code."""
 
@@ -49,11 +49,11 @@ _MOST_UNLABELED = 500  # one point of agreement is 5 images, as for exported fil
 
 _FEW_IMAGES = 20  # with fewer, one image is more than 5 points of agreement
 _N_SAMPLES = 12
-_N_DIFFERENT = 6  # largest number of samples
+_N_DIFFERENT = 6  # largest number of samples on which model and teacher differ
 
 
 class ImageModel(Protocol):
-    """A model of images in its own preprocessing."""
+    """A model with its own preprocessing of images."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -62,13 +62,13 @@ class ImageModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """The device of its images and results."""
+        """The device of its inputs and outputs."""
         ...
 
 
 @runtime_checkable
 class LogitSource(Protocol):
-    """Computes logits from images, not from pixels: a file of probabilities."""
+    """A source of logits that does not read pixels: a file of probabilities."""
 
     def logits_of(self, images: Images) -> Tensor:
         """[N, C] float32, on the CPU, in the images' order."""
@@ -77,12 +77,12 @@ class LogitSource(Protocol):
 
 @torch.no_grad()
 def compute_logits(model: MethodModel | LogitSource, images: Images, *, what: str) -> Tensor:
-    """Logits of all images against all classes, without crops or flips.
+    """Logits of all images over all classes, without crops or flips.
 
     Args:
-        model: the model; it preprocesses images in its own way.
+        model: the model, which has its own preprocessing.
         images: the images; labels are not needed.
-        what: the work's name, for progress.
+        what: name of the work, for progress.
 
     Returns:
         [N, C] float32, on the CPU, in the images' order.
@@ -119,7 +119,7 @@ def compute_logits(model: MethodModel | LogitSource, images: Images, *, what: st
 
 
 def predict_logits(model: MethodModel | LogitSource, images: Images) -> tuple[Tensor, Tensor]:
-    """Logits of all images against all classes, and their labels.
+    """Logits of all images over all classes, and their labels.
 
     Returns:
         [N, C] float32 and [N] int64, on the CPU, in the images' order.
@@ -139,16 +139,16 @@ def measure_accuracy(
     with_samples: bool = False,
     teacher: MethodModel | LogitSource | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
-    """Evaluates a model on labeled images; base and novel images among their own names.
+    """Evaluates a model on labeled images; base and novel images among names of their own half.
 
     Args:
         model: a model of these classes.
         images: images with labels.
         classes: the class list and its split.
         selection: how the model's epoch was chosen, for the record.
-        temperature: also measure the calibration error of logits divided by it.
-        with_samples: keep a few images with its predictions.
-        teacher: also classifies the few images; None if there is none.
+        temperature: if given, the calibration error of logits divided by it is measured, too.
+        with_samples: keep a few images with the model's predictions.
+        teacher: also classifies these few images; None if there is none.
     """
     logits, labels = predict_logits(model, images)
     result, details = measure_logits(
@@ -159,13 +159,13 @@ def measure_accuracy(
     scores, best = top_classes(logits)
     samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
     pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
-    for kind, chosen in _choose(scores[:, 0].tolist(), pairs).items():
-        sample, answers = images.only([images.indices[i] for i in chosen]), None
+    for kind, chosen in _choose_samples(scores[:, 0].tolist(), pairs).items():
+        sample, by_teacher = images.only([images.indices[i] for i in chosen]), None
         if teacher is not None and chosen:
             outputs = compute_logits(teacher, sample, what="running the teacher")
-            answers = outputs.argmax(dim=1).tolist()
+            by_teacher = outputs.argmax(dim=1).tolist()
         top = scores[chosen], best[chosen]
-        samples[kind] = sample_images(sample, top, names=classes.names, teacher_classes=answers)
+        samples[kind] = sample_images(sample, top, names=classes.names, teacher_classes=by_teacher)
     return result, replace(details, samples=samples)
 
 
@@ -178,7 +178,7 @@ def measure_logits(
     selection: Selection,
     temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
-    """Evaluates the logits from `predict_logits` for these images, as `measure_accuracy` does."""
+    """Evaluates the results of `predict_logits` for these images; see `measure_accuracy`."""
     result = accuracy_result(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )
@@ -190,7 +190,7 @@ def measure_logits(
 
 
 def top_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest softmaxes of each image and their classes, [N, 3] or fewer."""
+    """The highest softmax scores of each image and their classes, each [N, 3 or fewer]."""
     top = logits.double().softmax(dim=1).topk(min(_N_TOP, logits.shape[1]))
     return top.values, top.indices
 
@@ -224,34 +224,34 @@ def sample_images(
     )
 
 
-def _choose(
+def _choose_samples(
     scores: Sequence[float], pairs: Sequence[tuple[int, int]]
 ) -> dict[SampleKind, list[int]]:
-    """Positions by kind; each image has one kind, and each wrong one is another confusion.
+    """Positions of sample images by kind; no two wrong ones confuse the same classes.
 
     Args:
-        scores: the highest softmax of each image.
-        pairs: its class and the predicted one.
+        scores: the highest softmax score of each image.
+        pairs: class and predicted class of each image.
     """
     by_score = sorted(range(len(scores)), key=lambda i: scores[i])
-    surest = {pairs[i]: i for i in by_score if pairs[i][0] != pairs[i][1]}
-    wrong = sorted(surest.values(), key=lambda i: -scores[i])[:_N_OF_A_KIND]
-    unsure = [i for i in by_score if i not in wrong][:_N_OF_A_KIND]
+    surest_of_pair = {pairs[i]: i for i in by_score if pairs[i][0] != pairs[i][1]}
+    wrong = sorted(surest_of_pair.values(), key=lambda i: -scores[i])[:_N_PER_KIND]
+    unsure = [i for i in by_score if i not in wrong][:_N_PER_KIND]
     right = [i for i, (label, best) in enumerate(pairs) if label == best and i not in unsure]
-    right = [right[i] for i in spread(len(right), _N_OF_A_KIND)]
+    right = [right[i] for i in spread(len(right), _N_PER_KIND)]
     return {"right": right, "wrong": wrong, "most unsure": unsure}
 
 
-def unlabeled_sample(data: RecipeData, *, others: bool = False) -> tuple[Images, str] | None:
-    """Images to measure a model without test images on, and their description.
+def unlabeled_sample(data: RecipeData, *, is_new: bool = False) -> tuple[Images, str] | None:
+    """Unlabeled images on which to measure a model, and their description; None if there are none.
 
-    They are held out of `data.unlabeled`, or else some of all its images.
+    They are images held out of `data.unlabeled`; if there are none, a sample of all its images.
 
     Args:
         data: the recipe's images.
-        others: whether they are other images than those that the run was trained on.
+        is_new: whether the run was trained on another source of unlabeled images.
     """
-    held_out = None if others else data.held_out()
+    held_out = None if is_new else data.held_out()
     images = held_out if held_out is not None and held_out.indices else data.load("unlabeled")
     if images is None or not images.indices:
         return None
@@ -267,7 +267,7 @@ def unlabeled_sample(data: RecipeData, *, others: bool = False) -> tuple[Images,
     if images is held_out:
         where = "held out of data.unlabeled"
     else:
-        where = "of data.unlabeled" + (" as --set names them" if others else ", trained on")
+        where = "of data.unlabeled" + (" as --set names them" if is_new else ", trained on")
     return sample, f"{len(sample.indices)} of {len(images.indices)} images {where}"
 
 
@@ -279,7 +279,7 @@ def measure_without_labels(
     Args:
         model: the model.
         images: one or more images.
-        what: describes the images, for the record.
+        what: description of the images, for the record.
         teacher: a teacher with the same class list; None if there is none.
 
     Raises:
@@ -292,10 +292,10 @@ def measure_without_labels(
     if teacher is not None:
         logits = compute_logits(teacher, images, what="running the teacher")
         teacher_scores, teacher_best = top_classes(logits)
-        answers = teacher_best[:, 0]
-        teacher_classes, teacher_confidence = answers.tolist(), _mean_percent(teacher_scores)
-        agreement = 100 * int((best[:, 0] == answers).sum()) / len(predicted)
-    chosen = _samples(predicted, teacher_classes, scores[:, 0].tolist())
+        teacher_confidence = _mean_percent(teacher_scores)
+        teacher_classes = teacher_best[:, 0].tolist()
+        agreement = 100 * int((best[:, 0] == teacher_best[:, 0]).sum()) / len(predicted)
+    chosen = _choose_unlabeled_samples(predicted, teacher_classes, scores[:, 0].tolist())
     return UnlabeledResult(
         n_images=len(predicted),
         images=what,
@@ -326,16 +326,16 @@ def _counts(predicted: Sequence[int], names: Sequence[str]) -> dict[str, int]:
     return {names[c]: counts[c] for c in sorted(counts)}
 
 
-def _samples(
+def _choose_unlabeled_samples(
     predicted: Sequence[int], teacher_classes: Sequence[int] | None, scores: Sequence[float]
 ) -> list[int]:
-    """Positions of samples: where the two differ, the surest first, then evenly spaced ones."""
-    everywhere = list(range(len(predicted)))
-    differs = (
+    """Positions of samples: the surest where model and teacher differ, then evenly spaced ones."""
+    positions = list(range(len(predicted)))
+    different = (
         []
         if teacher_classes is None
-        else [i for i in everywhere if predicted[i] != teacher_classes[i]]
+        else [i for i in positions if predicted[i] != teacher_classes[i]]
     )
-    first = sorted(differs, key=lambda i: -scores[i])[:_N_DIFFERENT]
-    rest = [i for i in everywhere if i not in first]
+    first = sorted(different, key=lambda i: -scores[i])[:_N_DIFFERENT]
+    rest = [i for i in positions if i not in first]
     return first + [rest[i] for i in spread(len(rest), _N_SAMPLES - len(first))]

@@ -21,7 +21,7 @@ class Resumed(_Tolerant):
     """A restart of an interrupted run.
 
     Attributes:
-        resumed_at: ISO 8601 time. Command, versions, platform and device stand next to it.
+        resumed_at: ISO 8601 time. Other keys are command, versions, platform and device.
     """
 
     resumed_at: str | None = None
@@ -32,11 +32,11 @@ class TrainingSummary(_Tolerant):
 
     Attributes:
         epochs: number of trained epochs.
-        steps: number of steps, with those before an interruption.
-        seconds: training time, with that before an interruption.
-        final_loss: mean over the last epoch's steps.
-        kept: the final weights: of the `last` epoch, or of the best `epoch`; `averaged` over the
-            epochs; or the `moving average` at the end of the last epoch.
+        steps: number of steps, including steps before an interruption.
+        seconds: training time, including the time before an interruption.
+        final_loss: mean over the steps of the last epoch.
+        kept: which weights are final: `last` epoch, best `epoch`, `averaged` over the epochs, or
+            `moving average` at the end of the last epoch.
         best_epoch: epoch of these weights if `kept` is `epoch`.
         validation_percent: validation score of these weights; None for selection `last`.
     """
@@ -51,7 +51,7 @@ class TrainingSummary(_Tolerant):
 
 
 class RoundSummary(_Tolerant):
-    """Summary of one round of a method that labels its pool."""
+    """Summary of one round of a method that pseudo-labels its pool."""
 
     n_images: int
     n_classes: int | None = None
@@ -64,11 +64,11 @@ class RunSummary(_Tolerant):
 
     Attributes:
         training: summary of its training loop.
-        rounds: summaries of the rounds of a method that labels its pool.
-        closed_form: what a method that is solved chose; `unseen_classes` are those that the teacher
-            takes no unlabeled image for.
+        rounds: summaries of the rounds of a method that pseudo-labels its pool.
+        closed_form: settings that a closed-form method chose; `unseen_classes` are classes that the
+            teacher predicts for no unlabeled image.
         gmacs: multiply-adds per image, 1e9, of a student before folding, with stored class vectors.
-        teacher_gmacs: the same for its teacher; None for a file of probabilities.
+        teacher_gmacs: the same for its teacher; None if the teacher is a file of probabilities.
     """
 
     training: TrainingSummary | None = None
@@ -97,14 +97,15 @@ class Provenance(_Tolerant):
         method: name of the method.
         settings: settings of the method.
         imported_from: file of the public checkpoint; None unless the run was imported.
-        epoch: epoch of that checkpoint.
+        epoch: epoch of the public checkpoint.
         kd_weight_per_image: weight of one image in the distillation loss.
         hashes: hash by input: backbone, class list, image lists.
         measured_on: hash of the test images; None if there are none.
-        teacher_run: the teacher's run, as `name/NN`; its absolute path in another folder of runs.
+        teacher_run: the teacher's run, as `name/NN`, or as an absolute path if it is in another
+            folder of runs.
         official: whether the run follows the public code's protocol.
-        better: a student that was kept in its place, as `name/NN`; None if it was kept.
-        resumed: later starts.
+        better: the better student that replaced this one, as `name/NN`; None if this one was kept.
+        resumed: later starts of the run.
         summary: results; empty until the run is finished.
     """
 
@@ -140,11 +141,12 @@ class Provenance(_Tolerant):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What `show` and the report both list."""
+        """The facts that `kdedge show` and the report list: name -> text."""
         training, rounds = self.summary.training, []
-        for one in self.summary.rounds:
-            right = one.accuracy_percent
-            rounds.append(f"{one.n_images}{'' if right is None else f' ({right:.2f} % correct)'}")
+        for entry in self.summary.rounds:
+            correct = entry.accuracy_percent
+            suffix = "" if correct is None else f" ({correct:.2f} % correct)"
+            rounds.append(f"{entry.n_images}{suffix}")
         facts = {
             "method": self.method,
             "teacher": self.teacher_run,

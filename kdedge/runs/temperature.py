@@ -1,4 +1,4 @@
-"""The temperature of a run's scores, from images that it is not measured on."""
+"""The temperature of a run's scores, fitted to images on which it is not measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def teacher_of(model: RunModel) -> RunModel | None:
-    """The teacher of a student; None if it is missing or a file, and for other models."""
+    """The teacher of a student; None if it is missing or a file, or the model is no student."""
     try:
         folder = model.run.open_teacher()
         if folder is None:
@@ -31,19 +31,19 @@ def teacher_of(model: RunModel) -> RunModel | None:
 
 
 MOST_IMAGES = 1000
-"""Images that a temperature is fitted to: a mean confidence of them is exact to about a point."""
+"""Images to which a temperature is fitted; their mean confidence is exact to about a point."""
 
 
 def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Temperature | None:
-    """Fits a temperature to labeled images, or to the teacher's answers on unlabeled ones.
+    """Fits a temperature to labeled images, or to the teacher's predictions on unlabeled ones.
 
-    Validation images come first, then the labeled images that the recipe draws, unless the model
-    was trained on them. If there are none, the mean confidence on the unlabeled images becomes the
-    share of them with the teacher's class.
+    The labeled images are `data.validation` or, if the model was not trained on them, the labeled
+    images that the recipe draws. If there are neither, the temperature makes the mean confidence on
+    the unlabeled images equal to the model's agreement with the teacher.
 
     Args:
-        model: the run.
-        exclude_digests: SHA-256 of the images that its scores are measured on; they are left out.
+        model: the run's model.
+        exclude_digests: SHA-256 of images that are left out, since the scores are measured on them.
 
     Returns:
         The temperature; None if no temperature fits, which a warning explains.
@@ -82,15 +82,15 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
             *(n_images, where),
         )
         return None
-    what = f"{n_images} of {len(images.indices)} images of {where}"
-    return Temperature(value, "teacher" if labeled is None else "labels", what, n_images)
+    description = f"{n_images} of {len(images.indices)} images of {where}"
+    return Temperature(value, "teacher" if labeled is None else "labels", description, n_images)
 
 
 def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[Images, str] | None:
-    """The validation images, or else labeled ones that it was not trained on, of its classes.
+    """Validation images of the run's classes; if there are none, labeled images not trained on.
 
     Args:
-        model: the run.
+        model: the run's model.
         exclude_digests: SHA-256 of images that are left out.
 
     Returns:
@@ -108,6 +108,6 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
     assert images is not None  # the recipe names them
     images = images.of_classes(setup.classes.labeled)
     labels = dict(zip(images.indices, model.labels_of(images), strict=True))
-    kept = [i for i in images.indices if labels[i] is not None]
-    kept = [i for i in kept if images.digests[i] not in exclude_digests]
-    return (images.only(kept), f"data.{key}") if kept else None
+    usable = [i for i in images.indices if labels[i] is not None]
+    usable = [i for i in usable if images.digests[i] not in exclude_digests]
+    return (images.only(usable), f"data.{key}") if usable else None

@@ -1,6 +1,7 @@
-"""Writes and reads a run's trained tensors, together with the class vectors made with them.
+"""Writes and reads a run's trained tensors and the class vectors that are computed with them.
 
-Each of the two files has the other's hash, so that files of different runs are never mixed.
+Both files have the provenance hash of the class vectors, so that files of different runs are never
+mixed.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def class_vectors_provenance(setup: RoleSetup, trained: str, classes: Classes) -
 
     Args:
         setup: the model's method and backbone.
-        trained: hash of its trained tensors.
-        classes: names and template of the vectors.
+        trained: hash of the model's trained tensors.
+        classes: class names and template.
     """
     record = settings_record(setup.choice)
     names, template = list(classes.names), classes.template
@@ -37,12 +38,12 @@ def class_vectors_provenance(setup: RoleSetup, trained: str, classes: Classes) -
 
 
 def features_provenance(setup: RoleSetup, trained: str) -> str:
-    """Hash of all inputs of image features; class names are not among them."""
+    """Hash of all inputs of image features, which do not depend on class names."""
     return sha256_json([setup.backbone.identity, trained, settings_record(setup.choice)])
 
 
 def hash_trained(method: BaseMethod) -> str:
-    """Hash of a method's trained tensors, for the two functions above."""
+    """Hash of a method's trained tensors."""
     return hash_weights(method.module.state_dict())
 
 
@@ -52,7 +53,7 @@ def write_weights(run: RunFolder, setup: RoleSetup, method: BaseMethod, *, prove
     Args:
         run: the run's folder.
         setup: the model's method and backbone; only the backbone's hash is stored.
-        method: the method with its trained tensors; class vectors are computed here.
+        method: the method with its trained tensors, with which the class vectors are computed.
         provenance: provenance hash of the class vectors.
     """
     method.module.eval()
@@ -90,12 +91,12 @@ def load_weights(path: Path, method: BaseMethod) -> None:
 
 
 def check_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> str:
-    """Checks backbone and class vectors by the metadata of a run's trained tensors.
+    """Checks that a run's trained tensors belong to its backbone and class vectors, by metadata.
 
     Args:
         run: the run.
-        setup: its method and backbone, for the class list that it was trained with.
-        stored: its class vectors.
+        setup: the run's method and backbone, with the class list of its training.
+        stored: the run's class vectors.
 
     Returns:
         The hash of the trained tensors.
@@ -123,7 +124,7 @@ def check_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> str
         )
     trained = str(metadata.get("trained"))
     is_pair = metadata.get("class_vectors") == stored.provenance
-    if is_pair and run.kind != "student":  # a student's vectors are its teacher's
+    if is_pair and run.kind != "student":  # a student has its teacher's class vectors
         is_pair = stored.provenance == class_vectors_provenance(setup, trained, setup.classes)
     if not is_pair:
         raise DataError(

@@ -30,7 +30,7 @@ def test_rows_of_a_drawn_matrix_add_up_to_100_percent() -> None:
     matrix = np.random.default_rng(0).integers(0, 5, (403, 403))
     matrix[:3] = 0
     shares = drawn_shares(_details(matrix))
-    step = figures.classes_a_cell(403)
+    step = figures.classes_per_cell(403)
     assert (step, shares.shape) == (3, (135, 135))
     for i, j in ((0, 0), (5, 7), (134, 134)):
         rows = matrix[step * i : step * (i + 1)]
