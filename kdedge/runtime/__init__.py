@@ -1,1 +1,1 @@
-"""What runs on the device, without torch."""
+"""The code that runs on the device; it needs no torch."""

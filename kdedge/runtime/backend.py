@@ -26,7 +26,7 @@ class Backend(Protocol):
 
     @property
     def pixels(self) -> Pixels:
-        """Kind of pixels in its input, as in `Artifact.pixels`."""
+        """Type of the pixels in its input, as in `Artifact.pixels`."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class Backend(Protocol):
         """Computes the logits of a batch.
 
         Args:
-            images: [B, 3, S, S], RGB: float32 from 0 to 1, or uint8, as `pixels` says.
+            images: [B, 3, S, S], RGB; float32 from 0 to 1 or uint8, depending on `pixels`.
 
         Returns:
             [B, C], float32, a new array.
@@ -86,7 +86,7 @@ class DeviceTimed(Protocol):
         """Time of one batch on the device, in ms.
 
         Args:
-            images: as `Backend.run` takes them.
+            images: a batch, as for `Backend.run`.
         """
         ...
 
@@ -115,8 +115,8 @@ def run_batches(
     Args:
         backend: a loaded model file.
         images: [N, S, S, 3], uint8, RGB, resized and cropped; one or more.
-        pixels: kind of pixels in the graph's input.
-        max_batch: batch size, if the backend takes as many images.
+        pixels: type of the pixels in the graph's input.
+        max_batch: batch size, unless the backend's largest batch is smaller.
 
     Returns:
         [N, C], float32.
@@ -135,13 +135,13 @@ def run_inputs(
 ) -> npt.NDArray[np.float32]:
     """Computes the logits of any number of inputs of the graph, in batches.
 
-    Copies of the last one fill a batch that is smaller than the backend's smallest batch.
+    Copies of the last input fill a batch that is smaller than the backend's smallest batch.
 
     Args:
         backend: a loaded model file.
-        inputs: [N, 3, S, S] as the graph takes them, or what `prepare` makes this of; one or more.
-        max_batch: batch size, if the backend takes as many images.
-        prepare: makes the graph's input of a batch.
+        inputs: [N, ...], one or more: the graph's inputs [N, 3, S, S], or the inputs of `prepare`.
+        max_batch: batch size, unless the backend's largest batch is smaller.
+        prepare: converts a batch to the graph's input.
 
     Returns:
         [N, C], float32.
@@ -158,7 +158,7 @@ def run_inputs(
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Scores from logits: [B, C] -> [B, C], in float64; stable, as the largest is subtracted."""
+    """Scores from logits: [B, C] -> [B, C], in float64; the largest logit is subtracted first."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     powers = np.exp(shifted)

@@ -1,7 +1,7 @@
 """The fastest file of an artifact on a CPU, as `kdedge export --cpu` measured it.
 
-`cpu_choice.json` in the artifact has one choice for each machine that measured. A choice holds on
-machines of the same processor and number of cores, and for the file that was measured.
+`cpu_choice.json` in the artifact has one choice for each machine on which files were measured. A
+choice is valid on machines with the same processor and number of cores, for the measured file.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CpuMachine(Record):
-    """What decides which file is the fastest.
+    """The facts of a machine on which the fastest file depends.
 
     Attributes:
-        cpu: the processor's own name.
-        instructions: what `cpu_instructions` gives; cloud machines share names and differ in these.
-        cores: cores that the process may use.
+        cpu: the processor's name, as it reports it.
+        instructions: result of `cpu_instructions`, in which cloud machines of one name can differ.
+        cores: number of cores that the process may use.
     """
 
     cpu: str
@@ -48,28 +48,28 @@ class CpuMachine(Record):
 
     @classmethod
     def this(cls) -> CpuMachine:
-        """This machine."""
+        """Returns the facts of this machine."""
         return cls(cpu_model(), cpu_instructions(), usable_cores())
 
     def __str__(self) -> str:
-        known = f" ({', '.join(self.instructions)})" if self.instructions else ""
-        return f"{self.cpu}{known}, {self.cores} cores"
+        instructions = f" ({', '.join(self.instructions)})" if self.instructions else ""
+        return f"{self.cpu}{instructions}, {self.cores} cores"
 
 
 @dataclass(frozen=True)
 class TimedFile(Record):
-    """A file that may be the fastest, as it was measured.
+    """The measurement of a candidate for the fastest file.
 
     Attributes:
         file: the file's name.
-        precision: its precision.
-        runtime: the runtime and its version; None if it could not be loaded.
+        precision: the file's precision.
+        runtime: the runtime and its version; None if the file could not be loaded.
         agreement_percent: equal top-1 classes on the smoke set, on this machine; None if unknown.
-        time: one call, in turns with the others; ratios are to the first candidate. None if it
-            could not run.
-        speedup: how many times as fast as the first candidate, by the quickest tenth of the calls,
-            which other programs disturb least; it decides. None if there is no time.
-        out: why it cannot be chosen, in words; None if it can.
+        time: times of calls, in turns with the other files; ratios compare with the first
+            candidate. None if the file could not run.
+        speedup: speed relative to the first candidate, by the quickest tenth of the calls, which
+            other programs disturb least. It decides. None if there is no time.
+        out: why the file cannot be chosen, in words; None if it can.
     """
 
     file: str
@@ -83,15 +83,15 @@ class TimedFile(Record):
 
 @dataclass(frozen=True)
 class CpuChoice(Record, Tabled):
-    """The fastest file on one machine, and what it was compared with; prints as a table.
+    """The fastest file on one machine, and the files it was compared with; prints as a table.
 
     Attributes:
         machine: the machine.
-        file: name of the file.
-        sha256: SHA-256 of the file.
+        file: name of the fastest file.
+        sha256: SHA-256 of the fastest file.
         batch: images per call.
-        candidates: all that were measured, or failed.
-        not_tried: why a target's precision was not tried, by their names.
+        candidates: all files that were measured or failed.
+        not_tried: name of a target and precision that was not tried -> the reason.
         measured_at: date and time, ISO 8601.
     """
 
@@ -131,17 +131,17 @@ class CpuChoice(Record, Tabled):
 
     @property
     def notes(self) -> list[str]:
-        """How it was measured, what was not tried, and which times are in doubt."""
+        """Lines about the measurement, files that were not tried, and times in doubt."""
         notes = [
             f"{images_text(self.batch)} per call, in turns; agreement with the float32 model on the"
             " sample images, percent; ms of the median call; speedup over the first row by the"
             " quickest tenth of the calls, which other programs disturb least; it decides. On"
             f" {self.machine}."
         ]
-        whats_of: dict[str, list[str]] = {}
-        for what, why in self.not_tried.items():
-            whats_of.setdefault(why, []).append(what)
-        notes += [f"Not tried: {', '.join(whats)}: {why}" for why, whats in whats_of.items()]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.not_tried.items():
+            by_reason.setdefault(reason, []).append(name)
+        notes += [f"Not tried: {', '.join(names)}: {why}" for why, names in by_reason.items()]
         doubts = {c.time.doubt for c in self.candidates if c.time is not None} - {None}
         if doubts:
             notes.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")
@@ -150,14 +150,14 @@ class CpuChoice(Record, Tabled):
 
 @dataclass(frozen=True)
 class _Choices(Record):
-    """The file's content."""
+    """The content of `cpu_choice.json`."""
 
     format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]
     choices: tuple[CpuChoice, ...]
 
 
 def read_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
-    """The choices of all machines that measured; empty if none did.
+    """The choices of all machines; empty if nothing was measured.
 
     Raises:
         DataError: the record is missing, or has changed since it was written.
@@ -170,7 +170,7 @@ def read_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
 
 
 def readable_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
-    """The choices of all machines that measured; empty if the record cannot be read."""
+    """The choices of all machines; empty if the record cannot be read."""
     try:
         return read_choices(artifact)
     except (DataError, SetupError):
@@ -178,25 +178,25 @@ def readable_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
 
 
 def choice_here(choices: Sequence[CpuChoice]) -> CpuChoice | None:
-    """The choice of a machine like this; None if there is none."""
+    """The choice for a machine like this one; None if there is none."""
     machine = CpuMachine.this()
     return next((choice for choice in choices if choice.machine == machine), None)
 
 
 def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
-    """Writes a choice, instead of an earlier one of the same machine; returns the artifact, saved.
+    """Writes a choice, which replaces an earlier one of the same machine.
 
-    A record that is damaged is replaced.
+    A damaged record is replaced, too. Returns the artifact, which is saved.
 
     Raises:
         ResourceError: the folder cannot be written.
         SetupError: a newer kdedge wrote the record.
     """
     try:
-        known = read_choices(artifact)
+        choices = read_choices(artifact)
     except DataError:
-        known = ()
-    others = [other for other in known if other.machine != choice.machine]
+        choices = ()
+    others = [other for other in choices if other.machine != choice.machine]
     record = _Choices(FORMAT_VERSION, (*others, choice)).to_dict()
     write_json(artifact.path / CPU_CHOICE, record)
     artifact = artifact.with_others(CPU_CHOICE)
@@ -205,10 +205,10 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
 
 
 def preferred_file(artifact: Artifact) -> tuple[str | None, str | None]:
-    """The file that was measured as the fastest on a machine like this.
+    """The file that was measured as the fastest on a machine like this one.
 
     Returns:
-        Its name, or why there is none, in words. Both are None if nothing was measured.
+        Its name or None, and the reason if there is none. Both are None if nothing was measured.
     """
     try:
         choices = read_choices(artifact)
@@ -218,9 +218,9 @@ def preferred_file(artifact: Artifact) -> tuple[str | None, str | None]:
         return None, None
     choice = choice_here(choices)
     if choice is None:
-        elsewhere = "; ".join(str(other.machine) for other in choices)
+        machines = "; ".join(str(other.machine) for other in choices)
         return None, (
-            f"The fastest file was measured on another machine ({elsewhere}), not on"
+            f"The fastest file was measured on another machine ({machines}), not on"
             f" {CpuMachine.this()}"
         )
     if not any(map(choice.holds_for, artifact.files)):

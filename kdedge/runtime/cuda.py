@@ -1,4 +1,4 @@
-"""CUDA through ctypes: finds GPUs; memory, copies and streams on the first GPU.
+"""CUDA through ctypes: finds GPUs, and has memory, copies and streams on the first GPU.
 
 GPUs are found through the driver. Running an engine also needs the CUDA runtime library, which
 TensorRT needs in any case.
@@ -32,10 +32,10 @@ class Gpu:
     """A GPU that CUDA programs can use.
 
     Attributes:
-        name: such as "Orin".
-        compute_capability: such as "8.7".
-        n_multiprocessors: tells an Orin Nano from an AGX Orin, which have the same name.
-        memory_bytes: all of its memory.
+        name: the GPU's name, such as "Orin".
+        compute_capability: major and minor version, such as "8.7".
+        n_multiprocessors: distinguishes an Orin Nano from an AGX Orin of the same name.
+        memory_bytes: total memory.
     """
 
     name: str
@@ -68,7 +68,7 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def find_gpu() -> Gpu:
-    """The first GPU, on which engines are built and run; errors as of `find_gpus`."""
+    """The first GPU, on which engines are built and run; raises the errors of `find_gpus`."""
     return find_gpus()[0]
 
 
@@ -114,7 +114,7 @@ def open_cuda() -> Cuda:
             cuda = Cuda(ctypes.CDLL(name), gpu)
         except OSError:
             continue
-        # A library that is newer than the driver fails here; an older one may be installed, too
+        # A library that is newer than the driver fails here; the next one may be older
         try:
             with cuda.first_gpu():
                 return cuda
@@ -127,7 +127,7 @@ def open_cuda() -> Cuda:
 
 
 def _runtime_libraries() -> Iterator[str]:
-    """Names and paths to try: first the system's, then NVIDIA's Python packages'."""
+    """Names and paths to try: the system's libraries, NVIDIA's Python packages, /usr/local/cuda."""
     yield from _RUNTIMES
     packages = Path(sysconfig.get_path("platlib")) / "nvidia"
     for folder in ("cu13/lib", "cuda_runtime/lib"):
@@ -161,7 +161,7 @@ class Cuda:
 
     @contextlib.contextmanager
     def first_gpu(self) -> Iterator[None]:
-        """Context in which it is this thread's current GPU: torch may have chosen another one."""
+        """Context in which the first GPU is this thread's current one; torch may use another."""
         before = c_int()
         self._call("cudaGetDevice", byref(before))
         self._call("cudaSetDevice", 0)
@@ -207,7 +207,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def elapsed_ms(self, work: Callable[[], None], stream: int) -> float:
-        """GPU time in ms of everything that `work` puts on the stream, measured by events."""
+        """GPU time in ms of all operations that `work` adds to the stream, measured by events."""
         events: list[c_void_p] = []
         try:
             for _ in range(2):
@@ -218,12 +218,12 @@ class Cuda:
             work()
             self._call("cudaEventRecord", events[1], stream)
             self.synchronize(stream)
-            taken = c_float()
-            self._call("cudaEventElapsedTime", byref(taken), events[0], events[1])
+            elapsed = c_float()
+            self._call("cudaEventElapsedTime", byref(elapsed), events[0], events[1])
         finally:
             for event in events:
                 self._library.cudaEventDestroy(event)
-        return float(taken.value)
+        return float(elapsed.value)
 
     def _call(self, function: str, *arguments: Any) -> None:
         if code := getattr(self._library, function)(*arguments):

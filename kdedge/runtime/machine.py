@@ -1,4 +1,4 @@
-"""Facts about this machine, from the operating system alone."""
+"""Facts about this machine, from the operating system only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-"""The file system's root; tests set another, with a system made of files."""
+"""The file system's root; tests replace it by a folder with the files of another system."""
 
-# Vectors, products of bytes, and products of half precision: of x86-64, then of Arm
+# Vector, 8-bit and half-precision instructions of x86-64, then of Arm
 _INSTRUCTIONS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_int8", "amx_bf16", "amx_fp16"),
@@ -37,7 +37,7 @@ def usable_cores() -> int:
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use: second threads (SMT) do not add speed."""
+    """Physical cores that this process may use, since a core's second thread adds no speed."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cpu_cores())
     topology = ROOT / "sys/devices/system/cpu"
     siblings = {
@@ -47,10 +47,10 @@ def physical_cores() -> int:
 
 
 def _group_limits(file: str) -> list[str]:
-    """A file of this process's control group (version 2) and of the groups around it."""
+    """Contents of a file in this process's control group (version 2) and in its parent groups."""
     lines = _read(ROOT / "proc/self/cgroup").splitlines()
     group = Path(next((line[3:] for line in lines if line.startswith("0::")), "/"))
-    # In a container the path may be the host's, while the tree begins at the container's group
+    # In a container, the path may start at the host's root, but the folders at the container's
     folders = (ROOT / "sys/fs/cgroup" / str(name).strip("/") for name in (group, *group.parents))
     return [_read(folder / file) for folder in folders]
 
@@ -64,17 +64,17 @@ def _read(path: Path) -> str:
 
 
 def cpu_model() -> str:
-    """The processor's own name."""
+    """The processor's name, as it reports it."""
     lines = _read(ROOT / "proc/cpuinfo").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 
 
 def cpu_instructions() -> tuple[str, ...]:
-    """The processor's instructions that decide how fast models run, in Linux's names.
+    """The processor's instruction sets on which the speed of models depends, by Linux's names.
 
     Returns:
-        Those of `_INSTRUCTIONS` that it has; empty where Linux does not tell.
+        The members of `_INSTRUCTIONS` that the processor has; empty if Linux does not list any.
     """
     for line in _read(ROOT / "proc/cpuinfo").splitlines():
         name, _, flags = line.partition(":")
@@ -85,7 +85,7 @@ def cpu_instructions() -> tuple[str, ...]:
 
 
 def lacks_vnni() -> bool:
-    """Whether sums of two products of bytes can overflow: on x86 processors without VNNI.
+    """Whether INT8 products can overflow: on x86 processors without VNNI.
 
     They multiply unsigned with signed bytes, and add two products in 16 bits.
     """
@@ -104,20 +104,20 @@ def memory_bytes() -> int | None:
 
 
 def is_jetson() -> bool:
-    """Whether this is a Jetson, as its device tree says, in a container too."""
+    """Whether this is a Jetson, by its device tree, which containers also show."""
     tree = ROOT / "proc/device-tree"
     return "Jetson" in _read(tree / "model") or "nvidia,tegra" in _read(tree / "compatible")
 
 
 @dataclass(frozen=True)
 class Contention:
-    """Use of this process's cores by others, in a period of time.
+    """Use of this process's cores by other processes in a period of time.
 
     Attributes:
         seconds: length of the period.
-        n_cores: cores that this process may use.
-        others_s: CPU time on these cores of other processes, or of the hypervisor's other
-            machines; None if unknown.
+        n_cores: number of cores that this process may use.
+        others_s: CPU time that other processes, or other virtual machines of the hypervisor, used
+            on these cores, in s; None if unknown.
     """
 
     seconds: float
@@ -126,23 +126,23 @@ class Contention:
 
     @property
     def others_cores(self) -> float | None:
-        """Cores that others kept busy; None if unknown."""
+        """Number of cores that other processes kept busy; None if unknown."""
         if self.others_s is None or self.seconds <= 0:
             return None
         return max(0.0, self.others_s / self.seconds)
 
     @property
     def others_percent(self) -> float | None:
-        """Share of the cores that others kept busy, in percent; None if unknown."""
+        """Share of the cores that other processes kept busy, in percent; None if unknown."""
         return None if self.others_cores is None else 100 * self.others_cores / self.n_cores
 
 
 Watch = Callable[[], Callable[[], Contention]]
-"""Starts a period when called; returns a function that gives its `Contention` so far."""
+"""Starts a period when called; returns a function that returns the `Contention` so far."""
 
 
 def all_of(parts: Iterable[Contention]) -> Contention:
-    """Sums several periods."""
+    """Adds up several periods."""
     parts = list(parts)
     others = [part.others_s for part in parts if part.others_s is not None]
     return Contention(
@@ -153,7 +153,7 @@ def all_of(parts: Iterable[Contention]) -> Contention:
 
 
 def watch_contention() -> Callable[[], Contention]:
-    """Starts a period; returns a function that gives its `Contention` so far."""
+    """Starts a period; returns a function that returns the `Contention` so far."""
     began, cpu, process = time.monotonic(), _cpu_s(), time.process_time()
 
     def since() -> Contention:
@@ -166,7 +166,7 @@ def watch_contention() -> Callable[[], Contention]:
 
 
 def _cpu_s() -> float | None:
-    """CPU time of all processes, and stolen time, on the cores that this process may use."""
+    """CPU time of all processes and stolen time, in s, on the cores that this process may use."""
     try:
         lines = (ROOT / "proc/stat").read_text(encoding="ascii").splitlines()
         allowed = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}

@@ -1,4 +1,4 @@
-"""Holds back lines that native code writes to stderr and that no setting turns off."""
+"""Suppresses log lines of native code and converters that no setting turns off."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-# A second thread would restore the first one's held lines as stderr
-_one_at_a_time = threading.RLock()
+# A second thread would restore the first thread's memory file as stderr
+_STDERR_LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
 def filter_native_stderr(pattern: re.Pattern[bytes]) -> Iterator[None]:
-    """Context manager that takes native code's lines that contain a pattern from stderr.
+    """Context that removes lines with a pattern from the stderr of native code.
 
-    Native code writes to the file descriptor, or to `sys.stderr`, as pybind11 can. Lines are held
-    in memory, as a device's disk may be read-only. The others are written when the context ends.
-    If the system has no files in memory, nothing is taken from the file descriptor.
+    Native code writes to the file descriptor, or to `sys.stderr`, as pybind11 can. All lines are
+    held in memory, since a device's disk may be read-only, and the other lines are written when the
+    context ends. If the system has no files in memory, the file descriptor is not filtered.
 
     Args:
-        pattern: of the lines.
+        pattern: matches the lines to remove.
     """
-    with _one_at_a_time, contextlib.ExitStack() as opened:
+    with _STDERR_LOCK, contextlib.ExitStack() as opened:
         try:
-            kept = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
+            original = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
             held = opened.enter_context(os.fdopen(os.memfd_create("stderr"), "w+b"))
-        except (AttributeError, OSError):  # no such call here, or stderr is closed
+        except (AttributeError, OSError):  # the system has no memfd_create, or stderr is closed
             is_held = False
         else:
             is_held = True
@@ -42,12 +42,12 @@ def filter_native_stderr(pattern: re.Pattern[bytes]) -> Iterator[None]:
                 yield
         finally:
             if is_held:
-                os.dup2(kept.fileno(), 2)
+                os.dup2(original.fileno(), 2)
                 held.seek(0)
                 for line in held:
                     if not pattern.search(line):
                         with contextlib.suppress(OSError):  # the reader of stderr has closed it
-                            kept.write(line)
+                            original.write(line)
             for text in written.getvalue().splitlines(keepends=True):
                 if sys.stderr is not None and not pattern.search(text.encode(errors="replace")):
                     sys.stderr.write(text)
@@ -55,10 +55,11 @@ def filter_native_stderr(pattern: re.Pattern[bytes]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Context manager without warnings and logs, of which converters have many.
+    """Context in which converters give no warnings and logs.
 
     They call their interfaces experimental, use deprecated ones, and look for GPU libraries. A
-    handler that one gives the root logger would print kdedge's own lines a second time.
+    handler that a converter adds to the root logger is removed, since it would print kdedge's own
+    lines a second time.
     """
     root = logging.root
     before, handlers, level = root.manager.disable, root.handlers[:], root.level

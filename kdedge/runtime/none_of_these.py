@@ -1,10 +1,10 @@
-"""How an artifact tells images that show none of its classes.
+"""How an artifact detects images that show none of its classes.
 
-The outputs of a graph for images like those that the model was made for, the known images, are
+Known images are like the model's training images. The graph's outputs for them are modeled as
 Gaussian around a mean for each class, with one covariance for all (Lee et al. 2018,
 arXiv:1807.03888). The score of an image is minus its squared Mahalanobis distance to the nearest
 mean, and an image whose score is below a limit shows none of the classes. Outputs are logits, or
-features with open classes. Each file has a limit of its own, as INT8 shifts its outputs.
+features with open classes. Each file has its own limit, since INT8 shifts outputs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field
 from kdedge.records.record import PositiveCount, Record
 
 NONE = "none"
-"""The answer for an image that shows none of the classes; no class may have this name."""
+"""The prediction for an image that shows none of the classes; no class may have this name."""
 
 FILE_NAME = "none_of_these.safetensors"
 N_PERCENTILES = 101
@@ -30,7 +30,7 @@ N_PERCENTILES = 101
 
 @dataclass(frozen=True, eq=False)
 class Gaussians:
-    """Gaussians with one covariance, of O outputs.
+    """Gaussians over O outputs with a common covariance.
 
     Attributes:
         whitening: [R, O] float64; its product with the outputs has unit covariance.
@@ -41,10 +41,10 @@ class Gaussians:
     means: npt.NDArray[np.float64]
 
     def scores(self, outputs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Minus the squared distance of outputs [B, O] to the nearest mean: [B]."""
-        white = outputs.astype(np.float64) @ self.whitening.T
-        squares = (white**2).sum(axis=1)[:, None] + (self.means**2).sum(axis=1)
-        values: npt.NDArray[np.float64] = (2 * white @ self.means.T - squares).max(axis=1)
+        """Outputs [B, O] -> [B], minus the squared distance to the nearest mean."""
+        whitened = outputs.astype(np.float64) @ self.whitening.T
+        squares = (whitened**2).sum(axis=1)[:, None] + (self.means**2).sum(axis=1)
+        values: npt.NDArray[np.float64] = (2 * whitened @ self.means.T - squares).max(axis=1)
         return values
 
     def to_bytes(self) -> bytes:
@@ -54,7 +54,7 @@ class Gaussians:
 
 
 def read_gaussians(path: Path) -> Gaussians:
-    """Reads an artifact's file whose hash is checked."""
+    """Reads an artifact's file, whose hash the caller has checked."""
     tensors = safetensors.numpy.load_file(path)
     return Gaussians(tensors["whitening"], tensors["means"])
 
@@ -78,9 +78,9 @@ class NoneBelow(Record):
     percentiles: Annotated[tuple[float, ...], AfterValidator(_check_percentiles)]
 
     def is_none_and_percent(self, scores: npt.NDArray[np.float64]) -> list[tuple[bool, float]]:
-        """Of each score [B]: whether it is none of the classes, and the percent with a lower one.
+        """For each score [B]: whether the image shows none of the classes, and a percentage.
 
-        The percent are of the known images.
+        The percentage is the share of known images with a lower score.
         """
         percents = np.interp(scores, self.percentiles, np.arange(N_PERCENTILES))
         return list(zip((scores < self.limit).tolist(), percents.tolist(), strict=True))
@@ -88,14 +88,14 @@ class NoneBelow(Record):
 
 @dataclass(frozen=True)
 class NoneOfThese(Record):
-    """How an artifact tells images that show none of its classes.
+    """How an artifact detects images that show none of its classes.
 
     Attributes:
-        score: the score of an image, see the module's docstring.
+        score: the score of an image; see the module's docstring.
         file: name of the file with the Gaussians.
-        share_percent: wanted share of known images that keep their class.
-        images: describes the known images.
-        n_images: their number.
+        share_percent: share of known images that should keep their class.
+        images: description of the known images.
+        n_images: number of known images.
     """
 
     score: Literal["mahalanobis"]

@@ -12,14 +12,15 @@ from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
 
 
 def with_classes(artifact: Artifact, backend: Backend) -> Backend:
-    """A backend of one of the artifact's files that gives logits.
+    """Returns a backend whose outputs are logits.
 
     Args:
         artifact: the artifact.
-        backend: the loaded file; it is closed if the class matrix cannot be read.
+        backend: one of its files, loaded; it is closed if the class matrix cannot be read.
 
     Returns:
-        The same backend, if the classes are in its graph.
+        A backend that multiplies features by the class matrix; the same backend if its graph has
+        the classes.
 
     Raises:
         DataError: the class matrix is missing or has changed since it was written.
@@ -35,11 +36,11 @@ def with_classes(artifact: Artifact, backend: Backend) -> Backend:
 
 
 def graph_of(backend: Backend) -> tuple[Any, Matrix | None]:
-    """What gives the outputs of the graph itself, and the class matrix of these outputs.
+    """Returns the backend of the graph alone, and the class matrix for its outputs.
 
     Returns:
-        With open classes, the backend that gives features, and the matrix [C, D]; else the same
-        backend and None, as the outputs are logits.
+        With open classes, the backend whose outputs are features, and the matrix [C, D]. Else the
+        same backend and None, since its outputs are logits.
     """
     if isinstance(backend, _OpenClasses):
         return backend.graph, backend.matrix
@@ -47,7 +48,7 @@ def graph_of(backend: Backend) -> tuple[Any, Matrix | None]:
 
 
 def load_matrix(artifact: Artifact) -> Matrix:
-    """The class matrix [C, D] of an artifact with open classes, after its hash was checked.
+    """Checks the hash of an artifact's class matrix and returns the matrix, [C, D].
 
     Raises:
         DataError: the file is missing or has changed since it was written.
@@ -64,10 +65,9 @@ def class_logits(features: npt.NDArray[np.float32], matrix: Matrix) -> npt.NDArr
 
 
 class _OpenClasses:
-    """A backend of a graph that gives features, and the product with the class matrix.
+    """A backend that multiplies the features of another backend by the class matrix.
 
-    It takes images of any size, or measures time on its device (without the product), if the
-    backend does.
+    It has `run_image`, or `device_ms` (without the product), if the other backend has it.
     """
 
     def __init__(self, backend: Backend, matrix: Matrix) -> None:

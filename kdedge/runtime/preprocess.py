@@ -28,17 +28,17 @@ MAX_PIXELS = 100_000_000
 """Larger images are refused after reading their header: 100 megapixels are 0.3 GB decoded."""
 
 MAX_ASPECT = 100
-"""Longer side over shorter side. Resizing the shorter side of a 1 x 100,000 strip to 224 would
-make 5 gigapixels of it."""
+"""Longer side over shorter side. Resizing the shorter side of a 1 x 100,000 strip to 224 would give
+an image of 5 gigapixels."""
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-# EPS starts Ghostscript on the file, WMF calls the operating system: neither is for files of
-# strangers.
+# Pillow starts Ghostscript on EPS files and calls the operating system for WMF files, which is not
+# safe for untrusted files.
 _OUTSIDE_PROGRAMS = frozenset({"EPS", "WMF"})
 
-# What Pillow's readers raise on damaged files (found by fuzzing them); a bug of theirs on one file
-# must not end a run over a million others. MemoryError is not among them.
+# Exceptions of Pillow's readers on damaged files, known from fuzzing; a reader's bug on one file
+# must not end a run over a million other files. MemoryError is not among them.
 _PILLOW_ERRORS = (
     OSError,
     SyntaxError,
@@ -70,7 +70,7 @@ class UnusableImage(DataError):  # noqa: N818 - the name says what is wrong, as 
     """One image cannot be read or decoded.
 
     Args:
-        reason: why, as a sentence without a full stop; the skip list uses it.
+        reason: the reason, as a sentence without a full stop; the skip list contains it.
     """
 
     def __init__(self, reason: str) -> None:
@@ -89,8 +89,8 @@ class Preprocess:
 
     Attributes:
         size_px: side of the model's square input, pixels.
-        mean: subtracted, per channel in RGB order, for values 0-1.
-        std: divided by, per channel in RGB order, for values 0-1.
+        mean: per channel in RGB order, subtracted from values 0-1.
+        std: per channel in RGB order; values are divided by it after the mean is subtracted.
         interpolation: Pillow's filter for resizing, always with antialiasing.
         resize_mode: `shortest` brings the shorter side to `size_px` and crops the center; `squash`
             ignores the aspect ratio.
@@ -119,7 +119,7 @@ _SILENCE = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
 
 
 class _StrictPillow:
-    """Context manager in which Pillow gives no warnings and refuses truncated files.
+    """Context in which Pillow does not warn and refuses truncated files.
 
     Both are process-wide switches, so threads are counted: the first one sets the switches, the
     last one restores them.
@@ -139,8 +139,8 @@ class _StrictPillow:
             self._load_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
             if self._load_truncated:
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
-            # Straight into the list: warnings.catch_warnings would also make Python forget, at
-            # every image, which warnings of other packages it has shown already.
+            # Changes the list itself, since warnings.catch_warnings would also reset, at every
+            # image, which warnings of other packages were already shown.
             self._filters = cast("list[Any]", warnings.filters)
             self._filters.insert(0, _SILENCE)
 
@@ -160,7 +160,7 @@ _STRICT_PILLOW = _StrictPillow()
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image file to 8-bit RGB, upright.
 
-    EXIF orientation is applied. Of animations and multi-page files the first image is used.
+    EXIF orientation is applied. Animations and multi-page files give their first image.
     Transparent parts become white (alpha is composited over white). CMYK (also Adobe's inverted
     kind and YCCK), gray, palettes and YCbCr become RGB. 16-bit gray is scaled by 1/257 and not
     clipped; 16-bit color keeps its high byte.
@@ -187,7 +187,7 @@ def is_upright_jpeg(data: bytes) -> bool:
     """Whether a file is a complete JPEG in color that `decode_image` only decodes.
 
     Raises:
-        UnusableImage: its header is damaged, or it is too large, as of `decode_image`.
+        UnusableImage: its header is damaged, or it is too large; see `decode_image`.
     """
     if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
         return False
@@ -211,8 +211,8 @@ def convert_image(image: Image.Image) -> Image.Image:
 def _upright_rgb(image: Image.Image) -> Image.Image:
     try:
         image.load()
-        # The orientation after loading: PNG may keep it behind the pixels, TIFF and AVIF turn
-        # by themselves.
+        # Read the orientation after loading: PNG may store it behind the pixels, and for TIFF and
+        # AVIF Pillow rotates the image while it loads.
         upright, turn = _to_rgb(image), _TURNS.get(_orientation(image))
         return upright if turn is None else upright.transpose(turn)
     except UnusableImage:
@@ -257,7 +257,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _kind(data: bytes) -> str:
-    """Says what kind of file it is, if it is not an image."""
+    """Describes the kind of a file that is not an image."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in data[:4096].lower()):
         return "an SVG drawing"
@@ -348,7 +348,7 @@ _HEIF = ("heic", "heif", "hif")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 HEIF_REMEDY = "pip install 'kdedge[heif]'"
-"""Installs what reads HEIC."""
+"""Installs the package that reads HEIC."""
 
 UNREAD_PICTURES = {
     **dict.fromkeys(_HEIF, HEIF_REMEDY),
@@ -362,7 +362,7 @@ UNREAD_PICTURES = {
 @functools.cache
 def more_extensions() -> frozenset[str]:
     """Extensions of readable images besides the usual ones, in lower case without the dot."""
-    # `check` warns of a name that an older Pillow does not know
+    # `features.check` warns of a name that an older Pillow does not know
     has_avif = "avif" in features.modules and features.check("avif")
     return frozenset(
         (

@@ -20,7 +20,7 @@ _EXTENSIONS = frozenset(
     | {".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
 )
 
-_TIMEOUT_S = 10.0  # a stream that sends nothing for so long is taken as lost
+_TIMEOUT_S = 10.0  # a stream that sends nothing for this time counts as lost
 
 _PASSWORD = re.compile(r"(?<=://)[^/\s?]*@")
 
@@ -40,7 +40,7 @@ class VideoFrame(NamedTuple):
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is a video by its name."""
+    """Whether a file is a video, judged by its extension."""
     return path.suffix.lower() in _EXTENSIONS
 
 
@@ -67,10 +67,10 @@ def frames_of_video(path: Path | str, *, every: int = 1) -> Iterator[VideoFrame]
 
     Args:
         path: the file, or its address.
-        every: yield the first frame, and then every `every`-th.
+        every: yield the first frame, then each `every`-th frame.
 
     Raises:
-        UnusableImage: the file cannot be read, has no video, or is damaged from here on.
+        UnusableImage: the file cannot be read or has no video, or its next frame is damaged.
         SetupError: PyAV is not installed or broken.
     """
     av = import_pyav()
@@ -88,10 +88,10 @@ def frames_of_video(path: Path | str, *, every: int = 1) -> Iterator[VideoFrame]
 
 
 def upright(frame: Any) -> Image.Image:
-    """Returns a decoded frame as RGB, rotated as the video's metadata says.
+    """Returns a decoded frame as RGB, rotated by the angle in the video's metadata.
 
     Raises:
-        UnusableImage: it is larger than any photo.
+        UnusableImage: the frame has more than MAX_PIXELS pixels.
     """
     if frame.width * frame.height > MAX_PIXELS:
         raise UnusableImage(f"its frames are too large: {frame.width} x {frame.height} pixels")
@@ -104,10 +104,10 @@ class LiveVideo:
     """An open camera or stream.
 
     Attributes:
-        has_end: it has a known length, as a video file that a web server gives.
-        frames: functions that return a frame as an upright RGB image, which takes longer than
-            decoding. If the source fails, it raises `ConnectionError`.
-        close: frees it.
+        has_end: whether it has a known length, such as a video file from a web server.
+        frames: yields a function for each frame that converts it to an upright RGB image, which
+            takes longer than decoding. Raises `ConnectionError` if the source fails.
+        close: closes the source.
     """
 
     has_end: bool
@@ -116,10 +116,10 @@ class LiveVideo:
 
 
 def open_live(address: str) -> LiveVideo:
-    """Opens a camera (/dev/video0) or the address of a stream (rtsp, http and others of FFmpeg's).
+    """Opens a camera (/dev/video0) or the address of a stream (rtsp, http, others of FFmpeg).
 
     Raises:
-        ConnectionError: it cannot be opened or has no video; its text is the reason.
+        ConnectionError: the source cannot be opened or has no video; the text is the reason.
         SetupError: PyAV is not installed or broken.
     """
     av = import_pyav()
@@ -138,7 +138,7 @@ def open_live(address: str) -> LiveVideo:
 
 
 def _frames(container: Any, av: Any) -> Iterator[Callable[[], Image.Image]]:
-    """Decodes frames; a damaged packet, as after a loss on the network, is skipped."""
+    """Decodes frames; skips damaged packets, such as after a loss on the network."""
     try:
         for packet in container.demux(container.streams.video[0]):
             try:
@@ -151,11 +151,11 @@ def _frames(container: Any, av: Any) -> Iterator[Callable[[], Image.Image]]:
 
 
 def without_password(address: str) -> str:
-    """An address without the user and password in it, for output."""
+    """An address without its user and password, for output."""
     return _PASSWORD.sub("", address)
 
 
 def _reason(error: BaseException) -> str:
-    """An error's text without the address, which may have a password."""
+    """An error's text without passwords of addresses."""
     text = getattr(error, "strerror", None) or without_password(str(error))
     return str(text).lower()

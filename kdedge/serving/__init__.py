@@ -1,1 +1,1 @@
-"""An artifact behind HTTP: requests are joined to batches; a new artifact replaces the old one."""
+"""Serves an artifact by HTTP: requests are joined into batches, and artifacts can be replaced."""

@@ -1,4 +1,4 @@
-"""The paths of the server: `POST /predict`, the Open Inference Protocol, metrics and the page."""
+"""The server's paths: `POST /predict`, the Open Inference Protocol, metrics and the web page."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The counts of one server, in a registry of its own.
+    """The Prometheus metrics of one server, in their own registry.
 
     Args:
-        n_waiting: gives the number of requests that wait for an answer.
-        n_bytes: gives the size of the bodies that are in.
+        n_waiting: returns the number of requests that wait for an answer.
+        n_bytes: returns the size of the request bodies in memory.
 
     Attributes:
-        batches: images of each batch.
-        refused_images: images that cannot be decoded.
-        artifacts: new artifacts by outcome, taken or refused.
-        classes: predictions by class; an empty one for none of them.
-        registry: all counts.
+        batches: histogram of images per batch.
+        refused_images: number of images that cannot be decoded.
+        artifacts: number of new artifacts by outcome, `taken` or `refused`.
+        classes: number of predictions by class; the class "" counts "none of these".
+        registry: all metrics.
     """
 
     def __init__(self, n_waiting: Callable[[], int], n_bytes: Callable[[], int]) -> None:
@@ -109,14 +109,14 @@ class App:
 
     Args:
         name: the model's name in the protocol's paths.
-        model: the model that new requests get first.
+        model: the first model.
         limits: limits of requests.
 
     Attributes:
-        model: the model that new requests get; may be replaced at any time.
+        model: the model for new requests; may be replaced at any time.
         asgi: the application that a web server runs.
-        metrics: its counts.
-        is_draining: whether the server is about to end: clients are told to close connections.
+        metrics: the metrics that `/metrics` shows.
+        is_draining: whether the server is about to end; answers then ask to close the connection.
     """
 
     def __init__(self, name: str, model: ServedModel, limits: RequestLimits) -> None:
@@ -127,36 +127,41 @@ class App:
         self._batcher = Batcher(self.metrics.batches.observe)
         n_decoders = model.classifier.n_decoders
         self._decoding = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode")
-        # JSON takes many times its size in memory: one request at a time
+        # JSON takes many times its size in memory, so one request is parsed at a time
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         model_path = "/v2/models/{name}"
         handlers: dict[tuple[str, str], Handler | Response] = {
             ("GET", "/"): load_page(),
-            ("GET", "/metrics"): self._give_metrics,
+            ("GET", "/metrics"): self._get_metrics,
             ("POST", "/predict"): self._predict,
             ("GET", "/v2"): JSONResponse(SERVER),
             ("GET", "/v2/health/live"): JSONResponse({"live": True}),
-            ("GET", "/v2/health/ready"): self._give_ready,
-            ("GET", model_path): self._give_model,
-            ("GET", f"{model_path}/ready"): self._give_model_ready,
+            ("GET", "/v2/health/ready"): self._get_ready,
+            ("GET", model_path): self._get_model,
+            ("GET", f"{model_path}/ready"): self._get_model_ready,
             ("POST", f"{model_path}/infer"): self._infer,
         }
         self.asgi = Starlette(
             routes=[
-                Route(path, self._counted(path, handler), methods=[method])
+                Route(path, self._with_metrics(path, handler), methods=[method])
                 for (method, path), handler in handlers.items()
             ],
-            exception_handlers={HTTPException: self._no_such_path, Exception: _failed},
+            exception_handlers={HTTPException: self._no_such_path, Exception: _on_exception},
         )
 
     def close(self, *, patience_s: float) -> bool:
-        """Ends the threads, after the last answer; see `Batcher.close`."""
+        """Ends the threads after the last answer; arguments and result as of `Batcher.close`."""
         self._parsing.shutdown()
         self._decoding.shutdown()
         return self._batcher.close(patience_s=patience_s)
 
-    def _counted(self, path: str, handler: Handler | Response) -> Handler:
-        """A handler, or one with always the same answer: refusals are answers, and all count."""
+    def _with_metrics(self, path: str, handler: Handler | Response) -> Handler:
+        """Returns a handler that counts each answer, including errors, in the metrics.
+
+        Args:
+            path: the path's name in the metrics.
+            handler: the handler, or a constant answer.
+        """
 
         async def answer(request: Request) -> Response:
             start, code = time.perf_counter(), 500
@@ -180,18 +185,18 @@ class App:
         self.metrics.count_request("other", error.status_code, 0)
         return _error_answer(error)
 
-    async def _give_metrics(self, _: Request) -> Response:
+    async def _get_metrics(self, _: Request) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type=_METRICS_TYPE)
 
-    async def _give_ready(self, _: Request, **about: str) -> Response:
+    async def _get_ready(self, _: Request, **about: str) -> Response:
         ready = {**about, "ready": not self.is_draining}
         return JSONResponse(ready, 503 if self.is_draining else 200)
 
-    async def _give_model_ready(self, request: Request) -> Response:
+    async def _get_model_ready(self, request: Request) -> Response:
         self._check_name(request)
-        return await self._give_ready(request, name=self._name)
+        return await self._get_ready(request, name=self._name)
 
-    async def _give_model(self, request: Request) -> Response:
+    async def _get_model(self, request: Request) -> Response:
         self._check_name(request)
         return JSONResponse(describe_model(self._name, self.model))
 
@@ -237,7 +242,7 @@ class App:
         """Context of a request that waits for the model.
 
         Raises:
-            HTTPException: too many wait.
+            HTTPException: too many requests wait already.
         """
         if self._n_waiting >= self._limits.max_requests:
             raise too_busy(f"{self._n_waiting} requests wait already")
@@ -250,10 +255,10 @@ class App:
     async def _outputs(
         self, model: ServedModel, prepare: Callable[[], RequestImages], deadline: float
     ) -> Outputs:
-        """What the graph gives for images.
+        """Computes the graph's outputs for images.
 
         Raises:
-            HTTPException: they cannot be decoded, or the time is over.
+            HTTPException: an image cannot be decoded, or the time is over.
         """
         loop = asyncio.get_running_loop()
 
@@ -275,20 +280,20 @@ def _error_answer(error: HTTPException) -> JSONResponse:
 
 
 def _top(request: Request) -> int:
-    given = request.query_params.get("top", str(_DEFAULT_TOP))
-    if not (given.isdecimal() and len(given) < 10 and int(given) > 0):
-        raise HTTPException(400, f"top is {given[:40]!r}; it must be 1 or more")
-    return int(given)
+    value = request.query_params.get("top", str(_DEFAULT_TOP))
+    if not (value.isdecimal() and len(value) < 10 and int(value) > 0):
+        raise HTTPException(400, f"top is {value[:40]!r}; it must be 1 or more")
+    return int(value)
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    """The answer of a request that failed by a fault of the model or of kdedge."""
+async def _on_exception(request: Request, error: Exception) -> Response:
+    """Answers a request that failed because of an error in the model or in kdedge."""
     log.error("%s %s failed.", request.method, request.url.path, exc_info=error)
     return JSONResponse({"error": "the server failed; its log says why"}, 500)
 
 
 def load_page() -> HTMLResponse:
-    """The page, whose policy allows only its own script and style, the camera, and this server."""
+    """Loads the page; its policy allows only its own script and style, camera and server."""
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_hash_of(text, 'script')};"

@@ -1,16 +1,16 @@
-"""The drift alarm: have the pictures changed so much that the scores can no longer be trusted?
+"""The drift alarm: detects when images have changed so much that scores cannot be trusted.
 
 A window-limited sequential test. After each observation, the means of the last 4, 8, 12, 16 and 20
 observations are compared with a reference (Lai 1995, "Sequential changepoint detection in quality
 control and dynamical systems", JRSS B 57, section 2.4), each with a test of a known p-value. Three
 statistics are tested: the scores of the classes, the confidence, and the share of "none of these".
 By the union bound, the expected number of false alarms in a stream that does not change is at most
-its number of observations, times the number of tests, times the limit of p. That needs no
-independence of the tests, and the limit is set by it.
+its number of observations, times the number of tests, times the limit of p. This bound sets the
+limit; it does not assume that the tests are independent.
 
 Frames of a video are not independent. So an observation is the mean of `shot` frames, and a test
-takes it to vary as much as a single image of the reference. That is right where all these frames
-show one thing, and cautious where they show several. A scene that stays as it was is not counted
+assumes that it varies as much as a single image of the reference. That is exact if all these frames
+show one thing, and cautious if they show several. A scene that has not changed is not observed
 again.
 """
 
@@ -26,18 +26,18 @@ import numpy.typing as npt
 from PIL import Image
 
 FALSE_ALARMS_PER_FRAME = 2e-6
-"""The bound on the expected number: two in a million frames."""
+"""Bound on the expected number of false alarms: two in a million frames."""
 
 MIN_REFERENCE = 100
-"""With fewer images the test of a mean is too weak to see a change within 500 frames."""
+"""With fewer images the test of a mean is too weak to detect a change within 500 frames."""
 
-_N_LEARNED = 200
-_WINDOWS = (4, 8, 12, 16, 20)
+_N_LEARNED = 200  # observations of a reference from the stream
+_WINDOWS = (4, 8, 12, 16, 20)  # observations
 _N_DIRECTIONS, _IMAGES_PER_DIRECTION = 8, 25
-_OVER = 0.05
+_OVER = 0.05  # a drift is over when all p-values are above this
 _LEAST = 1e-300
 _N_NAMED = 3
-# A scene is another one if the brightness of 16 x 16 parts differs by 6 of 255 on average
+# A scene has changed if the brightness of 16 x 16 parts differs by 6 of 255 on average
 _SIDE, _CHANGED = 16, 6.0
 
 Statistic = Literal["classes", "confidence", "none"]
@@ -51,7 +51,7 @@ class ScoredFrame:
 
     Attributes:
         scores: [C], sum 1.
-        is_none: it shows none of the classes.
+        is_none: whether the frame shows none of the classes.
     """
 
     scores: Array
@@ -65,7 +65,7 @@ class ScoreSummary:
     Attributes:
         mean_score_percent: mean score of the best class.
         none_percent: share of frames that show none of the classes.
-        class_percent: share of each class among the best ones, [C].
+        class_percent: [C], share of frames with each class as the best one.
     """
 
     mean_score_percent: float
@@ -74,7 +74,7 @@ class ScoreSummary:
 
     @classmethod
     def of(cls, frames: Sequence[ScoredFrame]) -> ScoreSummary:
-        """Computes them."""
+        """Summarizes frames."""
         best = [int(frame.scores.argmax()) for frame in frames]
         return cls(
             100 * float(np.mean([frame.scores.max() for frame in frames])),
@@ -85,12 +85,12 @@ class ScoreSummary:
 
 @dataclass(frozen=True)
 class Drift:
-    """A statistic has left its reference, or has come back to it.
+    """The alarm that a statistic has left its reference, or the end of that alarm.
 
     Attributes:
-        statistic: which one.
-        is_over: it is back.
-        p_value: of the test that saw it.
+        statistic: the statistic.
+        is_over: whether the statistic has come back to its reference.
+        p_value: p-value of the test that detected the change.
         n_frames: number of frames in the window of that test.
         reference: scores of the reference.
         now: scores of the frames in the window.
@@ -114,11 +114,11 @@ class DriftReference:
     """The scores of images before any change.
 
     The values of the statistics are ranks in the reference, as normal scores (van der Waerden 1952,
-    "Order tests for the two-sample problem"). So a test of means may take them as normal, however
-    the scores of the classes are distributed, and a single odd frame weighs little.
+    "Order tests for the two-sample problem"). So a test of means may treat them as normal for any
+    distribution of the scores, and a single odd frame has little weight.
 
     Args:
-        scored: independent images, at least 20.
+        scored: scores of independent images, at least 20.
 
     Attributes:
         n_images: number of images.
@@ -135,14 +135,14 @@ class DriftReference:
         self._directions = np.linalg.svd(logs - self._center, full_matrices=False)[2][:n_directions]
         self.statistics = _MEANS if logs.shape[1] > 1 else ()
         self._normal = {
-            name: [_normal_scores(column) for column in self._raw(scores, name).T]
+            name: [_normal_scores(column) for column in self._raw_values(scores, name).T]
             for name in self.statistics
         }
         self._means, self._precisions = dict[Statistic, Array](), dict[Statistic, Array]()
         for name in self.statistics:
             values = self.values(scored, name)
             covariance = np.atleast_2d(np.cov(values, rowvar=False))
-            # A value that never varies in the reference would make every later one infinitely far
+            # A value that is constant in the reference would make other values infinitely far
             floor = max(1e-12, 1e-6 * float(np.trace(covariance)) / len(covariance))
             self._means[name] = values.mean(axis=0)
             shrunk = covariance + floor * np.eye(len(covariance))
@@ -154,7 +154,7 @@ class DriftReference:
         """The values of a statistic, [n, k]."""
         if name == "none":
             return np.array([[float(frame.is_none)] for frame in frames])
-        raw = self._raw(np.stack([frame.scores for frame in frames]), name)
+        raw = self._raw_values(np.stack([frame.scores for frame in frames]), name)
         columns = zip(self._normal[name], raw.T, strict=True)
         return np.stack([np.interp(column, *known) for known, column in columns], axis=1)
 
@@ -162,9 +162,9 @@ class DriftReference:
         """Probability of a mean at least this far away if nothing has changed: [W, k] -> 0 to 1.
 
         Hotelling's two-sample T-squared test, with the covariance S of the reference alone (1931,
-        "The generalization of Student's ratio", section 3). With n rows of k values there and the
-        mean of W further ones, T2 = d' S^-1 d / (1/n + 1/W), and T2 (n - k) / (k (n - 1)) has the
-        distribution F(k, n - k).
+        "The generalization of Student's ratio", section 3). With n rows of k values in the
+        reference, the mean of W other rows, and the difference d of the two means,
+        T2 = d' S^-1 d / (1/n + 1/W), and T2 (n - k) / (k (n - 1)) has the distribution F(k, n - k).
         """
         from scipy.stats import binom, f
 
@@ -177,28 +177,28 @@ class DriftReference:
         t_squared = distance @ self._precisions[name] @ distance / (1 / n + 1 / n_seen)
         return float(f.sf(t_squared * (n - k) / (k * (n - 1)), k, n - k))
 
-    def _raw(self, scores: Array, name: Statistic) -> Array:
-        """[n, C] -> [n, k].
+    def _raw_values(self, scores: Array, name: Statistic) -> Array:
+        """[n, C] -> [n, k], a statistic's values before they become normal scores.
 
-        `classes`: the main directions in which the reference's log scores vary.
-        `confidence`: log odds of the best class, and how far the log scores are spread.
+        `classes`: projections of the log scores on the principal directions of the reference.
+        `confidence`: log odds of the best class, and standard deviation of the log scores.
         """
         logs = _log_scores(scores)
         if name == "classes":
-            directed: Array = (logs - self._center) @ self._directions.T
-            return directed
+            projections: Array = (logs - self._center) @ self._directions.T
+            return projections
         ordered = np.sort(scores, axis=1)
         others = np.maximum(ordered[:, :-1].sum(axis=1), _LEAST)
         odds = np.log(np.maximum(ordered[:, -1], _LEAST)) - np.log(others)
         return np.stack([odds, logs.std(axis=1)], axis=1)
 
 
-def _normal_scores(known: Array) -> tuple[Array, Array]:
-    """The known values without repetition, and the mean normal score of each one's places."""
+def _normal_scores(sample: Array) -> tuple[Array, Array]:
+    """The unique values of a sample, and the mean normal score of each value's ranks."""
     from scipy.stats import norm
 
-    normal = norm.ppf((np.arange(len(known)) + 0.5) / len(known))
-    values, inverse = np.unique(np.sort(known), return_inverse=True)
+    normal = norm.ppf((np.arange(len(sample)) + 0.5) / len(sample))
+    values, inverse = np.unique(np.sort(sample), return_inverse=True)
     return values, np.bincount(inverse, normal) / np.bincount(inverse)
 
 
@@ -206,10 +206,10 @@ class DriftMonitor:
     """Raises an alarm when frames are no longer like the reference.
 
     Args:
-        reference: None to learn it from the first observations of the stream.
-        shot: frames of one observation.
-        has_none: the artifact can say that an image shows none of its classes.
-        n_learned: observations to learn from.
+        reference: the reference; None to learn it from the first observations of the stream.
+        shot: frames per observation.
+        has_none: whether the artifact detects images that show none of its classes.
+        n_learned: observations of a reference that is learned.
     """
 
     def __init__(
@@ -231,11 +231,11 @@ class DriftMonitor:
         self._raised: set[Statistic] = set()
 
     def add(self, scored: ScoredFrame, image: Image.Image) -> list[Drift]:
-        """Adds a frame; returns what has changed with it.
+        """Adds a frame; returns the alarms that begin or end with it.
 
         Args:
-            scored: its scores.
-            image: its picture.
+            scored: the frame's scores.
+            image: the frame's image.
         """
         self._frames.append(scored)
         if len(self._frames) < self._shot:
@@ -247,7 +247,7 @@ class DriftMonitor:
             return []
         self._scene = scene
         if self.reference is None:
-            self._learned.append(scored)  # one frame: the mean of several varies less
+            self._learned.append(scored)  # a single frame, since a mean varies less
             if len(self._learned) == self._n_learned:
                 self.reference, self._learned = DriftReference(self._learned), []
             return []
@@ -274,7 +274,7 @@ class DriftMonitor:
 
 
 def _log_scores(scores: Array) -> Array:
-    """[n, C] -> [n, C], the logits less their mean, which scores do not hold."""
+    """[n, C] -> [n, C], log scores minus their mean over the classes."""
     logs: Array = np.log(np.maximum(scores, _LEAST))
     logs -= logs.mean(axis=1, keepdims=True)
     return logs

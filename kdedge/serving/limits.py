@@ -1,4 +1,4 @@
-"""Limits of a server's requests; loads no package of `kdedge[serve]`."""
+"""Limits of a server's requests; needs no package of the extra `kdedge[serve]`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kdedge.errors import RecipeError, check_at_least
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Limits of a server, which answers what exceeds them with an error.
+    """Limits of a server, which answers requests that exceed them with an error.
 
     Attributes:
-        max_megabytes: size of a request's body, 10^6 bytes. All bodies in memory may have eight
-            times as much.
-        max_megapixels: size of an image, 10^6 pixels. A larger one is refused by its header.
-        max_requests: requests that wait for an answer at once.
+        max_megabytes: size of a request's body, 10^6 bytes. All bodies in memory together may have
+            eight times this size.
+        max_megapixels: size of an image, 10^6 pixels. Larger images are refused by their header.
+        max_requests: number of requests that wait for an answer.
         timeout: seconds from a request's headers to its answer.
     """
 

@@ -1,4 +1,4 @@
-"""The model that is served, and the thread that runs it on batches of what is waiting."""
+"""The model that is served, and the thread that runs it on batches of waiting requests."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kdedge.runtime.preprocess import decode_image, resize_and_crop
 
 
 class ServedModel:
-    """A loaded artifact, which is closed once nothing refers to the model.
+    """A loaded artifact, which is closed once nothing refers to this object.
 
-    So a model that was replaced stays loaded until its last request is answered.
+    So a replaced model stays loaded until its last request is answered.
 
     Args:
         classifier: the loaded artifact.
-        batch: largest batch that requests are joined to; None for the artifact's.
+        batch: largest batch into which requests are joined; None for the artifact's largest batch.
 
     Attributes:
         classifier: the loaded artifact.
@@ -38,28 +38,28 @@ class ServedModel:
         largest = classifier.max_batch
         self.max_batch = largest if batch is None else min(batch, largest)
         self.close = weakref.finalize(self, classifier.close)
-        self.close.atexit = False  # it may hang
+        self.close.atexit = False  # closing may hang
 
     @property
     def artifact(self) -> Artifact:
-        """The artifact."""
+        """The classifier's artifact."""
         return self.classifier.artifact
 
     def describe(self) -> str:
-        """The model file and what runs it."""
+        """The names of the model file and of its backend."""
         return f"{self.classifier.file.name} on {self.classifier.backend.describe()}"
 
     def warm_up(self) -> None:
-        """Runs the smallest and the largest batch: the first request must not wait longer."""
+        """Runs the smallest and the largest batch, so that the first request is not slower."""
         size_px = self.artifact.preprocess.size_px
         for n_images in (1, self.max_batch):
             self.classifier.logits(np.zeros((n_images, size_px, size_px, 3), np.uint8))
 
     def prepare(self, data: bytes, *, max_pixels: int) -> npt.NDArray[Any]:
-        """An image file as the graph takes it, [1, 3, S, S].
+        """Decodes an image file to the graph's input, [1, 3, S, S].
 
         Raises:
-            UnusableImage: it is no image, is damaged, or has more pixels.
+            UnusableImage: the file is no image, is damaged, or has more pixels.
         """
         image = decode_image(data, max_pixels=max_pixels)
         pixels = np.asarray(resize_and_crop(image, self.artifact.preprocess))
@@ -74,7 +74,7 @@ RequestImages = npt.NDArray[Any]
 """[N, 3, S, S], as the graph takes images."""
 
 Outputs = npt.NDArray[np.float32]
-"""What the graph gives, one row per image: logits, or features with open classes."""
+"""Outputs of the graph, one row per image: logits, or features with open classes."""
 
 
 class _Waiting(NamedTuple):
@@ -84,10 +84,10 @@ class _Waiting(NamedTuple):
 
 
 class Batcher:
-    """Runs models on what is waiting.
+    """Runs models on batches of waiting images.
 
-    An image that is alone runs at once: nothing waits for others. While a batch runs, new images
-    gather, and make the next batch, up to the model's largest.
+    A single image runs at once and does not wait for others. Images that arrive while a batch runs
+    form the next batch, up to the model's largest batch.
 
     Args:
         on_batch: called with the number of images of each batch.
@@ -108,8 +108,8 @@ class Batcher:
             inputs: one or more images.
 
         Returns:
-            The future outputs of the graph, one row per image. It can be cancelled until its batch
-            begins.
+            The outputs of the graph, one row per image, as a future that can be cancelled until its
+            batch begins.
         """
         future: Future[Outputs] = Future()
         with self._changed:
@@ -118,13 +118,13 @@ class Batcher:
         return future
 
     def close(self, *, patience_s: float) -> bool:
-        """Ends the thread, once everything that waits was run.
+        """Ends the thread after all waiting images are run.
 
         Args:
-            patience_s: seconds for the model to end what it runs.
+            patience_s: seconds to wait for that.
 
         Returns:
-            Whether it did; its thread is left alone otherwise.
+            Whether the thread has ended; if not, it keeps running.
         """
         with self._changed:
             self._is_closed = True
@@ -135,7 +135,7 @@ class Batcher:
     def _work(self) -> None:
         while waiting := self._next_batch():
             self._run(waiting)
-            del waiting  # and with it the model, if it was replaced
+            del waiting  # so that a replaced model can be closed
 
     def _run(self, waiting: list[_Waiting]) -> None:
         batch = [request for request in waiting if request.future.set_running_or_notify_cancel()]
@@ -144,7 +144,7 @@ class Batcher:
         inputs = [request.inputs for request in batch]
         try:
             outputs = batch[0].model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
-        except Exception as error:  # whatever it is, the requests get it and the thread goes on
+        except Exception as error:  # any error goes to the requests, and the thread continues
             for request in batch:
                 request.future.set_exception(error)
             return
@@ -155,17 +155,17 @@ class Batcher:
             start += len(request.inputs)
 
     def _next_batch(self) -> list[_Waiting]:
-        """The longest waiting images of one model; none at the end."""
+        """The images of one model that have waited longest; empty when the batcher is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            taken: list[_Waiting] = []
+            batch: list[_Waiting] = []
             n_images = 0
             while self._waiting:
                 first = self._waiting[0]
                 n_images += len(first.inputs)
-                if taken and (
-                    first.model is not taken[0].model or n_images > first.model.max_batch
+                if batch and (
+                    first.model is not batch[0].model or n_images > first.model.max_batch
                 ):
                     break
-                taken.append(self._waiting.popleft())
-        return taken
+                batch.append(self._waiting.popleft())
+        return batch

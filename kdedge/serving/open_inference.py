@@ -1,7 +1,7 @@
 """The Open Inference Protocol, version 2: requests of tensors in JSON or with binary data.
 
 Specification: https://github.com/kserve/open-inference-protocol (required HTTP API), and Triton's
-`extension_binary_data.md` for data behind the JSON. Its length is in the header
+`extension_binary_data.md` for binary data after the JSON, whose length is in the header
 Inference-Header-Content-Length.
 """
 
@@ -24,7 +24,7 @@ from kdedge.serving.model import ServedModel
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 FILES_NAME = "image_bytes"
-"""Input of image files, BYTES [N], in the place of pixels; only with binary data."""
+"""Name of an input of image files, BYTES [N], instead of pixels; only with binary data."""
 
 SERVER = {"name": "kdedge", "version": __version__, "extensions": ["binary_tensor_data"]}
 
@@ -67,11 +67,11 @@ class _Request(BaseModel):
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request.
+    """A parsed inference request.
 
     Attributes:
-        id: given back with the answer; None if there is none.
-        prepare: makes the graph's input, [N, 3, S, S].
+        id: the request's id, which the answer repeats; None if there is none.
+        prepare: (model, max_pixels) -> the graph's input, [N, 3, S, S].
         is_binary: whether the answer's logits are binary data.
     """
 
@@ -99,8 +99,8 @@ def parse_request(body: bytes, length: str | None, artifact: Artifact) -> InferR
     """Reads a request and its tensor.
 
     Args:
-        body: JSON, and behind it the binary data.
-        length: the value of `LENGTH_HEADER`, bytes of JSON; None for all.
+        body: JSON, followed by binary data if there is any.
+        length: value of the header `LENGTH_HEADER`: bytes of JSON; None if the body is JSON only.
         artifact: describes the graph's input.
 
     Raises:
@@ -157,37 +157,37 @@ def _datatype(artifact: Artifact) -> str:
 
 
 def _read_input(
-    given: _Input, rest: bytes, artifact: Artifact
+    tensor: _Input, binary: bytes, artifact: Artifact
 ) -> Callable[[ServedModel, int], npt.NDArray[Any]]:
-    """What makes the graph's input of a request's input.
+    """Checks a request's input; returns `InferRequest.prepare`.
 
     Raises:
-        HTTPException: name, shape, type or data are not what the graph takes.
+        HTTPException: name, shape, type or data do not fit the graph.
     """
-    shape, n_bytes = given.shape, given.parameters.binary_data_size
-    if n_bytes is not None and n_bytes != len(rest):
-        raise _bad(f"binary_data_size is {n_bytes}, there are {len(rest)} bytes")
-    if n_bytes is None and rest:
+    shape, n_bytes = tensor.shape, tensor.parameters.binary_data_size
+    if n_bytes is not None and n_bytes != len(binary):
+        raise _bad(f"binary_data_size is {n_bytes}, there are {len(binary)} bytes")
+    if n_bytes is None and binary:
         raise _bad("there is binary data, but the input has no binary_data_size")
-    if given.name == FILES_NAME:
-        if given.datatype != "BYTES" or len(shape) != 1 or n_bytes is None:
+    if tensor.name == FILES_NAME:
+        if tensor.datatype != "BYTES" or len(shape) != 1 or n_bytes is None:
             raise _bad(f"{FILES_NAME} must be BYTES of the shape [N], as binary data")
-        files = _files(rest, shape[0])
+        files = _files(binary, shape[0])
         return lambda model, max_pixels: np.concatenate(
             [model.prepare(file, max_pixels=max_pixels) for file in files]
         )
-    if given.name != INPUT_NAME:
+    if tensor.name != INPUT_NAME:
         raise _bad(f"there is no such input; there are {INPUT_NAME} and {FILES_NAME}")
     size_px = artifact.preprocess.size_px
     expected, datatype = [3, size_px, size_px], _datatype(artifact)
-    if shape[1:] != expected or shape[0] < 1 or given.datatype != datatype:
+    if shape[1:] != expected or shape[0] < 1 or tensor.datatype != datatype:
         raise _bad(
             f"{INPUT_NAME} must be {datatype} of the shape [N, 3, {size_px}, {size_px}], N at"
-            f" least 1; got {given.datatype[:40]} {shape}"
+            f" least 1; got {tensor.datatype[:40]} {shape}"
         )
     kind, is_json = np.dtype("<f4" if datatype == "FP32" else np.uint8), n_bytes is None
     try:
-        values = np.asarray(given.data) if is_json else np.frombuffer(rest, kind)
+        values = np.asarray(tensor.data) if is_json else np.frombuffer(binary, kind)
         images: npt.NDArray[Any] = values.reshape(shape)
     except (ValueError, RecursionError) as error:
         raise _bad(f"{INPUT_NAME} must have {math.prod(shape)} numbers, by its shape") from error
@@ -195,7 +195,7 @@ def _read_input(
         raise _bad(f"the data of {INPUT_NAME} is no array of numbers")
     if is_json and datatype == "UINT8" and not np.isin(images, np.arange(256)).all():
         raise _bad(f"{INPUT_NAME} must have whole numbers from 0 to 255")
-    with np.errstate(over="ignore"):  # seen as infinity
+    with np.errstate(over="ignore"):  # overflows become infinity, which the next check refuses
         images = images.astype(kind, copy=False)
     if not np.isfinite(images).all():
         raise _bad(f"{INPUT_NAME} has NaN or infinity")
@@ -205,7 +205,7 @@ def _read_input(
 
 
 def _files(data: bytes, n_files: int) -> list[bytes]:
-    """The elements of a BYTES tensor: the length in 4 bytes, little-endian, before each."""
+    """Splits a BYTES tensor: each element follows its length (4 bytes, little-endian)."""
     if not 1 <= n_files <= _MAX_FILES:
         raise _bad(f"{FILES_NAME} must have 1 to {_MAX_FILES} images")
     files: list[bytes] = []

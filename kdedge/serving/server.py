@@ -1,4 +1,4 @@
-"""The server: a thread with an event loop, from the port that it takes to its last answer."""
+"""The server: binds the port, answers requests in a thread, and replaces changed artifacts."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ _FolderState = tuple[object, ...]
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 30
-_MORE_S = 5.0  # for an answer to go out, after the time of its request
-_LAST_REQUESTS_S = 0.5  # clients with open connections are told to close them
-_HANGING_S = 3.0  # for a model to end what it runs, after the last answer
+_MORE_S = 5.0  # to send an answer, after the time limit of its request
+_LAST_REQUESTS_S = 0.5  # in which answers still ask clients to close their connections
+_HANGING_S = 3.0  # for a model to finish its batch, after the last answer
 _OTHER_FILES = 128  # open files that are no connections
 
 
 class Server:
-    """A running server. As a context manager it ends with it; `close` does the same.
+    """A running server. It ends when its context ends, or by `close`.
 
     Args:
-        find: gives the artifact's folder; of a run, the newest one.
+        find: returns the artifact's folder, which may change, such as the newest one of a run.
         load: loads an artifact.
-        batch: largest batch that requests are joined to; None for the artifact's.
+        batch: largest batch into which requests are joined; None for the artifact's largest batch.
         host: the address to listen on.
         port: the port; 0 for a free one.
         limits: limits of requests.
-        look_every_s: seconds between two looks for a changed artifact.
+        look_every_s: interval at which the artifact is checked for changes, in s.
 
     Attributes:
-        url: its address, such as `http://127.0.0.1:8000`.
+        url: the server's address, such as `http://127.0.0.1:8000`.
         name: the model's name in the paths of the Open Inference Protocol.
     """
 
@@ -64,10 +64,10 @@ class Server:
         limits: RequestLimits,
         look_every_s: float = 1.0,
     ) -> None:
-        """Takes the port, loads the model and begins to answer.
+        """Binds the port, loads the model and begins to answer.
 
         Raises:
-            InUseError: another program has the port.
+            InUseError: another program uses the port.
             RecipeError: this machine has no such address, or this user may not use the port.
             DataError: the artifact is damaged.
             SetupError: this machine cannot run it.
@@ -77,7 +77,7 @@ class Server:
         self._socket = _listen(host, port)
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._socket.close)
-            seen = self._folder_state()  # what changes from now on is loaded again
+            state = self._folder_state()  # later changes are loaded again
             loaded = load(find())
             on_error.callback(loaded.close)
             warn_of_failed_gates(loaded.artifact, loaded.file, loaded.backend)
@@ -93,7 +93,7 @@ class Server:
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="critical",  # the application logs what it fails at
+                log_level="critical",  # the application logs its errors itself
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
@@ -113,7 +113,7 @@ class Server:
         self._ends = threading.Event()
         self._reloader = threading.Thread(
             target=contextvars.copy_context().run,  # its messages name flags, too
-            args=(self._reload, seen),
+            args=(self._reload, state),
             name="takeover",
             daemon=True,
         )
@@ -121,49 +121,49 @@ class Server:
 
     @property
     def model(self) -> ServedModel:
-        """The model that new requests get."""
+        """The model for new requests."""
         return self._app.model
 
     def _run(self) -> None:
         try:
             self._uvicorn.run(sockets=[self._socket])
-        except BaseException as error:  # it is raised again where the server is waited for
+        except BaseException as error:  # `wait` raises it again
             self._error = error
 
-    def _reload(self, seen: _FolderState) -> None:
+    def _reload(self, state: _FolderState) -> None:
         """The thread that replaces the model whenever the artifact has changed.
 
-        A changed artifact is loaded next to the old one once its files stay the same from one look
-        to the next. It is refused if it is damaged or differs from its own smoke set; the old one
-        is served on.
+        A changed artifact is loaded next to the old one once its files are the same in two checks.
+        It is refused if it is damaged or differs from its own smoke set; the server then keeps the
+        old one.
 
         Args:
-            seen: the folder's state before the model was loaded.
+            state: the folder's state before the model was loaded.
         """
-        outcomes, tried = self._app.metrics.artifacts, seen
+        outcomes, loaded = self._app.metrics.artifacts, state
         while not self._ends.wait(self._look_every_s):
-            before, seen = seen, self._folder_state()
-            if seen == tried or seen != before:  # somebody may still be writing
+            before, state = state, self._folder_state()
+            if state == loaded or state != before:  # somebody may still be writing
                 continue
-            tried = seen
+            loaded = state
             try:
                 path = self._find()
                 model = self._load_checked(path)
-            except Exception as error:  # whatever it is, the old model goes on
-                log.error(  # noqa: TRY400 - for whoever runs the server, no traceback
+            except Exception as error:  # after any error, the old model is kept
+                log.error(  # noqa: TRY400 - the server's operator needs no traceback
                     "The new artifact is refused, and the old one is served on.\n  %s",
                     str(error) or type(error).__name__,
                 )
                 outcomes.labels("refused").inc()
                 continue
-            if self._ends.is_set():  # nobody waits for it any more
+            if self._ends.is_set():  # `close` did not wait for this thread
                 return
             self._app.model = model
             outcomes.labels("taken").inc()
             log.info("Serving the new artifact %s: %s.", path, model.describe())
 
     def _folder_state(self) -> _FolderState:
-        """Changes with the artifact's folder and with each of its files."""
+        """A value that changes with the artifact's folder and with each of its files."""
         try:
             folder = self._find().resolve()
             stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
@@ -189,27 +189,28 @@ class Server:
             else:
                 result = parity_on_smoke_set(artifact, classifier.backend)
                 error = gate_error(file, result, artifact.gates)
-                if error is not None and file.gate != "missed":  # that was asked for
+                if error is not None and file.gate != "missed":  # a missed gate was accepted before
                     raise error
             model.warm_up()
             on_error.pop_all()
         return model
 
     def wait(self) -> None:
-        """Waits until the server ends by itself, which it does only by an error.
+        """Waits until the server ends by itself, which happens only by an error.
 
         Raises:
-            Exception: that error.
+            Exception: the error that ended the server.
         """
         self._thread.join()
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """Answers the requests that are in, refuses new ones, and frees the model.
+        """Answers the requests in progress, refuses new ones, and frees the model.
 
-        An exception in between, such as a second Ctrl-C, ends it at once. A model that hangs is
-        left alone some seconds after its last request was given up, and freed if it ever ends.
+        An exception meanwhile, such as a second Ctrl-C, ends the server at once. If the model
+        hangs, this returns some seconds after the time limit of its last request; the model is
+        freed if its batch ever ends.
         """
         try:
             self._app.is_draining = True
@@ -221,7 +222,7 @@ class Server:
             raise
         patience_s = min(_HANGING_S, self._limits.timeout)
         self._ends.set()
-        self._reloader.join(patience_s)  # or it is left alone while it loads
+        self._reloader.join(patience_s)  # a longer load is not waited for
         if self._app.close(patience_s=patience_s):
             self.model.close()
         else:
@@ -240,13 +241,13 @@ class Server:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections; they are answered once the model is loaded."""
+    """A socket that accepts connections; they are answered once the model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        socket.getaddrinfo(host, port)  # an empty name has none, but is every address for a socket
+        socket.getaddrinfo(host, port)  # refuses an empty name, with which a socket would listen
         return socket.create_server(
-            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual
         )
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:

@@ -1,4 +1,4 @@
-"""What to watch: a camera, a stream, a video, or a folder that files drop into."""
+"""Sources of frames to watch: a camera, a stream, a video, or a folder that receives files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kdedge.runtime.video import (
     without_password,
 )
 
-# Seconds between two looks at a folder; a file that has not changed in between is complete
+# Interval of checks of a folder; a file that is the same in two checks is complete
 _LOOK_EVERY_S = 1.0
 
 _LONGEST_WAIT_S = 30.0
@@ -45,7 +45,7 @@ FrameSourceKind = Literal["camera", "stream", "video", "folder"]
 
 
 def event(name: str, **values: Any) -> Event:
-    """An event of this moment."""
+    """An event with the current time."""
     return {"event": name, "time": clock_text(time.time()), **values}
 
 
@@ -57,14 +57,14 @@ def clock_text(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source.
+    """One image of a source.
 
     Attributes:
-        number: counted from 1 over all frames of the source, the dropped ones too.
-        image: the picture, what makes it, or why there is none.
+        number: number from 1, counting all frames of the source, including dropped ones.
+        image: the image, a function that makes it, or the error if there is none.
         seconds: position in a video; None for other sources.
         file: file name in a folder; None for other sources.
-        time: when it was read, seconds since 1970.
+        time: time at which it was read, seconds since 1970.
     """
 
     number: int
@@ -74,7 +74,7 @@ class Frame:
     time: float = field(default_factory=time.time)
 
     def when(self) -> Event:
-        """Its time and number, and its place in a video or a folder."""
+        """Time and number of the frame, and its position in a video or name in a folder."""
         values: Event = {"time": clock_text(self.time), "frame": self.number}
         if self.seconds is not None:
             values["seconds"] = round(self.seconds, 3)
@@ -88,11 +88,12 @@ class FrameSource:
     """An open source.
 
     Attributes:
-        name: for output; an address is without its password.
-        kind: what it is.
+        name: name for output; an address is without its password.
+        kind: kind of the source.
         items: frames, and the events `lost` and `back` of the source.
-        close: ends the items, and with them the camera or stream.
-        n_dropped: number of frames so far that newer ones replaced, of a camera or stream.
+        close: ends the items and closes the camera or stream.
+        n_dropped: returns the number of frames that newer ones have replaced so far, of a camera or
+            stream.
     """
 
     name: str
@@ -103,16 +104,16 @@ class FrameSource:
 
 
 def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSource:
-    """Opens what a text names.
+    """Opens the source that a text names.
 
     Args:
         text: a camera's number or /dev/video0, an address (rtsp, http), a video, or a folder.
         every: take the first and then every Nth frame or file.
-        existing: of a folder, take the files that are there already, too.
+        existing: whether to take files that are in a folder already, too.
 
     Raises:
         DataError: there is no such file or folder, or it cannot be read.
-        RecipeError: `existing` for what is no folder.
+        RecipeError: `existing` is set, and the source is no folder.
         SetupError: PyAV is not installed; or the camera or address cannot be opened.
     """
     if re.fullmatch(r"\d{1,3}", text):
@@ -123,7 +124,7 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSo
     if existing and kind != "folder":
         raise RecipeError(f"existing is for a folder, and {name} is a {kind}.\n  Leave it out.")
     if kind == "folder":
-        seen = {} if existing else image_stamps(Path(text))  # now: files may come at once
+        seen = {} if existing else image_stamps(Path(text))  # before new files can arrive
         files = new_files(Path(text), seen, every=every)
         return FrameSource(name, kind, files, files.close)
     import_pyav()  # fail before the model is loaded
@@ -147,7 +148,7 @@ def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSo
 
 
 def _kind_of(text: str) -> FrameSourceKind:
-    """What a text names, which is not opened."""
+    """The kind of the source that a text names; nothing is opened."""
     if "://" in text:
         return "stream"
     path = Path(text)
@@ -155,15 +156,15 @@ def _kind_of(text: str) -> FrameSourceKind:
         if _CAMERA.match(text) or path.is_char_device():
             return "camera"
         if text and path.is_dir():
-            with os.scandir(path):  # it may be listed
+            with os.scandir(path):  # raises if the folder may not be listed
                 return "folder"
-        is_there = path.is_file()
+        is_file = path.is_file()
     except OSError as error:
         raise DataError(
             f"{printable(text)} cannot be read: {os_reason(error)}.\n"
             "  Name a file or folder that you may read."
         ) from error
-    if not text or not is_there:
+    if not text or not is_file:
         raise DataError(
             f"{printable(text) or 'SOURCE'} {'does not exist' if text else 'is empty text'}.\n"
             "  Name a camera (0 or /dev/video0), an address (rtsp://...), a video, or a folder."
@@ -172,7 +173,7 @@ def _kind_of(text: str) -> FrameSourceKind:
 
 
 def _video(file: str, every: int) -> Generator[Frame, None, None]:
-    """The frames of a video, here or of a web server; at damage, a last one without an image."""
+    """The frames of a video file or address; a damaged frame becomes a last one with an error."""
     number = 0
     try:
         for number, seconds, image in frames_of_video(file, every=every):
@@ -186,21 +187,21 @@ def new_files(
 ) -> Generator[Frame | Event, None, None]:
     """Yields new image files, numbered, and the events `lost` and `back` of the folder; never ends.
 
-    A file is taken once, when it is as at the look before; one that is written anew is new.
+    A file is taken once, when two checks find it unchanged; a file that is written again is new.
     Subfolders and hidden files are left out.
 
     Args:
         folder: the folder.
         seen: the files that are not new.
         every: take the first and then every Nth file.
-        every_s: seconds between two looks.
+        every_s: seconds between two checks.
     """
     before: ImageStamps = {}
     number = 0
     while True:
         while folder.is_dir():
             present = image_stamps(folder)
-            if present:  # an empty folder may be a share that will be mounted again
+            if present:  # an empty folder may be a share that is not mounted now
                 seen = {path: stamp for path, stamp in seen.items() if path in present}
             for path, stamp in present.items():
                 if stamp == before.get(path) and stamp != seen.get(path):
@@ -210,15 +211,15 @@ def new_files(
                         yield Frame(number, partial(read_file, path), file=printable(path.name))
             before = present
             time.sleep(every_s)
-        gone = time.monotonic()
+        lost_at = time.monotonic()
         yield event("lost", reason="no such file or directory")
         while not folder.is_dir():
             time.sleep(every_s)
-        yield event("back", after_s=round(time.monotonic() - gone, 1))
+        yield event("back", after_s=round(time.monotonic() - lost_at, 1))
 
 
 def image_stamps(folder: Path) -> ImageStamps:
-    """Time of change and size of the folder's image files, the oldest first."""
+    """Time of change and size of each image file in a folder, the oldest first."""
     stamps: ImageStamps = {}
     for path in folder.glob("*"):
         extension = path.suffix[1:].lower()
@@ -234,18 +235,19 @@ def image_stamps(folder: Path) -> ImageStamps:
 
 
 class LatestFrameReader:
-    """Reads a live source in a thread of its own; a slow reader gets its newest frame.
+    """Reads a live source in its own thread; a slow consumer gets only the newest frame.
 
-    Iterating gives frames, and the events `lost` and `back`, until it is closed.
+    Iteration yields frames, and the events `lost` and `back`, until it is closed.
 
     Args:
-        video: the source, open.
-        reopen: opens it again.
+        video: the open source.
+        reopen: opens the source again.
         every: take the first and then every Nth frame.
-        first_wait_s: seconds before it is opened again; doubled after each failure, up to 30.
+        first_wait_s: seconds before the source is opened again; doubled after each failure, up to
+            30.
 
     Attributes:
-        n_dropped: frames that were replaced by newer ones before they were taken.
+        n_dropped: number of frames that newer ones replaced before they were taken.
     """
 
     def __init__(
@@ -278,7 +280,7 @@ class LatestFrameReader:
         return item
 
     def close(self) -> None:
-        """Ends the thread, and frees the source."""
+        """Ends the thread and closes the source."""
         self._stopped.set()
         if self._thread is None:
             self._video.close()
@@ -295,7 +297,7 @@ class LatestFrameReader:
             self._changed.notify()
 
     def _read(self) -> None:
-        """The thread: frames until the source is lost, then attempts to open it again."""
+        """The thread: reads frames until the source is lost, then tries to open it again."""
         video, number = self._video, 0
         try:
             while True:
@@ -320,14 +322,14 @@ class LatestFrameReader:
             self._put(error)
 
     def _open_again(self) -> LiveVideo | None:
-        """The source, open again; None if the caller has stopped before that."""
-        since, wait_s = time.monotonic(), self._first_wait_s
+        """Opens the source again; returns None if the reader is closed meanwhile."""
+        lost_at, wait_s = time.monotonic(), self._first_wait_s
         while not self._stopped.wait(wait_s):
             try:
                 video = self._reopen()
             except ConnectionError:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 continue
-            self._put(event("back", after_s=round(time.monotonic() - since, 1)))
+            self._put(event("back", after_s=round(time.monotonic() - lost_at, 1)))
             return video
         return None

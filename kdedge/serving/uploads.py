@@ -1,4 +1,4 @@
-"""Bodies of requests: received within the limits, and refused with a reason beyond them."""
+"""Receives the bodies of requests, and refuses bodies that exceed the limits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kdedge.serving.limits import RequestLimits
 
 
 def too_busy(why: str) -> HTTPException:
-    """The error for what may be tried again in a second."""
+    """The error for a request that may be tried again in a second."""
     return HTTPException(503, f"{why}; try again later", {"Retry-After": "1"})
 
 
 _MAX_FIELDS = 8
-_MOST_BODIES = 8
+_MOST_BODIES = 8  # bodies of the largest size in memory
 _NO_IMAGE = ("text/", "application/json", "application/xml")
 
 
@@ -29,7 +29,7 @@ class Uploads:
     """The request bodies that are in memory now.
 
     Attributes:
-        n_bytes: sum of their sizes.
+        n_bytes: total size of the bodies.
     """
 
     def __init__(self, limits: RequestLimits) -> None:
@@ -37,7 +37,7 @@ class Uploads:
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request, timeout_s: float) -> AsyncIterator[bytes]:
-        """Context with the body of a request; its bytes are counted in it.
+        """Context with the body of a request, whose size counts in `n_bytes` until the end.
 
         Raises:
             HTTPException: the body is compressed, too large or too slow, or all bodies together
@@ -86,7 +86,7 @@ async def image_in(request: Request, body: bytes) -> bytes:
     """The image file in a body: the first file of a form, or the whole body.
 
     Raises:
-        HTTPException: the content is of a type that is no image, or a form has no file.
+        HTTPException: the content type is not of an image, or a form has no file.
     """
     kind = request.headers.get("content-type", "").lower()
     is_form = kind.startswith("multipart/form-data")

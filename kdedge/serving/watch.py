@@ -1,4 +1,4 @@
-"""Watches a source with a classifier: decisions and the drift alarm, as events for JSON lines."""
+"""Watches a source with a classifier: yields decisions and drift alarms as JSON events."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from kdedge.serving.source import Event, Frame, FrameSource, event
 log = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")
 WINDOW, SHOT = 7, 25
-"""Defaults for frames; a folder's files are answered, and counted, one by one."""
+"""Defaults for frames; for the files of a folder, both are 1."""
 
 
 class Decider:
-    """Decides by the last M answers, with hysteresis.
+    """Decides by the answers for the last M frames, with hysteresis.
 
-    An answer is decided on when at least two thirds of the last M frames give it. It is given up,
-    for no decision, when fewer than a third still do. In between, the decision stays.
+    An answer becomes the decision when at least two thirds of the last M frames have it. The
+    decision is dropped when less than a third of them have it. In between, it stays.
 
     Args:
-        window: M; with 1 each frame decides by itself.
+        window: M; with 1, each frame decides alone.
 
     Attributes:
         window: M.
-        decision: a class, `none`, or None if nothing is decided.
+        decision: a class, `none`, or None if there is no decision.
     """
 
     def __init__(self, window: int) -> None:
@@ -56,27 +56,27 @@ class Decider:
         """Adds a frame's answer.
 
         Args:
-            answer: None for a frame that supports no answer.
-            score_percent: the frame's score.
-            when: when it was.
+            answer: the class of the frame, `none`, or None for a frame that counts for no answer.
+            score_percent: the frame's score; None if there are no scores.
+            when: time and number of the frame.
 
         Returns:
-            None if the decision stays; else the mean score of the frames that give the new one,
-            None if nothing is decided or without scores, and when the first of them was.
+            None if the decision stays. Else the mean score of the frames with the new decision, or
+            None if there is no decision or no score, and the `when` of the first of these frames.
         """
         self._last.append((answer, score_percent, when))
-        counts = Counter(given for given, _, _ in self._last)
-        (most, count), *_ = counts.most_common(1)
-        decided = self.decision
+        counts = Counter(answer for answer, _, _ in self._last)
+        (most_common, count), *_ = counts.most_common(1)
+        decision = self.decision
         if 3 * count >= 2 * self.window:
-            decided = most
+            decision = most_common
         elif 3 * counts[self.decision] < self.window:
-            decided = None
-        if decided == self.decision:
+            decision = None
+        if decision == self.decision:
             return None
-        self.decision = decided
-        frames = [frame for frame in self._last if frame[0] == decided] or [self._last[-1]]
-        scores = [score for _, score, _ in frames if score is not None and decided is not None]
+        self.decision = decision
+        frames = [frame for frame in self._last if frame[0] == decision] or [self._last[-1]]
+        scores = [score for _, score, _ in frames if score is not None and decision is not None]
         return sum(scores) / len(scores) if scores else None, frames[0][2]
 
 
@@ -93,18 +93,18 @@ def watch_source(
     """Classifies a source's frames and yields events, as docs/deploy/watch.md lists them.
 
     Args:
-        source: what is watched.
+        source: the source to watch.
         classifier: classifies its frames.
-        each: an event for each frame.
-        window: frames of a decision; None for 7, and 1 for a folder.
-        min_score: percent; a frame with a lower score supports no answer.
-        drift: the reference of the drift alarm: the artifact's smoke set, the start of the stream,
-            or no alarm. None for the artifact's if it has enough images, or else the stream's.
-        shot: frames that may show the same and count as one; None for 25, and 1 for a folder.
+        each: whether to yield an event for each frame.
+        window: frames of a decision; None for 7, or 1 for a folder.
+        min_score: percent; a frame with a lower score counts for no answer.
+        drift: reference of the drift alarm: `artifact`, its smoke set; `stream`, the start of the
+            stream; `off`, no alarm. None: the smoke set if it has enough images, else the stream.
+        shot: frames that may show the same and count as one; None for 25, or 1 for a folder.
 
     Raises:
         RecipeError: the artifact gives no scores, and a setting needs them.
-        DataError: a video has no frame, or none could be classified.
+        DataError: a video has no frame, or no frame could be classified.
         MissingPackage: SciPy is not installed, and the drift alarm is on.
     """
     is_folder = source.kind == "folder"
@@ -241,10 +241,10 @@ def _warning(change: Drift) -> str:
 
 
 def _reference(classifier: Classifier, drift: str | None) -> DriftReference | None:
-    """The reference of the artifact's smoke set; None if that has too few images.
+    """The drift reference from the artifact's smoke set; None if it has too few images.
 
     Raises:
-        DataError: it was asked for, and cannot be made.
+        DataError: it cannot be made although `drift` is `artifact`.
     """
     artifact, names = classifier.artifact, classifier.artifact.class_names
     try:
@@ -266,6 +266,6 @@ def _reference(classifier: Classifier, drift: str | None) -> DriftReference | No
 
 
 def _scored(prediction: Prediction, class_names: tuple[str, ...]) -> ScoredFrame:
-    """The scores in the artifact's order."""
+    """A prediction's scores in the order of the artifact's classes."""
     by_name = {name: score or 0.0 for name, score in prediction.top}
     return ScoredFrame(np.array([by_name[name] for name in class_names]) / 100, prediction.is_none)

@@ -22,7 +22,7 @@ class Classes:
         names: all C class names, in order.
         template: text pattern for frozen texts.
         split: "all" or "base-to-novel".
-        has_pseudo_labels: whether the recipe has pseudo-labels, which may be of any class.
+        has_pseudo_labels: whether the recipe has pseudo-labels, which may name any class.
     """
 
     names: tuple[str, ...]
@@ -37,7 +37,7 @@ class Classes:
 
     @property
     def unlabeled(self) -> range:
-        """Classes that get pseudo-labels: the novel half, or all where all have labels."""
+        """Classes that get pseudo-labels: the novel half, or all if the list is not split."""
         return base_novel(len(self.names))[1] if self._is_split else range(len(self.names))
 
     @property
@@ -47,11 +47,11 @@ class Classes:
     def trained_by(self, needs: DataNeeds) -> range:
         """Classes in the softmax of a method that is trained on these kinds of data."""
         from_pseudo_labels = needs.labels and self.has_pseudo_labels
-        is_any = needs.novel_class_names or from_pseudo_labels
-        return range(len(self.names)) if is_any else self.labeled
+        is_all = needs.novel_class_names or from_pseudo_labels
+        return range(len(self.names)) if is_all else self.labeled
 
     def positions(self, names: Sequence[str]) -> dict[str, int]:
-        """Name -> position in this list, of those names that are in it."""
+        """Name -> position in this list; names that are not in the list are left out."""
         position = {name: index for index, name in enumerate(self.names)}
         return {name: position[name] for name in names if name in position}
 
@@ -72,7 +72,7 @@ def classes_of(recipe: Recipe, names: Sequence[str]) -> Classes:
 
 
 def given_class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
-    """Returns class names given as a list or in a file."""
+    """Returns class names from a list of names, or from a file."""
     if isinstance(classes, str | Path):
         return load_class_names(ClassesSpec(file=Path(classes).absolute()), data=DataSpec())
     return tuple(classes)

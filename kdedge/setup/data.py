@@ -40,8 +40,8 @@ class RecipeData:
         recipe: names the sources.
         classes: the class list; labels are positions in it.
         workspace: caches scans.
-        group: processes that each read a part of a source; default: the workspace's. One process
-            that reads alone, as rank 0 does at the end of a run, gives `SINGLE_PROCESS`.
+        group: processes that each read a part of a source; default: the workspace's group. A
+            process that reads alone, such as rank 0 at the end of a run, passes `SINGLE_PROCESS`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RecipeData:
         """Loads a required source.
 
         Raises:
-            RecipeError: the recipe does not name it; the message has `why` it is needed.
+            RecipeError: the recipe does not name it; the message contains `why` it is needed.
         """
         images = self.load(key)
         if images is None:
@@ -92,12 +92,12 @@ class RecipeData:
         return images
 
     def labeled(self, role: str) -> Images:
-        """The labeled images of a role: drawn over all classes, then limited to labeled ones.
+        """The labeled images of a role: drawn over all classes, then limited to labeled classes.
 
-        This order is the benchmark's: the images of base classes do not depend on the split.
+        In this order, as in the benchmark, the images of base classes do not depend on the split.
 
         Raises:
-            RecipeError: there are none.
+            RecipeError: the recipe has no labeled images.
             DataError: fewer than two of these classes have labels.
         """
         images = self.require("labeled", f"a {role} learns from labeled images")
@@ -120,8 +120,8 @@ class RecipeData:
             selection: the role's `optim.selection`.
 
         Raises:
-            RecipeError: they are to choose the epoch, and there are none.
-            DataError: they are to choose the epoch, and none is of a labeled class.
+            RecipeError: they choose the epoch, but the recipe has none.
+            DataError: they choose the epoch, but none is of a labeled class.
         """
         if selection != "test":
             return self.load("test")
@@ -132,29 +132,29 @@ class RecipeData:
     def validation(self, selection: str) -> Images | None:
         """The labeled images that choose the epoch; None unless `selection` is `validation`.
 
-        They are drawn after the labeled images, even for a role that is not trained on those.
-        So all roles of a recipe are validated on the same images.
+        They are drawn after the labeled images, even for a role that is not trained on labeled
+        images, so that all roles of a recipe are validated on the same images.
 
         Raises:
-            RecipeError: there are none.
-            DataError: none is of a labeled class.
+            RecipeError: the recipe has no validation images.
+            DataError: no image is of a labeled class.
         """
         if selection != "validation":
             return None
         images = self.require("validation", _selects("validation"))
         spec, labeled = self._recipe.data.validation, self._recipe.data.labeled
-        assert spec is not None  # require has seen to it
+        assert spec is not None  # `require` ensures it
         is_first_draw = spec.shots is not None and not self._has_drawn
         if is_first_draw and labeled is not None and labeled.shots is not None:
-            drawn_before = self.load("labeled")
-            assert drawn_before is not None  # as it is named
-            self._few_shot(drawn_before, labeled)
+            drawn_first = self.load("labeled")
+            assert drawn_first is not None  # the recipe names it
+            self._few_shot(drawn_first, labeled)
         chosen = self._few_shot(images, spec)
         self._check_selects(chosen, "validation")
         return chosen
 
     def _few_shot(self, images: Images, spec: LabeledSpec) -> Images:
-        """The number of images per class that the source's spec asks for, or all."""
+        """The images that a source's `shots` draws, or all if it has no `shots`."""
         if spec.shots is None:
             return images
         self._has_drawn = True
@@ -163,39 +163,39 @@ class RecipeData:
     def _unlabeled(self, spec: UnlabeledSpec, *, held_out: bool) -> Images:
         """The unlabeled images for training, or the held-out ones.
 
-        The seed and each image's contents decide, not names or positions.
+        The choice depends on the seed and each image's contents, not on names or positions.
         """
         if spec.per_class is not None:
-            # Of every class; labels are used for this draw only
+            # Draws images of every class; labels are used for this draw only
             images = self._readable(spec, "unlabeled", labeled=True)
             stream = random.Random(self._recipe.seed)  # noqa: S311
             drawn = tuple(draw_shots(spec, images, spec.per_class, stream))
             images = replace(images, source=WithoutLabels(images.source), indices=drawn)
         else:
             images = self._readable(spec, "unlabeled", labeled=False)
-        n_out = 0 if spec.hold_out is None else to_count(spec.hold_out, len(images.indices))
-        if n_out >= max(1, len(images.indices)):
+        n_held = 0 if spec.hold_out is None else to_count(spec.hold_out, len(images.indices))
+        if n_held >= max(1, len(images.indices)):
             raise DataError(
                 f"data.unlabeled.hold_out is {spec.hold_out} of {len(images.indices)} images,"
                 " which leaves none to train on.\n  Set it lower, or add images."
             )
-        if not n_out:
+        if not n_held:
             return images.only(()) if held_out else images
-        contents = sorted(
+        digests = sorted(
             {images.digests[i] for i in images.indices},
             key=lambda digest: sha256_json([self._recipe.seed, digest]),
         )
-        out = set(contents[:n_out])
-        return images.only([i for i in images.indices if (images.digests[i] in out) == held_out])
+        held = set(digests[:n_held])
+        return images.only([i for i in images.indices if (images.digests[i] in held) == held_out])
 
     def _readable(self, spec: SourceSpec, key: DataPart, *, labeled: bool) -> Images:
         """Opens and scans a source, once per workspace."""
-        data, known = self._recipe.data, self._workspace.images
+        data, cache = self._recipe.data, self._workspace.images
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         names = self._classes.names
         tested = str(data.test) if key in ("labeled", "unlabeled") else ""
-        read = (key, labeled, place, names, benchmark_root(data.root), data.max_bad_images, tested)
-        if read not in known:
+        entry = (key, labeled, place, names, benchmark_root(data.root), data.max_bad_images, tested)
+        if entry not in cache:
             try:
                 source = open_source(spec, class_names=names, labeled=labeled, data=data)
             except DataError as error:
@@ -211,15 +211,15 @@ class RecipeData:
             is_kept = isinstance(spec, UnlabeledSpec) and (spec.include_test or is_set)
             if tested and not is_kept:
                 images = self._without_test(images, key, is_set=is_set)
-            known[read] = images.only(tuple(images.class_labels())) if labeled else images
+            cache[entry] = images.only(tuple(images.class_labels())) if labeled else images
             if self._workspace.group.is_rank0:
-                self._say_what_is_left_out(images, key, labeled=labeled)
-        return known[read]
+                self._warn_of_problems(images, key, labeled=labeled)
+        return cache[entry]
 
     def _without_test(self, images: Images, key: DataPart, *, is_set: bool) -> Images:
-        """The images without test images; warns of test images among them.
+        """The images without test images; warns if there are test images among them.
 
-        A benchmark set keeps those that it has twice: its draws are the protocol's.
+        A benchmark set keeps images that are also in its test set, since the protocol draws them.
         """
         spec = self._recipe.data.test
         if spec is None:
@@ -242,8 +242,8 @@ class RecipeData:
             )
         return images if is_set else images.without(test)
 
-    def _say_what_is_left_out(self, images: Images, key: DataPart, *, labeled: bool) -> None:
-        """Warns about skipped files and images, contrary labels and classes without images."""
+    def _warn_of_problems(self, images: Images, key: DataPart, *, labeled: bool) -> None:
+        """Warns about skipped files and images, contradictory labels and empty classes."""
         left_out = getattr(images.source, "left_out", {})
         if left_out:
             log.log(
@@ -261,17 +261,17 @@ class RecipeData:
                 next(images.source.items[i].key for i in images.indices if i not in labels),
             )
         label_of: dict[str, int] = {}
-        contrary = [
+        contradictory = [
             index
             for index, label in labels.items()
             if label_of.setdefault(images.digests[index], label) != label
         ]
-        if contrary:
+        if contradictory:
             log.warning(
                 "data.%s: %d of %d images are the same as one with another label, and are used with"
                 " both: %s.\n  Delete the wrong ones.",
-                *(key, len(contrary), len(images.indices)),
-                name_some([images.source.items[index].key for index in contrary]),
+                *(key, len(contradictory), len(images.indices)),
+                name_some([images.source.items[index].key for index in contradictory]),
             )
         present = set(labels.values())
         among = range(len(self._classes.names)) if key == "test" else self._classes.labeled
@@ -314,10 +314,10 @@ def _selects(key: DataPart) -> str:
 
 
 def draw_shots(spec: SourceSpec, images: Images, shots: int, stream: random.Random) -> list[int]:
-    """Draws images of every class; gives their positions, class by class.
+    """Draws images of every class; returns their positions, class by class.
 
-    As in CoOp's code, a benchmark set's draw is from all its images; unreadable ones are then left
-    out without changing the others.
+    For a benchmark set, images are drawn from all its images, as in CoOp's code. Unreadable ones
+    are left out afterwards, so that the other draws do not change.
     """
     labels = [item.label for item in images.source.items]
     pool: Iterable[int] = images.indices if spec.benchmark is None else range(len(labels))

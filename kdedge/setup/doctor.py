@@ -1,4 +1,4 @@
-"""Finds what this machine has, and what it lacks for each step."""
+"""Reports this machine's hardware and packages, and problems of training and targets."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _AFTER_TARGETS = (
 
 def optional_packages() -> tuple[Package, ...]:
     """Every optional package of kdedge and of the targets, each once."""
-    of_targets = [package for target in list_targets() for package in target.packages]
-    every = (*_BEFORE_TARGETS, *of_targets, *_AFTER_TARGETS)
-    return tuple({package.module: package for package in every}.values())
+    target_packages = [package for target in list_targets() for package in target.packages]
+    packages = (*_BEFORE_TARGETS, *target_packages, *_AFTER_TARGETS)
+    return tuple({package.module: package for package in packages}.values())
 
 
 def examine() -> dict[str, Any]:
@@ -79,7 +79,7 @@ def examine() -> dict[str, Any]:
 
 
 def _cuda(*, has_torch: bool) -> dict[str, Any]:
-    """The driver's GPUs, and why torch (if installed) cannot use them."""
+    """The driver's GPUs, and the reason if torch is installed and cannot use them."""
     torch_cuda, problem = _cuda_of_torch() if has_torch else (None, None)
     try:
         gpus = find_gpus()
@@ -98,7 +98,7 @@ def _cuda(*, has_torch: bool) -> dict[str, Any]:
 
 
 def _cuda_of_torch() -> tuple[str | None, str | None]:
-    """The CUDA version that torch was built with, and why torch cannot use GPUs."""
+    """The CUDA version of torch or None, and the reason if torch cannot use GPUs."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:

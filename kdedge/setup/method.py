@@ -1,4 +1,4 @@
-"""Finds the method of a role: its module, its settings and its optimization."""
+"""Resolves the method of a role: its module, its settings and its optimization."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class MethodChoice:
 
     @property
     def is_solved(self) -> bool:
-        """Whether it is solved in closed form, without training by gradients."""
+        """Whether the method is solved in closed form, without training by gradients."""
         return issubclass(self.module.Method, SolvedMethod)
 
     @property
     def data_needs(self) -> DataNeeds:
-        """What the method learns from under these settings."""
+        """The data that the method learns from with these settings."""
         declared: DataNeeds = self.module.METHOD.data_needs
         if self.role == "student":
             declared = self.module.METHOD.student_data_needs or declared
@@ -44,7 +44,7 @@ class MethodChoice:
 
 
 def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
-    """The recipe's section for a role; a baseline's gets the student's backbone.
+    """The recipe's section for a role; a baseline gets the student's backbone.
 
     Raises:
         RecipeError: the recipe has no such section.
@@ -71,11 +71,11 @@ def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
 
 
 def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
-    """Finds the method of a role and checks its settings; errors name the recipe's lines.
+    """Loads the method of a role and checks its settings; errors name the recipe's lines.
 
     Raises:
-        RecipeError: no such method, a setting is wrong, or the recipe gives pseudo-labels to a
-            method that makes its own.
+        RecipeError: there is no such method, a setting is wrong, or the recipe has pseudo-labels
+            for a method that makes its own.
     """
     spec = model_spec(loaded.recipe, role)
     module = load_method(spec.method)
@@ -124,10 +124,10 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
 
     Args:
         choice: the method.
-        use: what needs them, for the message: `be exported` or `teach a student`.
+        use: the purpose, for the message: `be exported` or `teach a student`.
 
     Raises:
-        RecipeError: it has none.
+        RecipeError: the method has no class vectors.
     """
     if not has_class_vectors(choice):
         raise RecipeError(
@@ -142,7 +142,7 @@ def check_can_teach(choice: MethodChoice) -> None:
     """Refuses a method that cannot be trained as a teacher.
 
     Raises:
-        RecipeError: it learns from a teacher, or has no class vectors.
+        RecipeError: the method learns from a teacher, or has no class vectors.
     """
     if choice.module.METHOD.needs_teacher:
         raise RecipeError(
@@ -153,14 +153,14 @@ def check_can_teach(choice: MethodChoice) -> None:
 
 
 def check_needs_no_vectors(student: MethodChoice, teacher: str) -> None:
-    """Refuses a student that would use class vectors which its teacher does not have.
+    """Refuses a student that needs class vectors of its teacher, for a teacher that has none.
 
     Args:
-        student: its method.
-        teacher: the teacher and why it has none, in words.
+        student: the student's method.
+        teacher: the teacher and the reason why it has none, in words.
 
     Raises:
-        RecipeError: the student needs them.
+        RecipeError: the student needs class vectors.
     """
     if not student.settings.has_own_class_vectors:
         raise RecipeError(
@@ -187,7 +187,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
     """
     overridden = sorted(loaded.lines.overrides)
     keys = [str(path[1]) for path in overridden if len(path) == 2 and path[0] == "optim"]
-    # Only if needed: training refuses a recipe without the model
+    # Methods are chosen only if needed, since that refuses a recipe without the model
     optims = {role: choose_method(loaded, role).optim for role in roles} if keys else {}
     for key in keys:
         shared = getattr(loaded.recipe.optim, key)

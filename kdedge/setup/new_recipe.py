@@ -27,7 +27,7 @@ from kdedge.plugins import need_training_packages
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
-# Their repositories, as open_clip names them: init loads no torch where no CLIP is named
+# Repositories of these CLIPs in open_clip; without a named CLIP, init loads neither it nor torch
 _ON_HUB = {
     TEACHER_CLIP: "timm/vit_large_patch14_clip_224.openai",
     STUDENT_CLIP: "timm/vit_base_patch16_clip_224.openai",
@@ -40,7 +40,7 @@ _TUNED = {
     "ema_decay": 0.999,
     "crop_scale_min": 0.3,
 }
-# Key, or method, of a new recipe -> why it is there
+# Key or method in a new recipe -> comment that explains it
 _WHY = {
     "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",
     "unlabeled": "images of the cameras that the student learns from, the more the better",
@@ -71,11 +71,11 @@ class NewRecipe:
     """A recipe that was written.
 
     Attributes:
-        path: the file.
-        class_names: of its class list.
-        surveys: summary of each folder, by its role: images, labeled, test.
-        missing: which weights of `TEACHER_CLIP` and `STUDENT_CLIP` have to be fetched first.
-        teacher_method: method of the recipe's teacher, which its labels decide.
+        path: the recipe's file.
+        class_names: names of its class list.
+        surveys: summary of each folder, by its use: images, labeled, test.
+        missing: CLIPs among `TEACHER_CLIP` and `STUDENT_CLIP` whose weights must be fetched first.
+        teacher_method: method of the recipe's teacher, which depends on the labels.
     """
 
     path: Path
@@ -85,7 +85,7 @@ class NewRecipe:
     teacher_method: str
 
     def methods(self) -> list[str]:
-        """Which methods the recipe has, and why, in lines."""
+        """Lines that explain the choice of the recipe's methods."""
         if self.teacher_method == "ridge":
             return ["ridge for both, as every class has labels: one pass over the images"]
         teacher, why = "zero-shot CLIP", "there are no labels"
@@ -122,7 +122,7 @@ def init(
         labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
         test: labeled images for measuring accuracy, one subfolder per class.
         teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
-        student: the student's CLIP, for the device; None for that of `size`.
+        student: the student's CLIP, for the device; None for the CLIP of `size`.
         size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
         all_keys: write every key with its description.
 
@@ -205,7 +205,10 @@ def init(
 
 
 def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
-    """OpenAI's CLIPs of a recipe that are not on this machine; none without the hub's client."""
+    """OpenAI's CLIPs of a recipe that are not on this machine.
+
+    Empty if huggingface_hub is not installed.
+    """
     if importlib.util.find_spec("huggingface_hub") is None:
         return ()
     from huggingface_hub import try_to_load_from_cache
@@ -223,8 +226,8 @@ def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
 def _promptsrc_for_scale(clip: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """PromptSRC's settings and `optim` for a CLIP whose logit scale s is not the usual 100.
 
-    The cross-entropy's gradient grows with s, the distances' does not: weights times s / 100 keep
-    their ratio, and a learning rate times 100 / s keeps the length of a step.
+    The gradient of the cross-entropy grows with s, but the gradients of the distances do not.
+    Weights times s / 100 keep their ratio, and a learning rate times 100 / s keeps the step length.
     """
     weights = (clip or "").rpartition(":")[2]
     if not (looks_like_path(weights) and Path(weights).expanduser().is_file()):
@@ -236,16 +239,16 @@ def _promptsrc_for_scale(clip: str | None) -> tuple[dict[str, Any], dict[str, An
     share = 1.0 if scale is None else float(scale.exp()) / 100
     if 0.9 < share < 1.1:
         return {}, {}
-    usual, lr = promptsrc.Settings(), OptimSettings.model_fields["lr"].default
-    weights_of = {
-        key: float(f"{getattr(usual, key) * share:.2g}")
+    defaults, lr = promptsrc.Settings(), OptimSettings.model_fields["lr"].default
+    settings = {
+        key: float(f"{getattr(defaults, key) * share:.2g}")
         for key in ("text_loss_weight", "image_loss_weight")
     }
-    return weights_of, {"optim": {"lr": float(f"{lr / share:.2g}")}}
+    return settings, {"optim": {"lr": float(f"{lr / share:.2g}")}}
 
 
 def _short_text(values: dict[str, Any]) -> str:
-    """A recipe that one reads at once: one line a key, with why it is there."""
+    """The recipe with one line per key and short comments."""
     lines = ["# `kdedge schema` explains every key. Relative paths start at this file's folder."]
     for key, value in values.items():
         why = _WHY.get(key)
@@ -290,7 +293,7 @@ def _model(
     """The section of a model, with prompt depths that fit its CLIP.
 
     Raises:
-        RecipeError: no such CLIP, or the method does not work with it.
+        RecipeError: there is no such CLIP, or the method does not work with it.
     """
     if clip is not None and clip in PACKAGED:
         clip = f"{PACKAGED[clip][0]}:package"

@@ -1,4 +1,4 @@
-"""Finds the method, classes and backbone of a recipe's role, before anything is built."""
+"""Resolves the method, classes and backbone of a recipe's role, before anything is built."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class RoleSetup:
         loaded: the recipe.
         choice: the method with its settings.
         classes: the class list.
-        backbone: identified, not built.
-        workspace: builds the backbone.
+        backbone: the backbone, identified but not built.
+        workspace: the command's workspace, which builds the backbone.
     """
 
     role: Role
@@ -53,7 +53,7 @@ class RoleSetup:
 
     @property
     def train_classes(self) -> range:
-        """Classes that labels refer to: the softmax's, if the method has one."""
+        """Classes that labels refer to; they are the classes of the softmax, if there is one."""
         if self.choice.settings.learns_from_labels:
             return self.classes.trained_by(DataNeeds(labels=True))
         return self.classes.trained_by(self.choice.data_needs)
@@ -72,9 +72,9 @@ class RoleSetup:
         """Builds the method; its initial values are drawn from the recipe's seed.
 
         Args:
-            class_vectors: [C, D], for a student; default: its teacher's.
-            teacher: for a student that is trained.
-            sentences: about each class, for a method that learns from texts.
+            class_vectors: [C, D], class vectors of a student; default: its teacher's.
+            teacher: teacher of a student that is trained.
+            sentences: sentences about each class, for a method that learns from texts.
         """
         inputs = MethodInputs(
             self.classes.names,
@@ -102,7 +102,7 @@ def set_up_role(
 
     Args:
         loaded: the recipe.
-        role: which of its models.
+        role: the role to set up.
         workspace: the command's workspace.
         classes: the class list; default: the recipe's.
 

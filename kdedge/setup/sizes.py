@@ -16,21 +16,21 @@ from kdedge.setup.role import backbone_spec
 
 
 def check_sizes(*models: tuple[LoadedRecipe, Role, EncoderSizes | None]) -> None:
-    """Refuses settings that do not fit the CLIPs of a recipe; one error names them all.
+    """Refuses settings that do not fit the CLIPs of a recipe; one error names all settings.
 
     Args:
-        models: a recipe, the role in it, and the sizes of its backbone; None to take these from
-            model names and configs, without reading weights.
+        models: a recipe, a role in it, and the sizes of the role's backbone; None to derive them
+            from model names and configs, without reading weights.
 
     Raises:
         RecipeError: a setting asks for more layers or tokens than an encoder has.
     """
     problems: list[str] = []
-    for loaded, role, known in models:
+    for loaded, role, backbone_sizes in models:
         spec = model_spec(loaded.recipe, role)
-        sizes = known or EncoderSizes()
-        if known is None:
-            # A wrong file is reported where it is read
+        sizes = backbone_sizes or EncoderSizes()
+        if backbone_sizes is None:
+            # A wrong file is reported later, by the code that reads it
             with contextlib.suppress(DataError, SetupError):
                 sizes = named_sizes(backbone_spec(spec))
         settings = choose_method(loaded, role).settings

@@ -1,4 +1,4 @@
-"""A command's folder of runs, its device and what it has loaded."""
+"""A command's folder of runs, its device, and caches of images and backbones."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from kdedge.workers import Workers
 class Workspace:
     """One command's folder of runs, device and process group.
 
-    It caches what the command has loaded. Each backbone is built once. Each image source is opened
-    and decoded once before training, whatever roles use it.
+    It caches backbones and images: each backbone is built once, and each image source is opened and
+    decoded once before training, for all roles that use it.
 
     Attributes:
         root: folder of all runs.
-        device: where models compute.
+        device: the device of models.
         group: the processes that train together.
-        workers: encode pools of images; None for this process.
+        workers: Ray workers that encode pools of images; None: this process encodes them.
         scans: cached facts of images: readable, size, digest.
         images: readable images of each opened source, by its description in the recipe.
     """
@@ -48,10 +48,10 @@ class Workspace:
 
         Args:
             root: folder of all runs; it may not exist yet.
-            device: where models compute.
+            device: the device of models.
             group: the processes that train together.
-            workers: encode pools of images; None for this process.
-            is_read_only: keep caches in memory and write nothing below `root`.
+            workers: Ray workers that encode pools of images; None: this process encodes them.
+            is_read_only: whether to keep caches in memory and write nothing below `root`.
         """
         self.root, self.device, self.group = root, device, group
         self.workers = workers
@@ -70,11 +70,11 @@ class Workspace:
         """Identifies a backbone by its hashes, without building it.
 
         Args:
-            spec: names it.
-            needs_texts: whether its text encoder is run.
+            spec: the backbone's name and weights.
+            needs_texts: whether its text encoder is used.
 
         Raises:
-            KdedgeError: as of `clip.find.find_backbone`.
+            KdedgeError: see `clip.find.find_backbone`.
         """
         key = (spec, needs_texts)
         if key not in self._unbuilt:
@@ -92,10 +92,10 @@ class Workspace:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Returns the device of that name; by default CUDA if available, else the CPU.
+    """Returns the device with a name; by default CUDA if available, else the CPU.
 
     A GPU gets its number, which older versions of torch need, and becomes the current one. Each
-    process that torchrun started on a machine gets its own. On a CPU, freed memory is kept.
+    process that torchrun started on a machine gets its own GPU. On a CPU, freed memory is kept.
 
     Raises:
         SetupError: this machine has no such device.
@@ -127,7 +127,7 @@ def choose_device(name: str | None) -> torch.device:
                 )
             number = local_rank()
         device = torch.device("cuda", number or 0)
-        # Events, peaks and engines name no device: they use the current one
+        # CUDA events, memory peaks and engines always use the current device
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()

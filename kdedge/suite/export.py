@@ -27,7 +27,7 @@ from kdedge.suite.state import SuiteState
 log = logging.getLogger(__name__)
 
 Exported = tuple[dict[str, Any], Grid]
-"""The content of `exported.json`, and its table, whose caption says what the figures are."""
+"""The content of `exported.json`, and its table with a legend as caption."""
 
 HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]
 
@@ -39,15 +39,15 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
     into the suite's folder.
 
     Args:
-        state: the suite's, whose cells have run.
+        state: state of a suite whose cells have run.
         export: exports a run.
 
     Raises:
-        KdedgeError: no row could be exported and measured; it is the first one's error.
+        KdedgeError: no row could be exported and measured; the error of the first row.
     """
     artifacts: dict[str, tuple[Cell, Artifact]] = {}
     left_out: dict[str, str] = {}
-    first: KdedgeError | None = None
+    first_error: KdedgeError | None = None
     plan = state.plan
     for recipe, row in itertools.product(plan.recipes, plan.loaded.suite.methods):
         label = row.name if len(plan.recipes) == 1 else f"{recipe}, {row.name}"
@@ -60,10 +60,10 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
                 artifacts[label] = cell, _artifact(Path(str(state.outcomes[cell].run)), export)
             except KdedgeError as error:
                 log.warning("%s cannot be exported: %s", label, error)
-                first = first or error
+                first_error = first_error or error
                 left_out[label] = first_line(error)
     if not artifacts:
-        raise first or KdedgeError(f"{plan.loaded.path} has no run to export.")
+        raise first_error or KdedgeError(f"{plan.loaded.path} has no run to export.")
     subjects = [
         dataclasses.replace(subject, source=label)
         for label, (_, artifact) in artifacts.items()
@@ -86,15 +86,15 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
         "files": sorted(files, key=lambda entry: (entry["p50_ms"] is None, entry["p50_ms"])),
         "left_out": dict(speed.left_out),
     }
-    made = record, _table(record)
+    table = _table(record)
     write_json(folder / "exported.json", record)
-    notes = "\n".join(f"* {note}" for note in made[1].caption.split("\n"))
-    write_atomic(folder / "exported.md", f"{made[1].as_markdown()}\n\n{notes}\n".encode())
-    return made
+    notes = "\n".join(f"* {note}" for note in table.caption.split("\n"))
+    write_atomic(folder / "exported.md", f"{table.as_markdown()}\n\n{notes}\n".encode())
+    return record, table
 
 
 def _table(record: dict[str, Any]) -> Grid:
-    """The figures of each file, and why some are not ranked."""
+    """The figures of each file, with notes on files that are not ranked."""
     notes = [
         "%: the file's accuracy over all names, on the images of its comparison. HM: the student's"
         f" harmonic mean. ms: median at batch 1, in turns. {record['machine']}."
@@ -116,7 +116,7 @@ def _table(record: dict[str, Any]) -> Grid:
 
 
 def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:
-    """The run's newest artifact, or a new one by its recipe."""
+    """The run's newest artifact; if it has none, exports the run by its recipe."""
     folder = RunFolder.open(run)
     if folder.newest_export is None:
         with contextlib.suppress(GateError):  # the file is marked, and not ranked
@@ -128,10 +128,10 @@ def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:
 def _file(row: SpeedRow, path: Path, result: EvalResult | None) -> dict[str, Any]:
     """The figures of a measured file.
 
-    `images` is the hash of the labeled images of its comparison, `accuracy` its own over all class
-    names, `harmonic_mean` the student's before the export, all in percent; `gflops` has 2 per
-    multiply-add. `is_on_front` is whether no other file of the same images is as fast and as
-    accurate, and better in one; `doubt` why it is not ranked.
+    `images` is the hash of the labeled images of its comparison, `accuracy` the file's accuracy
+    over all class names and `harmonic_mean` the student's before the export, in percent. `gflops`
+    counts 2 per multiply-add. `is_on_front` is whether the file is on the Pareto front of files
+    with the same images, and `doubt` why it is not ranked.
     """
     time, accuracy = row.alone(1), row.accuracy
     doubt = row.problem or ("it was not measured at batch 1" if time is None else time.doubt)

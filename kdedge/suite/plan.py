@@ -1,4 +1,4 @@
-"""Plans the cells of a suite file: which commands run, in which order, on which data."""
+"""Plans the cells of a suite file: the commands, their order and their data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from kdedge.training.teach import with_baseline
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
 
-# The parts of a recipe that the model of a role does not depend on
+# Parts of a recipe on which the model of a role does not depend
 _UNREAD: dict[Role, tuple[str, ...]] = {
     "teacher": ("student", "baseline"),
     "student": ("baseline",),
@@ -59,12 +59,12 @@ class Cell:
         recipe: the recipe's name.
         row: the row's label.
         seed: the seed.
-        role: its model in the run, as named in the run's eval.json.
+        role: the role of its model, which is also the key in the run's eval.json.
         loaded: the recipe with the row's settings and the seed; it names the test images.
         is_zero_shot: whether it is zero-shot CLIP, which has no random draws.
-        is_official: whether its recipe says `official: true`.
+        is_official: whether its recipe has `official: true`.
         sees: data that its model learns from.
-        source: the cell whose run this one measures on other images, without training.
+        source: the cell whose run this cell measures on other images; None if it trains a run.
     """
 
     recipe: str
@@ -89,15 +89,15 @@ class Cell:
 
     @cached_property
     def trains_first(self) -> str:
-        """What it trains first, as text: its teacher, or its own model."""
+        """Text that identifies the model it trains first: its teacher, or its own model."""
         if self.source is not None:
-            return self.label  # nothing
+            return self.label  # it trains no model
         teacher = self.loaded.recipe.teacher
         has_own = self.role == "student" and teacher is not None and teacher.is_trained
         return self.depends_on("teacher" if has_own else self.role)
 
     def depends_on(self, role: Role) -> str:
-        """The keys of its recipe that the model of a role depends on, as JSON text."""
+        """The keys of its recipe on which the model of a role depends, as JSON text."""
         unread = {"name", "gates", "export", *_UNREAD[role]}
         values = recipe_values(self.loaded.recipe)
         return json.dumps({key: value for key, value in values.items() if key not in unread})
@@ -110,9 +110,8 @@ class Plan:
     Attributes:
         loaded: the suite file.
         recipes: names of the recipes, in the suite's order.
-        sources: names of further recipes that rows are trained on.
-        cells: by recipe, the sources first; for each by seed; cells that measure other cells' runs
-            come last.
+        sources: names of further recipes on which rows are trained.
+        cells: sorted by recipe, the sources first, then by seed.
     """
 
     loaded: LoadedSuite
@@ -130,7 +129,7 @@ def make_plan(loaded: LoadedSuite) -> Plan:
 
     Raises:
         RecipeError: a recipe, a method, a setting or a published figure is wrong, or two recipes
-            or rows are the same; before any cell has run.
+            or rows are the same.
         DataError: files that a recipe names are missing.
     """
     names: dict[Path, str] = {}
@@ -156,20 +155,20 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             raise RecipeError(f"{where}: {first.row} {why}.\n{_REMEDY}")
     cells: list[Cell] = []
     for file, name in sorted(names.items(), key=lambda item: item[1] in recipes):
-        of_recipe: list[Cell] = []
+        recipe_cells: list[Cell] = []
         for number in range(len(loaded.suite.methods)):
             if trained_on.get(number) == file:
-                of_recipe += trained[number]
+                recipe_cells += trained[number]
             elif name not in sources and number in trained:
-                of_recipe += _measuring_cells(loaded, file, number, trained[number])
+                recipe_cells += _measuring_cells(loaded, file, number, trained[number])
             elif name not in sources:
-                of_recipe += _row_cells(loaded, file, name, number)
-        cells += sorted(of_recipe, key=lambda cell: loaded.suite.seeds.index(cell.seed))
+                recipe_cells += _row_cells(loaded, file, name, number)
+        cells += sorted(recipe_cells, key=lambda cell: loaded.suite.seeds.index(cell.seed))
     return Plan(loaded, recipes, sources, tuple(cells))
 
 
 def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path, str]) -> Path:
-    """Adds a recipe's file and name to the known ones; a row's source may be known already."""
+    """Adds a recipe's file and name to `names`, unless it is a row's source and known already."""
     where = loaded.lines.where(key)
     file = recipe_file(loaded, entry, key=key)
     if key[0] == "methods":
@@ -193,11 +192,11 @@ def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path,
 def _measuring_cells(
     loaded: LoadedSuite, file: Path, number: int, trained: Sequence[Cell]
 ) -> list[Cell]:
-    """The cells of a row that is trained elsewhere: its runs on this recipe's test images."""
+    """The cells that measure the runs of a row's source on a recipe's test images."""
     resolved = _load_to_test(loaded, file)
     name, first = resolved.recipe.name, trained[0]
     if choose_method(first.loaded, first.role).settings.is_class_specific:
-        known, names = (load_classes(one_of.recipe).names for one_of in (first.loaded, resolved))
+        known, names = (load_classes(each.recipe).names for each in (first.loaded, resolved))
         new = [class_name for class_name in names if class_name not in known]
         if new:
             raise RecipeError(
@@ -210,11 +209,11 @@ def _measuring_cells(
 
 
 def measuring_overrides(recipe: Recipe) -> list[str]:
-    """Overrides, as --set takes them, to measure any run on a recipe's test images and classes."""
+    """Overrides, as texts for --set, to measure any run on a recipe's test images and classes."""
     values = recipe_values(recipe)
-    given = {"classes": values["classes"]}
-    given |= {f"data.{key}": values["data"].get(key) for key in ("test", "split", "root")}
-    return override_texts(given)
+    overrides = {"classes": values["classes"]}
+    overrides |= {f"data.{key}": values["data"].get(key) for key in ("test", "split", "root")}
+    return override_texts(overrides)
 
 
 def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> list[Cell]:
@@ -244,7 +243,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
 
 
 def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecipe, Role]:
-    """The recipe with a row's settings and its baseline written out, and the row's role.
+    """The recipe with a row's settings and its baseline filled in, and the row's role.
 
     Raises:
         RecipeError: the method or a setting is wrong.
@@ -261,7 +260,7 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
                 f" depend on {unread[0]}.\n"
                 f"  Remove it; keys that only a {role} reads begin with {role}."
             )
-    switch: dict[str, Any] = {}  # to its method, without the settings of the recipe's own
+    switch: dict[str, Any] = {}  # overrides that replace the recipe's method and its settings
     if role == "baseline":
         if plain.baseline is not None and plain.baseline.method not in (None, name):
             switch = {"baseline": {}}
@@ -284,7 +283,7 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
 
 
 def _load_to_test(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]) -> LoadedRecipe:
-    """A recipe with test images, whose files exist."""
+    """Loads a recipe and checks that it has test images and that its files exist."""
     resolved = _load(loaded, file, *overrides)
     check_paths(resolved)
     if resolved.recipe.data.test is None:
@@ -296,22 +295,22 @@ def _load_to_test(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]
 
 
 def _load(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]) -> LoadedRecipe:
-    """A recipe with overrides, after the suite's; relative paths start at the suite's folder."""
-    given = merged(loaded.suite.set, *overrides)
-    return load_recipe(file, given, override_folder=loaded.folder)
+    """Loads a recipe with the suite's and other overrides, whose paths start at its folder."""
+    all_overrides = merged(loaded.suite.set, *overrides)
+    return load_recipe(file, all_overrides, override_folder=loaded.folder)
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> DataNeeds:
-    """The kinds of data that a role's model learns from; a student's include its teacher's.
+    """The kinds of data from which a role's model, and a student's teacher, learn.
 
-    What the model behind a file of probabilities has learned from is unknown.
+    The data behind a file of probabilities are unknown and left out.
     """
     recipe = loaded.recipe
     needs = _with_data(choose_method(loaded, role).data_needs, recipe.data)
     teacher = recipe.teacher
     if role == "student" and teacher is not None and teacher.file is None:
         method = teacher.method
-        if teacher.run is not None:  # which reports its errors when it is used
+        if teacher.run is not None:  # errors of the run are reported when it is used
             with contextlib.suppress(KdedgeError):
                 method = str(find_run(str(teacher.run), Path()).read_provenance().method)
         needs |= _with_data(load_method(method).METHOD.data_needs, recipe.data)

@@ -1,8 +1,8 @@
-"""Runs the unfinished cells of a suite, each in its own process, and records how they end.
+"""Runs the unfinished cells of a suite, each in its own process, and records their outcomes.
 
 A cell's process is `kdedge teach`, `distill` or `train` with --resume, which continues an
-interrupted run, and gives a finished one. `kdedge eval` follows where that has no accuracies on the
-cell's test images.
+interrupted run and returns a finished one. `kdedge eval` follows if that run has no accuracies on
+the cell's test images.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class _Running:
     """A cell's process.
 
     Attributes:
-        process: the process, in a session of its own: a terminal's Ctrl-C does not reach it.
-        log_start: where its part of the cell's log begins.
-        measures: folder of the run whose accuracy it measures, if it trains nothing.
+        process: the process, in its own session, so that a terminal's Ctrl-C does not reach it.
+        log_start: byte at which its part of the cell's log begins.
+        measures: folder of the run whose accuracy it measures; None if it trains a run.
     """
 
     process: subprocess.Popen[bytes]
@@ -52,17 +52,17 @@ class _Running:
 
 
 class Runner:
-    """Runs the unfinished cells of a suite in processes; use it in the thread that gets signals.
+    """Runs the unfinished cells of a suite in processes; use it in the main thread.
 
     Args:
-        state: the suite's cells.
+        state: the suite's cells and their outcomes.
         root: folder of all runs.
-        device: where to train, as --device takes it; None for its default.
+        device: value of --device; None for its default.
         n_jobs: largest number of cells that run at the same time.
-        after_each: called when a cell has ended, whatever its result.
+        after_each: called when a cell has finished or failed.
 
     Raises:
-        SetupError: several cells are to share a device that does not exist.
+        SetupError: `n_jobs` is above 1, and the device does not exist.
     """
 
     def __init__(
@@ -85,16 +85,16 @@ class Runner:
 
     @property
     def _n_done(self) -> int:
-        """Number of cells that have ended, whatever their result."""
+        """Number of cells that have finished or failed."""
         return len(self._cells) - len(self._queue) - len(self._running)
 
     def run(self) -> None:
-        """Runs every unfinished cell; a failed one does not stop the others.
+        """Runs every unfinished cell; a failed cell does not stop the others.
 
         Raises:
             Interrupted: a signal ended it; the running cells have saved their state.
             ResourceError: the suite's folder may not be written.
-            InUseError: another process uses it.
+            InUseError: another process uses the suite's folder.
         """
         folder = self._state.folder
         with explained(folder):
@@ -123,7 +123,7 @@ class Runner:
                 time.sleep(_POLL_EVERY_S)
                 for cell, running in list(self._running.items()):
                     if running.process.poll() is not None:
-                        self._take(cell, self._running.pop(cell))
+                        self._finish(cell, self._running.pop(cell))
         except KeyboardInterrupt as error:
             signum = signum_of(error)
             labels = " and ".join(cell.label for cell in self._running)
@@ -140,7 +140,7 @@ class Runner:
             raise
 
     def _stop(self, signum: int) -> None:
-        """Hands a signal on, and later ones too, until all processes have ended."""
+        """Sends a signal, and later signals, to all processes until they have ended."""
         processes = [running.process for running in self._running.values()]
         while any(process.poll() is None for process in processes):
             try:
@@ -155,7 +155,7 @@ class Runner:
         """Starts a cell's first process, or records why it cannot start."""
         recipe = self._state.begin(cell)
         if cell.source is None:
-            # The row is about this teacher, even if another is better
+            # The row measures this teacher, even if another one is better
             kept = ["--keep-teacher"] if cell.command == "distill" else []
             self._start(cell, [cell.command, str(recipe), "--resume", *kept])
             return
@@ -187,8 +187,8 @@ class Runner:
             )
         self._running[cell] = _Running(process, log_start, measures)
 
-    def _take(self, cell: Cell, running: _Running) -> None:
-        """Records how a cell's process has ended, or measures the run that it trained."""
+    def _finish(self, cell: Cell, running: _Running) -> None:
+        """Records the outcome of a cell's process, or measures the run that it trained."""
         code = running.process.returncode
         if code != 0:
             lines = _last_lines(self._state.file(cell, ".log"), running.log_start)
@@ -200,7 +200,7 @@ class Runner:
         run, inputs = RunFolder.open(Path(path)), self._state.inputs(cell)
         if running.measures is None:
             result = (if_readable(read_evaluation, run) or {}).get(cell.role)
-            # If the images were unreadable at the start, nothing is known of them
+            # An empty hash: the test images could not be read when the cell began
             if result is None or inputs.tested not in ("", result.images_hash):
                 log.info("%s was measured on other images; measuring it again.", path)
                 self._measure(cell, path)
@@ -229,7 +229,7 @@ class Runner:
 
 
 def _last_lines(path: Path, start: int) -> tuple[str, ...]:
-    """The last error message, or the last lines if there is none."""
+    """The last error message in a log after a byte; if there is none, the last lines."""
     text = f"\n{path.read_bytes()[start:].decode(errors='replace')}"
     _, mark, message = text.rpartition("\nkdedge: ")
     return tuple(f"{mark}{message}".strip("\n").splitlines()[-_LAST_LINES:])
@@ -238,21 +238,21 @@ def _last_lines(path: Path, start: int) -> tuple[str, ...]:
 def next_cell(
     queue: Sequence[Cell], running: Collection[Cell], finished: Iterable[Cell]
 ) -> Cell | None:
-    """The first cell of a queue that need not wait; None if all must.
+    """The first cell of a queue that need not wait; None if all must wait.
 
     A cell waits for the cell whose run it measures, and for a running cell that first trains the
-    same, such as a teacher that no finished cell has.
+    same model, such as a teacher that no finished cell has.
     """
     busy = {cell.trains_first for cell in running} - {cell.trains_first for cell in finished}
-    able = (cell for cell in queue if cell.source not in (*queue, *running))
-    return next((cell for cell in able if cell.trains_first not in busy), None)
+    ready = (cell for cell in queue if cell.source not in (*queue, *running))
+    return next((cell for cell in ready if cell.trains_first not in busy), None)
 
 
 def check_failed(state: SuiteState) -> None:
     """Raises an error that lists the failed cells.
 
     Raises:
-        CellsFailed: some did.
+        CellsFailed: at least one cell failed.
     """
     outcomes = state.outcomes.items()
     failed = [(cell, outcome.exit_code) for cell, outcome in outcomes if outcome.exit_code]
@@ -264,5 +264,5 @@ def check_failed(state: SuiteState) -> None:
         f"{len(failed)} of {len(outcomes)} cells failed.\n"
         + "\n".join(lines)
         + "\n  Run the same command to try them again; finished cells are kept.",
-        exit_code=code if code > 0 else 128 - code,  # of the signal that killed it
+        exit_code=code if code > 0 else 128 - code,  # a negative code is minus the signal
     )

@@ -1,4 +1,4 @@
-"""The state of a suite's cells: files of the suite's folder, a few for each cell."""
+"""The state of a suite's cells, in files of the suite's folder."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ _PARTS: tuple[DataPart, ...] = ("labeled", "unlabeled", "validation", "test")
 
 @dataclass(frozen=True)
 class Outcome(Record):
-    """How a cell's last process ended.
+    """The outcome of a cell's last process.
 
     Attributes:
-        status: `outdated` if the recipe, its row, or files that it names have changed since, or the
-            run is gone.
-        inputs: hash of these when the process started; empty if they could not be read.
+        status: `outdated` if the recipe, its row, or files that it names have changed since, or if
+            the run is missing.
+        inputs: hash of recipe, row and files when the process started; empty if they could not be
+            read.
         run: folder of the run that was measured.
         result: the run's accuracies.
         seconds: training time of the run; None if nothing was trained.
-        exit_code: of a failed process; negative for the signal that killed it.
-        last_lines: the last lines of its log.
+        exit_code: exit code of a failed process; minus the number of a signal that killed it.
+        last_lines: last lines of the log of a failed process.
     """
 
     status: CellStatus
@@ -52,12 +53,12 @@ class Outcome(Record):
 
 
 class Inputs(NamedTuple):
-    """What a cell's result depends on.
+    """The inputs of a cell's result, as hashes.
 
     Attributes:
-        hash: of its settings, and of the images and files that its recipe names; empty if they
-            cannot be read.
-        tested: hash of the test images and class names, as `EvalResult.images_hash`.
+        hash: hash of the cell's settings, and of the images and files that its recipe names; empty
+            if they cannot be read.
+        tested: hash of the test images and class names, as in `EvalResult.images_hash`.
     """
 
     hash: str = ""
@@ -73,7 +74,7 @@ class SuiteState:
         root: folder of all runs, with the caches of images.
 
     Attributes:
-        outcomes: of each cell, as they were when `read` was called, or `write` later.
+        outcomes: the outcome of each cell, from the last call of `read` or `write`.
     """
 
     def __init__(self, plan: Plan, folder: Path, root: Path) -> None:
@@ -84,24 +85,24 @@ class SuiteState:
         self._images: dict[str, Inputs] = {}
 
     def read(self) -> None:
-        """Reads the outcomes of all cells, and the images of the finished ones."""
+        """Reads the outcomes of all cells, and the images of the finished cells."""
         self._inputs, self._images = {}, {}
         self.outcomes = {cell: self._read(cell) for cell in self.plan.cells}
 
     def _read(self, cell: Cell) -> Outcome:
         file = self.file(cell, ".json")
-        known = None
-        if file.exists():  # a damaged one is as none: the command finds its finished run
-            known = if_readable(lambda: read_record(Outcome, file, remedy="It is written anew."))
-        if known is None:
+        stored = None
+        if file.exists():  # a damaged file counts as missing; the command finds its finished run
+            stored = if_readable(lambda: read_record(Outcome, file, remedy="It is written anew."))
+        if stored is None:
             return Outcome("interrupted" if self.file(cell, ".yaml").exists() else "not begun")
-        is_there = known.run is not None and (Path(known.run) / "provenance.json").exists()
-        if known.status == "failed" or (is_there and known.inputs == self.inputs(cell).hash != ""):
-            return known
+        has_run = stored.run is not None and (Path(stored.run) / "provenance.json").exists()
+        if stored.status == "failed" or (has_run and stored.inputs == self.inputs(cell).hash != ""):
+            return stored
         return Outcome("outdated")
 
     def is_finished(self, cell: Cell) -> bool:
-        """Whether nothing is left to do for a cell."""
+        """Whether a cell is finished and up to date."""
         return self.outcomes[cell].status == "finished"
 
     def begin(self, cell: Cell) -> Path:
@@ -117,7 +118,7 @@ class SuiteState:
             recipe.parent.mkdir(parents=True, exist_ok=True)
             self.file(cell, ".json").unlink(missing_ok=True)
         write_atomic(recipe, dump_recipe(cell.loaded.recipe).encode())
-        self.inputs(cell)  # before the process reads them
+        self.inputs(cell)  # hashes the inputs before the process reads them
         self.outcomes[cell] = Outcome("interrupted")
         return recipe
 
@@ -131,14 +132,14 @@ class SuiteState:
         write_json(self.file(cell, ".json"), outcome.to_dict())
 
     def file(self, cell: Cell, suffix: str) -> Path:
-        """A file of a cell; a hash distinguishes labels that would give the same file name."""
+        """A file of a cell; a hash distinguishes labels that would have the same file name."""
         label = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.row).strip("-.")[:80] or "row"
         if label != cell.row:
             label += f"-{hashlib.sha256(cell.row.encode()).hexdigest()[:8]}"
         return self.folder / "cells" / cell.recipe / f"{label}-seed{cell.seed}{suffix}"
 
     def inputs(self, cell: Cell) -> Inputs:
-        """What a cell's result depends on, as it was at the first call."""
+        """The inputs of a cell's result, as they were at the first call."""
         if cell not in self._inputs:
             self._inputs[cell] = Inputs()
             with contextlib.suppress(KdedgeError):  # the cell's process reports the error
@@ -148,21 +149,21 @@ class SuiteState:
     def _read_inputs(self, cell: Cell) -> Inputs:
         recipe = cell.loaded.recipe
         unlabeled = recipe.data.unlabeled
-        if unlabeled is not None:  # all, as draws from them depend on the seed
+        if unlabeled is not None:  # hash all images, since draws depend on the seed
             unlabeled = unlabeled.model_copy(update={"per_class": None, "hold_out": None})
         data = recipe.data.model_copy(update={"unlabeled": unlabeled})
         key = f"{recipe.classes!r} {data!r}"
         if key not in self._images:
             classes = load_classes(recipe)
-            workspace = Workspace(self._root, torch.device("cpu"))  # of these images alone
+            workspace = Workspace(self._root, torch.device("cpu"))  # keeps these images only
             read = RecipeData(recipe.model_copy(update={"data": data}), classes, workspace)
             images = [read.load(part) for part in _PARTS]
-            assert images[-1] is not None  # the plan refuses a recipe without it
+            assert images[-1] is not None  # the plan refuses a recipe without test images
             tested = images[-1].hash_with(classes.names)
             hashes = [part and part.list_hash for part in images]
             self._images[key] = Inputs(sha256_json([hashes, tested]), tested)
         run = None if recipe.teacher is None else recipe.teacher.run
-        named = [Path(text) for text in _texts(recipe_values(recipe)) if text.startswith("/")]
+        named = [Path(text) for text in _strings(recipe_values(recipe)) if text.startswith("/")]
         statuses = [path.stat() for path in named if path == run or path.is_file()]
         files = [[status.st_size, status.st_mtime_ns] for status in statuses]
         source = None if cell.source is None else self.inputs(cell.source).hash
@@ -170,10 +171,10 @@ class SuiteState:
         return Inputs(sha256_json([cell.depends_on(cell.role), source, hashed, files]), tested)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in plain values."""
+def _strings(value: Any) -> Iterator[str]:
+    """Yields all strings in nested plain values."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
+            yield from _strings(item)

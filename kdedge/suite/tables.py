@@ -19,7 +19,7 @@ from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.state import Outcome
 
 OFFICIAL_MARK = "†"
-"""Mark after the label of a row whose recipe says `official: true`."""
+"""Mark after the label of a row whose recipe has `official: true`."""
 
 _TITLES = {
     "base": "base",
@@ -50,13 +50,13 @@ class Line:
         row: the row's label.
         n_seeds: number of finished seeds.
         n_planned: number of seeds in the suite.
-        mean: means over seeds of base, novel and all; the harmonic mean is taken of the mean
-            base and the mean novel accuracy. None if a figure is missing.
+        mean: means over seeds, by figure; the harmonic mean is taken of the mean base and the mean
+            novel accuracy. None if a figure is missing.
         std: standard deviations over seeds (n - 1); for the harmonic mean, the deviation of
             the seeds' harmonic means. None for fewer than two seeds.
-        paper: published figures, if the suite has them.
+        paper: published figures; None if the suite has none.
         sees: data that the row's model learns from.
-        is_official: whether one of its recipes says `official: true`.
+        is_official: whether one of its recipes has `official: true`.
     """
 
     recipe: str
@@ -91,21 +91,21 @@ def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     lines = [_line(plan, *key, [*seeds.values()]) for key, seeds in by_row.items()]
     if len(plan.recipes) > 1:
         for row in suite.methods:
-            lines_of_row = [by_row[recipe, row.name] for recipe in plan.recipes]
-            lines.append(_line(plan, AVERAGE, row.name, _averages(lines_of_row)))
+            recipes = [by_row[recipe, row.name] for recipe in plan.recipes]
+            lines.append(_line(plan, AVERAGE, row.name, _averages(recipes)))
     return lines
 
 
 def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
-    """For each seed that all recipes have: means over recipes, and their harmonic mean.
+    """For each seed that all recipes have, the means over recipes and their harmonic mean.
 
     Source: the average over data sets in the published tables (arXiv:2403.02781, table 1).
     """
     shared = [seed for seed in recipes[0] if all(seed in recipe for recipe in recipes)]
     averages: list[Values] = []
     for seed in shared:
-        of_seed = [recipe[seed] for recipe in recipes]
-        mean = {name: _over(fmean, of_seed, name) for name in FIGURES}
+        rows = [recipe[seed] for recipe in recipes]
+        mean = {name: _over(fmean, rows, name) for name in FIGURES}
         averages.append({**mean, "harmonic_mean": _harmonic_mean(mean)})
     return averages
 
@@ -134,8 +134,8 @@ def _over(
     statistic: Callable[[list[float]], float], rows: Sequence[Values], name: str, *, least: int = 1
 ) -> float | None:
     """A statistic of a figure; None if a row lacks it, or there are fewer than `least` rows."""
-    known = [value for row in rows if (value := row[name]) is not None]
-    return statistic(known) if len(known) == len(rows) >= least else None
+    values = [value for row in rows if (value := row[name]) is not None]
+    return statistic(values) if len(values) == len(rows) >= least else None
 
 
 def _harmonic_mean(values: Values) -> float | None:
@@ -144,27 +144,27 @@ def _harmonic_mean(values: Values) -> float | None:
 
 
 def make_grids(lines: Sequence[Line]) -> list[Grid]:
-    """One table per recipe, and one of their average, without empty columns."""
+    """One table per recipe and one for their average, each without empty columns."""
     recipes = dict.fromkeys(line.recipe for line in lines)
     return [_grid(recipe, [line for line in lines if line.recipe == recipe]) for recipe in recipes]
 
 
 def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
-    ours = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
+    own = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
     pairs = [(line.mean["all"], line.mean["mean_over_classes"]) for line in lines]
     if all(_with_spread(pair, None) == _with_spread(other, None) for pair, other in pairs):
-        ours = [name for name in ours if name != "mean_over_classes"]
+        own = [name for name in own if name != "mean_over_classes"]
     paper = [name for name in FIGURES if any(_published(line, name) is not None for line in lines)]
-    # Rows that learn from the same data need no columns for it
-    seen = list(_SEEN) if len({line.sees for line in lines}) > 1 else []
-    header = ["method", *(_SEEN[name] for name in seen), *(_TITLES[name] for name in ours), "seeds"]
+    # Columns about the data are left out if all rows learn from the same data
+    data = list(_SEEN) if len({line.sees for line in lines}) > 1 else []
+    header = ["method", *(_SEEN[name] for name in data), *(_TITLES[name] for name in own), "seeds"]
     header += [f"paper {_TITLES[name]}" for name in paper]
     rows = []
     for line in lines:
-        cells = ["yes" if getattr(line.sees, name) else "-" for name in seen]
-        cells += [_with_spread(line.mean[name], line.std[name]) for name in ours]
-        of_planned = "" if line.n_seeds == line.n_planned else f" of {line.n_planned}"
-        cells.append(f"{line.n_seeds}{of_planned}")
+        cells = ["yes" if getattr(line.sees, name) else "-" for name in data]
+        cells += [_with_spread(line.mean[name], line.std[name]) for name in own]
+        suffix = "" if line.n_seeds == line.n_planned else f" of {line.n_planned}"
+        cells.append(f"{line.n_seeds}{suffix}")
         cells += [_with_spread(_published(line, name), None) for name in paper]
         rows.append([line.label, *cells])
     return Grid(recipe, header, rows)
@@ -182,7 +182,7 @@ def _with_spread(mean: float | None, std: float | None) -> str:
 
 
 def notes(plan: Plan) -> list[str]:
-    """Explains the figures."""
+    """Lines below the tables that explain the figures."""
     paper = plan.loaded.suite.paper
     texts = [
         "Accuracies in percent: mean ± standard deviation (n - 1) over seeds. HM: harmonic mean of"
