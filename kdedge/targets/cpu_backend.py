@@ -1,4 +1,4 @@
-"""What the backends on the CPU share: calls, and what a package's errors mean."""
+"""Shared code of the backends on the CPU: checks of inputs, and errors of packages."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def explaining(
 
     Args:
         path: the file.
-        what: `read`, `loaded` or `run`.
+        what: `read`, `loaded` or `run`, for the message.
         package: the package.
-        too_new: parts of its messages for a file that needs a newer version of it.
+        too_new: parts of the package's messages about a file that needs a newer version of it.
 
     Raises:
         ResourceError: memory ran out.
@@ -40,18 +40,18 @@ def explaining(
         yield
     except KdedgeError:
         raise
-    except Exception as error:  # of the packages, without a common class
+    except Exception as error:  # errors of packages have no common class
         reason = " ".join(str(error).split()).rstrip(".")
         runtime = f"{package.distributions[0]} {package.version}"
-        if any(sign in reason for sign in too_new):
+        if any(text in reason for text in too_new):
             raise SetupError(
                 f"{runtime} is too old for {path}: {reason}.\n"
                 f"  Update it with: pip install --upgrade {package.distributions[0]}"
             ) from error
-        is_long = len(reason) > 300  # the end says more than places in the package's source
+        is_long = len(reason) > 300  # its end says more than its middle
         shown = f"{reason[:60]} ... {reason[-240:]}" if is_long else reason
         problem = f"{path} cannot be {what} by {runtime}: {shown}.\n"
-        if is_out_of_memory(error) or any(sign in reason for sign in _NO_MEMORY):
+        if is_out_of_memory(error) or any(text in reason for text in _NO_MEMORY):
             remedy = "  Use smaller batches, or close other programs."
             raise ResourceError(problem + remedy) from error
         remedy = "  Copy the file from the export again, or export again."
@@ -59,19 +59,19 @@ def explaining(
 
 
 class CpuModel:
-    """A loaded file. Several threads may use it; one call at a time runs.
+    """A loaded model file. Several threads may use it; one call runs at a time.
 
-    A subclass has `name`, `package`, `_open` and `_compute`.
+    A subclass defines `name`, `package`, `_open` and `_compute`.
 
     Args:
         path: the file.
-        n_threads: threads of a call; None: the number in OMP_NUM_THREADS, or else the package's
-            own choice.
-        built_with: what the file was built with.
+        n_threads: threads of a call; None: the number in OMP_NUM_THREADS, or the package's own
+            choice if that is not set.
+        built_with: the record of the file's build.
 
     Raises:
         MissingPackage, BackendUnavailable: the package is not installed.
-        SetupError: it cannot be imported, or is too old for the file.
+        SetupError: the package cannot be imported, or is too old for the file.
         DataError: the file is broken.
         ResourceError: memory ran out.
     """
@@ -98,15 +98,15 @@ class CpuModel:
             self._open(module, n_threads or number_of_threads())
 
     def _open(self, module: Any, n_threads: int | None) -> None:
-        """Loads the file as `_model` with the package's module, and sets what it takes."""
+        """Loads the file as `_model` with the package's module, and sets shapes of its input."""
         raise NotImplementedError
 
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Logits of images that the file takes."""
+        """Computes the logits of images whose type and shape are checked."""
         raise NotImplementedError
 
     def _set_input(self, shape: Sequence[int | None], *, is_bytes: bool) -> None:
-        """Sets what the file takes, by its input's shape; None for an axis of any size."""
+        """Sets `batches`, `pixels` and `image_shape` from the input's shape (None: any size)."""
         n_images, *image_shape = shape
         self.batches = (1, None) if n_images is None else (n_images, n_images)
         self.pixels, self.image_shape = "uint8" if is_bytes else "float", tuple(image_shape)
@@ -121,7 +121,7 @@ class CpuModel:
             DataError: the file does not take these images, or fails.
             ResourceError: memory ran out.
         """
-        # Packages may convert other types and shapes, or read them otherwise
+        # Packages may convert other types and shapes, or misread them
         dtype = np.dtype(np.uint8 if self.pixels == "uint8" else np.float32)
         low, high = self.batches
         fits = low <= len(images) <= (high or len(images))
@@ -136,7 +136,7 @@ class CpuModel:
             return self._compute(images)
 
     def describe(self) -> str:
-        """The backend, its version and where it runs."""
+        """Name, version and device of the backend."""
         return f"{self.name} {self.package.version} CPU"
 
     def close(self) -> None:

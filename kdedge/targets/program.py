@@ -1,4 +1,4 @@
-"""The folded model as a program of torch.export, from which several targets build their files."""
+"""Exports the folded model by torch.export, and writes files that converters build from it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def example_images(model: Any, *, size_px: int, batches: tuple[int, int]) -> Ten
 def export_program(
     module: nn.Module, images: Tensor, *, batches: tuple[int, int]
 ) -> ExportedProgram:
-    """Traces a module from `images` to logits, for batches of these sizes.
+    """Traces a module from images to logits.
 
     Args:
-        module: in evaluation mode, on the device of the images.
-        images: what `example_images` gives.
+        module: the module, in evaluation mode, on the device of the images.
+        images: the result of `example_images`.
         batches: smallest and largest batch.
     """
     with torch.no_grad():
@@ -44,17 +44,17 @@ def export_program(
 
 
 def dynamic_shapes(batches: tuple[int, int]) -> dict[str, Any] | None:
-    """The shapes that a program takes, as torch.export expects them; None for one batch size."""
+    """The argument `dynamic_shapes` of torch.export; None if there is only one batch size."""
     low, high = batches
     return {"images": {0: Dim("batch", min=low, max=high)}} if low < high else None
 
 
 def write_converted(path: Path, convert: Callable[[], bytes], *, converter: str, flag: str) -> None:
-    """Writes a file that another package makes of the folded model.
+    """Writes a file that another package converts from the folded model.
 
     Args:
         path: the file.
-        convert: makes its bytes.
+        convert: returns the bytes of the file.
         converter: the package, for messages.
         flag: the target's option, for messages.
 
@@ -66,7 +66,7 @@ def write_converted(path: Path, convert: Callable[[], bytes], *, converter: str,
         data = convert()
     except OSError as error:
         raise explain_os_error(error, path) from error
-    except Exception as error:  # of the packages, without a common class
+    except Exception as error:  # errors of packages have no common class
         if is_out_of_memory(error):
             raise
         raise RecipeError(

@@ -29,26 +29,26 @@ if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
 ExportInput = Literal["folded model", "ONNX file"]
 
 HEAD_LAYERS = ("hidden/", "features/", "fused_head/")
-"""How the names of the head's nodes and layers begin, from the projector to the class vectors. They
-are a small cost, and float32 where class margins need it."""
+"""Prefixes of the names of the head's nodes and layers, from the projector to the class vectors.
+They stay float32, which class margins need and which costs little."""
 
 CPU_WEIGHT_LEVELS = 64
 """Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
-bytes in 16 bits, 2 x 255 x 64 < 32768: no file that passed its gate here overflows elsewhere."""
+bytes in 16 bits; 2 x 255 x 64 < 32768, so that no file overflows on another processor."""
 
 
 LOG_LINES = re.compile(
     rb"device_discovery\.cc|^\[\w+\.(cpp|h):\d+\]|^(INFO|WARNING|ERROR): |^[IWE]\d{4} "
 )
-"""Lines that packages write to stderr and that no setting turns off. ONNX Runtime warns of graphics
-cards that it does not know: github.com/microsoft/onnxruntime/issues/27092"""
+"""Lines on stderr of packages that no setting turns off. ONNX Runtime warns of graphics cards that
+it does not know: github.com/microsoft/onnxruntime/issues/27092"""
 
 ANY_LINE = re.compile(rb"")
 
 
 @contextlib.contextmanager
 def silenced(lines: re.Pattern[bytes] = LOG_LINES) -> Iterator[None]:
-    """Context without stdout, warnings, logs and these lines on stderr of a target's package."""
+    """Context that suppresses a package's stdout, warnings, logs, and `lines` on stderr."""
     with filter_native_stderr(lines), contextlib.redirect_stdout(io.StringIO()), quiet():
         yield
 
@@ -58,13 +58,13 @@ class Package:
     """An optional Python package of a target, as `kdedge doctor` lists it.
 
     Attributes:
-        module: name for the import.
+        module: name under which it is imported.
         purpose: what needs it, such as `running ONNX files`.
         extra: the kdedge extra that installs it; None if no extra does.
-        install: how to install it; empty for its extra.
-        entry: a module and its attribute that `load` looks for, such as `openvino:Core`: type stubs
-            leave a folder that can be imported, too, but has no attribute.
-        names: names of the distributions that contain it; empty for one of its own name.
+        install: command that installs it; empty if its extra does.
+        entry: a module and an attribute that `load` requires, such as `openvino:Core`; a folder of
+            type stubs can also be imported, but lacks the attribute.
+        names: names of the distributions that contain it; empty if the distribution has its name.
     """
 
     module: str
@@ -76,12 +76,12 @@ class Package:
 
     @property
     def distributions(self) -> tuple[str, ...]:
-        """Names of the distributions that contain it; messages have the first."""
+        """Names of the distributions that contain it; messages use the first one."""
         return self.names or (self.module.replace("_", "-"),)
 
     @property
     def install_line(self) -> str:
-        """How to install it."""
+        """Command that installs it."""
         return self.install or f"pip install 'kdedge[{self.extra}]'"
 
     @property
@@ -90,11 +90,11 @@ class Package:
         for distribution in self.distributions:
             with contextlib.suppress(PackageNotFoundError):
                 return version(distribution)
-        # Of a distribution with another name, once it is imported
+        # The module's own version, if it is imported from a distribution with another name
         return getattr(sys.modules.get(self.module), "__version__", None)
 
     def load(self) -> Any:
-        """Imports the module of `entry`, without a line on stderr.
+        """Imports the module of `entry`, without output on stdout or stderr.
 
         Raises:
             MissingPackage, BackendUnavailable: it is not installed.
@@ -136,8 +136,8 @@ class PlannedFile:
     Attributes:
         name: name in the artifact's folder.
         precision: precision of its weights and arithmetic.
-        device: device that it is meant for.
-        data: name of the second file, which has its weights; None if they are in the file itself.
+        device: device for which it is meant.
+        data: name of a second file with the weights; None if they are in the file itself.
     """
 
     name: str
@@ -148,7 +148,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Target:
-    """A target, as data: `TARGET` in `__init__.py`.
+    """The description of a target: `TARGET` in `__init__.py`.
 
     Attributes:
         name: name in `artifact.json`.
@@ -156,20 +156,21 @@ class Target:
         flag: flag of `kdedge export`, such as `--trt`.
         help: help text of the flag, one sentence.
         files: pattern of its files' names, such as `model*.tflite`.
-        data: pattern of their second files' names, which have the weights; None if there are none.
-        source: what its files are built from. ONNX files are part of the artifact, so files from
-            them can be built on the device. The folded model exists only during a run's export.
+        data: pattern of the names of second files with weights; None if there are none.
+        source: source of its files. ONNX files are part of the artifact, so that files can be built
+            from them on the device. The folded model exists only during a run's export.
         precisions: precisions of its files, the preferred one first.
         cpu_precisions: the precisions whose files run on a CPU, which `kdedge export --cpu` tries.
-        packages: optional packages that building its files needs.
-        runtime: the one that runs them; None if it needs none.
+        packages: optional packages that are needed to build its files.
+        runtime: optional package that runs its files; None if none is needed.
         backend: name of the backend that runs its files in `kdedge predict` and `kdedge bench`;
             None if kdedge does not run them, so that the folder has no run.py.
-        device: device that its files are meant for.
+        device: device for which its files are meant.
         preference: files of targets with a higher preference are used before others.
         is_engine: whether its files are built for one kind of GPU.
-        base_precision: precision of the file that it always has, and of the ONNX file that all but
-            INT8 files are built from. None: each file is built from the ONNX file of its precision.
+        base_precision: precision of the file that is always built, and of the ONNX file from which
+            files other than INT8 are built. None: each file has an ONNX file of its precision as
+            its source.
         is_for_cpu: whether its INT8 files are built from the INT8 ONNX file for CPUs.
         remark: further facts for users, as sentences.
         find_problem: returns a message about an installed package that cannot work on this
@@ -205,17 +206,17 @@ class Target:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """Source of a file.
+    """The source of a file to build.
 
     Attributes:
-        artifact: describes the file's input: side of the images, pixels, batches, head.
+        artifact: has side of the images, pixels, batches and head.
         folder: folder of the file.
         model: the folded model, a torch module from pixels [B, 3, S, S] to logits [B, C]; None if
             ONNX files are the source.
         onnx_path: the ONNX file of the target's `base_precision` or of the same precision; None if
             the folded model is the source.
-        images: [N, 3, S, S], real images as the graph takes them, which decide the ranges; None if
-            no ranges are needed.
+        images: [N, 3, S, S], calibration images as the graph takes them; None if no ranges are
+            needed.
     """
 
     artifact: Artifact
@@ -230,21 +231,21 @@ class BuildModule(Protocol):
 
     It may have three more functions:
 
-    - `check_environment()` checks for all that building needs, if packages are not enough;
-    - `plan(precision)` gives the file of a precision, if `Target.plan` has another name;
-    - `load(path, artifact)` gives the `Backend` of a target without run.py, so that its files can
-      be compared with the model where they are built.
+    - `check_environment()` checks all requirements of a build, if `Target.packages` are not all;
+    - `plan(precision)` returns the file of a precision, if its name differs from `Target.plan`'s;
+    - `load(path, artifact)` returns the `Backend` of a target without run.py, so that its files can
+      be compared with the model on the machine that builds them.
     """
 
     def build(self, file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         """Builds one file, which is complete or absent afterwards.
 
         Args:
-            file: a file of `plan`.
-            request: its source.
+            file: the file, from `plan`.
+            request: the source of the file.
 
         Returns:
-            What it was built with, as values for JSON: `tool`, `version` and more.
+            A record of the build, as values for JSON: `tool`, `version` and more.
 
         Raises:
             DataError: the source is damaged or does not fit, or the file exists.
@@ -267,9 +268,9 @@ class RunModule(Protocol):
         """Loads a file.
 
         Args:
-            path: the file; its bytes are trusted, so check its hash before.
+            path: the file; its bytes are trusted, so the caller checks its hash first.
             n_threads: CPU threads; None for the backend's own choice.
-            built_with: what the file was built with.
+            built_with: the record of the file's build.
 
         Raises:
             MissingPackage: the Python package is not installed.

@@ -1,7 +1,7 @@
 """The targets by name: folders next to this file, and entry points of the group `kdedge.targets`.
 
-Listing imports each target's package, which is data. An installed package's target that cannot be
-imported is left out with a warning, and raises the reason when it is used.
+Listing imports each target's `__init__.py`, which only has data. An installed package's target that
+cannot be imported is left out with a warning; using it raises an error with the reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TARGETS = Plugins(
 
 
 def list_targets() -> tuple[Target, ...]:
-    """Lists the targets, kdedge's own first; a warning tells why one cannot be loaded."""
+    """Lists the targets, kdedge's own first; warns of targets that cannot be loaded."""
     targets = [_TARGETS.load(name).TARGET for name in _TARGETS.own()]
     for name in _TARGETS.outside():
         try:
@@ -48,7 +48,7 @@ def find_target(name: str) -> Target:
 
     Raises:
         RecipeError: there is no target of this name.
-        SetupError: it belongs to an installed package and cannot be loaded.
+        SetupError: the target belongs to an installed package and cannot be loaded.
     """
     target: Target = _TARGETS.load(name).TARGET
     return target
@@ -75,7 +75,7 @@ def build_module(target: Target) -> BuildModule:
     """Imports a target's build.py.
 
     Raises:
-        SetupError: it is an outside package's and does not load, or lacks a function.
+        SetupError: it belongs to an installed package, and cannot be imported or lacks a function.
     """
     return cast("BuildModule", _TARGETS.load(target.name, "build"))
 
@@ -84,13 +84,13 @@ def run_module(target: Target) -> RunModule:
     """Imports the run.py of a target that has a backend.
 
     Raises:
-        SetupError: it is an outside package's and does not load, or lacks a function.
+        SetupError: it belongs to an installed package, and cannot be imported or lacks a function.
     """
     return cast("RunModule", _TARGETS.load(target.name, "run"))
 
 
 def check_can_build(target: Target) -> None:
-    """Checks for everything that building needs, before anything slow is done.
+    """Checks for the packages and devices of a build, before any slow work.
 
     Raises:
         SetupError: a package or device is missing or broken.
@@ -107,7 +107,7 @@ def planned_file(target: Target, precision: Precision) -> PlannedFile:
     """The file of a precision that can be built on this machine.
 
     Raises:
-        SetupError: a package or device that decides the name is missing.
+        SetupError: a package or device on which the name depends is missing.
     """
     planned: PlannedFile = getattr(build_module(target), "plan", target.plan)(precision)
     return planned
@@ -123,7 +123,7 @@ def check_can_run(target: Target) -> None:
     if target.runtime is not None:
         target.runtime.load()
     if target.is_engine:
-        from kdedge.runtime.cuda import open_cuda  # ctypes, which a list does not need
+        from kdedge.runtime.cuda import open_cuda  # loads ctypes, which listing does not need
 
         open_cuda()
 
@@ -149,7 +149,7 @@ def check_utf_8(path: Path) -> None:
     """Checks that runtimes can open files at a path.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: the path is not UTF-8.
     """
     try:
         str(path).encode()
@@ -161,7 +161,7 @@ def check_utf_8(path: Path) -> None:
 
 
 def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = None) -> Backend:
-    """A file's backend, which gives logits; the caller closes it.
+    """Loads a file's backend, whose outputs are logits; the caller closes it.
 
     Args:
         artifact: the artifact.
@@ -171,10 +171,10 @@ def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = No
     Raises:
         DataError: the file or the class matrix has changed since it was written, or the file's path
             is not UTF-8.
-        SetupError: this machine cannot run the file; `MissingPackage` and `BackendUnavailable` if
-            something is not installed or not there.
+        SetupError: this machine cannot run the file; it is a `MissingPackage` or a
+            `BackendUnavailable` if a package, driver or device is missing.
     """
-    from kdedge.runtime.open_classes import with_classes  # NumPy, which a list does not need
+    from kdedge.runtime.open_classes import with_classes  # loads NumPy, which listing does not need
 
     target = find_target(file.target)
     module = run_module(target)

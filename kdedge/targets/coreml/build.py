@@ -1,10 +1,10 @@
-"""Converts Core ML packages: classifiers that take an image and give a class and probabilities.
+"""Builds Core ML packages: classifiers with an image as input, and class and scores as outputs.
 
 API: coremltools 9, https://apple.github.io/coremltools/docs-guides/. A package is a folder, so it
-is stored as one ZIP file, which has a hash in the artifact. Apple's frameworks alone can run it, so
-it is converted here and not compared.
+is stored as one ZIP file, which has a hash in the artifact. Only Apple's frameworks can run it, so
+it is built here but not compared with the float32 model.
 
-FP16 is the arithmetic of Apple's neural engine. The head stays in float32, as squares in the L2
+FP16 is the arithmetic of Apple's neural engine. The head stays in float32, since squares in the L2
 norm overflow FP16 from 256 on. INT8 stores weights with one scale per output channel, and computes
 in FP16: it makes the package half as large, and needs no ranges.
 """
@@ -29,11 +29,11 @@ from kdedge.targets.protocol import ANY_LINE, BuildRequest, PlannedFile, silence
 
 INPUT_NAME = "image"
 
-_N_QUANTIZED = 2048  # weights with fewer values stay as they are
+_N_QUANTIZED = 2048  # weights with fewer values are not quantized
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Converts one package.
+    """Builds one package.
 
     Raises:
         RecipeError: the classes are not in the graph, the batch is fixed to more than one image, or
@@ -53,10 +53,10 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
 @silenced(ANY_LINE)
 def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
-    """The folded model as a Core ML classifier, an `MLModel` of coremltools.
+    """Converts the folded model to a Core ML classifier, an `MLModel` of coremltools.
 
-    It takes an RGB image of the artifact's size, and gives `classLabel` and, by name, the
-    probabilities `classLabel_probs`; for an artifact with head argmax, logits in their place.
+    Its input is an RGB image of the artifact's size. Its outputs are `classLabel`, and the
+    probabilities `classLabel_probs` by class name; with the head argmax, they are logits.
 
     Args:
         model: the folded model, on the CPU.
@@ -71,7 +71,7 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
     classifier = nn.Sequential(model, nn.Softmax(dim=-1)).eval() if has_scores else model
     images = example_images(model, size_px=size_px, batches=one_value).float()
     program = export_program(classifier, images, batches=one_value).run_decompositions({})
-    # All but the head, whose operations alone have one vector an image, [1, D]
+    # All operations but the head's, which have outputs of one vector per image, [1, D]
     half = ct.transform.FP16ComputePrecision(op_selector=lambda op: bool(op.outputs[0].rank > 2))
     package: Any = ct.convert(
         program,
@@ -106,19 +106,19 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
 
 @silenced(ANY_LINE)
 def zipped(package: Any, scratch: Path, name: str) -> bytes:
-    """A package as one ZIP file.
+    """Returns a package as the bytes of one ZIP file.
 
     Args:
-        package: of coremltools.
-        scratch: a folder on the disk of the result; it is as before afterwards.
-        name: of the package, such as `model.mlpackage`.
+        package: an `MLModel` of coremltools.
+        scratch: a folder for temporary files.
+        name: name of the package, such as `model.mlpackage`.
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".coreml.") as folder:
         path = Path(folder) / name
         package.save(str(path))
         written = io.BytesIO()
-        with zipfile.ZipFile(written, "w") as archive:  # weights do not shrink
-            for file in sorted(one for one in path.rglob("*") if one.is_file()):
+        with zipfile.ZipFile(written, "w") as archive:  # weights cannot be compressed
+            for file in sorted(path for path in path.rglob("*") if path.is_file()):
                 entry = zipfile.ZipInfo(str(Path(name) / file.relative_to(path)))
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, file.read_bytes())

@@ -1,7 +1,7 @@
 """Builds engines, with TensorRT 10 or 11 or TensorRT for RTX.
 
-The two packages have the same Python API. Networks are strongly typed: the engine has the precision
-of the file.
+The two packages have the same Python API. Networks are strongly typed: an engine has the precision
+of its ONNX file.
 
 Polygraphy is not used: an environment variable, read at import, binds it to one of the two packages
 per process, but `kdedge export` may build for both.
@@ -65,14 +65,14 @@ def in_a_thread(
 
     Args:
         work: runs the build.
-        canceled: what Ctrl-C sets.
+        canceled: set by Ctrl-C.
         what: name of the build, for the log.
         report_every_s: seconds between log lines during the build.
     """
     began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         try:
-            future = pool.submit(_release, work)
+            future = pool.submit(_run_and_release, work)
             while not wait([future], timeout=report_every_s).done:
                 log.info("%s: %.0f s so far.", what, time.monotonic() - began)
         except KeyboardInterrupt:
@@ -81,8 +81,8 @@ def in_a_thread(
         return future.result()
 
 
-def _release(work: Callable[[], _T]) -> _T:
-    """Runs a build and frees its builder at once if it fails.
+def _run_and_release(work: Callable[[], _T]) -> _T:
+    """Runs a build; if it fails, frees its builder at once.
 
     An exception's traceback keeps the builder alive. The garbage collector may then free it inside
     the next builder's constructor, and wait forever for the lock that this constructor holds.
@@ -94,7 +94,7 @@ def _release(work: Callable[[], _T]) -> _T:
         raise
 
 
-_N_ERRORS_SHOWN = 4  # for a node that it refuses, its parser logs four
+_N_ERRORS_SHOWN = 4  # TensorRT's parser logs four errors for a node that it refuses
 
 
 class EngineBuilder:
@@ -123,15 +123,15 @@ class EngineBuilder:
         """Builds a target's engine from an ONNX file of the same precision.
 
         Args:
-            file: the engine.
-            request: its source.
-            device: the device that it is for, for its record.
+            file: the engine's name and precision.
+            request: has the ONNX file, the folder and the batches.
+            device: record of the device for which it is built.
 
         Returns:
-            Its record; see `build`.
+            The record of the build; its profiles are from `build`.
 
         Raises:
-            SetupError, ResourceError: as `build`.
+            SetupError, ResourceError: see `build`.
         """
         assert request.onnx_path is not None
         path, batches = request.folder / file.name, request.artifact.batches
@@ -180,7 +180,7 @@ class EngineBuilder:
         except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
             raise self._failure("cannot start to build", log, onnx_path) from error
         kinds = self._trt.NetworkDefinitionCreationFlag
-        strong = getattr(kinds, "STRONGLY_TYPED", None)  # a version may know no other typing
+        strong = getattr(kinds, "STRONGLY_TYPED", None)  # missing if all networks are
         network = builder.create_network(0 if strong is None else 1 << int(strong))
         parser = self._trt.OnnxParser(network, log)
         is_parsed = parser.parse_from_file(str(onnx_path))
@@ -225,7 +225,7 @@ class EngineBuilder:
         if path is None:
             return
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-        # One that is damaged or of another device is not taken
+        # Replaces a cache that is damaged or belongs to another device
         if cache is None or not config.set_timing_cache(cache, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
 

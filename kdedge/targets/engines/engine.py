@@ -1,8 +1,8 @@
 """Runs engines of TensorRT and of TensorRT for RTX, and explains failures.
 
-One code path works for 10, 11 and TensorRT for RTX, by the name-based tensor API. Polygraphy's
-runner is not used: it supports only one of the two packages per process, as builder.py says, and
-would be one more package on the device.
+The name-based tensor API gives one code path for TensorRT 10, 11 and TensorRT for RTX. Polygraphy's
+runner is not used: it supports only one of the two packages per process (see builder.py), and would
+be one more package on the device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _first(errors: Sequence[str]) -> str:
 
 
 def _invalidity(trt: Any, runtime: Any, data: bytes) -> list[str]:
-    """Why TensorRT for RTX cannot run an engine; empty if it can, or if the reason is unknown."""
+    """Reasons why TensorRT for RTX cannot run an engine; empty if it can or they are unknown."""
     if not hasattr(runtime, "get_engine_validity"):
         return []
     validity, diagnostics = runtime.get_engine_validity(data)
@@ -49,12 +49,12 @@ class Engine:
     Args:
         target: the engine's target.
         path: the engine; it is loaded onto the first GPU.
-        n_threads: unused, as the GPU computes.
-        built_with: what the engine was built with, for messages.
+        n_threads: unused, since the GPU computes.
+        built_with: the record of the engine's build, for messages.
 
     Raises:
         BackendUnavailable: the Python module, the driver or the GPU is missing.
-        DataError: the engine is not one from images to logits.
+        DataError: the engine's inputs and outputs are not images and logits.
         SetupError: this TensorRT cannot run it, or the GPU has too little memory.
     """
 
@@ -84,7 +84,7 @@ class Engine:
                 raise
 
     def _deserialize(self, trt: Any, target: Target, built_with: Mapping[str, Any]) -> None:
-        """Reads the file. The engine needs its log and its runtime as long as it lives."""
+        """Loads the engine, and keeps its logger and runtime, which it needs while it lives."""
         where = (
             f"{self.name} {self._version} on a GPU of compute capability"
             f" {self._cuda.gpu.compute_capability}"
@@ -124,7 +124,7 @@ class Engine:
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise self._failure("does not fit into the free GPU memory")
-        self._profile = 0  # as in a new context
+        self._profile = 0  # of a new context
         self._n_outputs = int(tuple(self._engine.get_tensor_shape(self._output))[-1])
         n_bytes = {
             INPUT_NAME: high * int(np.prod(self.image_shape)) * self._dtype.itemsize,
@@ -153,7 +153,7 @@ class Engine:
         Raises:
             SetupError: the engine was not built for this shape, or CUDA fails.
         """
-        images = self._fitting(images)
+        images = self._to_input(images)
         outputs = np.empty((len(images), self._n_outputs), np.float32)
         with self._cuda.first_gpu():
             self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
@@ -168,14 +168,14 @@ class Engine:
         Raises:
             SetupError: the engine was not built for this shape, or CUDA fails.
         """
-        images = self._fitting(images)
+        images = self._to_input(images)
         with self._cuda.first_gpu():
             self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
             self._cuda.synchronize(self._stream)
             return self._cuda.elapsed_ms(self._execute, self._stream)
 
-    def _fitting(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The images in the engine's input type, after setting the engine to their shape."""
+    def _to_input(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Sets the engine to the images' shape; returns the images in the engine's input type."""
         images = np.ascontiguousarray(images, dtype=self._dtype)
         low, high = self.batches
         fits = high is not None and low <= len(images) <= high
@@ -190,7 +190,7 @@ class Engine:
             raise self._failure("failed on the GPU")
 
     def _choose_profile(self, n_images: int) -> None:
-        """Chooses the profile that was tuned for this batch: the second is for the smallest."""
+        """Chooses the profile that was tuned for a batch: the second one for the smallest batch."""
         has_second = self._engine.num_optimization_profiles > 1
         profile = 1 if has_second and n_images == self.batches[0] else 0
         if profile == self._profile:
@@ -206,11 +206,11 @@ class Engine:
     def close(self) -> None:
         """Frees the buffers, the context and the engine, in this order.
 
-        It never raises: once CUDA has failed, every later call fails, too, and only the first
+        It never raises: after a failure of CUDA, every later call fails, too, and only the first
         failure matters.
         """
         with contextlib.suppress(SetupError):
-            self._held.close()  # continues with the next if one fails
+            self._held.close()  # continues after an error
         self._context = None
         self._engine = None
         self._runtime = None

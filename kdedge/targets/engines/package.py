@@ -16,7 +16,7 @@ from kdedge.targets.protocol import Package
 log = logging.getLogger(__name__)
 
 _APT = "/usr/lib/python3"
-_OLDEST = 10  # the first whose networks are strongly typed and have INT8's scales in half precision
+_OLDEST = 10  # first version with strongly typed networks whose INT8 scales are half precision
 
 
 def engine_package(package: Package) -> ModuleType:
@@ -36,12 +36,12 @@ def engine_package(package: Package) -> ModuleType:
 
 
 def short_version(module: ModuleType) -> str:
-    """The package's version in three numbers, as in names of engine files."""
+    """The first three numbers of the package's version, as in names of engine files."""
     return ".".join(module.__version__.split(".")[:3])
 
 
 def jetson_wheel_problem() -> str | None:
-    """Warns if this Jetson's TensorRT was installed by pip; None otherwise."""
+    """The warning if this is a Jetson whose TensorRT was installed by pip; else None."""
     spec = find_spec("tensorrt") if is_jetson() else None
     if spec is None or spec.origin is None or spec.origin.startswith(_APT):
         return None
@@ -53,22 +53,22 @@ def jetson_wheel_problem() -> str | None:
 
 
 def open_log(module: ModuleType) -> Any:
-    """The logger whose `errors` are TensorRT's errors from now on, each in one line.
+    """The logger for TensorRT; its `errors` collect TensorRT's errors from now on, one line each.
 
-    It is the same for all engines and builders of a process. TensorRT warns by a second logger,
-    while it holds a lock: if Python collects garbage in that call, and frees another engine, that
-    waits for the lock forever.
+    All engines and builders of a process share it, since TensorRT warns about a second logger while
+    it holds a lock. If Python's garbage collector frees another engine during that call, it waits
+    for the lock forever.
 
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
     """
-    log_of_module = _shared(module)
-    log_of_module.errors.clear()
-    return log_of_module
+    logger = _shared_logger(module)
+    logger.errors.clear()
+    return logger
 
 
 @functools.cache
-def _shared(module: ModuleType) -> Any:
+def _shared_logger(module: ModuleType) -> Any:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:

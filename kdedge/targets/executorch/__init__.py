@@ -1,4 +1,4 @@
-"""ExecuTorch: programs for phones and other devices, computed by XNNPACK in float32 and INT8."""
+"""ExecuTorch: programs for phones and other devices, which XNNPACK runs in float32 or INT8."""
 
 from __future__ import annotations
 

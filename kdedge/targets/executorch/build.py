@@ -1,10 +1,10 @@
-"""Builds ExecuTorch programs whose layers XNNPACK computes, in float32 and in INT8.
+"""Builds ExecuTorch programs whose layers XNNPACK runs, in float32 and in INT8.
 
-API: executorch 1.5, https://docs.pytorch.org/executorch/1.5/backends-xnnpack.html. INT8 is pt2e's:
-linear layers and wide convolutions are quantized, weights with a range for each output channel. A
-linear layer takes the range of its input from each token as it comes, a convolution from real
-images. The first convolution, depthwise ones, attention's own two products, normalization and the
-head stay in float32, as in the other INT8 files.
+API: executorch 1.5, https://docs.pytorch.org/executorch/1.5/backends-xnnpack.html. For INT8, pt2e
+quantizes linear layers and wide convolutions, and their weights with a range per output channel.
+The input of a linear layer gets its range from each token at run time, the input of a convolution
+from calibration images. The first convolution, depthwise convolutions, the two matrix products of
+attention, normalization and the head stay in float32, as in the other INT8 files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kdedge.targets.protocol import HEAD_LAYERS, LOG_LINES, BuildRequest, Planne
 _HEAD = {name.rstrip("/") for name in HEAD_LAYERS}
 _CALIBRATION_BATCH = 32
 _CONVOLUTIONS = (torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default)
-_EPS = 2.0**-12  # the smallest scale, as XNNPACK's own settings have it
+_EPS = 2.0**-12  # the smallest scale, as in XNNPACK's own settings
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
@@ -44,9 +44,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     def lower() -> bytes:
         with quiet():
             lowered = _lowered(file, request)
-        lacking = _without_kernel(lowered.exported_program().graph_module)
-        if lacking is not None:
-            raise ValueError(f"its runtime has no kernel for {lacking}")
+        missing = _missing_kernel(lowered.exported_program().graph_module)
+        if missing is not None:
+            raise ValueError(f"its runtime has no kernel for {missing}")
         return bytes(lowered.buffer)
 
     name = f"executorch {EXECUTORCH.version}"
@@ -55,7 +55,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
 
 def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
-    """The program with all that XNNPACK computes handed to it, and its smallest batch in it."""
+    """The program with XNNPACK as its backend, which also stores its smallest batch."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -78,7 +78,7 @@ def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
 def calibration_batches(
     images: npt.NDArray[Any], batches: tuple[int, int]
 ) -> Iterator[torch.Tensor]:
-    """Batches that the program takes; copies of the last image fill one that is too small."""
+    """Batches for the program; copies of the last image fill a batch that is too small."""
     low, high = batches
     size = max(low, min(high, _CALIBRATION_BATCH))
     for start in range(0, len(images), size):
@@ -91,11 +91,12 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
     """Quantizes a program's module by pt2e.
 
     Args:
-        module: `program.module()`, from images to logits; changed.
-        parts: batches of calibration images, one or more; a convolution's ranges span their values.
+        module: `program.module()`, from images to logits; it is changed.
+        parts: one or more batches of calibration images, whose values the ranges of convolutions
+            span.
 
     Returns:
-        The module with quantized layers, which computes what XNNPACK does with float32 numbers.
+        The module with quantized layers, which computes in float32 what XNNPACK computes in INT8.
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -104,11 +105,11 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
     from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    of_linear = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    linear_config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
     quantizer = XNNPACKQuantizer().set_filter_function(_is_quantized)
-    quantizer.set_operator_type(torch.ops.aten.linear.default, of_linear)
+    quantizer.set_operator_type(torch.ops.aten.linear.default, linear_config)
     config = get_symmetric_quantization_config(is_per_channel=True)
-    # By the largest value: on photos100, ranges by entropy give the same agreement
+    # Ranges by the largest value; on photos100, ranges by entropy give the same agreement
     by_largest = MinMaxObserver.with_args(eps=_EPS)
     activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=by_largest)
     config = dataclasses.replace(config, input_activation=activation, output_activation=activation)
@@ -118,13 +119,14 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
     has_ranges = any(map(_is_quantized, convolutions))
     prepared = prepare_pt2e(module, quantizer)
     with torch.no_grad():
-        for part in parts if has_ranges else islice(parts, 1):  # one shows it the weights
+        # Observers of weights need one batch, observers of ranges all
+        for part in parts if has_ranges else islice(parts, 1):
             prepared(part)
     return convert_pt2e(prepared)
 
 
 def _is_quantized(node: Any) -> bool:
-    """Whether a node is quantized, if it is a linear layer or a convolution."""
+    """Whether a node that is a linear layer or a convolution is quantized."""
     if module_path(node).partition(".")[0] in _HEAD:
         return False
     if node.target not in _CONVOLUTIONS:
@@ -134,20 +136,20 @@ def _is_quantized(node: Any) -> bool:
 
 
 def module_path(node: Any) -> str:
-    """Where in the model a node comes from, such as `blocks.0.mlp.c_fc`."""
+    """Name of the module in the model that a node belongs to, such as `blocks.0.mlp.c_fc`."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return str(paths[-1]).replace("L['self']", "").lstrip(".") if paths else ""
 
 
-def _without_kernel(module: Any) -> str | None:
-    """An operator that the runtime lacks, and where it is in the model; None if it has all."""
+def _missing_kernel(module: Any) -> str | None:
+    """An operator without a kernel in the runtime, and its module; None if all have kernels."""
     with filter_native_stderr(LOG_LINES):
-        known = open_runtime().operator_registry.operator_names
+        kernels = open_runtime().operator_registry.operator_names
     for node in module.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if node.op != "call_function" or schema is None or not schema.name.startswith("aten::"):
             continue
         name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
-        if name not in known:
+        if name not in kernels:
             return f"{name} (in {module_path(node) or node.name})"
     return None

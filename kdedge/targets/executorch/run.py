@@ -22,9 +22,9 @@ from kdedge.targets.executorch import EXECUTORCH
 from kdedge.targets.protocol import LOG_LINES
 
 SMALLEST_BATCH = "smallest_batch"
-"""Name of the method that gives the smallest batch; a program's shapes have only the largest."""
+"""Name of the method that returns the smallest batch; a program's shapes have only the largest."""
 
-_BYTE = 0  # torch's number of uint8 in a program
+_BYTE = 0  # code of torch.uint8 in a program
 _loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()
 _loading = threading.Lock()
 
@@ -39,7 +39,7 @@ class ExecuTorchModel(CpuModel):
     def _open(self, module: Any, n_threads: int | None) -> None:
         with _loading, filter_native_stderr(LOG_LINES):
             _set_threads(module, n_threads)
-            # It holds the bytes that its methods read, so it must live as long as they do
+            # The program owns the bytes that its methods read, so it must live as long as they do
             self._model = open_runtime().load_program(read_bytes(self._path))
             self._method = self._model.load_method("forward")
             (low,) = self._model.load_method(SMALLEST_BATCH).execute([])
@@ -50,7 +50,7 @@ class ExecuTorchModel(CpuModel):
         _loaded.add(self)
 
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        # torch warns of arrays that cannot be written to
+        # torch warns about arrays that are read-only
         tensor = self._torch.from_numpy(np.require(images, requirements=["C", "W"]))
         logits: npt.NDArray[np.float32] = self._method.execute([tensor])[0].numpy()  # a copy
         return logits
@@ -70,14 +70,14 @@ def open_runtime() -> Any:
 
 
 def _set_threads(native: Any, n_threads: int | None) -> None:
-    """Sets the number of threads of all programs, if none is loaded."""
-    present = native._threadpool_get_thread_count()
-    if n_threads is not None and n_threads != present and len(_loaded) == 0:
+    """Sets the number of threads of all programs, unless a program is loaded."""
+    current = native._threadpool_get_thread_count()
+    if n_threads is not None and n_threads != current and len(_loaded) == 0:
         native._unsafe_reset_threadpool(n_threads)
-        present = n_threads
-    if n_threads not in (None, present):
+        current = n_threads
+    if n_threads not in (None, current):
         log.warning(
             "ExecuTorch runs on %d threads instead of %d: the programs of a process share their"
             " threads, and one is loaded already.",
-            *(present, n_threads),
+            *(current, n_threads),
         )

@@ -2,10 +2,10 @@
 
 API: litert-torch 0.10, https://github.com/google-ai-edge/litert-torch, converts the folded model;
 ai-edge-quantizer 0.10, https://github.com/google-ai-edge/ai-edge-quantizer, quantizes the file.
-Linear layers and wide convolutions are quantized, weights with a range for each output channel. A
-linear layer takes the range of its input from each token as it comes, a convolution from real
-images. The first convolution, depthwise ones, attention's own two products, normalization and the
-head stay in float32, as in the other INT8 files.
+Linear layers and wide convolutions are quantized, and their weights with a range per output
+channel. The input of a linear layer gets its range from each token at run time, the input of a
+convolution from calibration images. The first convolution, depthwise convolutions, the two matrix
+products of attention, normalization and the head stay in float32, as in the other INT8 files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """
 
     def convert() -> bytes:
-        with silenced(ANY_LINE):  # the converter prints its steps, and so does JAX
+        with silenced(ANY_LINE):  # the converter and JAX print their steps
             data = converted(request)
             if file.precision != "int8":
                 return data
@@ -59,7 +59,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
 
 def converted(request: BuildRequest) -> bytes:
-    """The folded model as a float32 file, for the artifact's smallest batch."""
+    """Converts the folded model to a float32 file for the artifact's smallest batch."""
     low, size_px = request.artifact.batches[0], request.artifact.preprocess.size_px
     images = example_images(request.model, size_px=size_px, batches=(low, low))
     with (
@@ -75,12 +75,12 @@ def converted(request: BuildRequest) -> bytes:
 
 
 def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
-    """A float32 file with INT8 layers.
+    """Converts layers of a float32 file to INT8.
 
     Args:
         data: the file.
-        images: [N, 3, S, S], real images as it takes them.
-        n_images: images that it takes; copies of the last one fill a batch that is too small.
+        images: [N, 3, S, S], calibration images as the file takes them.
+        n_images: the file's batch; copies of the last image fill a batch that is too small.
     """
     recipes = importlib.import_module("ai_edge_quantizer.recipe_manager")
     quantizer = importlib.import_module("ai_edge_quantizer.quantizer")
@@ -92,19 +92,19 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
             recipe.add_dynamic_config(num_bits=8, **layer)
         else:
             recipe.add_static_config(activation_num_bits=8, weight_num_bits=8, **layer)
-    made = quantizer.Quantizer(data, recipe.get_quantization_recipe())
-    ranges = _ranges(data, recipe, images, n_images) if made.need_calibration else None
-    result = made.quantize(ranges, enable_progress_report=False)
+    file = quantizer.Quantizer(data, recipe.get_quantization_recipe())
+    ranges = _ranges(data, recipe, images, n_images) if file.need_calibration else None
+    result = file.quantize(ranges, enable_progress_report=False)
     return bytes(result.quantized_model)
 
 
 def _ranges(data: bytes, recipe: Any, images: npt.NDArray[Any], n_images: int) -> Any:
-    """Ranges of the values in a file as the quantizer takes them; arguments as in `quantized`."""
+    """Ranges of the values in a file, for the quantizer; arguments as of `quantized`."""
     calibrator = importlib.import_module("ai_edge_quantizer.calibrator")
     missing = -len(images) % n_images
     batches = np.concatenate([images, images[-1:].repeat(missing, 0)])
     feeds = [{INPUT_NAME: part} for part in np.split(batches, len(batches) // n_images)]
-    # By the smallest and the largest value of all images: the quantizer's own choice is an average
+    # Ranges from the smallest to the largest value of all images; the quantizer's default averages
     ranges = calibrator.Calibrator(
         data, num_threads=torch.get_num_threads(), qsv_update_func=_union_of_ranges
     )
@@ -113,7 +113,7 @@ def _ranges(data: bytes, recipe: Any, images: npt.NDArray[Any], n_images: int) -
 
 
 def quantized_layers(data: bytes) -> Iterator[tuple[str, str]]:
-    """Operators and scopes of a file's layers that become INT8, as the quantizer names them."""
+    """Operators and scopes, in the quantizer's names, of the layers that become INT8."""
     tools = importlib.import_module("ai_edge_quantizer.utils.tfl_flatbuffer_utils")
     model = tools.read_model(data)
     (graph,) = model.subgraphs
@@ -124,14 +124,14 @@ def quantized_layers(data: bytes) -> Iterator[tuple[str, str]]:
         weight = graph.tensors[step.inputs[1]]
         is_constant = model.buffers[weight.buffer].data is not None
         is_head = _HEAD.search(tools.get_tensor_name(weight)) is not None
-        # [C_out, H, W, C_in] of a convolution; the encoder's linear layers are quantized all
+        # A convolution's weight is [C_out, H, W, C_in]; all linear layers of the encoder are wide
         is_wide = operator == _LINEAR or weight.shape[-1] >= MIN_CHANNELS
         if is_constant and is_wide and not is_head:
             yield operator, tools.get_op_scope(step, graph.tensors)
 
 
 def _union_of_ranges(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """The range that spans two."""
+    """The smallest range that contains both ranges."""
     if not before:
         return now
     return {

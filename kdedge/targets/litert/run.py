@@ -1,4 +1,4 @@
-"""Runs LiteRT (TensorFlow Lite) files on the CPU, with XNNPACK. It takes neither torch nor ONNX.
+"""Runs LiteRT (TensorFlow Lite) files on the CPU, with XNNPACK. It needs neither torch nor ONNX.
 
 API: ai-edge-litert 2.3, https://ai.google.dev/edge/litert.
 """
@@ -18,7 +18,7 @@ from kdedge.targets.litert import LITERT
 from kdedge.targets.protocol import LOG_LINES
 
 SIGNATURE = "serving_default"
-"""Name of the function in a file, as the converter calls it."""
+"""Name that the converter gives to the function in a file."""
 
 
 class LiteRtModel(CpuModel):

@@ -17,7 +17,7 @@ MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
 """Maximum size of a protobuf message (2 GiB), minus room for the graph itself."""
 
 BATCH = 8
-"""Images per run if the graph takes any number."""
+"""Images per run if the graph takes any number of images."""
 
 MIN_CHANNELS = 16
 """Fewest input channels (per group) of a convolution in INT8. With fewer, as in the first and in
@@ -32,7 +32,7 @@ def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
         max_bytes: maximum size of the weights in one file.
 
     Raises:
-        DataError: it has more than 2 GiB of weights.
+        DataError: it has more than `max_bytes` of weights.
     """
     import onnx
 
@@ -74,7 +74,7 @@ def consumers(model: Any) -> dict[str, list[Any]]:
 
 
 def set_initializer(model: Any, name: str, values: npt.NDArray[Any]) -> None:
-    """Adds a constant, or replaces the values of the constant of that name."""
+    """Adds a constant, or replaces the values of an existing constant."""
     from onnx import numpy_helper
 
     tensor = numpy_helper.from_array(np.asarray(values), name)
@@ -86,7 +86,7 @@ def set_initializer(model: Any, name: str, values: npt.NDArray[Any]) -> None:
 
 
 def set_nodes(model: Any, nodes: Iterable[Any]) -> None:
-    """Replaces the nodes; new ones may be the graph's own."""
+    """Replaces all nodes; the new list may contain old nodes of the graph."""
     nodes = list(nodes)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -104,7 +104,7 @@ def drop_unused(model: Any) -> None:
 
 
 def head_nodes(model: Any) -> set[str]:
-    """Names of the head's nodes: from the projector on, they give the logits."""
+    """Names of the head's nodes: all nodes from the projector to the logits."""
     reached: set[str] = set()
     head = set()
     for node in model.graph.node:  # in topological order, as ONNX demands
@@ -137,7 +137,7 @@ def wide_convs(model: Any) -> list[Any]:
 
 
 def batches(model: Any, images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Splits images into batches; a fixed batch is filled with the first images."""
+    """Splits images into batches; copies of the first images fill the last fixed batch."""
     (value,) = model.graph.input
     fixed = value.type.tensor_type.shape.dim[0].dim_value
     size = fixed or BATCH
@@ -182,7 +182,7 @@ def run_outputs(
 def extremes(
     model: Any, names: Sequence[str], images: npt.NDArray[Any]
 ) -> dict[str, tuple[float, float]]:
-    """The smallest and the largest value over the images of float tensors."""
+    """The smallest and the largest value of each float tensor, over all images."""
     import onnx
 
     measured = onnx.ModelProto()
@@ -202,11 +202,11 @@ def quantizer_pair(model: Any, x: str, name: str, scale: float, zero_point: Any)
     """QuantizeLinear and DequantizeLinear of an activation.
 
     Args:
-        model: the graph, which gets their constants.
-        x: the tensor.
-        name: how the names of both begin.
-        scale: of one level.
-        zero_point: np.int8 or np.uint8, the type of the levels.
+        model: the graph, to which the constants are added.
+        x: name of the activation.
+        name: prefix of the names of both nodes.
+        scale: step between two levels.
+        zero_point: np.int8 or np.uint8, which is also the type of the levels.
     """
     from onnx import helper
 
@@ -232,9 +232,9 @@ def weight_dequantizer(
     """DequantizeLinear of a constant with one scale for each output channel.
 
     Args:
-        model: the graph, which gets the constants.
-        name: how their names begin.
-        levels: int8 of weights, int32 of biases.
+        model: the graph, to which the constants are added.
+        name: prefix of the names of the constants.
+        levels: int8 for weights, int32 for biases.
         scales: a scale for each channel.
         output: name of the node and its output.
         axis: the channels' axis.

@@ -4,14 +4,14 @@ TensorRT 11 has no precision flags: everything that is not FP16 in the file runs
 the image encoder is FP16, with FP16 weights in the file. The head (from the projector on), inputs
 and outputs are unchanged.
 
-- LayerNormalization takes and gives FP16, like TensorRT's fused layer. By ONNX's definition
+- LayerNormalization has FP16 inputs and outputs, like TensorRT's fused layer. By ONNX's definition
   (`stash_type` 1, the default) its mean and variance are float32, so squares cannot overflow.
   Casts around it would prevent the fusion.
-- Softmax subtracts the row's largest value first: its terms are in 0-1, their sum at most the
-  number of tokens.
-- A node whose tensors exceed `LIMIT` on the given images stays float32, and so do other nodes that
-  use the same tensor: CLIPs have channels of the residual stream that are hundreds of times larger
-  than the others.
+- Softmax subtracts the row's largest value first, so its terms are in 0-1 and their sum is at most
+  the number of tokens.
+- A node whose tensors exceed `LIMIT` on the given images stays float32, as do other nodes that use
+  the same tensor. In CLIPs, some channels of the residual stream are hundreds of times larger than
+  the others.
 - A node whose weights FP16 cannot represent stays float32.
 
 ModelOpt's AutoCast is similar, but drops the file's metadata and the sharing of constants, and does
@@ -39,8 +39,8 @@ from kdedge.targets.onnx.graph import (
 )
 
 LIMIT = 16384.0
-"""Largest magnitude that may become FP16: a quarter of its range (65504), as other images may have
-larger values than the measured ones."""
+"""Largest magnitude that may become FP16: a quarter of its range (65504), since other images may
+have larger values than the measured ones."""
 
 MAX_WEIGHT_ERROR = 1e-3
 """Relative error (root mean square) of rounded weights above which they stay float32. FP16 rounds
@@ -48,8 +48,8 @@ to 3e-4 of a value; a larger error means that values are too small for it (below
 
 _FLOAT, _HALF = 1, 10  # onnx.TensorProto.FLOAT and FLOAT16
 
-# The first three have float values in attributes, or read only a shape. ONNX Runtime's FP16 kernel
-# of QuantizeLinear for CPUs truncates instead of rounding, up to 1.29:
+# The first three have float values in attributes, or read only a shape. On CPUs, ONNX Runtime's
+# FP16 kernel of QuantizeLinear truncates instead of rounding, up to version 1.29:
 # github.com/microsoft/onnxruntime/issues/18576.
 _NEVER_HALF = frozenset({"Constant", "ConstantOfShape", "Shape", "QuantizeLinear"})
 
@@ -62,8 +62,8 @@ def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any]) -> None:
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
-        images: [N, 3, S, S], as the graph takes them; real images, which show the tensors that are
-            too large for FP16.
+        images: [N, 3, S, S], as the graph takes them; real images, to find the tensors that are too
+            large for FP16.
 
     Raises:
         DataError: the weights are too large for one file.
@@ -76,7 +76,7 @@ def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any]) -> None:
 
 
 def absolute_maxima(model: Any, images: npt.NDArray[Any]) -> dict[str, float]:
-    """Largest magnitude over the images of each float32 tensor that a node computes."""
+    """Largest magnitude of each float32 tensor that a node computes, over all images."""
     types = _tensor_types(model)
     names = [name for node in model.graph.node for name in node.output if types.get(name) == _FLOAT]
     ranges = extremes(model, names, images)
@@ -99,7 +99,7 @@ def convert(model: Any, maxima: Mapping[str, float]) -> None:
     for node in model.graph.node:
         if node.op_type in _NEVER_HALF or not _fits(node, constants, maxima):
             in_float.add(node.name)
-    _connect(model, in_float, types)
+    _add_casts(model, in_float, types)
     read = {name for node in model.graph.node for name in node.input}
     for name, values in constants.items():
         if _half_name(name) in read:
@@ -137,12 +137,12 @@ def _fits_half(values: npt.NDArray[np.float32]) -> bool:
     """Whether FP16 can represent these values."""
     if not np.all(np.abs(values) <= LIMIT):
         return False
-    lost = values.astype(np.float16).astype(np.float32) - values
-    return bool(np.linalg.norm(lost) <= MAX_WEIGHT_ERROR * np.linalg.norm(values))
+    error = values.astype(np.float16).astype(np.float32) - values
+    return bool(np.linalg.norm(error) <= MAX_WEIGHT_ERROR * np.linalg.norm(values))
 
 
-def _connect(model: Any, in_float: set[str], types: Mapping[str, int]) -> None:
-    """Converts each node's inputs to its own precision, by casts where precisions differ."""
+def _add_casts(model: Any, in_float: set[str], types: Mapping[str, int]) -> None:
+    """Converts each node's inputs to the node's precision, by casts where precisions differ."""
     constants = initializers(model)
     is_half: dict[str, bool] = {}
     nodes: list[Any] = []
@@ -153,7 +153,8 @@ def _connect(model: Any, in_float: set[str], types: Mapping[str, int]) -> None:
             if types.get(name) != _FLOAT or node.op_type == "Shape":
                 continue
             if name in constants:
-                if wants_half and not (node.op_type == "Resize" and index > 0):  # always float32
+                # Only the first input of Resize may be FP16
+                if wants_half and not (node.op_type == "Resize" and index > 0):
                     node.input[index] = _half_name(name)
             elif is_half.get(name, False) != wants_half:
                 if (name, wants_half) not in cast:

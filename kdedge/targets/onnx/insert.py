@@ -24,14 +24,14 @@ from kdedge.targets.onnx.graph import (
 
 
 def quantizable(model: Any) -> dict[str, list[Any]]:
-    """Layer -> its nodes, as a layer may run twice: the encoder's linear layers and convolutions.
+    """The encoder's linear layers and convolutions: layer -> its nodes, since it may run twice.
 
-    A layer is named as the module of the folded model: "blocks.0.query", "encoder.conv1".
+    A layer has the name of its module in the folded model: "blocks.0.query", "encoder.conv1".
     """
-    tensors: dict[str, list[Any]] = {}
+    nodes_by_layer: dict[str, list[Any]] = {}
     for node in (*weight_matmuls(model), *wide_convs(model)):
-        tensors.setdefault(layer_of(node), []).append(node)
-    return tensors
+        nodes_by_layer.setdefault(layer_of(node), []).append(node)
+    return nodes_by_layer
 
 
 def layer_of(node: Any) -> str:
@@ -40,15 +40,15 @@ def layer_of(node: Any) -> str:
 
 
 def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
-    """Gives layers Q/DQ at their inputs, and DQ at weights that are stored as INT8.
+    """Inserts Q/DQ at the inputs of layers, and DQ at their weights, which become INT8.
 
     Layers that read one tensor with one scale share its Q/DQ. Weights of the graph are replaced by
-    the levels, so only the graph's other values have to equal the quantized model's. A layer
-    whose input is centered is the only one that reads it.
+    the levels, so only its other constants have to equal the quantized model's. If the input of a
+    layer is centered, no other layer reads it.
 
     Args:
-        model: a float32 graph; changed in place; opset 19 or later.
-        layers: by name as `quantizable` has them; other layers stay float.
+        model: a float32 graph of opset 19 or later; it is changed in place.
+        layers: quantized layers by their names in `quantizable`; other layers stay float.
     """
     from onnx import helper
 
@@ -89,7 +89,7 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
 
 
 def _activation_before(name: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """Name of a module without weights right before a linear layer in a sequence of modules."""
+    """Name of the module right before a linear layer in a sequence, if it has no weights."""
     parent, _, last = name.rpartition(".")
     sequence = modules[parent]
     if not isinstance(sequence, nn.Sequential) or not isinstance(modules[name], nn.Linear):
@@ -110,21 +110,21 @@ def norm_readers(model: Any) -> list[tuple[Any, list[Any]]]:
         if norm.op_type != "LayerNormalization":
             continue
         readers = read_by[norm.output[0]]
-        cuts = [node for node in readers if node.op_type == "Slice"]  # only the class token
+        slices = [node for node in readers if node.op_type == "Slice"]  # of the class token
         readers = [node for node in readers if node.op_type != "Slice"]
-        readers += [node for cut in cuts for node in read_by[cut.output[0]]]
+        readers += [node for cut in slices for node in read_by[cut.output[0]]]
         if readers and all(node.name in linear for node in readers):
             nodes.append((norm, readers))
     return nodes
 
 
 def find_sites(model: Any, folded: nn.Module) -> list[Site]:
-    """Where a folded model is quantized, in the order of its graph.
+    """The sites at which a folded model is quantized, in the order of its graph.
 
     Args:
-        model: its float32 graph.
-        folded: the model. Products that are not one of its linear layers or convolutions, such as
-            a block's own product with a weight, are left out.
+        model: the float32 graph of the folded model.
+        folded: the folded model. Nodes that are not one of its linear layers or convolutions, such
+            as a block's own product with a weight, are left out.
     """
     modules = dict(folded.named_modules())
     reads = {
@@ -142,7 +142,7 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
         calls[layer_of(norm)] -= 1
     for norm_name, read_by in by_norm.items():
         names, module = tuple(dict.fromkeys(read_by)), modules.get(norm_name)
-        # A norm that runs twice, as for the queries of a last block, has readers of both outputs
+        # A norm may run twice, such as for the queries of the last block; all its readers count
         is_only_read_by_layers = calls[norm_name] == 0 and all(name in reads for name in names)
         if is_only_read_by_layers and isinstance(module, nn.LayerNorm):
             sites.append(Site(names, norm=norm_name))

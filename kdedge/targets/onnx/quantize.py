@@ -1,15 +1,16 @@
 """INT8: the encoder's linear layers and convolutions in eight bits, for TensorRT and for CPUs.
 
-The search has moved range from activations into weights of both (`quantization.search`). Neither
-quantizes the first convolution, attention's own two products, softmax, normalization and the head;
-depthwise convolutions are quantized for CPUs alone. These choices come from photos100, with real
-photos and a small CLIP's ViT (`benchmarks/README.md`):
+The search (`quantization.search`) has moved range from activations into weights, for both. Neither
+quantizes the first convolution, the two matrix products of attention, softmax, normalization and
+the head; depthwise convolutions are quantized for CPUs only. These choices come from photos100,
+with real photos and the ViT of a small CLIP (`benchmarks/README.md`):
 
-- Q/DQ on attention's products, on the residual branches and on the inputs of LayerNorm, as ModelOpt
-  places it by default, costs four more points of agreement; FP16 attention is one fused kernel;
-- ranges by the largest value give the same agreement as those by entropy or squared error;
+- Q/DQ on the products of attention, on the residual branches and on the inputs of LayerNorm, as
+  ModelOpt places it by default, costs four more points of agreement; FP16 attention is one fused
+  kernel;
+- ranges by the largest value give the same agreement as ranges by entropy or squared error;
 - on CPUs, ranges of linear layers from each call (dynamic) give better agreement and run faster
-  than fixed ones. ONNX Runtime's convolutions of bytes are fast with fixed ranges alone.
+  than fixed ranges. ONNX Runtime's convolutions of bytes are fast with fixed ranges only.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ HEAD_NODE = "fused_head/Gemm"
 a weight [C, D]."""
 
 QDQ_OPSET = 19
-"""The lowest whose Q/DQ take FP16 scales."""
+"""The lowest opset whose Q/DQ take FP16 scales."""
 
 
 def to_int8(
@@ -67,7 +68,7 @@ def to_int8(
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
         calibration: [N, 3, S, S], as the graph takes them; real images of the deployment.
-        layers: what is quantized, by name as `insert.quantizable` has them; others are FP16.
+        layers: quantized layers by their names in `insert.quantizable`; other layers are FP16.
 
     Raises:
         DataError: the weights are too large for one file.
@@ -75,7 +76,7 @@ def to_int8(
     """
     model = load_graph(onnx_path)
     maxima = half.absolute_maxima(model, calibration)
-    # From the exporter's opset to this one, operators got further types and attributes alone
+    # From the exporter's opset to this one, operators only got additional types and attributes
     for opset in model.opset_import:
         opset.version = opset.version if opset.domain else QDQ_OPSET
     insert_qdq(model, layers)
@@ -148,7 +149,7 @@ def _refit_head(model: Any, float32: Any, images: npt.NDArray[Any]) -> None:
 
 
 def _split_linear(model: Any) -> None:
-    """Splits the linear layers of a CNN's encoder, one node of torch's exporter, into two."""
+    """Splits each linear layer of a CNN's encoder, which torch exports as Gemm, into two nodes."""
     from onnx import helper, numpy_helper
 
     head, constants = head_nodes(model), initializers(model)
@@ -171,7 +172,7 @@ def _split_linear(model: Any) -> None:
 
 
 def _make_dynamic(model: Any) -> None:
-    """Replaces the encoder's linear products with products of bytes, in the form that ORT fuses."""
+    """Replaces the encoder's linear layers by products of bytes, in a form that ORT fuses."""
     from onnx import helper, numpy_helper
 
     linear, constants = {node.name for node in weight_matmuls(model)}, initializers(model)
@@ -211,23 +212,23 @@ def _quantize(
 
 
 _STEPS = 255  # between the 256 values of an unsigned byte
-_DEPTHWISE_LEVELS = 127  # ONNX Runtime multiplies these in 16 bits, which hold any two bytes
-_FUSED = ("Relu", "Clip")  # functions that quantizing to unsigned bytes computes at no cost
+_DEPTHWISE_LEVELS = 127  # ONNX Runtime multiplies them in 16 bits, without overflow
+_FUSED = ("Relu", "Clip")  # activation functions that are free with quantization to unsigned bytes
 
 
 def quantize_convs(model: Any, calibration: npt.NDArray[Any]) -> None:
-    """Gives convolutions Q/DQ: wide ones, others between them, and sums of their outputs.
+    """Inserts Q/DQ at wide convolutions, at others between them, and at sums of their outputs.
 
     Activations are unsigned bytes with one range each; weights have one scale per output channel.
-    Rounding shifts a channel's mean, of depthwise convolutions most, and so the biases are
-    corrected by it (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-    Correction", 2019, section 4.2, here measured on images).
+    Rounding of weights shifts the mean of each channel, most in depthwise convolutions. Biases are
+    corrected by this shift (Nagel et al., "Data-Free Quantization Through Weight Equalization and
+    Bias Correction", 2019, section 4.2), which is measured on images here.
 
     Args:
-        model: a float32 graph; changed in place.
+        model: a float32 graph; it is changed in place.
         calibration: [N, 3, S, S], real images, whose smallest and largest values are the ranges.
     """
-    convs, ends = _convs_in_bytes(model)
+    convs, ends = _find_convs(model)
     if not convs:
         return
     shifts = _output_shifts(model, convs, calibration)
@@ -239,22 +240,22 @@ def quantize_convs(model: Any, calibration: npt.NDArray[Any]) -> None:
         if (conv := convs.get(node.name)) is not None:
             x = node.input[0]
             if x not in dequantized:
-                nodes += _activation(model, x, *ranges[x])
+                nodes += _activation_nodes(model, x, *ranges[x])
                 dequantized[x] = nodes[-1].output[0]
-            nodes += _constants(model, conv, _scale(*ranges[x]), shifts[node.name])
+            nodes += _constant_nodes(model, conv, _scale(*ranges[x]), shifts[node.name])
         for index, x in enumerate(node.input):
-            if x in ends or (conv is not None and index == 0):  # ends are bytes for every reader
+            if x in ends or (conv is not None and index == 0):  # every reader of an end gets bytes
                 node.input[index] = dequantized[x]
         nodes.append(node)
         for output in ends.intersection(node.output):
-            nodes += _activation(model, output, *ranges[output])
+            nodes += _activation_nodes(model, output, *ranges[output])
             dequantized[output] = nodes[-1].output[0]
     set_nodes(model, nodes)
 
 
 @dataclass(frozen=True)
 class _Conv:
-    """A convolution with the integers of its weight, [O, I, H, W], and a scale for each output."""
+    """A convolution, its weight and levels [O, I, H, W], and a scale for each output channel."""
 
     node: Any
     weight: npt.NDArray[np.float32]
@@ -262,12 +263,12 @@ class _Conv:
     scales: npt.NDArray[np.float32]
 
 
-def _convs_in_bytes(model: Any) -> tuple[dict[str, _Conv], set[str]]:
-    """The convolutions in INT8 by name, and the tensors that are bytes behind them.
+def _find_convs(model: Any) -> tuple[dict[str, _Conv], set[str]]:
+    """The convolutions in INT8 by name, and the tensors after them that become bytes (ends).
 
-    A narrow convolution that is left in float between bytes is quantized by ONNX Runtime itself,
-    with one scale for all channels: EfficientNet-Lite0 agrees on 93 % by it, instead of 98.6. With
-    floats before or behind it, as behind SiLU, it is faster in float.
+    ONNX Runtime itself quantizes a narrow convolution that stays float between bytes, with one
+    scale for all channels; EfficientNet-Lite0 then has 93 % agreement instead of 98.6. With floats
+    before or after it, such as after SiLU, a narrow convolution is faster in float.
     """
     from onnx import numpy_helper
 
@@ -295,15 +296,15 @@ def _convs_in_bytes(model: Any) -> tuple[dict[str, _Conv], set[str]]:
 def _output_shifts(
     model: Any, convs: Mapping[str, _Conv], images: npt.NDArray[Any]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """What each output channel lacks on average over images and places, as weights are rounded."""
+    """Mean error of each output channel by rounded weights, over images and positions."""
     from onnx import ModelProto, helper
 
     measured = ModelProto()
     measured.CopyFrom(model)
     for name, conv in convs.items():
-        lost = conv.weight - conv.scales[:, None, None, None] * conv.levels
-        set_initializer(measured, f"{name}/lost", lost)
-        product = helper.make_node("Conv", [conv.node.input[0], f"{name}/lost"], [f"{name}/shifts"])
+        difference = conv.weight - conv.scales[:, None, None, None] * conv.levels
+        set_initializer(measured, f"{name}/diff", difference)
+        product = helper.make_node("Conv", [conv.node.input[0], f"{name}/diff"], [f"{name}/shifts"])
         product.attribute.extend(conv.node.attribute)
         mean = helper.make_node("GlobalAveragePool", [f"{name}/shifts"], [f"{name}/shift"])
         measured.graph.node.extend([product, mean])
@@ -316,20 +317,20 @@ def _output_shifts(
 
 
 def _scale(low: float, high: float) -> float:
-    """Step of an activation, whose range has to have 0."""
+    """Step between levels of an activation, whose range is extended to contain 0."""
     return (max(high, 0.0) - min(low, 0.0)) / _STEPS or 1.0
 
 
-def _activation(model: Any, x: str, low: float, high: float) -> list[Any]:
-    """Q and DQ of an activation."""
+def _activation_nodes(model: Any, x: str, low: float, high: float) -> list[Any]:
+    """Q and DQ nodes of an activation."""
     scale = _scale(low, high)
     return quantizer_pair(model, x, x, scale, np.uint8(round(-min(low, 0.0) / scale)))
 
 
-def _constants(
+def _constant_nodes(
     model: Any, conv: _Conv, input_scale: float, shift: npt.NDArray[np.float32]
 ) -> list[Any]:
-    """DQ of a convolution's weight and corrected bias; the node reads them."""
+    """DQ nodes of a convolution's weight and corrected bias, which become its inputs."""
     from onnx import numpy_helper
 
     node, name = conv.node, conv.node.name

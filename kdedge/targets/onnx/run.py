@@ -21,11 +21,11 @@ _FATAL = 4
 class OnnxSession(CpuModel):
     """A loaded ONNX file, with its external data from the same folder.
 
-    Calls of several threads run at once.
+    Calls from several threads run in parallel.
     """
 
     name, package = "onnxruntime", ONNX_RUNTIME
-    # A newer opset or operator than this ONNX Runtime knows; other failures are the file's own
+    # Messages about opsets or operators that are newer than this ONNX Runtime
     too_new = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR version")
 
     def _open(self, module: Any, n_threads: int | None) -> None:
@@ -34,13 +34,13 @@ class OnnxSession(CpuModel):
         options.log_severity_level = _FATAL  # failures are exceptions; warnings do not help
         options.intra_op_num_threads = n_threads or 0
         if _has_fixed_ranges(self._path):
-            # Else processors without VNNI add two products of bytes in 16 bits, and saturate
+            # Without it, processors without VNNI add two products of bytes in 16 bits and saturate
             options.add_session_config_entry("session.x64quantprecision", "1")
         if not may_spin():
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # After a call, spinning threads would take cores from the preparation of the next one
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        with contextlib.redirect_stdout(None):  # before it tries again
+        with contextlib.redirect_stdout(None):  # it prints before it retries without a provider
             self._model = module.InferenceSession(
                 str(self._path), options, providers=["CPUExecutionProvider"]
             )
@@ -58,9 +58,9 @@ load = OnnxSession
 
 
 def _has_fixed_ranges(path: Path) -> bool:
-    """Whether a file has Q/DQ: a node's field `op_type` (number 4) with that text of 14 bytes.
+    """Whether a file has Q/DQ: a node's field `op_type` (number 4) with this text of 14 bytes.
 
-    A file that is empty or cannot be read has none: its error is ONNX Runtime's.
+    False for a file that is empty or cannot be read, about which ONNX Runtime raises an error.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -24,30 +24,30 @@ from kdedge.targets.program import dynamic_shapes, example_images
 Batch = Literal["dynamic"] | int
 
 OPSET = 18
-"""The lowest that the exporter writes; `LayerNormalization` is one node, whose statistics are
+"""The lowest opset that the exporter writes. `LayerNormalization` is one node, whose statistics are
 float32 in every precision."""
 
 IR_VERSION = 9
-"""The opset's own IR version, which ONNX Runtime reads since 1.16."""
+"""The IR version that belongs to the opset; ONNX Runtime reads it since 1.16."""
 
 
 class Tracer:
-    """Traces models of one structure, whose weights alone differ: only the first is run."""
+    """Traces models that differ in their weights only; it runs just the first model."""
 
     def __init__(self) -> None:
         self._program: Any = None
 
     def __call__(self, model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> Any:
-        """A model's graph, as torch gives it; for the arguments see `write_onnx`."""
+        """A model's graph, as torch's exporter returns it; see `write_onnx` for the arguments."""
         if self._program is None:
             self._program = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
         program = copy.copy(self._program)
         program.model = self._program.model.clone()  # without its weights
         initial = program.model.graph.initializers
-        # Not state_dict, where split attention has its joined weights, as open_clip's files do
+        # Not state_dict, in which split attention joins its weights, as in open_clip's files
         weights = (*model.named_parameters(), *model.named_buffers())
         program.apply_weights({name: values for name, values in weights if name in initial})
-        program.optimize()  # computes what follows from the weights alone
+        program.optimize()  # folds constants
         return program.model_proto
 
 
@@ -74,8 +74,7 @@ def write_onnx(
         external_data: store the weights in a second file.
         metadata: values for the file's metadata properties; values that are not text become JSON.
         max_bytes: maximum size of the weights in one file.
-        tracer: one that has traced a model of the same structure, size and batches; None for a
-            new one.
+        tracer: a tracer of models with the same structure, size and batches; None for a new one.
 
     Raises:
         RecipeError: the weights are larger than `max_bytes`, or the model has a step that ONNX
@@ -113,16 +112,15 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
     batches = (1, max_batch) if batch == "dynamic" else (batch, batch)
     images = example_images(model, size_px=size_px, batches=batches)
     folded: Any = model
+    # Some of timm's blocks cache a tensor in their first run, which must not be the exporter's
     with torch.no_grad():
-        model(
-            images
-        )  # some of timm's blocks keep a tensor of their first run; the exporter may not
+        model(images)
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # Of torch's own use of its deprecated parts
+            # torch itself uses its deprecated parts
             warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
             program = torch.onnx.export(
                 model,

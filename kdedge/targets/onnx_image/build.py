@@ -1,7 +1,7 @@
 """Builds ONNX files that take images, from ONNX files that take pixels.
 
-It preprocesses as the Pillow on this machine does, bit for bit: a file is built only if both
-give the same bytes for images of many shapes.
+The graph preprocesses like Pillow on this machine, bit for bit: a file is built only if both give
+the same bytes for images of many shapes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdedge.targets.onnx_image import run
 from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME, Nodes, Order, add_preprocessing
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
-# Sides as multiples of the model's, in halves: smaller, equal, larger, long, and tall enough for
+# Height and width in halves of the model's side: smaller, equal, larger, long, and tall enough for
 # Pillow's other order of the axes
 _PROBES = ((1, 1), (2, 2), (2, 3), (5, 2), (3, 7), (8, 3), (9, 1))
 
@@ -35,12 +35,12 @@ def plan(precision: Precision) -> PlannedFile:
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Builds a file. External weights move into it.
+    """Builds a file; external weights move into the file.
 
     Raises:
         RecipeError: the graph takes batches of a fixed size other than 1.
         DataError: the ONNX file is damaged, its weights exceed one file, or the file exists.
-        SetupError: Pillow on this machine resizes in another way.
+        SetupError: Pillow on this machine resizes differently.
         ResourceError: the file cannot be written.
     """
     assert request.onnx_path is not None
@@ -61,11 +61,11 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         "pillow": PIL.__version__,
         "order": order,
         "pixels": artifact.pixels,
-        "input": _DESCRIBED,
+        "input": _INPUT_RECORD,
     }
 
 
-_DESCRIBED = {
+_INPUT_RECORD = {
     "name": IMAGE_NAME,
     "dtype": "uint8",
     "layout": "HWC",
@@ -75,10 +75,10 @@ _DESCRIBED = {
 
 
 def find_order(preprocess: Preprocess) -> Order:
-    """The order of the axes with which the graph gives the bytes that Pillow gives here.
+    """The order of the axes with which the graph gives the same bytes as Pillow here.
 
     Raises:
-        SetupError: there is none.
+        SetupError: no order gives the same bytes.
     """
     rng, size = np.random.default_rng(0), preprocess.size_px
     images = [
@@ -89,8 +89,8 @@ def find_order(preprocess: Preprocess) -> Order:
     orders: tuple[Order, ...] = get_args(Order)
     for order in reversed(orders):
         graph = preprocess_graph(preprocess, order).SerializeToString()
-        got = [pixels.transpose(1, 2, 0) for pixels in run.run_preprocessing(graph, images)]
-        if all(map(np.array_equal, got, expected)):
+        outputs = [pixels.transpose(1, 2, 0) for pixels in run.run_preprocessing(graph, images)]
+        if all(map(np.array_equal, outputs, expected)):
             return order
     raise SetupError(
         f"Pillow {PIL.__version__} resizes otherwise than the graph.\n"
@@ -99,7 +99,7 @@ def find_order(preprocess: Preprocess) -> Order:
 
 
 def preprocess_graph(preprocess: Preprocess, order: Order) -> Any:
-    """A graph of the preprocessing alone, as an `onnx.ModelProto`."""
+    """A graph of only the preprocessing, as an `onnx.ModelProto`."""
     from onnx import helper
 
     nodes = Nodes()
@@ -124,11 +124,7 @@ def _pixels(preprocess: Preprocess) -> Any:
 
 
 def _prepend(model: Any, preprocess: Preprocess, pixels: Pixels, order: Order) -> None:
-    """Puts the preprocessing before a graph, in place.
-
-    Raises:
-        DataError: the graph has other inputs or outputs than kdedge's.
-    """
+    """Inserts the preprocessing before a graph, in place."""
     from onnx import TensorProto, numpy_helper
 
     graph = model.graph
@@ -148,7 +144,7 @@ def _prepend(model: Any, preprocess: Preprocess, pixels: Pixels, order: Order) -
     graph.output.append(_pixels(preprocess))
     for entry in model.metadata_props:
         if entry.key == "input":
-            entry.value = json.dumps(_DESCRIBED)
+            entry.value = json.dumps(_INPUT_RECORD)
         elif entry.key == "preprocess":
             steps = ["Decode to 8-bit RGB, upright by EXIF's orientation: the graph does the rest."]
             entry.value = json.dumps({"order": order, "steps": steps})

@@ -1,12 +1,12 @@
-"""Resize, crop and scaling as ONNX nodes, which give the bytes that Pillow gives.
+"""Resize, crop and scaling as ONNX nodes with the same results as Pillow.
 
 Pillow resizes one axis after the other, and rounds to bytes after each (`src/libImaging/Resample.c`
-of Pillow). An output pixel is a sum over the pixels below a kernel, which is widened where the
-image shrinks. Here each axis is a matrix product: blocks of outputs times the window of input
-pixels that they need. All places are computed as integers, weights have 22 bits after the point as
-in Pillow, and sums are exact in float64, so that not a single byte differs.
+of Pillow). An output pixel is a sum over the pixels below a kernel, which is widened if the image
+shrinks. Here each axis is a matrix product: blocks of outputs times the window of input pixels that
+they need. All positions are computed as integers, weights have 22 bits after the point as in
+Pillow, and sums are exact in float64, so that not a single byte differs.
 
-ONNX's own Resize is no help: in ONNX Runtime 1.24 its antialiased cubic resize differs from
+ONNX's own Resize cannot be used: in ONNX Runtime 1.24 its antialiased cubic resize differs from
 Pillow's by up to 3 of 255 (`benchmarks/README.md`).
 """
 
@@ -24,13 +24,13 @@ IMAGE_NAME = "image"
 """The graph's input: uint8 [height, width, 3], RGB."""
 
 PIXELS_NAME = "pixels"
-"""An output next to the logits: the bytes that the model sees, uint8 [1, 3, S, S], RGB."""
+"""An output besides the logits: the preprocessed image, uint8 [1, 3, S, S], RGB."""
 
 Order = Literal["width first", "by size"]
-"""Which axis Pillow resizes first: the width; or, as of some version between 12.0 and 13.0, the
+"""The axis that Pillow resizes first: the width, or since a version between 12.0 and 13.0, the
 height if it shrinks by more than twice as many pixels as the width does."""
 
-_BLOCK = 16  # outputs that share a window of inputs: larger ones multiply more zeros
+_BLOCK = 16  # outputs that share a window of inputs; larger blocks multiply more zeros
 _WEIGHT_UNIT = 2.0**22  # PRECISION_BITS in Resample.c
 _SUPPORT = {"bicubic": 2, "bilinear": 1}
 
@@ -76,10 +76,10 @@ class Nodes:
 
 
 def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> None:
-    """Adds nodes from `IMAGE_NAME` to `PIXELS_NAME`, as `resize_and_crop` with Pillow.
+    """Adds nodes from `IMAGE_NAME` to `PIXELS_NAME`, which compute `resize_and_crop`.
 
     Args:
-        nodes: gets the nodes.
+        nodes: the list to which the nodes are added.
         preprocess: size, interpolation and resize mode.
         order: the order of the axes.
     """
@@ -87,18 +87,18 @@ def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> Non
     shape = add("Shape", IMAGE_NAME)
     height = add("Slice", shape, integers([0]), integers([1]))
     width = add("Slice", shape, integers([1]), integers([2]))
-    # Nothing is divided by 0 if there are no pixels: that would end the process
+    # At least 1: if there are no pixels, a division by 0 would end the process
     shorter = add("Max", add("Min", height, width), integers([1]))
-    tall = [height, *_placed(nodes, height, shorter, preprocess)]
-    wide = [width, *_placed(nodes, width, shorter, preprocess)]
+    tall = [height, *_resize_crop(nodes, height, shorter, preprocess)]
+    wide = [width, *_resize_crop(nodes, width, shorter, preprocess)]
     first, second = wide, tall
     rows = add("Transpose", IMAGE_NAME, perm=_WIDTH_FIRST) if order == "width first" else ""
     is_tall = ""
     if order == "by size":
-        lost = [add("Sub", sides[0], sides[1]) for sides in (tall, wide)]
-        limit = add("Max", add("Mul", lost[1], integers([2])), integers([0]))
-        is_tall = add("Greater", lost[0], limit)
-        rows = _either(nodes, is_tall)
+        shrinkage = [add("Sub", sides[0], sides[1]) for sides in (tall, wide)]
+        limit = add("Max", add("Mul", shrinkage[1], integers([2])), integers([0]))
+        is_tall = add("Greater", shrinkage[0], limit)
+        rows = _transpose_by_size(nodes, is_tall)
         first = [add("Where", is_tall, *both) for both in zip(tall, wide, strict=True)]
         second = [add("Where", is_tall, *both) for both in zip(wide, tall, strict=True)]
     rows = add("Reshape", rows, add("Concat", first[0], integers([-1]), axis=0))
@@ -113,13 +113,13 @@ def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> Non
     add("Unsqueeze", planes, integers([0]), output=PIXELS_NAME)
 
 
-# [H, W, 3] with the axis first that is resized first, then colors. Runtimes move a single axis
-# fast: with colors last, ONNX Runtime needed half of the time for this step.
+# [H, W, 3] -> first the axis that is resized first, then colors. Runtimes move a single axis fast:
+# with colors last, ONNX Runtime needed half of its time for this step.
 _WIDTH_FIRST, _HEIGHT_FIRST = [1, 2, 0], [0, 2, 1]
 
 
-def _either(nodes: Nodes, is_tall: str) -> str:
-    """[H, W, 3] -> [first, 3, second]."""
+def _transpose_by_size(nodes: Nodes, is_tall: str) -> str:
+    """[H, W, 3] -> [first, 3, second], with the axis first that is resized first."""
     from onnx import TensorProto, helper
 
     def branch(name: str, perm: list[int]) -> Any:
@@ -135,8 +135,8 @@ def _either(nodes: Nodes, is_tall: str) -> str:
     )
 
 
-def _placed(nodes: Nodes, side: str, shorter: str, preprocess: Preprocess) -> tuple[str, str]:
-    """A side after the resize, and how much of it the crop leaves out before the square; [1]."""
+def _resize_crop(nodes: Nodes, side: str, shorter: str, preprocess: Preprocess) -> tuple[str, str]:
+    """[1], a side after the resize, and [1], the offset of the crop in it."""
     add, integers, size = nodes.add, nodes.integers, preprocess.size_px
     if preprocess.resize_mode == "squash":
         return integers([size]), integers([0])
@@ -144,7 +144,7 @@ def _placed(nodes: Nodes, side: str, shorter: str, preprocess: Preprocess) -> tu
     resized = add("Max", resized, integers([size]))
     rest = add("Sub", resized, integers([size]))
     half, odd = add("Div", rest, integers([2])), add("Mod", rest, integers([2]))
-    # Half of an odd number is rounded to the even number, as by Python's round
+    # Half of an odd number is rounded to the nearest even number, as in Python's `round`
     return resized, add("Add", half, add("Mul", odd, add("Mod", half, integers([2]))))
 
 
@@ -152,9 +152,9 @@ def _resized(nodes: Nodes, rows: str, axis: list[str], preprocess: Preprocess) -
     """Resizes and crops the first axis: [side, K] -> [S, K], bytes.
 
     Args:
-        nodes: gets the nodes.
+        nodes: the list to which the nodes are added.
         rows: the bytes.
-        axis: the side, its length after the resize, and the crop's offset.
+        axis: the side, its length after the resize, and the offset of the crop.
         preprocess: size and interpolation.
     """
     add, integers, real = nodes.add, nodes.integers, nodes.real
@@ -191,13 +191,13 @@ def _window_and_weights(nodes: Nodes, axis: list[str], preprocess: Preprocess) -
     start = add("Div", start, add("Mul", resized, integers([2])))
     width = add("Add", add("Mul", side, integers([_BLOCK - 1])), reach)
     width = add("Min", add("Add", add("Div", width, resized), integers([2])), side)
-    # The window stays inside the image; what is outside of the kernel has the weight 0
+    # The window stays inside the image; pixels outside of the kernel have the weight 0
     start = add("Min", add("Max", start, integers([0])), add("Sub", side, width))
     steps = add("Range", integers(0), add("Squeeze", width), integers(1))
     window = add("Add", start, steps)  # [blocks, 1, window]
-    away = add("Mul", add("Add", add("Mul", window, integers([2])), integers([1])), resized)
-    away = _cast(nodes, add("Abs", add("Sub", away, centers)), "DOUBLE")
-    units = add("Div", away, _cast(nodes, add("Mul", larger, integers([2])), "DOUBLE"))
+    distance = add("Mul", add("Add", add("Mul", window, integers([2])), integers([1])), resized)
+    distance = _cast(nodes, add("Abs", add("Sub", distance, centers)), "DOUBLE")
+    units = add("Div", distance, _cast(nodes, add("Mul", larger, integers([2])), "DOUBLE"))
     weights = _KERNELS[preprocess.interpolation](nodes, units)
     weights = add("Div", weights, add("ReduceSum", weights, integers([2]), keepdims=1))
     rounded = add("Add", add("Mul", add("Abs", weights), real(_WEIGHT_UNIT)), real(0.5))
@@ -217,7 +217,7 @@ def _bicubic(nodes: Nodes, x: str) -> str:
 
 
 def _bilinear(nodes: Nodes, x: str) -> str:
-    """A triangle, for x >= 0."""
+    """The triangle kernel, for x >= 0."""
     return nodes.add("Max", nodes.add("Sub", nodes.real(1), x), nodes.real(0))
 
 

@@ -21,10 +21,10 @@ class OnnxImageSession(OnnxSession):
     def _open(self, module: Any, n_threads: int | None) -> None:
         super()._open(module, n_threads)
         self.batches, self.image_shape = (1, 1), (3, None, None)
-        self.pixels = self._built_with.get("pixels", "uint8")  # of the file that it was built from
+        self.pixels = self._built_with.get("pixels", "uint8")  # of its source file
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C], or features [B, D]; images of this size stay as they are."""
+        """[B, 3, S, S] -> [B, C], or features [B, D]; images of this size are not resized."""
         rows = images.transpose(0, 2, 3, 1)  # [B, S, S, 3]
         if rows.dtype != np.uint8:
             rows = np.rint(rows * np.float32(255)).astype(np.uint8)
@@ -50,7 +50,7 @@ load = OnnxImageSession
 def run_preprocessing(
     graph: bytes, images: Sequence[npt.NDArray[np.uint8]]
 ) -> list[npt.NDArray[np.uint8]]:
-    """Runs a graph of the preprocessing alone: [H, W, 3] -> [3, S, S] for each image."""
+    """Runs a graph of only the preprocessing: [H, W, 3] -> [3, S, S] for each image."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""OpenVINO: files for CPUs, in float32, FP16 weights and INT8."""
+"""OpenVINO: files for CPUs, in float32, with FP16 weights, and in INT8."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Builds OpenVINO files from ONNX files; they run on any CPU that OpenVINO supports.
 
-INT8 is quantized as in the ONNX file for TensorRT: symmetric Q/DQ around the blocks' linear layers,
-which OpenVINO computes in INT8, too. Where products of bytes can overflow, weights get seven bits,
-as in the ONNX file for CPUs; such a file computes the same on every processor. OpenVINO's own
-quantizer, NNCF, changes more predictions at the same speed (`benchmarks/README.md`).
+INT8 files are built from the ONNX file for TensorRT, with symmetric Q/DQ around the linear layers
+of the blocks, which OpenVINO also computes in INT8. On processors on which products of bytes can
+overflow, weights get seven bits, as in the ONNX file for CPUs; such a file has the same results on
+every processor. OpenVINO's own quantizer, NNCF, changes more predictions at the same speed
+(`benchmarks/README.md`).
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
 
 def _limit_weights(ov: Any, model: Any, n_levels: int) -> None:
-    """Makes integers of weights, up to 127, smaller, and their scales larger.
+    """Scales the integers of INT8 weights from at most 127 to at most `n_levels`, in place.
 
     Args:
         ov: the module `openvino`.
-        model: changed in place; its INT8 weights [..., N] are (integers - zero) * scales.
+        model: the graph, whose INT8 weights [..., N] are (integers - zero) * scales.
         n_levels: the largest magnitude afterwards.
     """
     ops = ov.opset13
@@ -70,7 +71,7 @@ def _limit_weights(ov: Any, model: Any, n_levels: int) -> None:
 
 
 def _scaling(weight: Any) -> Any:
-    """The product with the scales that a weight alone goes into; None if there is none."""
+    """The node that multiplies a weight by its scales, if it has no other reader; else None."""
     node = weight
     while node.get_type_name() in ("Constant", "Convert", "Subtract"):
         readers = list(node.output(0).get_target_inputs())
@@ -81,7 +82,7 @@ def _scaling(weight: Any) -> Any:
 
 
 def _save(ov: Any, model: Any, path: Path, *, has_fp16_weights: bool) -> None:
-    """Writes a graph and its weights, each complete or not at all; the graph last.
+    """Writes a graph and its weights, both complete or not at all; the graph comes last.
 
     Raises:
         ResourceError: a file cannot be written.

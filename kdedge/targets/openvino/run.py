@@ -45,10 +45,10 @@ class OpenVinoModel(CpuModel):
         if size not in self._requests:
             self._requests[size] = self._compiled(size)
         logits = self._requests[size].infer({INPUT_NAME: images})[0]
-        return np.array(logits, dtype=np.float32)  # the request keeps its own
+        return np.array(logits, dtype=np.float32)  # a copy: the request reuses its array
 
     def _compiled(self, size: int | None) -> Any:
-        """A request for batches of a size; None for any, which is slower on small models."""
+        """A request for a batch size; None for any size, which is slower on small models."""
         model = self._model
         if size is not None and self.batches[1] is None:
             model = model.clone()
@@ -64,16 +64,16 @@ class OpenVinoModel(CpuModel):
 
 load = OpenVinoModel
 
-_STACK_BYTES = 64  # a stack_t is smaller: an address, a size and flags, in an order of its own
+_STACK_BYTES = 64  # a stack_t is smaller on all systems: an address, a size and flags
 
 
 @contextlib.contextmanager
 def _signal_stack_kept() -> Iterator[None]:
-    """Context after which this thread's signals run on the stack that they ran on before.
+    """Context that restores this thread's signal stack.
 
-    Each compiled model puts a stack of its own in place, and when it is freed the stack that it
-    found. Models that are not freed in the opposite order would leave the stack of a freed one,
-    and the next Ctrl-C would end the process with a segmentation fault.
+    Each compiled model installs its own signal stack, and restores the previous one when it is
+    freed. If models are not freed in reverse order, the stack of a freed model stays installed, and
+    the next Ctrl-C ends the process with a segmentation fault.
     """
     change = ctypes.CDLL(None).sigaltstack if os.name == "posix" else None
     stack = ctypes.create_string_buffer(_STACK_BYTES)

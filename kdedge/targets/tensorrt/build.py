@@ -69,7 +69,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
 
 def _tag(module: ModuleType, gpu: Gpu) -> str:
-    """Part of an engine's name: version, compute capability, GPU and its size."""
+    """Part of an engine's name: version, compute capability, GPU and number of multiprocessors."""
     name = re.sub("[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     capability = gpu.compute_capability.replace(".", "")
     return f"trt{short_version(module)}-sm{capability}-{name}-{gpu.n_multiprocessors}"

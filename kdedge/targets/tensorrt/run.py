@@ -1,4 +1,4 @@
-"""Runs TensorRT engines, on the GPU and with the version that they were built for."""
+"""Runs TensorRT engines, on the kind of GPU and with the version for which they were built."""
 
 from __future__ import annotations
 

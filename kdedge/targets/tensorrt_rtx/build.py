@@ -1,8 +1,7 @@
 """Builds engines of TensorRT for RTX, for GeForce and RTX GPUs since Ampere, without a GPU.
 
-One file works on Linux and Windows and on all these GPUs; the first run on a GPU compiles its
-kernels. It loads only in the TensorRT-RTX version that built it. Jetsons and data-center GPUs use
-TensorRT.
+One file works on Linux and Windows and on all these GPUs, and needs the TensorRT-RTX version that
+built it. Its first run on a GPU compiles the kernels. Jetsons and data-center GPUs use TensorRT.
 """
 
 from __future__ import annotations

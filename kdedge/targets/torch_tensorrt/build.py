@@ -1,9 +1,9 @@
-"""Compiles Torch-TensorRT programs, for PyTorch services with the GPU that compiled them.
+"""Compiles Torch-TensorRT programs, for PyTorch services with the same kind of GPU.
 
-They need torch where they run, so there is no run.py. API: `dynamo.compile` and `save` of
-torch_tensorrt 2.13; networks are strongly typed, so the module has the precision. There is
-no INT8: its quantizer, ModelOpt for torch, does not quantize the queries, keys and values of CLIP's
-attention.
+Programs need torch to run, so there is no run.py. API: `dynamo.compile` and `save` of
+torch_tensorrt 2.13; networks are strongly typed, so a program has the precision of its module.
+There is no INT8, since its quantizer, ModelOpt for torch, does not quantize the queries, keys and
+values of CLIP's attention.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def plan(precision: Precision) -> PlannedFile:
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Compiles a program. `torch.export.load` reads it, after importing torch_tensorrt.
+    """Compiles a program, which `torch.export.load` reads after torch_tensorrt is imported.
 
     Raises:
         DataError: the file exists.
@@ -109,7 +109,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             name="images",
         )
     compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=[images])
-    # In memory first: torch's file writer aborts the process if the disk is full
+    # Saved to memory first, since torch's file writer aborts the process if the disk is full
     program_file = io.BytesIO()
     torch_tensorrt.save(
         compiled,
@@ -126,8 +126,8 @@ class Program:
     """A compiled program, run as a backend to compare it with the model.
 
     Args:
-        path: a file of `build`.
-        artifact: describes its input.
+        path: a file that `build` wrote.
+        artifact: has batches, pixels and size of its input.
     """
 
     name = "torch-tensorrt"
@@ -170,7 +170,7 @@ def trace(
     """Traces the model; returns the program and the images [B, 3, S, S] of the trace.
 
     Args:
-        model: a folded model; not changed.
+        model: a folded model; it is not changed.
         precision: fp32, or fp16 with float32 input and output.
         size_px: side of the model's images.
         batches: smallest and largest batch.
