@@ -1,4 +1,4 @@
-"""kdedge: make a big CLIP small enough for the edge, and prove what that cost.
+"""kdedge: makes a big CLIP small enough for the edge, and measures the loss of accuracy.
 
 The names of the Python API are those that `__init__.pyi` imports. Importing this module loads none
 of them: each is loaded when it is first used.
@@ -11,8 +11,8 @@ __version__ = "0.2.0"
 
 @functools.cache
 def _modules() -> dict[str, str]:
-    """The names of the API and the module of each."""
-    # Imported here: `kdedge --help` starts at once
+    """Maps each name of the API to the module that defines it."""
+    # Imported here so that `kdedge --help` starts at once
     import ast
     from pathlib import Path
 
@@ -22,7 +22,7 @@ def _modules() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> object:
-    """Loads a name of the API."""
+    """Imports the module of an API name when the name is first used."""
     from importlib import import_module
 
     if name == "__all__":
@@ -42,6 +42,5 @@ def __dir__() -> list[str]:
 
     needs = {"kdedge.training.": "torch", "kdedge.serving.": "uvicorn"}
     missing = tuple(room for room, package in needs.items() if find_spec(package) is None)
-    return sorted(
-        ["__version__", *(name for name, m in _modules().items() if not m.startswith(missing))]
-    )
+    names = [name for name, module in _modules().items() if not module.startswith(missing)]
+    return sorted(["__version__", *names])

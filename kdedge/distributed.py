@@ -1,7 +1,7 @@
 """The processes that train one model together, and how they exchange tensors.
 
-Each process runs the image encoder on its shard of the batch. The features are gathered, and all
-that follows (projector, batch norm, loss) runs in every process on the full batch. Batch norm and
+Each process runs the image encoder on its shard of the batch. The features are gathered, and every
+later step (projector, batch norm, loss) runs in every process on the full batch. Batch norm and
 losses that compare images thus see the same batch as in one process, and the result is the same up
 to the order of sums. This needs no synchronized batch norm, which torch has for GPUs only, and
 little traffic: features one way, gradients of trained tensors the other.
@@ -34,8 +34,8 @@ class ProcessGroup:
     """The processes that train one model together, seen from one of them.
 
     Attributes:
-        rank: of this process, from 0.
-        world_size: how many there are.
+        rank: this process's number, from 0.
+        world_size: number of processes.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
@@ -56,16 +56,16 @@ class ProcessGroup:
         """Concatenates the shards of all processes to [B, ...], with gradients; equal on all ranks.
 
         The gradient of this rank's shard is multiplied by the world size. `all_reduce_mean` then
-        sums what the shards add to a gradient, and leaves alone what every rank computed from the
-        whole batch.
+        sums the shards' parts of a gradient, and does not change a gradient that every rank
+        computed from the full batch.
 
         Raises:
             ResourceError: another process has ended.
         """
         if self.world_size == 1:
             return rows
-        whole: Tensor = _Gather.apply(rows, n_rows, self)  # type: ignore[no-untyped-call, unused-ignore]  # typed since torch 2.15
-        return whole
+        batch: Tensor = _Gather.apply(rows, n_rows, self)  # type: ignore[no-untyped-call, unused-ignore]  # typed since torch 2.15
+        return batch
 
     def all_reduce_mean(self, gradients: Sequence[Tensor]) -> None:
         """Replaces gradients by their means over all processes.
@@ -87,7 +87,7 @@ class ProcessGroup:
         if self.world_size == 1:
             return value
         values = torch.tensor([value])
-        with _all_alive():
+        with _explain_lost_process():
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
@@ -96,23 +96,23 @@ class ProcessGroup:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with _all_alive():
+        with _explain_lost_process():
             dist.all_gather_object(values, value)
         return values
 
     def on_rank0(self, make: Callable[[], _T]) -> _T:
         """Runs a function on rank 0 alone and broadcasts its result."""
-        made: list[Any] = [make() if self.is_rank0 else None]
+        values: list[Any] = [make() if self.is_rank0 else None]
         if self.world_size > 1:
-            with _all_alive():
-                dist.broadcast_object_list(made, src=0)
-        value: _T = made[0]
+            with _explain_lost_process():
+                dist.broadcast_object_list(values, src=0)
+        value: _T = values[0]
         return value
 
     def all_reduce_sum(self, tensor: Tensor) -> None:
         """Adds up the processes' tensors in place."""
         if self.world_size > 1:
-            with _all_alive():
+            with _explain_lost_process():
                 dist.all_reduce(tensor)
 
 
@@ -121,29 +121,29 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenates each process's rows, so that all have all of them; see `ProcessGroup.gather`.
+    """Concatenates the rows of all processes, in every process; see `ProcessGroup.gather`.
 
-    Gradients go back to the process of the row.
+    The gradient of a row goes back to the process that computed it.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, n_rows: int, group: ProcessGroup) -> Tensor:
-        share = group.shard(n_rows)
-        ctx.share, ctx.world_size = share, group.world_size
+        shard = group.shard(n_rows)
+        ctx.shard, ctx.world_size = shard, group.world_size
         # Sums with zeros are exact, and every backend has float32
-        whole = rows.new_zeros(n_rows, *rows.shape[1:], dtype=torch.float32)
-        whole[share] = rows.float()
-        group.all_reduce_sum(whole)
-        return whole.to(rows.dtype)
+        batch = rows.new_zeros(n_rows, *rows.shape[1:], dtype=torch.float32)
+        batch[shard] = rows.float()
+        group.all_reduce_sum(batch)
+        return batch.to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.world_size * gradient[ctx.share], None, None
+        return ctx.world_size * gradient[ctx.shard], None, None
 
 
 @contextlib.contextmanager
-def _all_alive() -> Iterator[None]:
-    """Explains torch's error about a closed connection: another process has ended."""
+def _explain_lost_process() -> Iterator[None]:
+    """Context that replaces torch's error about a closed connection: another process has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -161,21 +161,21 @@ def _all_alive() -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[ProcessGroup]:
-    """Context in which the processes that torchrun started work together.
+    """Context with the group of the processes that torchrun started.
 
-    Ranks other than 0 log warnings and errors only. Without torchrun, or with one process, it
-    is `SINGLE_PROCESS`.
+    Ranks other than 0 log warnings and errors only. If torchrun started no process or only one,
+    the group is `SINGLE_PROCESS`.
 
     Args:
-        device: where this process trains; a GPU is torch's current one already.
+        device: the device on which this process trains; a GPU is already torch's current device.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
         yield SINGLE_PROCESS
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    # Import this before the group exists. A later import, as by torch's optimizers, would keep the
-    # group in its default arguments, and gloo's threads at Python's exit can abort the process
+    # Import this before the group exists. Default arguments of this module would else keep the
+    # group until Python exits, when gloo's threads can abort the process
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_LONGEST_WAIT)
     group = ProcessGroup(dist.get_rank(), size)
@@ -187,5 +187,5 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
 
 
 def local_rank() -> int:
-    """This process's number among those on this machine, from 0; it has a GPU of that number."""
+    """This process's number on its machine, from 0, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -10,12 +10,12 @@
     ├── DivergedError      exit 5   a loss that is not finite
     ├── GateError          exit 6   agreement, accuracy
     ├── ResourceError      exit 7   memory, disk
-    ├── InUseError         exit 8   a folder or a port that another process has
+    ├── InUseError         exit 8   a folder or a port that another process uses
     ├── CellsFailed        exit code of a suite's first failed cell
     └── Interrupted        exit 130 / 143   SIGINT / SIGTERM, state saved
 
-Any other exception that reaches the command line is a bug: exit 1. A message says what happened,
-where, what was got and expected, and what to do.
+Any other exception that reaches the command line is a bug: exit 1. A message names the problem, its
+place, the actual and the expected value, and a remedy.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from contextvars import ContextVar
 from typing import Any
 
 ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
-"""Whether a command line made the call; messages name its flags then, else Python's arguments."""
+"""Whether the command line made the call: messages then name flags, else Python's arguments."""
 
 _SAME_NAME = (
     "against backend browser calibrate classes config cpu device drift exact file fp16 head"
     " int8 int8-minutes keep-teacher labels max-megabytes method min-score none-of-these"
     " open-classes output pixels port precision resume size student teacher threads triton weights"
 )
-# Flag -> argument of the public function; other flags have none, and are named as they are
+# Flag -> argument of the public function; messages keep flags that have no argument
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
     flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
 }
@@ -48,15 +48,15 @@ class KdedgeError(Exception):
     """An error that the user can fix; the message says how.
 
     Attributes:
-        result: what the call had already made, e.g. the artifact whose file missed a gate; else
-            None.
+        result: what the call had already made, such as the artifact whose file missed a gate;
+            None if it had made nothing.
     """
 
     exit_code = 1
     result: Any = None
 
     def __str__(self) -> str:
-        """The message; in Python, its flags become arguments: `device` instead of `--device`."""
+        """The message; for a call from Python, `--device` becomes the argument `device`."""
         text = super().__str__()
         if ON_COMMAND_LINE.get():
             return text
@@ -125,7 +125,7 @@ class ResourceError(KdedgeError):
 
 
 class InUseError(KdedgeError):
-    """Another process works in the folder, or has the port."""
+    """Another process uses the folder or the port."""
 
     exit_code = 8
 
@@ -161,12 +161,12 @@ class Terminated(KeyboardInterrupt):
 
 
 def signum_of(interrupt: KeyboardInterrupt) -> int:
-    """Returns the signal that raised it: SIGTERM or SIGINT."""
+    """Returns the signal that caused the interrupt: SIGTERM or SIGINT."""
     return signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
 
 
 def check_at_least(least: float, **numbers: float | None) -> None:
-    """Checks numbers of a call; None stands for a default and passes.
+    """Checks the numbers given to a call; None stands for a default and passes.
 
     Raises:
         RecipeError: a number is below the least, infinite, or not a number.
@@ -177,7 +177,7 @@ def check_at_least(least: float, **numbers: float | None) -> None:
 
 
 def os_reason(error: OSError) -> str:
-    """Says why the operating system refuses something, as the middle of a sentence."""
+    """Returns the operating system's reason in lower case, for use inside a sentence."""
     return (error.strerror or str(error)).lower()
 
 
@@ -195,20 +195,20 @@ def one_line(error: BaseException) -> str:
 
 
 def some_of(texts: Iterable[str], most: int) -> list[str]:
-    """Returns the first texts; if there are others, with `and N more` after them."""
+    """Returns at most `most` of the texts, followed by `and N more` if there are others."""
     texts = list(texts)
     return texts[:most] + ([f"and {len(texts) - most:,} more"] if len(texts) > most else [])
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that resembles a name most; None if none does."""
+    """Returns the known name most similar to a name; None if no name is similar."""
     lower = {candidate.lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return lower[matches[0]] if matches else None
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """Returns `Did you mean ...?` with the nearest known name, else the other sentence or all."""
+    """Returns `Did you mean ...?`; if no name is near, `otherwise` or a list of all names."""
     known = list(known)
     guess = nearest(name, known)
     if guess is not None:
@@ -217,7 +217,7 @@ def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) ->
 
 
 _OUT_OF_MEMORY = (
-    *("failed to map segment", "Cannot allocate memory"),  # a library that is loaded
+    *("failed to map segment", "Cannot allocate memory"),  # while a library is loaded
     *("std::bad_alloc", "can't start new thread"),
     "DefaultCPUAllocator",
     "CUDA out of memory",
@@ -227,10 +227,10 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. torch is not loaded, so names and texts tell its errors."""
+    """Whether memory ran out. Errors of torch, which is not loaded, are told by name and text."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"}:
         return True
-    text = str(error)  # of a library that cannot be loaded, or of torch
+    text = str(error)
     kinds = (RuntimeError, ImportError, OSError)
     return isinstance(error, kinds) and any(words in text for words in _OUT_OF_MEMORY)

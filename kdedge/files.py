@@ -1,7 +1,7 @@
 """Files and folders that are complete or absent: atomic writes, hashes, numbered folders.
 
-Locks are those of flock, which end with their process. `new_folder` locks the folder that it fills,
-`held` an existing file or folder while a command changes it, and `locked` a lock file, for what
+Locks use flock, so they end with their process. `new_folder` locks the folder that it fills, `held`
+an existing file or folder while a command changes it, and `locked` the lock file of something that
 commands share: a run, a suite, a store, a cache, a download.
 """
 
@@ -46,7 +46,7 @@ FAT counts in steps of 2 s."""
 class FileStamp(NamedTuple):
     """A file's size in bytes, times of change in ns, and inode; a change of its bytes changes one.
 
-    Unlike the content's time of change (mtime), that of the inode (ctime) cannot be set back.
+    Unlike the content's time of change (mtime), the inode's (ctime) cannot be set back.
     """
 
     size: int
@@ -60,7 +60,7 @@ class FileStamp(NamedTuple):
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
     def is_settled(self, read_ns: int) -> bool:
-        """Whether a later change would change it, for a file that was read at that time."""
+        """Whether every change of the file after `read_ns`, when it was read, changes the stamp."""
         return max(self.modified_ns, self.changed_ns) < read_ns - SETTLED_NS
 
 
@@ -80,7 +80,7 @@ _UNSUPPORTED = frozenset(
     {
         *(errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
         errno.ENOLCK,
-        errno.EBADF,  # NFS: an exclusive lock of what is open for reading
+        errno.EBADF,  # NFS: an exclusive lock of a file that is open for reading only
     }
 )
 
@@ -89,7 +89,7 @@ _WARNED: set[str] = set()
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Context in which an error of the operating system says what `explain_os_error` does."""
+    """Context that turns an OSError into the ResourceError of `explain_os_error`."""
     try:
         yield
     except OSError as error:
@@ -102,7 +102,7 @@ def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
 
     Args:
         path: a file or folder of the file system.
-        otherwise: what this means for the user; it ends the warning.
+        otherwise: the consequence for the user, which ends the warning.
     """
     try:
         yield
@@ -117,7 +117,7 @@ def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file atomically: even after a kill, it holds all old bytes or all new ones.
 
-    The new bytes survive a power failure. A warning says so where the file system cannot ensure it.
+    The new bytes survive a power failure; if the file system cannot ensure that, it warns.
 
     Raises:
         ResourceError: the disk is full or the folder may not be written.
@@ -129,7 +129,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             sync(file.fileno(), path.parent)
         temporary.replace(path)
-    except BaseException as error:  # Ctrl-C must not leave a half-written file next to the old one
+    except BaseException as error:  # Ctrl-C, too, must not leave a half-written file
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
@@ -166,10 +166,10 @@ def written_together(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that files can be written to a folder, before work whose result is to go there.
+    """Checks that files can be written to a folder, before work whose result goes there.
 
     Raises:
-        ResourceError: it may not be written.
+        ResourceError: the folder may not be written.
     """
     if not os.access(folder, os.W_OK):
         raise ResourceError(
@@ -179,11 +179,11 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[None]:
-    """Context of a file that no other command can take meanwhile; it is not kept empty.
+    """Context with a new file that no other command can create; it is deleted if it stays empty.
 
     Raises:
-        RecipeError: it exists.
-        ResourceError: it cannot be written.
+        RecipeError: the file exists.
+        ResourceError: the file cannot be written.
     """
     try:
         path.touch(exist_ok=False)
@@ -204,7 +204,7 @@ def new_file(path: Path) -> Iterator[None]:
 
 
 def already_exists(path: Path) -> RecipeError:
-    """Returns the error for a new file or folder that is there already."""
+    """Returns the error for a new file or folder whose path exists."""
     return RecipeError(
         f"{path} exists, and nothing is overwritten.\n  Move it away, or name another one."
     )
@@ -223,7 +223,7 @@ def sync(descriptor: int, path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically, keys in the order given."""
+    """Writes a JSON file atomically; keys keep their order."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -287,7 +287,7 @@ def sha256_json(value: Any) -> str:
 
 
 def write_new_numbered_json(folder: Path, value: Any) -> Path:
-    """Writes `folder/01.json`, or the next free number, and gives the file.
+    """Writes `folder/01.json`, or the next free number, and returns its path.
 
     No file is overwritten; two processes that write at the same time get two files.
 
@@ -318,7 +318,7 @@ def _next_number(paths: Iterable[Path]) -> int:
 
 
 def highest_number(paths: Iterable[Path]) -> Path | None:
-    """The folder or JSON file with the highest number as its name; others are ignored."""
+    """The folder or JSON file with the highest number as its name; None if no name is a number."""
     numbers = {path.name.removesuffix(".json"): path for path in paths}
     newest = max(filter(str.isdecimal, numbers), key=int, default=None)
     return None if newest is None else numbers[newest]
@@ -329,8 +329,8 @@ class NewFolder:
     """A new folder.
 
     Attributes:
-        part: where its files are written.
-        final: its path when they are.
+        part: temporary path, to which its files are written.
+        final: path after all files are written.
     """
 
     part: Path
@@ -341,31 +341,30 @@ class NewFolder:
 def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder]:
     """Context with a new folder to fill; it gets its final name when the context ends.
 
-    Until then it is `.NAME.part-*` and locked. Folders of that name without a lock were left by
-    killed processes and are deleted; one with a lock is a new folder that another process fills.
+    Until then it is `.NAME.part-*` and locked. An unlocked folder of that name was left by a killed
+    process and is deleted; a locked one is being filled by another process.
 
     Args:
-        folder: the new folder or, with `is_numbered`, the folder to make it in. Missing parents are
-            made.
-        is_numbered: take the next free number in `folder`.
+        folder: the new folder or, with `is_numbered`, its parent. Missing parents are made.
+        is_numbered: name the new folder by the next free number in `folder`.
 
     Yields:
-        The folder, which knows its final path when the context has ended.
+        The folder, whose `final` is valid after the context has ended.
 
     Raises:
         RecipeError: the folder exists.
-        InUseError: another process makes it.
+        InUseError: another process is filling it.
         ResourceError: it cannot be written.
     """
     if not is_numbered:
         refuse_existing(folder)
-    above = folder if is_numbered else folder.parent
-    part = above / f".{folder.name}.part-{secrets.token_hex(4)}"
+    parent = folder if is_numbered else folder.parent
+    part = parent / f".{folder.name}.part-{secrets.token_hex(4)}"
     new = NewFolder(part, folder)
-    is_made = not above.exists()
+    is_new_parent = not parent.exists()
     try:
-        above.mkdir(parents=True, exist_ok=True)
-        if _delete_left_behind(above, f".{folder.name}.part-") and not is_numbered:
+        parent.mkdir(parents=True, exist_ok=True)
+        if _delete_unlocked(parent, f".{folder.name}.part-") and not is_numbered:
             raise InUseError(
                 f"{folder} is in use by another process.\n  Wait for it, or name another folder."
             )
@@ -377,13 +376,13 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
         raise explain_os_error(error, folder) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        if is_made:
-            with contextlib.suppress(OSError):  # it has the new folder
-                above.rmdir()
+        if is_new_parent:
+            with contextlib.suppress(OSError):  # not empty: it holds the new folder
+                parent.rmdir()
 
 
 def _renamed(part: Path, folder: Path, *, is_numbered: bool) -> Path:
-    """Gives a folder its final name: onto an empty folder or a free name, and returns it."""
+    """Renames a folder to its final path (free, or an empty folder), which it returns."""
     number = _next_number(folder.iterdir()) if is_numbered else 0
     while True:
         final = folder / f"{number:02d}" if is_numbered else folder
@@ -392,18 +391,18 @@ def _renamed(part: Path, folder: Path, *, is_numbered: bool) -> Path:
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
-            if not is_numbered:  # made meanwhile
+            if not is_numbered:  # another process has made it meanwhile
                 raise already_exists(folder) from error
             number += 1
         else:
             return final
 
 
-def _delete_left_behind(above: Path, start: str) -> bool:
-    """Deletes what killed processes left; returns whether there is a folder with a lock."""
+def _delete_unlocked(parent: Path, prefix: str) -> bool:
+    """Deletes the folders that killed processes left; returns whether a folder is locked."""
     is_any_locked = False
-    for part in above.iterdir():
-        if part.name.startswith(start):
+    for part in parent.iterdir():
+        if part.name.startswith(prefix):
             with contextlib.suppress(OSError):
                 descriptor = os.open(part, os.O_RDONLY)
                 try:
@@ -437,10 +436,10 @@ def is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Context in which this process alone writes to a file or folder that exists.
+    """Context in which this process alone writes to an existing file or folder.
 
     Raises:
-        InUseError: another process does.
+        InUseError: another process holds its lock.
         ResourceError: it cannot be opened.
     """
     with _opened(path, os.O_RDONLY) as descriptor:
@@ -455,15 +454,15 @@ def held(path: Path) -> Iterator[None]:
 def locked(
     path: Path, *, remedy: str = "Wait for it or stop it.", wait_s: float = 0.0
 ) -> Iterator[None]:
-    """Context in which this process holds the exclusive lock of a file, created where missing.
+    """Context in which this process holds the exclusive lock of a file; a missing file is created.
 
-    The operating system frees the lock however this process ends. On a file system without locks, a
-    warning says that nothing keeps another process out.
+    The operating system frees the lock however this process ends. If the file system has no locks,
+    a warning says that nothing keeps another process out.
 
     Args:
         path: the lock file, which is not removed.
-        remedy: advice for the message where another process holds the lock.
-        wait_s: seconds to wait for another process before that is an error.
+        remedy: advice that ends the message if another process holds the lock.
+        wait_s: seconds to wait for another process to free the lock.
 
     Raises:
         InUseError: another process holds it.
@@ -487,34 +486,37 @@ def locked(
 
 @contextlib.contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
-    """Context with the descriptor of a file or folder."""
+    """Context with the descriptor of a file or folder, opened to be locked."""
     with explained(path):
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
-    _OPENED.add(descriptor)
+    _LOCK_DESCRIPTORS.add(descriptor)
     try:
         yield descriptor
     finally:
-        _OPENED.discard(descriptor)
+        _LOCK_DESCRIPTORS.discard(descriptor)
         os.close(descriptor)
 
 
-_OPENED: set[int] = set()  # descriptors with locks
+_LOCK_DESCRIPTORS: set[int] = set()  # descriptors with locks
 
 
-def _leave_locks() -> None:
-    """Closes a forked process's copies of the locks, which it would hold for as long as it lives.
+def _close_in_child() -> None:
+    """Closes the copies of the descriptors in a forked process, which else would hold the locks.
 
-    The import of openvino forks one that may live for seconds.
+    The import of openvino forks a process that may live for seconds.
     """
-    while _OPENED:
-        os.close(_OPENED.pop())
+    while _LOCK_DESCRIPTORS:
+        os.close(_LOCK_DESCRIPTORS.pop())
 
 
-os.register_at_fork(after_in_child=_leave_locks)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _flock(descriptor: int, path: Path) -> bool:
-    """Locks an open file or folder, if its file system has locks; False if another one holds it."""
+    """Locks an open file or folder; returns False if another process holds the lock.
+
+    Where the file system has no locks, it warns and returns True.
+    """
     try:
         with where_supported(
             path,
@@ -537,5 +539,5 @@ def _holder(descriptor: int) -> str:
 
 
 def printable(name: str) -> str:
-    """Returns a file name as valid UTF-8; file names may be other bytes."""
+    """Returns a file name as valid UTF-8; bytes that are not UTF-8 become escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

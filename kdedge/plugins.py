@@ -1,8 +1,8 @@
-"""Methods, losses and targets by name: kdedge's, and installed packages'.
+"""Methods, losses and targets by name: kdedge's own, and those of installed packages.
 
-kdedge's own are the files of a folder, or folders with certain files; shared code has a name with a
-leading underscore, or one that is listed. Installed packages join through a group of entry points.
-Listing imports nothing; loading imports one module.
+Each of kdedge's own plugins is a file in one folder, or a folder with certain files. Other files
+there have a leading underscore or are listed as shared. Installed packages join through a group of
+entry points. Listing imports nothing; loading imports one module.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRAINING_PACKAGES = {
     "open_clip": "open_clip_torch",
     "tensorboard": "tensorboard",
 }
-"""Module -> distribution that holds it, all in the extra train."""
+"""Module -> distribution that provides it, all in the extra train."""
 
 
 def installed_version(package: str) -> str | None:
@@ -45,11 +45,11 @@ def installed_version(package: str) -> str | None:
 
 
 PENDING_WARNINGS: list[str] = []
-"""What is logged before PyTorch is loaded or a file is measured."""
+"""Warnings to log before PyTorch is loaded or a file is measured."""
 
 
 def log_pending_warnings() -> None:
-    """Logs what waits until the work begins."""
+    """Logs the pending warnings and empties the list."""
     while PENDING_WARNINGS:
         logging.getLogger(__name__).warning("%s", PENDING_WARNINGS.pop())
 
@@ -60,7 +60,7 @@ def need(extra: str, purpose: str, *modules: str) -> None:
     Args:
         extra: the kdedge extra that installs them.
         purpose: what needs them, as the start of a sentence: "Training".
-        modules: names for the import.
+        modules: names under which the packages are imported.
 
     Raises:
         MissingPackage: one of them is not installed.
@@ -79,7 +79,7 @@ def need_training_packages(purpose: str) -> None:
     """
     need("train", purpose, *TRAINING_PACKAGES)
     log_pending_warnings()
-    # Loading takes seconds, on a slow disk a minute; of several processes, rank 0 logs it
+    # Loading takes seconds, on a slow disk a minute; with several processes, only rank 0 logs it
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         logging.getLogger(__name__).info("Loading PyTorch.")
 
@@ -89,12 +89,13 @@ class Plugins:
     """The plugins of one kind.
 
     Attributes:
-        noun: what one is called in messages.
-        package: the package of kdedge's own.
+        noun: the kind's name in messages, such as `method`.
+        package: the package that holds kdedge's own plugins.
         group: the group of entry points.
-        parts: for each module of a plugin, the names that it has to hold, with what each is; the
-            plugin itself is "". Of folders, the first is a file that each has.
-        shared: files in the folder that are no plugins.
+        parts: for each module of a plugin, the names that it must define, each with a description.
+            The module "" is the plugin itself. If plugins are folders, the first module is a file
+            that each folder has.
+        shared: files in the package that are not plugins.
     """
 
     noun: str
@@ -104,7 +105,7 @@ class Plugins:
     shared: tuple[str, ...] = ()
 
     def own(self) -> list[str]:
-        """Names of kdedge's own, sorted."""
+        """Names of kdedge's own plugins, sorted."""
         folder = Path(__file__).parents[1].joinpath(*self.package.split("."))
         first = next(iter(self.parts))
         if first:
@@ -115,12 +116,12 @@ class Plugins:
 
     def outside(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages, by name; kdedge's own names are left out."""
-        included, points = self.own(), _installed(self.group, tuple(sys.path))
-        found = {point.name: point for point in points if point.name not in included}
-        return dict(sorted(found.items()))
+        own, points = self.own(), _installed(self.group, tuple(sys.path))
+        outside = {point.name: point for point in points if point.name not in own}
+        return dict(sorted(outside.items()))
 
     def names(self) -> tuple[str, ...]:
-        """Names of all, sorted."""
+        """Names of all plugins, sorted."""
         return tuple(sorted([*self.own(), *self.outside()]))
 
     def load(self, name: str, module: str = "") -> ModuleType:
@@ -169,5 +170,5 @@ class Plugins:
 
 @functools.lru_cache
 def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
-    """A group's entry points; each package has a file of them, so they are read once."""
+    """A group's entry points, cached: each installed package has a file of them to read."""
     return entry_points(group=group)

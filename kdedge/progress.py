@@ -73,7 +73,7 @@ def progress(
         total: number of pieces; None if unknown.
         done: pieces that were finished before the start; they do not count for the estimate.
         in_bytes: pieces are bytes, shown as in `1.5 GB`.
-        unit: what the pieces are, to show their number a second; empty: no speed is shown.
+        unit: noun for the pieces, such as `images`, to show a speed; if empty, none is shown.
     """
     callback = _CALLBACK.get()
     if callback is not None:
@@ -85,8 +85,8 @@ def progress(
 
         yield call
         return
-    first, number = done, readable_bytes if in_bytes else str
-    of_total = "" if total is None else f" of {number(total)}"
+    first, as_text = done, readable_bytes if in_bytes else str
+    of_total = "" if total is None else f" of {as_text(total)}"
     with _display(what, total, done) as (show, every_s):
         start = shown = time.monotonic()
 
@@ -96,7 +96,7 @@ def progress(
             if now - shown < every_s:
                 return
             shown = now
-            parts = [f"{what}: {number(done)}{of_total}"]
+            parts = [f"{what}: {as_text(done)}{of_total}"]
             if n_new and total is not None:
                 left = (total - done) * (now - start) / n_new
                 parts.append(f"ETA {timedelta(seconds=round(left))}")
@@ -109,7 +109,7 @@ def progress(
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Context that shows the name of work of unknown length on a terminal; elsewhere, nothing.
+    """Context that shows the name of work of unknown length, on a terminal only.
 
     It hides progress bars that other packages write to stderr.
     """
@@ -127,7 +127,7 @@ def working(what: str) -> Iterator[None]:
 
 
 def rate(per_second: float, unit: str) -> str:
-    """Writes a speed: `1,234 images/s`, below 10 with one digit."""
+    """Formats a speed: `1,234 images/s`; below 10, with one decimal."""
     return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
 
 
@@ -145,16 +145,16 @@ def _is_notebook() -> bool:
 
 
 def _is_silent() -> bool:
-    # All processes but rank 0 have a higher level
+    # `distributed.joined` raises the level in all processes but rank 0
     return logging.getLogger("kdedge").level > logging.INFO
 
 
 def _on_one_line() -> dict[str, Any]:
-    """Options of a rich display on stderr that is redrawn without a thread and erased at its end.
+    """Erases the terminal's line and returns the options of a rich display on it.
 
-    An outer display on the line is erased now.
+    The display is redrawn without a thread and erased at its end.
     """
-    # Imported here: without a terminal, no command pays 27 ms for it
+    # Imported here to save 27 ms where stderr is no terminal
     from rich.console import Console
     from rich.control import Control
     from rich.segment import ControlType
@@ -173,7 +173,7 @@ def _on_one_line() -> dict[str, Any]:
 def _display(
     what: str, total: int | None, done: int
 ) -> Iterator[tuple[Callable[[str, int], object], float]]:
-    """Context with a function that shows a text and how much is finished, and how often it does."""
+    """Context with a function that shows a text and the finished pieces, and its interval in s."""
     if _is_terminal():
         from rich.live import Live
         from rich.progress_bar import ProgressBar
@@ -204,12 +204,12 @@ def _display(
 
 
 def readable_bytes(n_bytes: int) -> str:
-    """Writes a number of bytes as in `1.5 GB` (1 GB = 1e9 bytes)."""
+    """Formats a number of bytes as in `1.5 GB` (1 GB = 1e9 bytes)."""
     return decimal(n_bytes)
 
 
 def rough_duration(seconds: float) -> str:
-    """Writes seconds roughly: 45 s, 12 min or 1.5 h."""
+    """Formats a duration roughly: 45 s, 12 min or 1.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -1,7 +1,7 @@
-"""Work in pieces by the workers of a Ray cluster, on one machine or many. Loads no torch.
+"""Divides work into pieces for the workers of a Ray cluster. Loads no torch.
 
-Each worker is an actor that loads a model once and keeps it. Ray starts a worker that was killed
-again, elsewhere if its node is gone.
+Each worker is an actor that loads a model once and keeps it. Ray restarts a killed worker, on
+another node if its own is gone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kdedge.errors import KdedgeError, RecipeError, ResourceError, SetupError
 from kdedge.plugins import need
 
 EngineName = Literal["local", "ray"]
-"""What executes pieces of work: this process, or the workers of a Ray cluster."""
+"""Where pieces of work run: in this process, or in the workers of a Ray cluster."""
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
@@ -33,9 +33,9 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 DoPieces = Callable[[Iterable[Piece]], Iterator[Result]]
-"""Does pieces and yields their results, in order. It may take pieces ahead of its results."""
+"""Processes pieces and yields their results, in order. It may read pieces ahead of its results."""
 
-_N_ATTEMPTS = 4  # most attempts at one piece of work whose workers are killed
+_N_ATTEMPTS = 4  # most attempts at one piece of work, if its worker is killed each time
 _CONNECT_S = 5
 
 
@@ -58,10 +58,10 @@ def open_workers(engine: str, device: str | None = None) -> Iterator[Workers | N
 
     Args:
         engine: one of `ENGINES`.
-        device: `cpu` or `cuda`; None: workers get a GPU each if the cluster has any.
+        device: `cpu` or `cuda`; None: a GPU for each worker if the cluster has any.
 
     Yields:
-        The workers; None for this process.
+        The workers; None if the engine is this process.
 
     Raises:
         RecipeError: there is no such engine.
@@ -74,7 +74,7 @@ def open_workers(engine: str, device: str | None = None) -> Iterator[Workers | N
         return
     ray = _ray()
     is_ours = not ray.is_initialized()
-    with contextlib.redirect_stdout(sys.stderr):  # for what Ray prints
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints to stdout
         if is_ours:
             _connect(ray)
         try:
@@ -88,8 +88,8 @@ class Workers:
     """The workers of a Ray cluster.
 
     Args:
-        resources: what each of them gets of its node.
-        n_workers: the largest number of them.
+        resources: each worker's share of its node.
+        n_workers: the largest number of workers.
     """
 
     def __init__(self, resources: WorkerResources, n_workers: int) -> None:
@@ -98,25 +98,26 @@ class Workers:
     def run(
         self,
         pieces: Sequence[Piece],
-        opens: Callable[[WorkerResources], DoPieces[Piece, Result]],
+        open_worker: Callable[[WorkerResources], DoPieces[Piece, Result]],
         paths: Sequence[Path] = (),
     ) -> Iterator[Result]:
         """Yields the results in the order of the pieces; a piece may have none or several.
 
-        A piece whose worker is killed is done again.
+        A piece whose worker is killed is repeated.
 
         Args:
-            pieces: each can be done by itself, again, and in any process.
-            opens: loads in a worker what does them. It can be pickled.
-            paths: files and folders that a worker must see.
+            pieces: each can be processed alone, repeatedly, and in any process.
+            open_worker: picklable; called once in each worker, it returns the function that
+                processes the pieces.
+            paths: files and folders that every worker must see.
 
         Raises:
-            KdedgeError: of a piece; results before it are yielded first.
+            KdedgeError: a piece failed; the results before it are yielded first.
             SetupError: a worker lacks the package or does not see a path.
             ResourceError: workers die at the same piece again and again.
         """
         ray = _ray()
-        work = ray.put((ray.cloudpickle.dumps(opens), tuple(paths)))  # sent once to each node
+        work = ray.put((ray.cloudpickle.dumps(open_worker), tuple(paths)))  # sent once to each node
         worker = ray.remote(_Worker).options(
             num_cpus=self._resources.n_cores,
             num_gpus=int(self._resources.device == "cuda"),
@@ -127,16 +128,16 @@ class Workers:
             worker.remote([work], self._resources, __version__)
             for _ in range(min(self._n_workers, len(pieces)))
         ]
-        # Each gets its first piece when it has started: the cluster may be busy
+        # A worker gets its first piece when it has started, which takes long on a busy cluster
         running = {worker.do.remote(None): (-1, worker) for worker in workers}
-        left, outputs = iter(enumerate(pieces)), dict[int, Any]()
+        remaining, outputs = iter(enumerate(pieces)), dict[int, Any]()
         try:
             for number in range(len(pieces)):
                 while number not in outputs:
                     (ready,), _ = ray.wait(list(running))
                     done, worker = running.pop(ready)
                     outputs[done] = ray.get(ready)
-                    for following, piece in islice(left, 1):
+                    for following, piece in islice(remaining, 1):
                         running[worker.do.remote(pickle.dumps(piece))] = following, worker
                 failed, results = pickle.loads(outputs.pop(number))  # noqa: S301 - of our worker
                 if failed is not None:
@@ -146,7 +147,7 @@ class Workers:
         except ray.exceptions.RayError as error:
             if "No module named" in str(error):
                 raise SetupError(
-                    f"A Ray worker cannot start: {_last(error)}\n"
+                    f"A Ray worker cannot start: {_last_line(error)}\n"
                     f"  Install kdedge {__version__} on all nodes of the cluster."
                 ) from error
             if isinstance(error, ray.exceptions.RayActorError):
@@ -159,35 +160,35 @@ class Workers:
 
 
 class _Worker:
-    """Does single pieces, in a process that Ray starts."""
+    """Processes single pieces, in a process that Ray starts."""
 
     def __init__(self, work: Any, resources: WorkerResources, version: str) -> None:
         self._work, self._resources, self._version = work, resources, version
         self._do: DoPieces[Any, Any] | None = None
 
     def do(self, piece: bytes | None) -> bytes:
-        """A pickled piece -> pickled class and message of an error or None, and its results.
+        """Processes a pickled piece; returns (error or None, results), pickled.
 
-        Ray would add its own traceback to an exception.
+        The error is its class and message, since Ray would add a traceback to an exception.
         """
         failed, results = None, list[Any]()
         try:
             if piece is not None:
-                results += self._ready()([pickle.loads(piece)])  # noqa: S301 - of this command
+                results += self._load()([pickle.loads(piece)])  # noqa: S301 - of this command
         except KdedgeError as error:
             text = f"{error}\n  This is the message of a Ray worker on {socket.gethostname()}."
             failed, results = (type(error), text), []
         return pickle.dumps((failed, results))
 
-    def _ready(self) -> DoPieces[Any, Any]:
-        """Loads what the work needs, once. Not in `__init__`, whose errors Ray repeats forever."""
+    def _load(self) -> DoPieces[Any, Any]:
+        """Loads the function once. Not in `__init__`, since Ray retries its errors forever."""
         if self._do is None:
             if __version__ != self._version:
                 raise SetupError(
                     f"The worker has kdedge {__version__}, and the command {self._version}.\n"
                     "  Install the same version on all nodes of the cluster."
                 )
-            opens, paths = _ray().get(self._work[0])
+            open_worker, paths = _ray().get(self._work[0])
             for path in paths:
                 if not path.exists():
                     raise SetupError(
@@ -195,11 +196,11 @@ class _Worker:
                         "  Put images, runs, weights and recipes on a file system that all nodes"
                         " see under the same paths."
                     )
-            self._do = pickle.loads(opens)(self._resources)  # noqa: S301 - of this command
+            self._do = pickle.loads(open_worker)(self._resources)  # noqa: S301 - of this command
         return self._do
 
 
-def _last(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     return str(error).strip().rpartition("\n")[2]
 
 
@@ -217,23 +218,23 @@ def _connect(ray: Any) -> None:
         if host and port.isdigit() and "/" not in host:  # Ray would try for minutes
             socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:  # Ray raises plain ones, too, such as on a busy machine
+    except Exception as error:  # Ray also raises bare `Exception`s, such as on a busy machine
         otherwise = (
             "or unset RAY_ADDRESS to start one for this command."
             if address
             else "or try again when the machine is less busy."
         )
         raise SetupError(
-            f"No Ray cluster could be used at {address or 'this machine'}: {_last(error)}\n"
+            f"No Ray cluster could be used at {address or 'this machine'}: {_last_line(error)}\n"
             f"  Start one with `ray start --head` and set RAY_ADDRESS to its HOST:PORT, {otherwise}"
         ) from error
-    # Ray would end this process without its messages
-    with contextlib.suppress(ValueError):  # not the main thread: Ray had to leave it alone, too
+    # Ray's handler of SIGTERM would end this process before it can log its messages
+    with contextlib.suppress(ValueError):  # not the main thread, where Ray sets no handler either
         signal.signal(signal.SIGTERM, before)
 
 
 def _workers(ray: Any, device: str | None) -> Workers:
-    """As many workers as the cluster has GPUs, with an equal share of the cores; or as cores."""
+    """One worker per GPU with an equal share of its node's cores, or one worker per core."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
     if device is not None and device.startswith("cuda") and not with_gpu:

@@ -26,7 +26,7 @@ from kdedge.training.teacher_store.store import FORWARD_BATCH
 log = logging.getLogger(__name__)
 
 _MOST_HELD_OUT = 1000
-_LOOK = 1000
+_N_LOOK = 1000  # see `ClosedFormData.n_look`
 
 
 def solve(job: Job) -> dict[str, Any]:
@@ -46,15 +46,15 @@ def fit_now(job: Job) -> dict[str, Any]:
     """Fits a job's method without a run; returns the record of `SolvedMethod.fit`."""
     assert isinstance(job.method, SolvedMethod)
     with Precision(job.choice.optim.precision, job.device).autocast():
-        return job.method.fit(_data_of(job))
+        return job.method.fit(_closed_form_data(job))
 
 
 def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, float | None]:
-    """Ridge regression on a role's backbone, fitted to labeled images alone.
+    """Fits a ridge regression on a role's backbone to labeled images only.
 
     Returns:
-        The model, and its accuracy on these images, each left out once: percent, mean over classes;
-        None where most classes have one label.
+        The model, and its leave-one-out accuracy on these images in percent, mean over classes;
+        None if most classes have one label.
     """
     choice = MethodChoice("ridge", ridge, ridge.Settings(), setup.choice.optim, "baseline")
     job = Job(replace(setup, role="baseline", choice=choice), TrainingData(images))
@@ -63,23 +63,23 @@ def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, floa
 
 
 def solve_seconds(job: Job) -> float:
-    """Estimates how long the passes over the images take, from a batch that is taken twice.
+    """Estimates the time of the passes over the images, from two passes over one batch.
 
-    This process decodes it. The teacher's answers are not counted if they are stored.
+    This process decodes the batch. The teacher's passes do not count if its features are stored.
     """
     images = job.training_images
-    some = list(images.indices[:FORWARD_BATCH])
+    sample = list(images.indices[:FORWARD_BATCH])
     for _ in range(2):  # the first one includes one-time work
         began = time.perf_counter()
-        for batch, positions in _batches(job, images, some, n_workers=0):
-            job.method.forward_features(batch).cpu()  # waits for a GPU
+        for batch, positions in _batches(job, images, sample, n_workers=0):
+            job.method.forward_features(batch).cpu()  # waits until a GPU has finished
             if job.teacher is not None and job.filler is None:
                 _teacher_outputs(job, batch, positions)
-        seconds = (time.perf_counter() - began) / len(some)
+        seconds = (time.perf_counter() - began) / len(sample)
     return seconds * len(images.indices)
 
 
-def _data_of(job: Job) -> ClosedFormData:
+def _closed_form_data(job: Job) -> ClosedFormData:
     labeled = job.data.images if job.teacher is None else job.data.labeled
     labels = {} if labeled is None else labeled.train_labels or {}
     order = _shuffled(job, labeled)
@@ -94,20 +94,20 @@ def _data_of(job: Job) -> ClosedFormData:
                 yield images, torch.tensor([labels[i] for i in positions])
 
     pool = _pool(job)
-    mixed = _shuffled(job, pool)
+    shuffled = _shuffled(job, pool)
     group = job.setup.workspace.group
 
     def pool_part(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         assert pool is not None
-        share = mixed[part]
+        share = shuffled[part]
         share = share[group.shard(len(share))] if shard else share
         for images, positions in _batches(job, pool, share):
             yield (images, *_teacher_outputs(job, images, positions))
 
     return ClosedFormData(
         pool=pool_part,
-        n_held_out=min(_MOST_HELD_OUT, len(mixed) // 10),
-        n_look=_LOOK,
+        n_held_out=min(_MOST_HELD_OUT, len(shuffled) // 10),
+        n_look=_N_LOOK,
         labeled=labeled_part,
         label_counts=counts,
         shard=group.shard,
@@ -116,7 +116,7 @@ def _data_of(job: Job) -> ClosedFormData:
 
 
 def _pool(job: Job) -> Images | None:
-    """A student's unlabeled images, without those that it learns with their labels."""
+    """A student's unlabeled images, without its labeled images; None for other roles."""
     if job.teacher is None:
         return None
     pool, labeled = job.training_images, job.data.labeled

@@ -44,13 +44,13 @@ def distill(
 
     Args:
         loaded: the recipe.
-        workspace: where the command works; its processes fill a teacher store together.
+        workspace: the command's workspace; its processes fill a teacher store together.
         resume: continue interrupted runs of the same teacher and student.
         keep_teacher: use a trained teacher even if zero-shot CLIP or a ridge regression on its
             backbone is better on the labeled images.
 
     Returns:
-        The teacher's run, None for a file, and the student's.
+        The teacher's run, or None if the teacher is a file, and the student's run.
     """
     run, job = teacher_and_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
     first = None
@@ -60,7 +60,7 @@ def distill(
         first = first or _run_stage("First student", one_pass, resume=resume)
     student = _run_stage("Student 2/2", job, resume=resume)
     if first is not None and workspace.group.on_rank0(
-        lambda: _is_first_better(first, student, job)
+        lambda: _is_one_pass_better(first, student, job)
     ):
         student = first
     return run, student
@@ -69,7 +69,7 @@ def distill(
 def store_features(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
 ) -> TeacherStore:
-    """Fills the teacher store that the recipe's distillation reads; trains a missing teacher first.
+    """Fills the teacher store for the recipe's distillation; trains a missing teacher first.
 
     Raises:
         RecipeError: student.views is 0, so that nothing is stored.
@@ -83,7 +83,7 @@ def store_features(
         )
     _, job = teacher_and_student(loaded, workspace, resume=resume)
     filler = job.filler
-    assert filler is not None  # of a file, nothing is stored, which was said
+    assert filler is not None  # views is refused if the teacher is a file
     filler.fill()
     return filler.store
 
@@ -91,20 +91,20 @@ def store_features(
 def teacher_and_student(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool = False
 ) -> tuple[RunFolder | None, Job]:
-    """The teacher's run, trained if there is none, and the job of its student.
+    """The teacher's run, which is trained if it is missing, and the job of its student.
 
-    Before a teacher is trained, runs one student step, so that the student's errors surface.
+    Runs one student step first, so that its errors surface before the teacher is trained.
     """
     spec = loaded.recipe.teacher
     source, student = find_teacher(student_job(loaded, workspace))
-    assert spec is not None  # it was found
+    assert spec is not None  # `find_teacher` refuses a recipe without a teacher
     if source is None:
         log.info("Teacher 1/2: using the probabilities of %s.", spec.file)
         return None, student
     if isinstance(source, RunFolder):
         run, is_named = source, spec.run is not None
         why = "which the recipe names" if is_named else "trained with the same settings and data"
-        log.info("Teacher 1/2: using %s, %s%s.", run.path, why, _reached(run))
+        log.info("Teacher 1/2: using %s, %s%s.", run.path, why, _accuracy_text(run))
         if is_named:
             return run, student
     else:
@@ -127,22 +127,22 @@ def teacher_and_student(
 
 
 def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str | None:
-    """Zero-shot CLIP or ridge, if it fits the training images of the trained teacher better."""
+    """Zero-shot CLIP or ridge, if it is better on the teacher's training images; else None."""
     loaded, workspace, teacher = student.setup.loaded, student.setup.workspace, student.teacher
     assert isinstance(teacher, RunModel)
     job = teacher_job(loaded, workspace)
     accuracies = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher))
-    reached = accuracies.pop("trained", 0.0)
-    better = {name: value for name, value in accuracies.items() if value > reached}
+    trained = accuracies.pop("trained", 0.0)
+    better = {name: value for name, value in accuracies.items() if value > trained}
     if not better:
         return None
     method, best = job.choice.name, max(better, key=better.__getitem__)
     summary = (
-        f"The teacher, {method}, is right on {reached:.1f} % of the images that it was trained on"
+        f"The teacher, {method}, is right on {trained:.1f} % of the images that it was trained on"
         f" (mean over classes), and {best} on the same backbone on {better[best]:.1f} %."
     )
     if not student.setup.choice.settings.has_own_class_vectors:
-        better.pop("ridge", None)  # it has none
+        better.pop("ridge", None)  # it has no class vectors
     if keep_teacher or not better:
         remedy = "Using it anyway, because of --keep-teacher."
         if not keep_teacher:
@@ -154,11 +154,11 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
     return chosen
 
 
-def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool:
-    """Whether the student of one pass is better; if so, the trained one's run names it.
+def _is_one_pass_better(first: RunFolder, trained: RunFolder, student: Job) -> bool:
+    """Whether the student of one pass is better than the trained one, whose run then records it.
 
-    The accuracy on `data.validation` decides, mean over classes. Without these images, it is how
-    often each student predicts the teacher's class.
+    The accuracy on `data.validation` decides, mean over classes. If there are no such images, the
+    agreement with the teacher decides.
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
@@ -173,7 +173,7 @@ def _is_first_better(first: RunFolder, trained: RunFolder, student: Job) -> bool
         does, where = "is right", f"{len(labeled.indices)} images of data.validation"
     else:
         sample = unlabeled_sample(images)
-        assert sample is not None  # it was trained on some
+        assert sample is not None  # the students were trained on unlabeled images
         scores = [
             measure_without_labels(m, *sample, teacher=teacher).agreement_percent or 0.0
             for m in models
@@ -201,12 +201,12 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     log.info(f"%s: {what}", stage, job.choice.name, job.setup.backbone.name)
     train = train_teacher if job.setup.role == "teacher" else run_job
     run = train(job, resume=resume)
-    log.info("%s done%s.", stage, _reached(run))
+    log.info("%s done%s.", stage, _accuracy_text(run))
     return run
 
 
-def _reached(run: RunFolder) -> str:
-    """A run's accuracy for a message; empty if it has none or the record is damaged."""
+def _accuracy_text(run: RunFolder) -> str:
+    """A run's accuracy, to end a message; empty if it has none or its record is damaged."""
     result = (if_readable(read_evaluation, run) or {}).get(run.kind)
     if result is None:
         return ""

@@ -1,4 +1,4 @@
-"""Evaluates a trained job: accuracy next to its teacher's, and multiply-adds."""
+"""Evaluates a trained job: accuracies of the model, its teacher and baselines, multiply-adds."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _ENOUGH = 100  # fewest test images for which a low accuracy is reported
 def evaluations(job: Job, model: MethodModel) -> Evaluations:
     """Results of the trained method, its teacher, and two baselines on the same backbone.
 
-    These are zero-shot CLIP, without offsets and, where the recipe has `balance`, with its own; and
-    for a student with labels of every class a ridge regression on them alone: what the network
-    reaches without the teacher. A backbone without a text encoder has no zero-shot result. A
-    teacher that is a file is measured if the test images are among those that it answers.
+    One baseline is zero-shot CLIP, also with its own offsets if the recipe has `balance`; it needs
+    a text encoder. The other is a ridge regression on the labels, which shows what the backbone
+    reaches without the teacher; it needs labels of every class. A teacher that is a file is
+    measured if it has predictions for the test images.
 
     Args:
         job: a job with the trained method.
-        model: the method, in balance where the recipe asks for it.
+        model: the trained model, with offsets if the recipe has `balance`.
     """
     test = job.test
     if test is None:
@@ -58,13 +58,13 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
             teacher=_answering(job.teacher, test),
         )
     }
-    taught = _of_teacher(job, test)
-    if taught is not None:
-        results["teacher"] = taught
+    teacher_result = _teacher_result(job, test)
+    if teacher_result is not None:
+        results["teacher"] = teacher_result
     labeled = job.data.labeled
     if labeled is not None and labeled.has_labels_of(len(job.classes.names)):
-        alone, _ = ridge_on_labels(job.setup, labeled)
-        results["labels_alone"] = measure_accuracy(alone, test, job.classes, selection="last")
+        ridge, _ = ridge_on_labels(job.setup, labeled)
+        results["labels_alone"] = measure_accuracy(ridge, test, job.classes, selection="last")
     if job.setup.backbone.has_texts:
         zero_shot = zero_shot_model(job)
         logits, labels = predict_logits(zero_shot, test)
@@ -79,12 +79,12 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
 
 
 def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
-    """The offsets of a model of the job's classes; None if the recipe has no `balance`."""
+    """Computes the offsets of a model of the job's classes; None if the recipe has no `balance`."""
     return balance_of(model, job.setup.loaded.recipe, job.classes, job.setup.workspace)
 
 
 def balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:
-    """The model with offsets subtracted from its logits; itself without any."""
+    """The model with offsets subtracted from its logits; the same model if `balance` is None."""
     if balance is None:
         return model
     offsets = torch.tensor([balance.offsets[name] for name in model.class_names])
@@ -92,14 +92,14 @@ def balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:
 
 
 def _answering(teacher: AnyTeacher | None, images: Images) -> AnyTeacher | None:
-    """The teacher, if there is one that has predictions for these images."""
+    """The teacher, if it has predictions for these images; else None."""
     if isinstance(teacher, FileTeacher) and not teacher.can_answer(images):
         return None
     return teacher
 
 
-def _of_teacher(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:
-    """The teacher's result: read from its own run if the images are the same, else measured."""
+def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:
+    """The teacher's result: read from its run if the images are the same, else measured."""
     list_hash = test.hash_with(job.classes.names)
     model = _answering(job.teacher, test)
     if isinstance(model, RunModel):
@@ -114,7 +114,7 @@ def _of_teacher(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None
 
 
 def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
-    """Evaluates a student without test images on unlabeled images; None for other models."""
+    """Evaluates a student on unlabeled images if there are no test images; else None."""
     if job.teacher is None or job.test is not None:
         return None
     images = RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace)
@@ -125,14 +125,14 @@ def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
 
 
 def count_operations(job: Job) -> dict[str, float]:
-    """GMACs (1e9 multiply-adds) per image of a student and its teacher; else empty."""
+    """GMACs (1e9 multiply-adds) per image of a student and its teacher; empty for other roles."""
     if job.teacher is None:
         return {}
-    job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
+    job.method.module.requires_grad_(False)  # the counter fails at leaf tensors with gradients
     student, teacher = job.model(), job.teacher
-    # Known before the counter runs, as its tensors have no values
+    # Computed before the counter runs, since tensors have no values in it
     vectors = student.class_vectors()
-    # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
+    # Not `logits`, which reads the value of the scale, a tensor for some backbones
     counts = {"gmacs": _gmacs(student, lambda images: student.forward_features(images) @ vectors.T)}
     if not isinstance(teacher, FileTeacher):
         _ = teacher.class_vectors(), teacher.scale
@@ -152,26 +152,26 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
     zero_shot = results["zeroshot"][1] if "zeroshot" in results else None
     n_images, n_classes = trained.n_images, len(trained.class_names)
     share = trained.accuracy_percent / 100
-    reached = f"is right on {trained.accuracy_percent:.2f} % of {n_images:,} test images"
+    result = f"is right on {trained.accuracy_percent:.2f} % of {n_images:,} test images"
     keys = "the method's settings"
     remedy = f"Change {keys if job.choice.is_solved else f'optim.lr, optim.epochs or {keys}'}."
     if trained.only_class is not None:
         problem = f"predicts {trained.only_class!r} for every test image."
-        seen = job.data.images or job.data.pool or job.test
-        assert seen is not None  # it was evaluated on some
-        key = seen.source.items[seen.indices[0]].key
+        images = job.data.images or job.data.pool or job.test
+        assert images is not None  # it was evaluated on test images
+        key = images.source.items[images.indices[0]].key
         remedy = f"Look whether images such as {key} are black or of other classes. {remedy}"
     elif n_images < _ENOUGH or len({label for label, _, _ in trained.confusion}) == 1:
         return
     elif share <= 1 / n_classes + 2 * _deviation(1 / n_classes, n_images):
-        problem = f"{reached}, which is no better than guessing among {n_classes} classes."
+        problem = f"{result}, which is no better than guessing among {n_classes} classes."
         remedy = f"Check that the images match the class names. {remedy}"
     elif zero_shot is not None and (
         zero_shot.accuracy_percent / 100 - share
         > 2 * _deviation(share, n_images, zero_shot.accuracy_percent / 100)
     ):
         problem = (
-            f"{reached}, and zero-shot CLIP on its backbone on {zero_shot.accuracy_percent:.2f} %:"
+            f"{result}, and zero-shot CLIP on its backbone on {zero_shot.accuracy_percent:.2f} %:"
             " training made it worse."
         )
     else:
@@ -179,6 +179,6 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
     log.warning("The %s %s\n  %s", role, problem, remedy)
 
 
-def _deviation(share: float, n_images: int, other: float = 0.0) -> float:
+def _deviation(share: float, n_images: int, other_share: float = 0.0) -> float:
     """Standard deviation of a share of images, or of the difference of two."""
-    return math.sqrt((share * (1 - share) + other * (1 - other)) / n_images)
+    return math.sqrt((share * (1 - share) + other_share * (1 - other_share)) / n_images)

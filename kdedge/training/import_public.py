@@ -1,8 +1,8 @@
 """Imports checkpoints of the public PromptSRC and PromptKD code as finished runs.
 
-The public file holds prompts (and a projector) next to a copy of the backbone. A run stores only
-what was trained and names the backbone's weights. PromptSRC's code averages the frozen
-half-precision weights with the prompts, so the backbone in a teacher's file differs from the
+The public file holds prompts, in a student's file a projector, and a copy of the backbone. A run
+stores only the trained tensors and names the backbone's weights. PromptSRC's code averages the
+frozen half-precision weights with the prompts, so the backbone in a teacher's file differs from the
 original by rounding. The import reports the difference and fails if it is larger than rounding.
 `is_exact` keeps the file's own backbone.
 """
@@ -63,15 +63,15 @@ def import_public(
 
     Args:
         file: the public checkpoint; it holds no class names and no text features.
-        workspace: where the command works.
+        workspace: the command's workspace.
         name: the run's name.
-        spec: the backbone it was trained on.
-        class_names: of a teacher: all classes to store vectors for.
-        teacher: the run that a student was distilled from; gives class vectors and class list.
-        is_exact: of a teacher: keep the file's own backbone tensors, in the run folder.
+        spec: the backbone on which it was trained.
+        class_names: for a teacher, the classes whose vectors are stored.
+        teacher: for a student, the run of its teacher, which has class vectors and class list.
+        is_exact: for a teacher, whether to keep the file's own backbone tensors in the run folder.
 
     Raises:
-        DataError: the file is no such checkpoint, or is of another backbone or teacher.
+        DataError: the file is no such checkpoint, or belongs to another backbone or teacher.
     """
     checkpoint = read_public_checkpoint(file)
     role: Role = "teacher" if teacher is None else "student"
@@ -101,7 +101,7 @@ def import_public(
         prompt_depth, n_ctx, _ = parameters.trained["visual_prompts"].shape
         settings = promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=prompt_depth)
     backbone = workspace.load_backbone(workspace.identify(spec))
-    assert isinstance(backbone, Backbone)  # it was found with its text encoder
+    assert isinstance(backbone, Backbone)  # `identify` requires a text encoder
     largest = _largest_deviation(file, spec, backbone, parameters.backbone)
     recipe = _recipe(name, class_names, role, method, settings, spec)
     run = RunFolder.create(
@@ -126,11 +126,12 @@ def import_public(
                 recipe = _recipe(name, class_names, role, method, settings, exact)
                 write_atomic(run.recipe, dump_recipe(recipe).encode())
             setup = set_up_role(load_recipe(run.recipe), role, workspace)
-            given = None if vectors is None else vectors.vectors.to(workspace.device)
-            built = setup.build(class_vectors=given)
+            class_vectors = None if vectors is None else vectors.vectors.to(workspace.device)
+            built = setup.build(class_vectors=class_vectors)
             built.module.load_state_dict(parameters.trained)
-            made = vectors.provenance if vectors else LiveModel(setup, built).vectors_provenance
-            write_weights(run, setup, built, provenance=made)
+            model = LiveModel(setup, built)
+            provenance = vectors.provenance if vectors else model.vectors_provenance
+            write_weights(run, setup, built, provenance=provenance)
             run.finish()
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -170,7 +171,7 @@ def _largest_deviation(
     """Largest relative deviation of the file's backbone from the loaded one, and its key.
 
     Raises:
-        DataError: it is larger than rounding: the prompts were trained on other weights.
+        DataError: the deviation is larger than rounding, so the prompts belong to other weights.
     """
     relative, key = deviation(backbone.model.state_dict(), tensors)
     if relative > MAX_DEVIATION:
@@ -185,7 +186,7 @@ def _largest_deviation(
 
 
 def _write_own_backbone(run: RunFolder, backbone: Backbone, parameters: PublicParameters) -> str:
-    """Writes the backbone with the file's tensors; returns the path."""
+    """Writes a copy of the backbone with the checkpoint's tensors; returns the path."""
     state: dict[str, Tensor] = dict(backbone.model.state_dict())
     state |= {key: value.float() for key, value in parameters.backbone.items()}
     is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)

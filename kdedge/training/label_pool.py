@@ -42,7 +42,7 @@ class LabeledPool:
 
     Attributes:
         path: the file.
-        method: name of the method that predicted them.
+        method: name of the method that predicted the pseudo-labels.
         n_images: number of images with a pseudo-label.
         n_classes: number of classes with a pseudo-label.
         accuracy_percent: share of correct pseudo-labels; None if the source has no labels.
@@ -71,10 +71,12 @@ def label_pool(
     interrupted run is resumed.
 
     Args:
-        loaded: the recipe. If it names a file of pseudo-labels, they are trained on like labels.
-        workspace: where the command works.
-        method: predicts the labels, on the student's backbone; or `teacher`, the recipe's.
-        path: the file to write; must not exist yet.
+        loaded: the recipe. If it has a file of pseudo-labels, the method trains on them like on
+            labels.
+        workspace: the command's workspace.
+        method: name of a method, which predicts labels on the student's backbone, or `teacher` for
+            the recipe's teacher.
+        path: the file to write; it must not exist.
         per_class: number of images per class.
 
     Raises:
@@ -94,7 +96,7 @@ def label_pool(
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     everything = range(len(classes.names))
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
-    model = _find_model(loaded, workspace, method)
+    model = _trained_model(loaded, workspace, method)
     filler = _logits_filler(model, loaded, pool, workspace)
     filler.fill()
     logits = filler.store.read(filler.store.indices.tolist(), 1)
@@ -105,16 +107,16 @@ def label_pool(
     write_pseudo_labels(
         path, labels, pool, class_names=classes.names, method=method, made_by=made_by
     )
-    # Not the folder and its lock, which another command may be waiting for, nor its files
+    # Deletes only files of these logits, not the folder with the lock of other commands
     for file, _ in filler.store.mapped:
         file.unlink(missing_ok=True)
-    given = {pool.indices[label.image]: label.label for label in labels}
+    by_position = {pool.indices[label.image]: label.label for label in labels}
     return LabeledPool(
         path=path,
         method=method,
-        n_images=len(given),
-        n_classes=len(set(given.values())),
-        accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
+        n_images=len(by_position),
+        n_classes=len(set(by_position.values())),
+        accuracy_percent=accuracy_percent(by_position, true_labels(loaded.recipe, classes, pool)),
         run=model.run if isinstance(model, RunModel) else None,
     )
 
@@ -122,10 +124,10 @@ def label_pool(
 def _logits_filler(
     model: MethodModel, loaded: LoadedRecipe, images: Images, workspace: Workspace
 ) -> StoreFiller:
-    """Computes a model's logits for the unlabeled images, and keeps them on disk meanwhile.
+    """Makes the filler that computes a model's logits for the unlabeled images.
 
-    They are kept in a store like a teacher's features, as C float32 values per image. Workers share
-    its files, and logits that a killed command has finished are not computed again.
+    Like a teacher's features, they are stored on disk, as C float32 values per image, so that
+    workers can write them and a restarted command computes only missing ones.
     """
     provenance = [model.vectors_provenance, model.features_provenance]
     store = TeacherStore(
@@ -143,20 +145,20 @@ def _logits_filler(
         name="Logits",
     )
     run = model.run.path.absolute() if isinstance(model, RunModel) else None
-    opens = partial(_open, loaded, run, model.class_names, workspace.root.absolute())
+    opener = partial(_open_in_worker, loaded, run, model.class_names, workspace.root.absolute())
     return StoreFiller(
-        store, model, images.source, opens=opens, workers=workspace.workers, answers="logits"
+        store, model, images.source, open_model=opener, workers=workspace.workers, output="logits"
     )
 
 
-def _open(
+def _open_in_worker(
     loaded: LoadedRecipe,
     run: Path | None,
     names: Sequence[str],
     root: Path,
     resources: WorkerResources,
 ) -> MethodModel:
-    """Opens the model in a worker's process: a run, or else the recipe's untrained baseline."""
+    """Loads the model in a worker: a run's, or the recipe's baseline that needs no training."""
     workspace = workspace_of(root, resources)
     if run is not None:
         return load_run(RunFolder.open(run), workspace, names=names)
@@ -164,11 +166,8 @@ def _open(
     return LiveModel(setup, setup.build())
 
 
-def _find_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:
-    """The teacher, or the recipe's baseline, which is untrained if it needs no training.
-
-    An interrupted baseline is resumed.
-    """
+def _trained_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:
+    """The recipe's teacher or baseline; missing ones are trained, interrupted ones resumed."""
     if method == "teacher":
         run, _ = teacher_and_student(loaded, workspace, resume=True)
         if run is None:

@@ -40,16 +40,16 @@ from kdedge.training.teach import baseline_job, teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller, check_room
 from kdedge.training.teacher_store.store import n_crops
 
-# Twice what eight data workers load ahead: later steps then wait for images as in a long run
+# Twice the steps that eight data workers load ahead: later steps wait for images as in a long run
 _MAX_TRIAL_STEPS = 32
 _TRIAL_S = 5.0
-_TIGHT = 0.9  # share of a GPU's memory above which a longer run may find none: fragments add up
+_TIGHT = 0.9  # share of a GPU's memory above which fragmentation may end a longer run
 _FEW_UNLABELED = 100
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the preflight: what was checked, and the result."""
+    """One line of the preflight: the subject of a check, and the result."""
 
     what: str
     result: str
@@ -57,10 +57,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
-        findings: in the order of the run.
+        findings: one per check, in the order of the run.
         seconds: estimated total training time, without the first reading of all images,
             validation and evaluation.
     """
@@ -85,7 +85,7 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
 
     Args:
         loaded: the recipe.
-        workspace: read-only; stored teachers are read from its folder of runs.
+        workspace: the command's workspace; only finished teachers are read from its folder of runs.
 
     Raises:
         KdedgeError: any error that would stop the run.
@@ -113,9 +113,9 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
 
 
 def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFolder | None]:
-    """What a recipe trains, and the finished run that teaches: teacher, student, baseline.
+    """The jobs of a recipe (teacher, student, baseline), and the finished run of its teacher.
 
-    A teacher without a student is trained though there may be a finished run of it.
+    If the recipe has no student, its teacher is a job even if a finished run exists.
     """
     recipe = loaded.recipe
     run: RunFolder | None = None
@@ -128,8 +128,8 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
             jobs.append(source)
         else:
             run = source
-        first = one_pass_job(student)
-        jobs += [student] if first is None else [first, student]
+        one_pass = one_pass_job(student)
+        jobs += [student] if one_pass is None else [one_pass, student]
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
     return [trial_round(job) if job.data.pool is not None else job for job in jobs], run
@@ -179,10 +179,10 @@ def count(images: Images) -> str:
 
 
 def estimate_seconds(job: Job) -> float:
-    """Estimates a job's training time from its first steps, with loading their images.
+    """Estimates a job's training time from its first steps, including the loading of images.
 
-    The first half of the steps is left out, as it has one-time work and images loaded ahead.
-    Made-up features replace a teacher store, as their values do not change the time.
+    The first half of the steps is left out, since it has one-time work and images loaded ahead.
+    Constant features replace a teacher store, since their values do not affect the time.
     """
     if job.choice.is_solved:
         return solve_seconds(job)
@@ -209,15 +209,15 @@ def trial_steps(
     """Takes a job's first steps as the training loop does, then undoes them.
 
     Args:
-        job: its method and the global random generators are restored bit for bit.
+        job: the job; its method and the global random generators are restored bit for bit.
         n_trials: maximum number of steps. The end of the first epoch stops them, too.
         budget_s: seconds after which no further step starts; at least two steps are taken. Leave
-            it out if several processes train, as all must take the same number of steps.
-        features: stored teacher features, so that the teacher is not run.
+            it out if several processes train, since all must take the same number of steps.
+        features: stored teacher features; if given, the teacher is not run.
 
     Returns:
-        Seconds of each step, with loading its images and the optimizer's update. The first step
-        includes the start of the data workers. Empty if the method trains nothing.
+        Seconds of each step, including the loading of its images and the optimizer's update. The
+        first step includes the start of the data workers. Empty if the method trains nothing.
 
     Raises:
         DivergedError: a loss or a gradient is not finite.
@@ -261,7 +261,7 @@ def _weights_kept(method: BaseMethod) -> Iterator[None]:
 
 
 def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
-    """Size of a store of features, and the seconds that are still needed to fill it.
+    """Finding about the size of a teacher store, and the seconds that are needed to fill it.
 
     Raises:
         ResourceError: the disk has too little room for it.
@@ -277,14 +277,14 @@ def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
 
 
 def memory(device: torch.device) -> Finding:
-    """Peak memory so far, the trial steps included.
+    """Finding about the peak of memory so far, including the trial steps.
 
     Args:
         device: device of the steps. On the CPU, the memory of data workers is not counted.
     """
     if device.type == "cuda":
         peak_bytes = torch.cuda.max_memory_reserved(device)
-        # What other processes hold is not for this one
+        # Without the memory that other processes use
         room_bytes = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         share = f"{_share(peak_bytes, room_bytes)} at the peak on {device}"
         if peak_bytes > _TIGHT * room_bytes:
@@ -301,7 +301,7 @@ def _share(part_bytes: int, total_bytes: int | None) -> str:
 
 
 def disk(root: Path) -> Finding:
-    """Free space where the runs are written.
+    """Finding about the free space on the disk of the runs.
 
     Raises:
         ResourceError: the folder cannot be written.

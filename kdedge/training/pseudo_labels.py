@@ -2,8 +2,8 @@
 
 The model of one round labels the images of the next. `rounds/<NN>/` in the run's folder has a
 round's pseudo-labels, checkpoints and metrics. The pseudo-labels are written before the round is
-trained. A resumed run starts at its first round and reads what a finished round trained from its
-last checkpoint. How a method chooses labels is in its file and in `data.pseudo_labels`.
+trained. A resumed run goes through all rounds again, and loads the weights of finished ones from
+their last checkpoints. A method's file and `data.pseudo_labels` define how labels are chosen.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RoundFolder(RunFolder):
-    """Folder of one round of a run, with checkpoints and metrics of its own."""
+    """Folder of one round of a run, with its own checkpoints and metrics."""
 
     @property
     def pseudo_labels(self) -> Path:
@@ -53,7 +53,7 @@ class RoundFolder(RunFolder):
 
     @classmethod
     def of(cls, run: RunFolder, number: int) -> RoundFolder:
-        """The folder of a run's round (from 1); created if missing."""
+        """The folder of a run's round (from 1), which is created if missing."""
         folder = cls(run.path / "rounds" / f"{number:02d}", run.kind)
         with explained(folder.checkpoints):
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class RoundFolder(RunFolder):
 def train_rounds(
     job: Job, run: RunFolder, *, validate: Callable[[], float] | None
 ) -> dict[str, Any]:
-    """Trains a method that labels its pool; the method ends with the last round's weights.
+    """Trains a method that pseudo-labels its pool; it ends with the weights of the last round.
 
     Returns:
         Entries of the run's summary: the result of the last training, with epochs, steps and
@@ -82,15 +82,15 @@ def train_rounds(
             _label(job, model, folder, number)
         labels = read_pseudo_labels(folder.pseudo_labels, pool, class_names=job.classes.names)
         accuracy = accuracy_percent(labels, truth)
-        right = "" if accuracy is None else f", {accuracy:.2f} % of them correct"
+        correct = "" if accuracy is None else f", {accuracy:.2f} % of them correct"
         n_rounds = job.choice.settings.n_rounds
-        log.info("Round %d of %d: %d pseudo-labels%s.", number, n_rounds, len(labels), right)
+        log.info("Round %d of %d: %d pseudo-labels%s.", number, n_rounds, len(labels), correct)
         module.load_state_dict(first_values)
-        of_round = job_of_round(job, labels)
+        round_job = job_of_round(job, labels)
         result = train(
             job.method,
-            of_round.batches,
-            of_round.n_steps,
+            round_job.batches,
+            round_job.n_steps,
             settings=job.choice.optim,
             run=folder,
             validate=validate,
@@ -112,10 +112,10 @@ def train_rounds(
 
 
 def job_of_round(job: Job, labels: dict[int, int]) -> Job:
-    """A job that trains on its labeled images and on pseudo-labeled images of the pool.
+    """The job of one round, which trains on labeled and on pseudo-labeled images.
 
     Args:
-        job: of a method that labels its pool.
+        job: the job of a method that pseudo-labels its pool.
         labels: position in the pool's source -> class.
     """
     labeled, pseudo = job.data.images, _pool(job).labeled_as(labels)
@@ -162,17 +162,17 @@ def _settings(job: Job) -> RoundsSettings:
 
 
 def _pool(job: Job) -> Images:
-    assert job.data.pool is not None  # a method with rounds was given one
+    assert job.data.pool is not None  # a method with rounds has a pool
     return job.data.pool
 
 
-def _to_label(job: Job) -> range:
-    """The classes that get pseudo-labels: those without labels, or all if no labels are used."""
+def _classes_to_label(job: Job) -> range:
+    """The classes that get pseudo-labels: classes without labels; all if no labels are used."""
     return range(len(job.classes.names)) if job.data.images is None else job.classes.unlabeled
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
-    classes = _to_label(job)
+    classes = _classes_to_label(job)
     return _settings(job).choose_labels(probabilities, round_number=number, classes=classes)
 
 
@@ -181,7 +181,7 @@ def _label(job: Job, model: MethodModel, folder: RoundFolder, number: int) -> No
     pool = _pool(job)
     probabilities = pool_probabilities(model, pool)
     if number == 1:
-        warn_of_unpredicted(probabilities, job.classes, among=_to_label(job))
+        warn_of_unpredicted(probabilities, job.classes, among=_classes_to_label(job))
     write_pseudo_labels(
         folder.pseudo_labels,
         _choose(job, probabilities, number),
@@ -193,7 +193,7 @@ def _label(job: Job, model: MethodModel, folder: RoundFolder, number: int) -> No
 
 
 def pool_probabilities(model: MethodModel, pool: Images) -> Probabilities:
-    """[N, C]: softmax over all classes for the images in use, preprocessed as on the device.
+    """[N, C], softmax over all classes for the pool's images, preprocessed as on the device.
 
     Raises:
         DivergedError: a score is not finite.
@@ -219,9 +219,9 @@ def warn_of_unpredicted(
 
 
 def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int] | None:
-    """Position in the pool's source -> true class, if the source has labels.
+    """Position in the pool's source -> true class; None if the source has no labels.
 
-    They are only recorded; nothing is trained or selected with them.
+    True classes are only recorded; nothing is trained or selected with them.
     """
     assert recipe.data.unlabeled is not None  # the pool was read from it
     try:
@@ -230,8 +230,8 @@ def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int
         )
     except DataError:
         return None
-    known = {item.key: item.label for item in source.items}
-    labels = {index: known.get(key) for key, index in pool.positions.items()}
+    by_key = {item.key: item.label for item in source.items}
+    labels = {index: by_key.get(key) for key, index in pool.positions.items()}
     return {index: label for index, label in labels.items() if label is not None}
 
 
@@ -242,5 +242,5 @@ def accuracy_percent(labels: Mapping[int, int], truth: Mapping[int, int] | None)
         labels: position in the source -> pseudo-label.
         truth: position in the source -> true class.
     """
-    known = [truth[i] == label for i, label in labels.items() if i in truth] if truth else []
-    return 100 * sum(known) / len(known) if known else None
+    is_correct = [truth[i] == label for i, label in labels.items() if i in truth] if truth else []
+    return 100 * sum(is_correct) / len(is_correct) if is_correct else None

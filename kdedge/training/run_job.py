@@ -1,4 +1,4 @@
-"""Runs one job in a run folder: trains, stores and evaluates it. For teacher and student alike."""
+"""Runs one job of a teacher, student or baseline in a run folder: trains, stores, evaluates it."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from kdedge.training.pseudo_labels import train_rounds
 
 log = logging.getLogger(__name__)
 
-# What each hash of a run stands for, in the words of messages
+# Key of a hash of a run -> its input, in the words of messages
 _INPUTS = {
-    "class_list": "class names, or another order of them",  # first: lists of images depend on it
+    "class_list": "class names, or another order of them",  # first, as image lists depend on it
     "image_list": "training images",
     "labeled_list": "labeled images",
     "unlabeled_list": "unlabeled images",
@@ -54,7 +54,7 @@ _INPUTS = {
 
 
 def changed_input(run: RunFolder, job: Job) -> str:
-    """Which input of a run differs from a job's, for a message; its settings if no other does."""
+    """The input in which a run differs from a job, for a message; `settings` if no hash differs."""
     before, now = run.read_provenance().hashes, job.hashes()
     changed = (text for key, text in _INPUTS.items() if before.get(key) != now.get(key))
     return next(changed, "settings")
@@ -63,12 +63,12 @@ def changed_input(run: RunFolder, job: Job) -> str:
 def run_job(job: Job, *, resume: bool) -> RunFolder:
     """Trains a job in a new run folder, or resumes an interrupted run.
 
-    With several processes, rank 0 alone writes the folder.
+    With several processes, only rank 0 writes the folder.
 
     Args:
-        job: what to train.
+        job: the job.
         resume: continue the newest interrupted run of this job. If there is none, return its
-            finished run; if there is none either, start a new run.
+            finished run; if there is no run, start a new one.
 
     Returns:
         The finished run.
@@ -87,11 +87,11 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
         run = group.on_rank0(lambda: _choose_run(job, resume=resume))
         if group.on_rank0(lambda: run.is_finished):
             return run
-        job.prepare()  # before the run's own random draws, as building draws too
+        job.prepare()  # before the generators are seeded, since building also draws
         if group.is_rank0:
             for context in (run.lock(), logged_to(run.log), _status(run, job)):
                 stack.enter_context(context)
-            _record_images(run, job)
+            _write_skipped_images(run, job)
         with rng_kept(job.device):
             # An image encoder with dropout draws from torch's global generators
             torch.manual_seed(job.setup.seed)
@@ -104,9 +104,10 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
 
 @contextlib.contextmanager
 def _cores_left(job: Job) -> Iterator[None]:
-    """Leaves cores to the data workers, in a resumed run as many as in an uninterrupted one.
+    """Context in which torch leaves cores to the data workers.
 
-    The number of threads decides the order in which numbers are summed.
+    A resumed run must have as many threads as an uninterrupted one, since their number determines
+    the order of sums.
     """
     images, optim = job.data.images, job.choice.optim
     n_images = 0 if images is None else optim.epochs * len(images.indices)
@@ -143,7 +144,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         other = newest(root, name, kind=role, is_finished=False)
         if other is not None:
             log.info("%s was interrupted with different %s.", other.path, changed_input(other, job))
-    job.prepare()  # so that its errors are raised before there is a folder
+    job.prepare()  # raises its errors before there is a folder
     recipe, teacher = job.setup.loaded.recipe, job.teacher
     return RunFolder.create(
         root,
@@ -191,7 +192,7 @@ def _check_processes(job: Job) -> None:
 
 @contextlib.contextmanager
 def _status(run: RunFolder, job: Job) -> Iterator[None]:
-    """Records in the run's provenance how it ended."""
+    """Context that records in the run's provenance how it ends."""
     try:
         run.mark("running", **_where(job))
         yield
@@ -199,7 +200,7 @@ def _status(run: RunFolder, job: Job) -> Iterator[None]:
         run.mark("interrupted")
         raise
     except KeyboardInterrupt as error:
-        # Outside of the training loop, which saves its own state: before it, or while measuring
+        # Before the training loop, which handles signals itself, or while the model is evaluated
         run.mark("interrupted")
         raise Interrupted(
             f"Interrupted in {run.path}.\n"
@@ -207,8 +208,7 @@ def _status(run: RunFolder, job: Job) -> Iterator[None]:
             signum=signum_of(error),
         ) from error
     except BaseException:
-        # The error that ended the run matters more than one while noting it (a full disk gives
-        # both).
+        # The error that ended the run matters more than an error of `mark`, such as on a full disk
         with contextlib.suppress(Exception):
             run.mark("failed")
         raise
@@ -245,8 +245,8 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     return {"training": result.model_dump()}
 
 
-def _record_images(run: RunFolder, job: Job) -> None:
-    """Records a run's images, and which are left out and why."""
+def _write_skipped_images(run: RunFolder, job: Job) -> None:
+    """Writes the images that a run skips, with the reasons."""
     data = job.data
     sources = {
         "unlabeled" if data.labels is None else "labeled": data.images,
@@ -279,7 +279,10 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
 
 
 def _validation(job: Job) -> Callable[[], float] | None:
-    """Accuracy that selects an epoch, on validation images, or test images if official."""
+    """The function that measures the accuracy by which an epoch is selected, on validation images.
+
+    An official recipe uses test images instead. None if the last epoch is always selected.
+    """
     images = job.selecting_images
     if images is None:
         return None
@@ -290,7 +293,7 @@ def _validation(job: Job) -> Callable[[], float] | None:
         )
         if result.split == "all":
             return result.all
-        assert result.base is not None  # called only if there are such images
+        assert result.base is not None  # `RecipeData` ensures images of base classes
         return result.base
 
     return validate

@@ -1,4 +1,4 @@
-"""A student's job: its teacher, and the unlabeled images that it learns from."""
+"""A student's job: its teacher, and the unlabeled images from which it learns."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from kdedge.workers import WorkerResources
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
-    """The recipe's student without a teacher, so that its errors surface before that is trained."""
-    named_teacher(loaded, workspace)  # so that its errors come first
+    """The job of the recipe's student, without its teacher, which may have to be trained first."""
+    named_teacher(loaded, workspace)  # raises errors of the teacher first
     setup = set_up_role(loaded, "student", workspace)
     method = setup.choice.module.METHOD
     if not (method.needs_teacher or method.student_data_needs):
@@ -46,10 +46,10 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     if teacher is not None and teacher.is_trained:
         setups.insert(0, teacher_setup(loaded, workspace))
         check_teaches(setups[0], setup)
-    check_sizes(*((each.loaded, each.role, each.backbone.sizes) for each in setups))
+    check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
-    # Before validation images: the order of draws matters
+    # Drawn before validation images, since the order of draws matters
     labeled = labeled_data(setup, images).images if setup.choice.data_needs.labels else None
     return make_job(setup, images, TrainingData(unlabeled, labeled=labeled))
 
@@ -57,7 +57,7 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
 def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
     """The student's job with its teacher, and with stored features if the recipe stores them."""
     spec = student.setup.loaded.recipe.student
-    assert spec is not None  # it was read from it
+    assert spec is not None  # the job was made from it
     filler = None
     if spec.views and not isinstance(teacher, FileTeacher):
         filler = _store_filler(teacher, student)
@@ -68,14 +68,15 @@ def one_pass_job(student: Job) -> Job | None:
     """The ridge student that `student.one_pass_first` asks for; None if it does not apply."""
     loaded, choice, teacher = student.setup.loaded, student.choice, student.teacher
     spec = loaded.recipe.student
-    assert spec is not None  # its parts were read from it
-    has_all = not {"depth", "merge_tokens"} & spec.settings.keys()  # else it would be larger
-    if not spec.one_pass_first or choice.is_solved or not has_all:
+    assert spec is not None  # the job was made from it
+    # With these settings, the ridge student would be larger than the trained one
+    is_reduced = bool({"depth", "merge_tokens"} & spec.settings.keys())
+    if not spec.one_pass_first or choice.is_solved or is_reduced:
         return None
     outputs = "logits" if choice.settings.has_own_class_vectors else "features"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
-    first = spec.model_copy(update=other)
-    recipe = loaded.recipe.model_copy(update={"student": first})
+    ridge_spec = spec.model_copy(update=other)
+    recipe = loaded.recipe.model_copy(update={"student": ridge_spec})
     assert teacher is not None
     return with_teacher(
         student_job(replace(loaded, recipe=recipe), student.setup.workspace), teacher
@@ -83,11 +84,11 @@ def one_pass_job(student: Job) -> Job | None:
 
 
 def check_teaches(teacher: RoleSetup, student: RoleSetup) -> None:
-    """Checks that a teacher has what its student asks of it.
+    """Checks that a teacher can teach a student.
 
     Raises:
-        RecipeError: the student needs class vectors, and the teacher has none; or the teacher does
-            not know every class.
+        RecipeError: the student needs class vectors, but the teacher has none; or the teacher was
+            not trained on every class.
     """
     if has_class_vectors(teacher.choice) and not teacher.choice.settings.gives_logits:
         return
@@ -106,7 +107,7 @@ def check_teaches(teacher: RoleSetup, student: RoleSetup) -> None:
 
 
 def file_teacher(student: Job) -> FileTeacher | None:
-    """The file of probabilities that teaches; None where a model does.
+    """The recipe's file of probabilities as a teacher; None if the teacher is a model.
 
     Raises:
         RecipeError: the student needs class vectors or image features of its teacher.
@@ -116,7 +117,7 @@ def file_teacher(student: Job) -> FileTeacher | None:
     if recipe.teacher is None or recipe.teacher.file is None:
         return None
     check_needs_no_vectors(setup.choice, f"{recipe.teacher.file.name}, a file of probabilities")
-    assert recipe.student is not None  # it was read from it
+    assert recipe.student is not None  # the job was made from it
     if recipe.student.views:
         raise RecipeError(
             f"{setup.loaded.lines.where(('student', 'views'))}: student.views needs the image"
@@ -124,14 +125,14 @@ def file_teacher(student: Job) -> FileTeacher | None:
             "  Leave student.views out."
         )
     held_out = RecipeData(recipe, setup.classes, setup.workspace).held_out()
-    further = () if held_out is None else held_out.indices
+    held_out_indices = () if held_out is None else held_out.indices
     images = student.training_images
-    pool = images.only(sorted({*images.indices, *further}))
+    pool = images.only(sorted({*images.indices, *held_out_indices}))
     return FileTeacher(recipe.teacher.file, setup.classes, pool)
 
 
 def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
-    """The finished run, of any kind, that the recipe names as its teacher; None if it names none.
+    """The finished run of any kind that the recipe names as its teacher, or None.
 
     Raises:
         RecipeError: there is no such run, or the recipe has no teacher section.
@@ -153,10 +154,10 @@ def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Non
 
 
 def open_teacher(run: RunFolder, student: Job) -> RunModel:
-    """Opens a finished run as a student's teacher, for the student's class list.
+    """Loads a finished run as a student's teacher, for the student's class list.
 
     Raises:
-        RecipeError: its method cannot teach this student.
+        RecipeError: the run's method cannot teach this student.
     """
     model = load_run(run, student.setup.workspace, names=student.setup.classes.names)
     check_teaches(model.setup, student.setup)
@@ -164,13 +165,13 @@ def open_teacher(run: RunFolder, student: Job) -> RunModel:
 
 
 def find_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
-    """Finds a student's teacher: its run, or the job that trains it, or None for a file.
+    """Finds a student's teacher: its run, the job that trains it, or None for a file.
 
-    A run is the one that the recipe names, or a finished one of the same job. A teacher that is to
-    be trained is opened untrained, to try steps, which take as long as with a trained one.
+    The run is the one that the recipe names, or a finished run of the same job. A teacher that must
+    be trained first is built untrained for trial steps, which take as long as with a trained one.
 
     Returns:
-        The run or the job, and the student's job with the opened teacher.
+        The run, the job or None, and the student's job with the teacher.
 
     Raises:
         RecipeError: the teacher cannot teach this student.
@@ -189,12 +190,12 @@ def find_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
 
 
 def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
-    """Stores a teacher's features."""
+    """The filler of the teacher store for a student."""
     setup, images = student.setup, student.training_images
     recipe, optim = setup.loaded.recipe, setup.choice.optim
-    # What is solved in one pass sees images as in evaluation, and so does its teacher
+    # A closed-form student and its teacher get images as in evaluation, without views
     is_solved = setup.choice.is_solved
-    answering_teacher = teacher if is_solved else teacher_for(setup.backbone, teacher)
+    prepared_teacher = teacher if is_solved else teacher_for(setup.backbone, teacher)
     augment = None
     if not is_solved:
         seed = view_seed(recipe)
@@ -204,7 +205,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         dim = teacher.class_vectors().shape[1]
     description = describe_store(
         provenance=teacher.features_provenance,
-        preprocess=answering_teacher.preprocess,
+        preprocess=prepared_teacher.preprocess,
         augment=augment,
         precision=optim.precision,
     )
@@ -215,18 +216,18 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         dim=dim,
         n_views=n_stored_views(recipe, setup.choice),
     )
-    opens = None
-    if isinstance(teacher, RunModel):  # another process can open it
+    open_model = None
+    if isinstance(teacher, RunModel):  # another process can load it
         run, root = teacher.run.path.absolute(), setup.workspace.root.absolute()
-        opens = partial(_open_prepared, setup.loaded, run, setup.classes.names, root)
+        open_model = partial(_open_prepared, setup.loaded, run, setup.classes.names, root)
     return StoreFiller(
         store=store,
-        teacher=answering_teacher,
+        teacher=prepared_teacher,
         source=images.source,
         augment=augment,
         precision=optim.precision,
         n_workers=optim.n_workers,
-        opens=opens,
+        open_model=open_model,
         workers=setup.workspace.workers,
         group=setup.workspace.group,
     )
@@ -242,6 +243,6 @@ def _open_prepared(
 
 
 def workspace_of(root: Path, resources: WorkerResources) -> Workspace:
-    """A worker's own workspace, on its share of the machine."""
+    """A workspace for a worker, which uses its share of the machine."""
     torch.set_num_threads(resources.n_cores)
     return Workspace(root, choose_device(resources.device))

@@ -1,9 +1,9 @@
 """Trains a method without a teacher, on the kinds of images that it declares.
 
-Cheap baselines on a teacher's labeled images find a teacher that did not learn. They take seconds:
-zero-shot CLIP, the same in balance, and a ridge regression by leave-one-out (`methods/ridge.py`),
-as means over classes. A trained teacher did not learn if it ends below one of them on the images
-that it was trained on.
+Cheap baselines on a teacher's labeled images detect a teacher that did not learn: zero-shot CLIP,
+zero-shot CLIP with balanced classes, and a ridge regression by leave-one-out (`methods/ridge.py`).
+They take seconds. A trained teacher did not learn if its accuracy on its own training images, as a
+mean over classes, is lower than the accuracy of a baseline.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -
 
     Args:
         loaded: the recipe.
-        workspace: where the command works.
+        workspace: the command's workspace.
         resume: continue an interrupted run of the same teacher.
     """
     return train_teacher(teacher_job(loaded, workspace), resume=resume)
@@ -92,11 +92,11 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
 
     Args:
         loaded: the recipe; its baseline section may be incomplete.
-        method: the baseline's method; None for the one that the recipe names.
+        method: the baseline's method; None for the recipe's `baseline.method`.
 
     Raises:
-        RecipeError: no method is named, two different ones are named, the method does not exist,
-            or it learns from a teacher.
+        RecipeError: no method is named, two different methods are named, the method does not
+            exist, or it learns from a teacher.
     """
     recipe = loaded.recipe
     section = recipe.baseline or BaselineSpec()
@@ -132,7 +132,7 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
 
 
 def baseline_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
-    """The job that trains the recipe's baseline: see `with_baseline`."""
+    """The job that trains the recipe's baseline; see `with_baseline`."""
     return job_on_training_images(set_up_role(with_baseline(loaded), "baseline", workspace))
 
 
@@ -143,24 +143,25 @@ def train_baseline(
 
     Args:
         loaded: the recipe.
-        workspace: where the command works.
+        workspace: the command's workspace.
         resume: continue an interrupted run of the same baseline.
     """
     return run_job(baseline_job(loaded, workspace), resume=resume)
 
 
 def job_on_training_images(setup: RoleSetup) -> Job:
-    """The job that trains a method on the kinds of images that it declares, if any.
+    """The job that trains a method on the kinds of images that it declares.
 
     Raises:
         RecipeError: a setting does not fit the backbone, or the method would not use the recipe's
             pseudo-labels.
-        DataError: a method that pseudo-labels its images has too few of them.
+        DataError: the method pseudo-labels its images, and there are too few.
     """
     check_sizes((setup.loaded, setup.role, setup.backbone.sizes))
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
-    data = _training_data(setup, images)  # before validation images: the order of draws matters
+    # Drawn before validation images, since the order of draws matters
+    data = _training_data(setup, images)
     file = setup.loaded.recipe.classes.texts
     if file is not None and setup.choice.module.METHOD.learns_from_texts:
         sentences = read_class_texts(file, setup.classes.names)
@@ -173,7 +174,7 @@ def job_on_training_images(setup: RoleSetup) -> Job:
 
 
 def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
-    """The images of the kinds that a method declares."""
+    """The training images, of the kinds that a method declares."""
     needs, has_rounds = setup.choice.data_needs, setup.choice.settings.n_rounds > 0
     pool = None
     if needs.unlabeled_images:
@@ -189,7 +190,7 @@ def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
 
 
 def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
-    """Labeled images, with the images of the recipe's pseudo-labels."""
+    """The labeled images, and the images with pseudo-labels of the recipe's file."""
     spec = setup.loaded.recipe.data
     label_of = {label: position for position, label in enumerate(setup.train_classes)}
     labeled = None
@@ -201,8 +202,8 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
         data = TrainingData(labeled)
     else:
         pool = images.require("unlabeled", "data.pseudo_labels is of its images")
-        known = read_pseudo_labels(spec.pseudo_labels, pool, class_names=setup.classes.names)
-        pseudo = pool.labeled_as(known)
+        labels = read_pseudo_labels(spec.pseudo_labels, pool, class_names=setup.classes.names)
+        pseudo = pool.labeled_as(labels)
         if labeled is not None:
             pseudo = pseudo.without(labeled)
         assert pseudo.train_labels is not None
@@ -220,14 +221,14 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
 
 
 def baseline_accuracies(job: Job) -> dict[str, float]:
-    """Accuracies of `zeroshot` and `ridge` on a teacher's labeled images, and logs them.
+    """Measures `zeroshot` and `ridge` on a teacher's labeled images, and logs their accuracies.
 
     Args:
-        job: the teacher's.
+        job: the teacher's job.
 
     Returns:
-        Name of a method -> percent, mean over classes; empty where not every class has labels, or
-        the teacher is one of these two itself.
+        Name of a method -> accuracy in percent, mean over classes. Empty if not every class has
+        labels, or if the teacher itself is one of the two methods.
     """
     images = job.data.images
     if images is None or not images.has_labels_of(len(job.classes.names)):
@@ -263,8 +264,8 @@ def compare_with_baselines(run: RunFolder, job: Job, model: MethodModel) -> dict
     """The result of `baseline_accuracies` and the trained teacher's own accuracy, as `trained`.
 
     Args:
-        run: the teacher's, where both are written; its next student reads them.
-        job: the teacher's.
+        run: the teacher's run, which stores the result for later students.
+        job: the teacher's job.
         model: the trained teacher.
     """
     file = run.path / _BASELINES
@@ -278,7 +279,7 @@ def compare_with_baselines(run: RunFolder, job: Job, model: MethodModel) -> dict
 def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
     labels = job.training_images.train_labels
-    assert labels is not None  # it is a teacher that learns from labels
+    assert labels is not None  # the teacher learns from labels
     logits = compute_logits(model, job.training_images, what="looking at the labeled images")
     return logits, torch.tensor([labels[i] for i in job.training_images.indices])
 

@@ -1,6 +1,6 @@
 """A student's frozen teacher: a run of kdedge, or a file of probabilities of any other model.
 
-A student's images have the student's size and normalization; its teacher gets the same crops.
+Training images have the student's size and normalization; the teacher gets the same crops.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from kdedge.setup.classes import Classes
 class FileTeacher:
     """A teacher that is a table: class probabilities of each image, read from a file.
 
-    All crops of an image get the same answer. Training looks images up by their keys. Images that
-    are measured are looked up by their contents, so that labeled images are found where they are
-    among the unlabeled ones.
+    All crops of an image have the same probabilities. Training looks up images by their keys.
+    Evaluation looks up images by their contents, which also finds labeled images that are among the
+    unlabeled ones.
 
     Args:
         path: the file.
         classes: the student's class list.
-        unlabeled: all images of `data.unlabeled`, those that are held out too.
+        unlabeled: all images of `data.unlabeled`, including held-out ones.
 
     Attributes:
-        vectors_provenance: hash of what it teaches.
+        vectors_provenance: hash of images and probabilities.
 
     Raises:
         DataError: the file is wrong, or lacks an image.
@@ -51,7 +51,7 @@ class FileTeacher:
         probabilities = read_probabilities(path, keys=keys, class_names=classes.names)
         contents = hashlib.sha256(probabilities.tobytes()).hexdigest()
         self.vectors_provenance = sha256_json([keys, contents])
-        # Logarithms, whose softmax gives the probabilities back; of 0, the smallest number's
+        # Logarithms, whose softmax is the probabilities; 0 becomes the smallest positive number
         smallest = torch.finfo(torch.float32).tiny
         self._logits = torch.from_numpy(probabilities).clamp_min(smallest).log()
         self._row_of_key = {key: row for row, key in enumerate(keys)}
@@ -60,23 +60,23 @@ class FileTeacher:
         }
 
     def class_vectors(self) -> Tensor:
-        """[C, 0]: it has none."""
+        """[C, 0]: a file has no class vectors."""
         return torch.empty(self._logits.shape[1], 0)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 0]: it has none."""
+        """[B, 3, H, W] -> [B, 0]: a file has no image features."""
         return images.new_empty(len(images), 0)
 
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """[B, C], log-probabilities of unlabeled images, by their keys alone."""
+        """[B, C], log-probabilities of unlabeled images, looked up by their keys."""
         return copy_to(self._logits[[self._row_of_key[key] for key in keys]], features.device)
 
     def can_answer(self, images: Images) -> bool:
-        """Whether it has an answer for each of these images."""
+        """Whether the file has probabilities of each of these images."""
         return all(images.digests[index] in self._row_of_contents for index in images.indices)
 
     def logits_of(self, images: Images) -> Tensor:
-        """[N, C], log-probabilities of images that it can answer, on the CPU."""
+        """[N, C], log-probabilities of images, on the CPU; see `can_answer`."""
         rows = [self._row_of_contents[images.digests[index]] for index in images.indices]
         return self._logits[rows]
 
@@ -85,7 +85,9 @@ AnyTeacher: TypeAlias = MethodModel | FileTeacher
 
 
 def teacher_for(student: UnbuiltBackbone, teacher: MethodModel) -> MethodModel | ConvertingTeacher:
-    """The teacher for images that were prepared for a student; itself if both prepare them alike.
+    """The teacher for images that are preprocessed for a student.
+
+    This is the same teacher if both have the same preprocessing.
 
     Raises:
         RecipeError: the teacher needs larger images than the student.
@@ -105,39 +107,39 @@ class ConvertingTeacher:
     """A teacher that converts a student's images to its own size and normalization.
 
     Attributes:
-        preprocess: the student's.
-        device: where it takes images.
+        preprocess: the student's preprocessing.
+        device: device of its inputs.
     """
 
     def __init__(self, teacher: MethodModel, preprocess: Preprocess) -> None:
         self._teacher, self.preprocess, self.device = teacher, preprocess, teacher.device
-        ours, trained = preprocess, teacher.preprocess
-        self._is_equal = (ours.size_px, ours.mean, ours.std) == (
-            *(trained.size_px, trained.mean, trained.std),
+        given, own = preprocess, teacher.preprocess
+        self._is_equal = (given.size_px, given.mean, given.std) == (
+            *(own.size_px, own.mean, own.std),
         )
-        self._our_mean, self._our_std, self._mean, self._std = (
+        self._given_mean, self._given_std, self._mean, self._std = (
             torch.tensor(values, device=teacher.device).view(3, 1, 1)
-            for values in (ours.mean, ours.std, trained.mean, trained.std)
+            for values in (given.mean, given.std, own.mean, own.std)
         )
 
     @property
     def scale(self) -> float:
-        """The teacher's."""
+        """The teacher's scale."""
         return self._teacher.scale
 
     def class_vectors(self) -> Tensor:
-        """[C, D_teacher]."""
+        """[C, D_teacher], the teacher's class vectors."""
         return self._teacher.class_vectors()
 
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """[B, D_teacher] -> [B, C]."""
+        """[B, D_teacher] -> [B, C], the teacher's logits."""
         return self._teacher.teacher_logits(features, keys)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], normalized for the student -> [B, D_teacher], unit length."""
-        if self._is_equal:  # they differ in resizing alone, which is done
+        if self._is_equal:  # only resizing differs, which is done already
             return self._teacher.forward_features(images)
-        pixels = images * self._our_std + self._our_mean  # 0-1
+        pixels = images * self._given_std + self._given_mean  # 0-1
         size_px = self._teacher.preprocess.size_px
         if pixels.shape[-1] != size_px:
             size = (size_px, size_px)

@@ -1,8 +1,8 @@
 """Checkpoints: everything that is needed to resume a run exactly.
 
 Each is one safetensors file, named after its position in training: `e03-s00120` was written after
-120 steps of epoch 3. Nested values of the state are JSON in the file's metadata, next to the
-tensors and a SHA-256 over both. The two newest checkpoints are kept.
+120 steps of epoch 3. Nested values of the state are JSON in the file's metadata, which also has a
+SHA-256 over JSON and tensors. The two newest checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TrainingState:
 
     Attributes:
         epoch: the current epoch, from 1; one past the last when training is complete.
-        step: steps done in that epoch.
+        step: number of finished steps in that epoch.
         module: state dict of the method's module.
         optimizer: the optimizer's state dict.
         scaler: the loss scaler's state dict.
@@ -42,7 +42,7 @@ class TrainingState:
         average: partial sum of the averaged parameters, float64.
         moving_average: the state returned by `MovingAverage.state_dict`.
         best: the state returned by `BestWeights.state_dict`.
-        record: plain values: losses, seconds.
+        record: plain values, such as losses and seconds.
     """
 
     epoch: int
@@ -58,7 +58,7 @@ class TrainingState:
 
 
 def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
-    """State of the global random generators: Python, numpy, torch, and a CUDA device's."""
+    """State of the global random generators of Python, numpy, torch and a CUDA device."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -100,13 +100,13 @@ def rng_kept(device: torch.device | None = None) -> Iterator[None]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """A folder's checkpoints, the furthest in training first."""
+    """A folder's checkpoints, the latest position in training first."""
     matches = {path: match for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))}
     return sorted(matches, key=lambda path: tuple(map(int, matches[path].groups())), reverse=True)
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:
-    """Writes a checkpoint, then deletes all but the two newest, and files left half-written.
+    """Writes a checkpoint, then deletes all but the two newest, and half-written files.
 
     Raises:
         ResourceError: the disk is full; existing checkpoints are kept.
@@ -115,15 +115,15 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(vars(state), "", tensors))
     write_tensors(path, tensors, {"format": _FORMAT, "state": text})
-    _tidy(folder)
+    _delete_old(folder)
     return path
 
 
-def _tidy(folder: Path) -> None:
+def _delete_old(folder: Path) -> None:
     for old in list_checkpoints(folder)[_N_KEPT:]:
         old.unlink(missing_ok=True)
-    for cut_off in folder.glob(".e*-s*.safetensors.*"):
-        cut_off.unlink(missing_ok=True)
+    for partial in folder.glob(".e*-s*.safetensors.*"):
+        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> TrainingState:
@@ -145,10 +145,10 @@ def load_checkpoint(path: Path) -> TrainingState:
 def load_newest(folder: Path) -> TrainingState | None:
     """Reads the newest checkpoint; None if the folder has no checkpoints.
 
-    Partial files of a process that was killed while saving are deleted.
+    Half-written files of a killed process are deleted.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the newest checkpoint is damaged.
     """
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
@@ -158,18 +158,18 @@ def load_newest(folder: Path) -> TrainingState | None:
     except DataError as error:
         before = "the checkpoint before it" if len(checkpoints) > 1 else "the start"
         raise DataError(f"{error}\n  Delete it to train this run on from {before}.") from error
-    _tidy(folder)
+    _delete_old(folder)
     return state
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Turns nested values into JSON, and tensors into references to `tensors`.
+    """Converts nested values to JSON, and tensors to references to `tensors`.
 
-    A reference, or a type that JSON lacks, becomes a list that begins with the type's name. So
-    plain lists begin with "list".
+    A reference, and a value of a type that JSON lacks, becomes a list that begins with the type's
+    name. So lists begin with "list".
     """
     if isinstance(value, Tensor):
-        # A copy of its own: safetensors refuses tensors that share memory
+        # Copied, since safetensors refuses tensors that share memory
         tensors[name] = value.detach().cpu().contiguous().clone()
         return ["tensor", name]
     if isinstance(value, Mapping):

@@ -19,17 +19,17 @@ LOG_EVERY_STEPS = 20
 class MetricsLog:
     """metrics.jsonl and TensorBoard events of one run, and its progress.
 
-    The line of a step holds epoch, step (of the whole run, from 1), lr, loss, the method's own
+    The line of a step holds epoch, step (from 1, over all epochs), lr, loss, the method's own
     scalars and images_per_second. The line of an epoch has `"kind": "epoch"`. A value that is not
     finite is null.
 
     Args:
         path: metrics.jsonl.
         events_folder: folder of the TensorBoard events.
-        n_bytes: size of the file at the run's last checkpoint. What an interrupted run wrote after
-            it is dropped.
-        step: steps of the whole run before this position.
-        n_steps: steps of the whole run, for progress.
+        n_bytes: size of the file at the run's last checkpoint, to which it is cut, since an
+            interrupted run may have written more lines.
+        step: number of steps that are finished already, over all epochs.
+        n_steps: number of steps of all epochs, for progress.
         what: label of the progress, such as `training student`.
     """
 
@@ -59,7 +59,7 @@ class MetricsLog:
         try:
             self._open.close()
         except OSError as failure:
-            # An error of the run itself matters more than one while closing its log
+            # An error of the run itself matters more than an error while closing its log
             if error is None:
                 raise explain_os_error(failure, self._path) from failure
 
@@ -72,13 +72,13 @@ class MetricsLog:
         n_images: int,
         is_last: bool,
     ) -> None:
-        """Adds a step's metrics; every 20th step and the last of an epoch are written.
+        """Adds a step's metrics; writes them for every 20th step and the last one of an epoch.
 
         Args:
-            epoch: from 1.
-            step: of the whole run, from 1.
-            figures: `lr`, `loss` and the method's scalars, tensors or numbers. They are read only
-                when they are written, as reading a tensor waits for the device.
+            epoch: number of the epoch, from 1.
+            step: number of the step, from 1, over all epochs.
+            figures: `lr`, `loss` and the method's scalars, as tensors or numbers. They are read
+                only when they are written, since reading a tensor waits for the device.
             n_images: images in the batch.
             is_last: whether this is the last step of the epoch.
         """
@@ -86,7 +86,7 @@ class MetricsLog:
         now = time.monotonic()
         speed = self._n_images / max(now - self._since, 1e-9)
         is_written = is_last or step % LOG_EVERY_STEPS == 0
-        # Over the last written steps, as a rate over few steps would flicker
+        # The speed over the last written steps, since a speed over few steps would flicker
         shown = rate(self._speed or speed, "images")
         self._advance(step, f"{shown}, epoch {epoch}, loss {figures['loss']:.3g}")
         if not is_written:
@@ -96,13 +96,13 @@ class MetricsLog:
         self._write({"epoch": epoch, "step": step, **values, "images_per_second": speed})
 
     def epoch(self, *, epoch: int, step: int, figures: Mapping[str, float]) -> None:
-        """Writes an epoch's metrics; its images per second count the time of steps alone."""
+        """Writes an epoch's metrics; the time since the last step counts for no speed."""
         self._write({"kind": "epoch", "epoch": epoch, "step": step, **figures})
         self._since, self._n_images = time.monotonic(), 0
 
     def _write(self, line: dict[str, Any]) -> None:
-        odd = {key for key, x in line.items() if isinstance(x, float) and not math.isfinite(x)}
-        line |= dict.fromkeys(odd)
+        bad = [key for key, x in line.items() if isinstance(x, float) and not math.isfinite(x)]
+        line |= dict.fromkeys(bad)
         with explained(self._path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
@@ -112,12 +112,11 @@ class MetricsLog:
 class _EventFile:
     """A TensorBoard event file, written without a thread.
 
-    torch's SummaryWriter writes from a thread of its own, which prints a traceback when the disk
-    is full.
+    torch's SummaryWriter has its own thread, which prints a traceback when the disk is full.
 
     Args:
         folder: TensorBoard's log folder.
-        first_step: TensorBoard hides earlier events from this step on.
+        first_step: step from which TensorBoard hides the events of earlier files.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:

@@ -16,7 +16,7 @@ from kdedge.methods.protocol import BaseMethod
 
 
 def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
-    """The settings that change what is learned, not only how fast; plain values."""
+    """The settings that affect the trained weights, and not only the speed, as plain values."""
     return settings.model_dump(
         mode="json", exclude={"n_workers", "checkpoint_every_s", "micro_batch"}
     )
@@ -27,14 +27,14 @@ def make_optimizer(
     settings: OptimSettings,
     lr_factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Makes the optimizer; each step sets its groups' rates, times their `lr_factor`.
+    """Makes the optimizer; each step sets the learning rate of a group, times its `lr_factor`.
 
     SGD is as in the CoOp family's reference code: dampening 0, no Nesterov momentum, weight decay
     added to the gradient. Learned scales (scalars) get no weight decay. AdamW decouples the decay
     from the gradient (arXiv:1711.05101); its second beta is 0.999.
 
     Args:
-        parameters: what is trained.
+        parameters: the trained parameters.
         settings: algorithm, momentum, weight decay.
         lr_factors: parameter -> factor of its learning rate; 1 for parameters that are not listed.
     """
@@ -110,7 +110,7 @@ def learning_rate(settings: OptimSettings, *, epoch: int) -> float:
 
     Args:
         settings: lr, warmup_lr, warmup_epochs (w), epochs (T), schedule.
-        epoch: from 1.
+        epoch: number of the epoch, from 1.
     """
     if epoch <= settings.warmup_epochs:
         return settings.warmup_lr

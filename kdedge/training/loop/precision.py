@@ -16,7 +16,7 @@ _PUBLISHED_IN_HALF = re.compile(
     r"(^|\.)(context|contexts|attribute_context)$|^projector\.linear|^meta_net\.|^couplings\.0\."
 )
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch.float16}
-# Loss scale of the first step, and steps without overflow after which it doubles: torch's
+# Loss scale of the first step, and steps without overflow after which it doubles, as in torch
 _FIRST_SCALE, _GROWTH_INTERVAL = 2.0**16, 2000
 
 
@@ -25,20 +25,21 @@ class Precision:
 
     Trained tensors stay float32 in all three, so that small updates are not lost. fp16 scales the
     loss (Micikevicius et al. 2018, arXiv:1710.03740), skips steps whose gradients overflow, and
-    halves the scale after them. torch's scaler has its scale on the device; ours is on the host,
-    which reads the gradients' norm in any case.
+    halves the scale after them. torch's scaler keeps its scale on the device; here it is on the
+    host, which reads the gradients' norm in any case.
 
-    fp16-unscaled does what the reference code of the prompt-learning papers does: it does not scale
-    the loss. Parameters and momentum that this code keeps in half precision are rounded to half
+    fp16-unscaled does not scale the loss, like the reference code of the prompt-learning papers.
+    Parameters and momentum that the reference code keeps in half precision are rounded to half
     precision after every step.
 
     Args:
         name: format of matrix products and convolutions.
         device: device of the model.
-        module: holds the trained parameters; fp16-unscaled rounds them before the first step.
+        module: the module with the trained parameters; fp16-unscaled rounds them before the first
+            step.
 
     Raises:
-        SetupError: this device does not compute in that format.
+        SetupError: this device does not support the format.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class Precision:
 
     @property
     def may_overflow(self) -> bool:
-        """Whether a gradient that overflows skips a step: only where a smaller scale may help."""
+        """Whether a step whose gradient overflows is skipped, since a smaller scale may help."""
         return self._scale > 1
 
     def backward(self, loss: Tensor) -> None:
-        """Computes gradients of a float32 scalar, which fp16 scales first."""
+        """Computes the gradients of a float32 scalar, which is scaled first for fp16."""
         (loss * self._scale if self._is_scaled else loss).backward()  # type: ignore[no-untyped-call]
 
     def clip(self, parameters: Collection[nn.Parameter], *, max_norm: float | None) -> Tensor:
@@ -77,7 +78,7 @@ class Precision:
 
         Args:
             parameters: the trained parameters.
-            max_norm: upper limit of the L2 norm over all gradients; None does not clip.
+            max_norm: upper limit of the L2 norm over all gradients; None for no clipping.
         """
         if self._is_scaled:
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / self._scale)
@@ -87,8 +88,8 @@ class Precision:
         """Takes the optimizer's step; fp16 skips it if the gradients' norm is not finite.
 
         Args:
-            optimizer: holds the parameters.
-            is_finite: whether the norm that `clip` returned is.
+            optimizer: the optimizer of the parameters.
+            is_finite: whether the norm that `clip` returned is finite.
         """
         self._n_finite = self._n_finite + 1 if is_finite else 0
         if not is_finite:
@@ -116,7 +117,7 @@ def published_in_half(module: nn.Module) -> list[nn.Parameter]:
     """Parameters that the papers' code keeps in half precision.
 
     These are the contexts of the first text layer, the linear layers of PromptKD's projector and of
-    CoCoOp's meta-net, and MaPLe's first coupling. All other parameters are float32 there, too.
+    CoCoOp's meta-net, and MaPLe's first coupling. The papers' code keeps the others in float32.
     """
     return [p for name, p in module.named_parameters() if _PUBLISHED_IN_HALF.search(name)]
 

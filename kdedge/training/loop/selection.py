@@ -1,4 +1,4 @@
-"""The final weights: the best ones by validation score, and averages over epochs and steps."""
+"""Choice of the final weights: the best by validation score, and averages over epochs or steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BestWeights:
     """The weights with the highest validation score so far.
 
     Attributes:
-        score: in percent; None before the first validation.
+        score: the highest validation score, in percent; None before the first validation.
         epoch: epoch of the weights, from 1; None for the average over the epochs.
     """
 
@@ -24,7 +24,7 @@ class BestWeights:
         self._module: dict[str, Tensor] = {}
 
     def consider(self, module: nn.Module, *, score: float, epoch: int | None) -> None:
-        """Copies the module's state if its score is strictly higher than all before."""
+        """Copies the module's state if its score is strictly higher than all earlier scores."""
         if self.score is None or score > self.score:
             self.score, self.epoch = score, epoch
             state = module.state_dict()
@@ -88,7 +88,7 @@ class MovingAverage:
     parameters. Integers have no average and are copied.
 
     Args:
-        module: what is trained; the average starts from its current values.
+        module: the trained module; the average starts from its current values.
         decay: largest d, between 0 and 1.
     """
 
@@ -113,7 +113,7 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def in_place_of(self, module: nn.Module) -> Iterator[None]:
-        """Context manager: the module has the average inside, and its own values afterwards."""
+        """Context in which the module has the averaged values; afterwards it has its own."""
         with state_kept(module):
             self.copy_to(module)
             yield
@@ -123,7 +123,7 @@ class MovingAverage:
         return dict(self._average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Loads what `state_dict` returned."""
+        """Restores the average returned by `state_dict`."""
         for name, average in self._average.items():
             average.copy_(state[name])
 
@@ -139,5 +139,5 @@ def state_kept(module: nn.Module) -> Iterator[None]:
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the module's tensors, by name, where they are."""
+    """A copy of the module's tensors, by name, on the same device."""
     return {name: value.clone() for name, value in module.state_dict().items()}

@@ -1,9 +1,9 @@
 """One training step: forward pass, backward pass, gradient clipping, optimizer step.
 
 If memory runs out, the step is repeated with half as many images at a time in the image encoder,
-and all later steps use that number. Gradients are still of the whole batch (see
-`methods.supervised.encode_images`). Several processes do not change it: they have
-`optim.micro_batch` as a number.
+and all later steps use this number. Gradients are still of the whole batch (see
+`methods.supervised.encode_images`). Several processes do not adapt the number; for them,
+`optim.micro_batch` is fixed.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Stepper:
         """Takes one step.
 
         Args:
-            batch: this process's share of it.
+            batch: this process's shard of the batch.
             lr: the step's learning rate.
             place: position in training, for a message.
 
         Returns:
-            The loss of the whole batch; the method's own metrics and `grad_norm`, as tensors that
-            are not read yet.
+            The loss of the whole batch, and the method's own metrics and `grad_norm` as tensors,
+            whose values may still be computed on the device.
 
         Raises:
             DivergedError: the loss or a gradient is not finite.
@@ -84,7 +84,7 @@ class Stepper:
             group["lr"] = lr * group["lr_factor"]
         output = self._gradients(batch.to(self._device))
         norm = self.precision.clip(self.parameters.values(), max_norm=self._settings.clip_grad_norm)
-        # A GPU is waited for here, once in a step
+        # Waits for the GPU, once per step
         loss, length = torch.stack([output.loss.detach().float(), norm.float()]).tolist()
         if not math.isfinite(loss):
             raise diverged(f"The loss is {loss}", place, batch.all_keys, self._settings)
@@ -95,14 +95,14 @@ class Stepper:
         return loss, {**output.scalars, "grad_norm": norm}
 
     def _gradients(self, batch: Batch) -> StepOutput:
-        """Runs the passes, with as many images at a time as fit into memory."""
+        """Runs forward and backward pass, with as many images at a time as fit into memory."""
         while True:
             try:
-                with self._undone_on_error() if self._can_halve else contextlib.nullcontext():
+                with self._restored_on_error() if self._can_halve else contextlib.nullcontext():
                     return self._passes(batch.in_micro_batches(self.micro_batch))
             except (RuntimeError, MemoryError) as error:
-                micro_batch = self._smaller(batch, error)
-            # The failed passes' tensors are freed with the error, so their memory is free only here
+                micro_batch = self._smaller_micro_batch(batch, error)
+            # Outside of `except`, since tensors of the failed pass are only freed with the error
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             self.micro_batch = micro_batch
@@ -118,8 +118,8 @@ class Stepper:
         return output
 
     @contextlib.contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        """Context manager that restores random generators and buffers if the block fails."""
+    def _restored_on_error(self) -> Iterator[None]:
+        """Context that restores random generators and buffers if an error ends it."""
         rng = capture_rng(self._device)
         buffers = [(buffer, buffer.clone()) for buffer in self._method.module.buffers()]
         try:
@@ -130,8 +130,8 @@ class Stepper:
                 buffer.copy_(before)
             raise
 
-    def _smaller(self, batch: Batch, error: Exception) -> int:
-        """Half as many images at a time; raises the error if that cannot help."""
+    def _smaller_micro_batch(self, batch: Batch, error: Exception) -> int:
+        """Half the number of images at a time; raises the error if a smaller number cannot help."""
         largest = max(part.n_images for part in (batch, batch.labeled) if part is not None)
         now = min(self.micro_batch or largest, largest)
         if not is_out_of_memory(error) or now == 1 or not self._can_halve:
@@ -151,7 +151,7 @@ _N_KEYS_SHOWN = 5
 
 
 def diverged(what: str, place: str, keys: Sequence[str], settings: OptimSettings) -> DivergedError:
-    """Makes the error, with remedies that fit the settings.
+    """Makes the error for diverged training, with remedies that fit the settings.
 
     Args:
         what: start of the message, such as `The loss is nan`.

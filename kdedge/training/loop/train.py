@@ -1,16 +1,16 @@
 """The training loop of all methods.
 
 A run that is killed at any step and resumed ends with the same weights, bit for bit on the CPU, as
-one that never stopped: everything a step depends on is in the checkpoint, and batches are a
+an uninterrupted run: the checkpoint has everything on which a step depends, and batches are a
 function of epoch and step.
 
 The final weights:
 
-* selection `last`: the last epoch's, or the average over the epochs where the method averages;
-* selection `validation`: the epoch with the highest validation score. Where the method averages,
-  the average is one more candidate after the last epoch. A later candidate has to be strictly
-  better. Buffers are not averaged; the average has the last epoch's buffers;
-* selection `test`: as `validation`, but the caller's score is measured on test images.
+* selection `last`: the last epoch's weights; if the method averages over epochs, the average;
+* selection `validation`: the weights of the epoch with the highest validation score. If the method
+  averages, the average is one more candidate after the last epoch. A later candidate must be
+  strictly better. Buffers are not averaged; the average has the last epoch's buffers;
+* selection `test`: as `validation`, but the caller measures the score on test images.
 
 With `ema_decay`, the weights of an epoch are the moving average at its end. Training
 continues from the weights that are not averaged.
@@ -57,21 +57,21 @@ from kdedge.training.loop.step import Stepper, diverged
 log = logging.getLogger(__name__)
 
 Batches = Callable[[int, int], Generator[Batch, None, None]]
-"""(epoch from 1, first step from 0) -> the batches from there on, to the end of the last epoch."""
+"""(epoch from 1, step from 0) -> the batches from this step to the end of the last epoch."""
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Context manager: the first SIGINT or SIGTERM only sets `received`, the second one kills.
+    """Context in which the first SIGINT or SIGTERM only sets `received`, and a second one kills.
 
-    After the first signal, the operating system's default handling is restored. So the second one
-    ends the process even during a long computation. Outside the main thread, where Python allows
-    no signal handlers, the context manager does nothing.
+    The first signal restores the operating system's default handling, so that the second one ends
+    the process even during a long computation. Outside the main thread, where Python allows no
+    signal handlers, the context does nothing.
 
     Attributes:
-        received: number of the signal that came, or None.
+        received: number of the received signal; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class StopSignals:
 
 
 class Training:
-    """State of a training between two steps, and the transitions to the next."""
+    """The state of a training, and its steps, epochs and checkpoints."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Training:
         decay = settings.ema_decay
         self._moving = None if decay is None else MovingAverage(method.module, decay)
         self._best = BestWeights()
-        parts: dict[str, Any] = {  # with the names of `TrainingState`
+        parts: dict[str, Any] = {  # by field of `TrainingState`
             "module": method.module,
             "optimizer": self._stepper.optimizer,
             "scaler": self._stepper.precision,
@@ -130,14 +130,14 @@ class Training:
         self._loss_sum = self._final_loss = self._seconds_before = 0.0
         self._last_keys: tuple[str, ...] = ()
         self._n_metrics_bytes = 0
-        self._newest = run.checkpoints  # of rank 0: the newest one in it
+        self._newest = run.checkpoints  # then the newest checkpoint, on rank 0
         self.stop = StopSignals()
-        self._metrics: MetricsLog | None = None  # only in the process that writes
+        self._metrics: MetricsLog | None = None  # only on rank 0
         self._began = self._saved = time.monotonic()
 
     @property
     def n_done(self) -> int:
-        """Number of steps done in the whole run."""
+        """Number of finished steps, over all epochs."""
         return (self.epoch - 1) * self._n_steps + self.step
 
     @contextlib.contextmanager
@@ -162,15 +162,16 @@ class Training:
         if state is None:
             return
         try:
-            self._take_up(state)
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:  # of another version
+            self._restore(state)
+        # Raised for a checkpoint of another version
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise DataError(
                 f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r}.\n"
                 "  Delete the newest one to resume from the one before it, or start a new run."
             ) from error
         log.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
 
-    def _take_up(self, state: TrainingState) -> None:
+    def _restore(self, state: TrainingState) -> None:
         for name, part in self._parts.items():
             part.load_state_dict(getattr(state, name))
         self.epoch, self.step = state.epoch, state.step
@@ -204,7 +205,7 @@ class Training:
         self._newest = save_checkpoint(self._run.checkpoints, state)
 
     def run_epoch(self, batches: Iterator[Batch]) -> None:
-        """Takes the steps that are left in this epoch."""
+        """Takes the remaining steps of this epoch."""
         self._method.module.train()
         try:
             while self.step < self._n_steps:
@@ -216,12 +217,12 @@ class Training:
         except (RuntimeError, ResourceError) as error:
             if self.stop.received is None or isinstance(error.__cause__, OSError):
                 raise
-            # The signal reached the data workers, too, and torch reports their end at any point,
-            # perhaps in the middle of a step: what is saved must be older
+            # The signal also ended the data workers, which torch may report in the middle of a
+            # step, so no new checkpoint is saved
             raise self._interrupted(self.stop.received) from error
 
     def close_epoch(self, validate: Callable[[], float] | None) -> None:
-        """Ends an epoch: averaging, validation, the epoch's line in the log."""
+        """Ends an epoch: averages, validates, and writes the epoch's line in the log."""
         self._check_parameters()
         self._final_loss = self._loss_sum / self._n_steps
         figures = {"loss": self._final_loss, "seconds": self._seconds()}
@@ -233,7 +234,7 @@ class Training:
             with moving.in_place_of(module) if moving else contextlib.nullcontext():
                 figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
             if self._average is not None and self.epoch == self._settings.epochs:
-                # It stays in the module: `keep` loads the best weights
+                # The average may stay in the module, since `keep` loads the best weights
                 self._average.copy_to(self._parameters)
                 figures["averaged_validation_percent"] = self._consider(validate, epoch=None)
         if self._metrics is not None:
@@ -334,21 +335,21 @@ def train(
     """Trains a method, or resumes an interrupted run.
 
     The module ends in evaluation mode with the final weights. A run whose training is complete is
-    not trained again: its final weights are loaded. Rank 0 alone reads and writes the run's files.
-    A run may be resumed with another number of processes, and with settings that only change speed:
-    the caller finds it by a key of all others.
+    not trained again: its final weights are loaded. Only rank 0 reads and writes the run's files.
+    A run may be resumed with another number of processes, and with other settings that only affect
+    speed; the caller finds it by a key of all other settings.
 
     Args:
-        method: on `device`; the caller seeds its generators and initial values.
-        batches: gives batches that depend on epoch and step alone; each process gets its shard. It
-            must not draw from the global random generators, as a method may draw from them.
+        method: the method, on `device`; the caller seeds its generators and initial values.
+        batches: yields batches that depend on epoch and step only; each process gets its shard. It
+            must not draw from the global random generators, from which a method may draw.
         n_steps: steps per epoch.
-        settings: with every value set.
+        settings: optimizer settings without unset values.
         run: the run folder; the caller holds its lock.
-        validate: gives the method's current accuracy in percent. Called by rank 0 alone, in
+        validate: returns the method's current accuracy in percent. Only rank 0 calls it, in
             evaluation mode, without gradients and in float32. Needed unless selection is `last`.
         device: device of the batches.
-        group: the processes that train together; each gets its share of a batch.
+        group: the processes that train together; each gets its shard of a batch.
 
     Raises:
         DivergedError: a loss, a gradient or a trained value is not finite.

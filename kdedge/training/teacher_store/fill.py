@@ -45,7 +45,7 @@ _ROW_BYTES = 8 + 32  # position and hash of an image, which are stored with its 
 
 @dataclass(frozen=True)
 class StoreFiller:
-    """Computes the features of a store, or a model's logits in their place.
+    """Computes the features in a store, or a model's logits in their place.
 
     Attributes:
         store: the store to fill.
@@ -54,11 +54,11 @@ class StoreFiller:
         augment: draws the views; None to prepare images as in evaluation.
         precision: number format of the model's forward pass.
         n_workers: processes that decode images.
-        opens: opens the model in another process, on a device. It can be pickled. None for a model
+        open_model: opens the model on a device in another process; picklable. None for a model
             that exists only in this process.
-        workers: who computes the chunks; None for this process.
+        workers: compute the chunks; None: this process computes them.
         group: processes of one training, which fill the store together.
-        answers: the teacher's method whose results are stored.
+        output: the method of the teacher whose results are stored.
     """
 
     store: TeacherStore
@@ -67,16 +67,16 @@ class StoreFiller:
     augment: Augmentation | None = None
     precision: PrecisionName = "fp32"
     n_workers: int | Literal["auto"] = "auto"
-    opens: Callable[[WorkerResources], ImageModel] | None = None
+    open_model: Callable[[WorkerResources], ImageModel] | None = None
     workers: Workers | None = None
     group: ProcessGroup = SINGLE_PROCESS
-    answers: Literal["forward_features", "logits"] = "forward_features"
+    output: Literal["forward_features", "logits"] = "forward_features"
 
     def fill(self) -> None:
         """Computes the missing files.
 
-        Another command that fills the store at the same time is waited for. A killed process loses
-        only the chunks that it was computing.
+        Waits for another command that is filling the store. A killed process loses only the chunks
+        that it was computing.
 
         Raises:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.
@@ -102,7 +102,7 @@ class StoreFiller:
         log.info("%s. It is complete: the teacher is not needed.", self.store)
 
     def seconds(self, missing: Sequence[Chunk]) -> float:
-        """Estimates how long chunks take, from forward passes over the first images of one."""
+        """Estimates the time for chunks, from forward passes over the first images of one chunk."""
         trial = next(self._passes(missing[0]))
         began = time.perf_counter()
         for images in self._images([trial] * _N_TRIALS, n_workers=0):
@@ -112,8 +112,8 @@ class StoreFiller:
 
     def _fill(self, missing: list[Chunk]) -> None:
         n_missing = n_crops(missing)
-        share_of = f"{n_missing:,} of {self.store.n_crops:,}"
-        log.info("%s. Computing %s crops, for later runs too.", self.store, share_of)
+        n_of_all = f"{n_missing:,} of {self.store.n_crops:,}"
+        log.info("%s. Computing %s crops, for later runs too.", self.store, n_of_all)
         began = time.monotonic()
         share = missing[self.group.rank :: self.group.world_size]
         n_done, what = 0, f"filling the {self.store.name.lower()}"
@@ -121,7 +121,7 @@ class StoreFiller:
             for n in self._computed(share):
                 n_done += n
                 advance(n_done)
-        self.group.all_reduce_max(0)  # until each process has written its chunks
+        self.group.all_reduce_max(0)  # waits until each process has written its chunks
         if self.store.load(missing):
             raise ResourceError(
                 f"Files in {self.store.path} were damaged while they were written.\n"
@@ -134,12 +134,12 @@ class StoreFiller:
         if self.workers is None:
             return self.compute(chunks)
         # The other process opens the model itself
-        without = replace(self, teacher=None, workers=None, group=SINGLE_PROCESS)  # type: ignore[arg-type]
-        elsewhere = functools.partial(_fill_elsewhere, without)
+        picklable = replace(self, teacher=None, workers=None, group=SINGLE_PROCESS)  # type: ignore[arg-type]
+        open_filler = functools.partial(_compute_in_worker, picklable)
         paths = [self.store.path.absolute()]
         if isinstance(self.source, InFiles):
             paths.append(Path(self.source.location(0).path))
-        return self.workers.run(chunks, elsewhere, paths)
+        return self.workers.run(chunks, open_filler, paths)
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[int]:
         """Computes and writes chunks, and yields the size of each."""
@@ -155,7 +155,7 @@ class StoreFiller:
                 yield len(features)
 
     def _passes(self, chunk: Chunk) -> Iterator[list[PlannedImage]]:
-        """The images of each forward pass. On one kind of device batches are always the same."""
+        """The images of each forward pass; batches are always the same on one kind of device."""
         planned = [(0, position, chunk.view) for position in chunk.positions.tolist()]
         for start in range(0, len(planned), self._images_per_pass):
             yield planned[start : start + self._images_per_pass]
@@ -180,13 +180,13 @@ class StoreFiller:
     def _features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], in the store's dtype, on the CPU."""
         with Precision(self.precision, self.teacher.device).autocast():
-            features: Tensor = getattr(self.teacher, self.answers)(images)
+            features: Tensor = getattr(self.teacher, self.output)(images)
         return features.to(self.store.dtype).cpu()
 
     def _check_finite(self, chunk: Chunk, features: Tensor) -> None:
-        odd = (~features.isfinite().all(dim=1)).nonzero()
-        if len(odd):
-            key = self.source.items[int(chunk.positions[int(odd[0])])].key
+        bad_rows = (~features.isfinite().all(dim=1)).nonzero()
+        if len(bad_rows):
+            key = self.source.items[int(chunk.positions[int(bad_rows[0])])].key
             raise DivergedError(
                 f"The model's answer for {key} is not finite.\n"
                 "  Its training diverged: train it again with a lower optim.lr, or set"
@@ -198,7 +198,7 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
     """Checks that the disk has room for chunks, before they are computed.
 
     Raises:
-        ResourceError: it has too little room.
+        ResourceError: the disk has too little room.
     """
     place = next(folder for folder in store.path.absolute().parents if folder.exists())
     free = shutil.disk_usage(place).free
@@ -211,10 +211,10 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
         )
 
 
-def _fill_elsewhere(filler: StoreFiller, resources: WorkerResources) -> DoPieces[Chunk, int]:
-    """`StoreFiller.compute` in another process, with the model opened there."""
-    assert filler.opens is not None  # only a model that can be opened again is used elsewhere
+def _compute_in_worker(filler: StoreFiller, resources: WorkerResources) -> DoPieces[Chunk, int]:
+    """`StoreFiller.compute` for a worker process, which opens the model itself."""
+    assert filler.open_model is not None  # workers need a model that can be opened again
     n_workers = filler.n_workers
     if n_workers == "auto":
         n_workers = min(MAX_WORKERS, resources.n_cores - 1)
-    return replace(filler, teacher=filler.opens(resources), n_workers=n_workers).compute
+    return replace(filler, teacher=filler.open_model(resources), n_workers=n_workers).compute

@@ -4,15 +4,15 @@ It holds unit-length image features, which every epoch, seed, student, loss and 
 use. It holds no logits, so the class list may change. A view is the crop and flip that
 `data/views.py` draws, so the student sees exactly the crop from which a feature was computed.
 
-    <root>/<key>/store.json                       what features depend on; `key` is its hash
+    <root>/<key>/store.json                       inputs of the features; `key` is their hash
     <root>/<key>/view-0001/<name>.safetensors     features of some images in view 1
 
-Each file names its images by position and hash of their bytes, so images and views that are added
-need new files only. Random crops are drawn by an image's position in its source: an image that has
-moved is computed again. Each file is written atomically, names its store and view, and has a
-SHA-256. A file that is damaged or of another store is computed again. Features are float16:
-components of a unit vector are off by at most 2^-12, which changes logits at CLIP's scale of 100 by
-thousandths. Files are memory-mapped.
+Each file names its images by position and hash of their bytes, so that additional images and views
+only need new files. Random crops are drawn by an image's position in its source, so an image that
+has moved is computed again. Each file is written atomically, names its store and view, and has a
+SHA-256. A file that is damaged or belongs to another store is computed again. Features are float16:
+the error of a component of a unit vector is at most 2^-12, which changes logits at CLIP's scale of
+100 by thousandths. Files are memory-mapped.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from kdedge.runtime.preprocess import Preprocess
 log = logging.getLogger(__name__)
 
 FORWARD_BATCH = 32
-"""Images a forward pass of the teacher; a chunk is a number of whole passes."""
+"""Images per forward pass of the teacher; a chunk has a whole number of passes."""
 
-_MIN_CHUNK = 128  # the most that a kill loses; a laptop computes this many in minutes
-_MAX_FILES_A_VIEW = 1000  # more images that are computed at once have larger chunks
+_MIN_CHUNK = 128  # images, at most so many are lost by a kill; a laptop computes them in minutes
+_MAX_FILES_PER_VIEW = 1000  # for more images, chunks are larger
 _MAX_MAPPED = 60_000  # the kernel maps 65,530 files per process; further files are read into memory
-_FILE = 1 << 32  # A place in the store is the number of a file, times this, plus a row of the file
+_FILE = 1 << 32  # a place in the store is the number of a file, times this, plus a row of the file
 
 
 class Chunk(NamedTuple):
     """Images whose features in a view are computed together and go into one file.
 
     Attributes:
-        view: from 1.
-        positions: [n] int64, their positions in the source, ascending.
+        view: number of the view, from 1.
+        positions: [n] int64, the images' positions in the source, ascending.
     """
 
     view: int
@@ -68,7 +68,7 @@ def n_crops(chunks: Iterable[Chunk]) -> int:
 def describe_store(
     *, provenance: str, preprocess: Preprocess, augment: Augmentation | None, precision: str
 ) -> dict[str, Any]:
-    """Everything but the images that stored features depend on; a store's key is its hash.
+    """The inputs of stored features, except for the images; a store's key is their hash.
 
     Args:
         provenance: provenance hash of the features, such as `RunModel.features_provenance`.
@@ -96,21 +96,21 @@ def describe_store(
 
 
 class TeacherStore:
-    """One store's files, and where the features of some images are in them.
+    """The files of one store, and the places of some images' features in them.
 
     Args:
-        digests: position in the source -> SHA-256 of the bytes, in hex, of each image.
+        digests: position of each image in its source -> SHA-256 of its bytes, in hex.
 
     Attributes:
-        key: hash of everything but the images that the features depend on.
-        path: its folder.
+        key: hash of `description`.
+        path: folder of the store.
         indices: [n] int64, positions of the images in their source, ascending.
         dim: D_teacher.
         n_views: number of views that are needed.
-        dtype: of the stored values.
-        name: what it is called in messages.
-        description: what its features depend on.
-        mapped: files with features of the images, and these features.
+        dtype: dtype of the stored values.
+        name: name of the store in messages.
+        description: the inputs of the features; see `describe_store`.
+        mapped: files with features of the images, and all features of each file.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class TeacherStore:
         self.indices = np.array(sorted(digests), np.int64)
         hashes = b"".join(bytes.fromhex(digests[i]) for i in self.indices.tolist())
         self._sha256 = np.frombuffer(hashes, np.uint8).reshape(-1, 32)
-        # Ids of the images, sorted; an image of each id; the number of each image's id
+        # The sorted unique ids of the images, the first image with each id, each image's id number
         self._ids, self._first, self._numbers = np.unique(
-            self._ids_of(self.indices, self._sha256), return_index=True, return_inverse=True
+            self._to_ids(self.indices, self._sha256), return_index=True, return_inverse=True
         )
         self._places = np.full((n_views, len(self._ids)), -1, np.int64)
         self.mapped: list[tuple[Path, Tensor]] = []
@@ -160,28 +160,28 @@ class TeacherStore:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Its place and size as plain values."""
+        """Path and size of the store as plain values."""
         sizes = {"n_images": len(self.indices), "n_views": self.n_views, "dim": self.dim}
         return {"path": str(self.path), "key": self.key, **sizes, "bytes": self.n_bytes}
 
     def __str__(self) -> str:
-        """Its place and size."""
+        """Path and size of the store."""
         return f"{self.name} {self.path}: {self.size}"
 
     def load(self, written: Sequence[Chunk] = ()) -> list[Chunk]:
         """Maps the files with features of the images, and returns the chunks that are missing.
 
-        Every byte of these files is read once for its hash. A file that is damaged or of another
-        store is left out, with one warning.
+        Every byte of these files is read once for its hash. A file that is damaged or belongs to
+        another store is left out, with one warning.
 
         Args:
-            written: chunks whose files are new; a folder's list may lack them on a network share.
+            written: chunks whose files are new, which a network share may not list yet.
         """
-        known = {file for file, _ in self.mapped}
+        mapped = {file for file, _ in self.mapped}
         files = {self._file(chunk): chunk.view for chunk in written}
         for view in range(1, self.n_views + 1):
             in_folder = set(self._folder(view).glob("*.safetensors"))
-            files.update(dict.fromkeys(in_folder - known, view))
+            files.update(dict.fromkeys(in_folder - mapped, view))
         damaged = []
         with progress(f"verifying the {self.name.lower()}", len(files) or None) as advance:
             for done, (file, view) in enumerate(sorted(files.items()), start=1):
@@ -198,7 +198,7 @@ class TeacherStore:
         return missing
 
     def _missing(self) -> list[Chunk]:
-        passes = math.ceil(len(self.indices) / _MAX_FILES_A_VIEW / FORWARD_BATCH)
+        passes = math.ceil(len(self.indices) / _MAX_FILES_PER_VIEW / FORWARD_BATCH)
         size = max(_MIN_CHUNK, passes * FORWARD_BATCH)
         chunks = []
         for view, places in enumerate(self._places, start=1):
@@ -207,15 +207,15 @@ class TeacherStore:
         return chunks
 
     def _map(self, file: Path, view: int) -> bool:
-        """Maps a file if it has features of the images; False if it is damaged or not its own."""
+        """Maps a file if it has features of the images; False if it is damaged or foreign."""
         try:
             with safe_open(file, framework="np") as opened:
                 positions, sha256 = map(opened.get_tensor, ("positions", "sha256"))
-            ids = self._ids_of(positions, sha256)
+            ids = self._to_ids(positions, sha256)
             numbers = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
             is_same = (self._sha256[self._first[numbers]] == sha256).all(axis=1)
             (rows,) = np.nonzero(is_same & (self._ids[numbers] == ids))
-            if not len(rows):  # of other images: not worth to be read for its hash
+            if not len(rows):  # features of other images only, so its hash is not checked
                 return True
             tensors, facts = read_tensors(file)
         except (OSError, SafetensorError, DataError):
@@ -227,8 +227,8 @@ class TeacherStore:
         self.mapped.append((file, features if len(self.mapped) < _MAX_MAPPED else features.clone()))
         return True
 
-    def _ids_of(self, positions: NDArray[np.int64], sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """[n]: what images are looked up by: position or, where nothing is drawn, their bytes."""
+    def _to_ids(self, positions: NDArray[np.int64], sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """[n], ids that identify images: positions, or hashes if views have no random crops."""
         if self.description.get("views") == "evaluation":
             return np.frombuffer(sha256[:, :8].tobytes(), np.int64)
         return positions
@@ -240,16 +240,16 @@ class TeacherStore:
         return {"store": self.key, "view": str(view)}
 
     def _hashes(self, chunk: Chunk) -> NDArray[np.uint8]:
-        """[n, 32]: SHA-256 of each of a chunk's images."""
+        """[n, 32], SHA-256 of each image of a chunk."""
         return self._sha256[np.searchsorted(self.indices, chunk.positions)]
 
     def _file(self, chunk: Chunk) -> Path:
-        """File of a chunk, named by its images: no other chunk has it."""
+        """File of a chunk, with a name that is unique to the chunk's images."""
         images = chunk.positions.tobytes() + self._hashes(chunk).tobytes()
         return self._folder(chunk.view) / f"{hashlib.sha256(images).hexdigest()[:16]}.safetensors"
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which may work in another folder, and only writes."""
+        """State for another process, which only writes and may have another current folder."""
         lookup = dict.fromkeys(("_ids", "_first", "_numbers", "_places"))
         return {**vars(self), "path": self.path.absolute(), "mapped": [], **lookup}
 
@@ -265,10 +265,10 @@ class TeacherStore:
         write_json(self.path / "store.json", self.description)
 
     def reload(self) -> list[Chunk]:
-        """Loads what another command has written since, and returns what is still missing.
+        """Loads files that another command has written since, and returns missing chunks.
 
-        It deletes damaged files and what killed processes left of others: for the process that
-        holds the store's lock.
+        Deletes damaged files and half-written files of killed processes, so only the process that
+        holds the store's lock may call it.
 
         Raises:
             ResourceError: the folder is not writable.
@@ -283,7 +283,7 @@ class TeacherStore:
         """Writes a chunk atomically.
 
         Args:
-            chunk: which.
+            chunk: the chunk.
             features: [n, D_teacher], in the store's dtype, on the CPU.
 
         Raises:
@@ -301,7 +301,7 @@ class TeacherStore:
 
         Args:
             positions: positions in the source of images that are in the store.
-            view: from 1; its files must be loaded.
+            view: number of the view, from 1; its files must be loaded.
         """
         numbers = self._numbers[np.searchsorted(self.indices, positions)]
         places = self._places[view - 1, numbers].tolist()
