@@ -313,6 +313,7 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
 
 
 def _next_number(paths: Iterable[Path]) -> int:
+    """The number after the highest one among numbered paths; 1 if there are none."""
     newest = highest_number(paths)
     return 1 if newest is None else int(newest.stem) + 1
 
@@ -531,6 +532,7 @@ def _flock(descriptor: int, path: Path) -> bool:
 
 
 def _holder(descriptor: int) -> str:
+    """Describes the process that a lock file names."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
         return f"pid {holder['pid']} on {holder['host']}"

@@ -145,6 +145,7 @@ def _is_notebook() -> bool:
 
 
 def _is_silent() -> bool:
+    """Whether this process logs no progress, like all ranks but 0."""
     # `distributed.joined` raises the level in all processes but rank 0
     return logging.getLogger("kdedge").level > logging.INFO
 

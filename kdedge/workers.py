@@ -201,16 +201,19 @@ class _Worker:
 
 
 def _last_line(error: BaseException) -> str:
+    """The last line of an error's message."""
     return str(error).strip().rpartition("\n")[2]
 
 
 def _ray() -> Any:
+    """Imports Ray, without its usage statistics."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
     need("ray", "The engine ray", "ray")
     return importlib.import_module("ray")
 
 
 def _connect(ray: Any) -> None:
+    """Connects to the cluster at RAY_ADDRESS, or starts one for this process."""
     before = signal.getsignal(signal.SIGTERM)
     address = os.environ.get("RAY_ADDRESS", "")
     try:

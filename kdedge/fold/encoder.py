@@ -129,6 +129,8 @@ def observe(encoder: nn.Module, images: Tensor) -> RecordedCalls:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the operations that torch dispatches."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
@@ -144,6 +146,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _tensors(tree: object) -> tuple[Tensor, ...]:
+    """The tensors in nested arguments or results."""
     return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
@@ -264,6 +267,7 @@ def _is_linear(call: Call) -> bool:
 
 
 def _set_weight_and_bias(layer: Any, weight: Tensor, bias: Tensor) -> None:
+    """Sets float32 values as a layer's frozen weight and bias."""
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)
 

@@ -236,6 +236,7 @@ class Method(SolvedMethod):
         return self._fit_to_labels(data)
 
     def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
+        """Fits the regression to labeled images; leave-one-out chooses the settings."""
         module, n_final, train_classes = self.module, self.module.n_own, self._train_classes
         batches = [(self._blocks(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
         blocks = torch.cat([rows for rows, _ in batches])
@@ -334,6 +335,7 @@ class Method(SolvedMethod):
         return ((logits - offsets) / std).double(), weight, offsets / std
 
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
+        """Fits the regression to the teacher; held-out images choose lambda."""
         module = self.module
         first = [
             (self._blocks(images), *teacher_outputs)
@@ -384,6 +386,7 @@ class Method(SolvedMethod):
         return {"summary": summary, **record}
 
     def _target(self, features: Tensor, logits: Tensor) -> Tensor:
+        """The regression's targets: image features, or centered logits."""
         if not self._settings.gives_logits:
             return features
         return logits - logits.mean(dim=1, keepdim=True)

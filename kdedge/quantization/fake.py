@@ -72,6 +72,7 @@ def attach(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
 def _quantize_input(
     layer: QuantizedLayer, module: nn.Module, inputs: tuple[Any, ...]
 ) -> tuple[Any, ...]:
+    """Forward pre-hook that centers and quantizes a layer's input."""
     x, *others = inputs
     if layer.center is not None:
         x = x - torch.from_numpy(layer.center)

@@ -177,7 +177,7 @@ class _Search:
         yield f"centered, SmoothQuant {DEFAULT_ALPHA}", centered.smoothed(alphas).candidate()
         alphas = centered.best_alphas(self._check_time)
         yield "alpha by site", centered.smoothed(alphas).candidate()
-        yield "biases corrected", corrected(self.best)
+        yield "biases corrected", correct_biases(self.best)
         yield "weights rounded by layer", self._rounded()
         yield from self._with_layers_in_float()
 
@@ -236,13 +236,13 @@ class _Search:
         with progress("INT8: sensitivity", len(best.layers), unit="layers") as advance:
             for number, name in enumerate(best.layers):
                 self._check_time()
-                logits = _candidate_logits(without(best, [name]), images, self.class_matrix)
+                logits = _candidate_logits(leave_in_float(best, [name]), images, self.class_matrix)
                 self.sensitivity[name] = round(baseline - _error_percent(logits, expected), 4)
                 advance(number + 1)
         worst = sorted(self.sensitivity, key=lambda name: -self.sensitivity[name])
         n_left, step = 1, 1
         while n_left < len(worst):
-            yield f"{n_left} layers in float", without(best, worst[:n_left])
+            yield f"{n_left} layers in float", leave_in_float(best, worst[:n_left])
             self._check_enough()
             n_left, step = n_left + step, step + (n_left >= 4)
 
@@ -281,8 +281,8 @@ class _Search:
             raise _Stop("its time was over")
 
 
-def corrected(candidate: Candidate) -> Candidate:
-    """A candidate whose biases compensate for the mean error of its layers.
+def correct_biases(candidate: Candidate) -> Candidate:
+    """Returns a candidate whose biases compensate for the mean error of its layers.
 
     Attention, LayerNorm and GELU do not average out a shift, so it adds up over the blocks.
     """
@@ -294,8 +294,8 @@ def corrected(candidate: Candidate) -> Candidate:
     return dataclasses.replace(candidate, model=model)
 
 
-def without(candidate: Candidate, names: Sequence[str]) -> Candidate:
-    """A candidate with some layers in float, with their exact biases."""
+def leave_in_float(candidate: Candidate, names: Sequence[str]) -> Candidate:
+    """Returns a candidate with some layers in float, with their exact biases."""
     layers = {name: layer for name, layer in candidate.layers.items() if name not in names}
     model = copy.deepcopy(candidate.model)
     for name in names:
@@ -306,6 +306,7 @@ def without(candidate: Candidate, names: Sequence[str]) -> Candidate:
 
 
 def _candidate_logits(candidate: Candidate, images: Tensor, class_matrix: Tensor | None) -> Tensor:
+    """The logits [M, C] of a candidate in INT8."""
     model = copy.deepcopy(candidate.model)
     attach(model, candidate.layers)
     return _logits(model, images, class_matrix)

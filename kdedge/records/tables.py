@@ -113,6 +113,7 @@ def html_table(
 
 
 def _html_row(tag: str, cells: Sequence[str], n_text: int | None) -> str:
+    """One table row of `html_table`."""
     marks = ["" if n_text is None or i < n_text else ' class="n"' for i in range(len(cells))]
     parts = [f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True)]
     return f"<tr>{''.join(parts)}</tr>"

@@ -62,6 +62,7 @@ def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
 
 
 def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
+    """The chapter of one run."""
     result = records.results.get(records.run.kind)
     parts = [_label(records, records.run.kind)]
     if result is not None:
@@ -89,6 +90,7 @@ def _label(records: RunRecords, name: str) -> str:
 
 
 def _verdict(records: RunRecords) -> list[str]:
+    """Sentences on whether to deploy the run's model, and on its accuracy."""
     headline = headline_of(records.run, records.results, records.unlabeled)
     deploy = deploy_line(records.run, records.results, records.details)
     lines = [line for line in (deploy, headline) if line]
@@ -161,11 +163,13 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
 
 
 def _non_empty(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
+    """The sections that have at least one block."""
     sections = {title: [b for b in blocks if b is not None] for title, blocks in by_title.items()}
     return [Section(title, blocks, is_folded) for title, blocks in sections.items() if blocks]
 
 
 def _images(records: RunRecords) -> list[Block | None]:
+    """Rows of sample images: test images, or unlabeled ones if there are none."""
     details = records.details.get(records.run.kind)
     if details is not None and details.samples:
         samples = details.samples
@@ -213,6 +217,7 @@ def _training(records: RunRecords, name: str) -> Plot:
 
 
 def _comparison(runs: Sequence[RunRecords]) -> Chapter:
+    """The chapter that compares several runs."""
     accuracies = [
         (f"{records.run.name}: {_label(records, name)}", result)
         for records in runs
@@ -257,6 +262,7 @@ def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:
 
 
 def _machine(result: SpeedResult) -> tuple[object, ...]:
+    """The facts by which two machines count as the same."""
     return tuple(result.device.get(key) for key in ("cpu", "cpu_cores", "gpus", "jetson"))
 
 

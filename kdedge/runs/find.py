@@ -109,6 +109,7 @@ def find_artifact(argument: str | None, root: Path) -> Path | None:
 
 
 def _unknown_run(argument: str, root: Path) -> RecipeError:
+    """The error for an argument that names no finished run."""
     runs = {run.name: str(record.status) for run, record in runs_in(root)}
     unfinished = [f"{run} ({runs[run]})" for run in sorted(runs) if run.split("/")[0] == argument]
     if unfinished:

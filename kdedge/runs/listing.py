@@ -81,6 +81,7 @@ def changed_exports(run: RunFolder) -> list[Path]:
 
 
 def _recorded(path: Path) -> dict[str, str]:
+    """The hashes that `record_export` wrote: artifact name -> SHA-256."""
     if not path.exists():
         return {}
     return if_readable(read_record, dict[str, str], path) or {}

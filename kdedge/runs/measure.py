@@ -318,10 +318,12 @@ def measure_without_labels(
 
 
 def _mean_percent(scores: Tensor) -> float:
+    """The mean of the highest scores, in percent."""
     return min(100.0, 100 * float(scores[:, 0].mean()))
 
 
 def _counts(predicted: Sequence[int], names: Sequence[str]) -> dict[str, int]:
+    """Name of each predicted class -> number of images."""
     counts = Counter(predicted)
     return {names[c]: counts[c] for c in sorted(counts)}
 

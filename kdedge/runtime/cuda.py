@@ -88,6 +88,7 @@ def _describe_gpu(driver: Any, ordinal: int) -> Gpu:
 
 
 def _check_driver(code: int) -> None:
+    """Raises the error for a code that a function of the driver returned."""
     if code == _NO_DEVICE:
         raise BackendUnavailable(
             "The NVIDIA driver has no GPU for this process.\n"

@@ -209,6 +209,7 @@ def convert_image(image: Image.Image) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Loads an image, converts it to RGB and applies its EXIF orientation."""
     try:
         image.load()
         # Read the orientation after loading: PNG may store it behind the pixels, and for TIFF and
@@ -243,6 +244,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
+    """Refuses images that are empty, too large or too long."""
     width, height = image.size
     if not all(image.size):
         raise UnusableImage("the image has no pixels")

@@ -280,6 +280,7 @@ def _error_answer(error: HTTPException) -> JSONResponse:
 
 
 def _top(request: Request) -> int:
+    """The query parameter `top` of a request."""
     value = request.query_params.get("top", str(_DEFAULT_TOP))
     if not (value.isdecimal() and len(value) < 10 and int(value) > 0):
         raise HTTPException(400, f"top is {value[:40]!r}; it must be 1 or more")
@@ -313,6 +314,7 @@ def load_page() -> HTMLResponse:
 
 
 def _hash_of(text: str, element: str) -> str:
+    """The hash of an inline script or style, for the page's policy."""
     match = re.search(f"<{element}>(.*?)</{element}>", text, re.DOTALL)
     assert match is not None
     digest = hashlib.sha256(match[1].encode()).digest()

@@ -78,6 +78,8 @@ Outputs = npt.NDArray[np.float32]
 
 
 class _Waiting(NamedTuple):
+    """Images that wait for a model, and the future of their outputs."""
+
     model: ServedModel
     inputs: RequestImages
     future: Future[Outputs]
@@ -138,6 +140,7 @@ class Batcher:
             del waiting  # so that a replaced model can be closed
 
     def _run(self, waiting: list[_Waiting]) -> None:
+        """Runs a batch and completes the futures of its requests."""
         batch = [request for request in waiting if request.future.set_running_or_notify_cancel()]
         if not batch:
             return

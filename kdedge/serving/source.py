@@ -288,6 +288,7 @@ class LatestFrameReader:
             self._thread.join(_END_S)  # it may wait for the network
 
     def _put(self, item: Frame | Event | BaseException) -> None:
+        """Queues a frame or event; a frame replaces a frame that was not taken yet."""
         with self._changed:
             last = self._waiting[-1] if self._waiting else None
             if isinstance(item, Frame) and isinstance(last, Frame):

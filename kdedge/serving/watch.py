@@ -210,6 +210,8 @@ def _rounded(percent: float | None) -> float | None:
 
 
 def _drift_values(change: Drift, class_names: Sequence[str]) -> Event:
+    """The values of a drift event."""
+
     def numbers(summary: ScoreSummary) -> Event:
         return {
             "mean_score_percent": _rounded(summary.mean_score_percent),
@@ -230,6 +232,7 @@ def _drift_values(change: Drift, class_names: Sequence[str]) -> Event:
 
 
 def _warning(change: Drift) -> str:
+    """The warning that a drift has begun."""
     before, now = change.reference, change.now
     return (
         f"the last {change.n_frames} frames are unlike the reference ({change.statistic}): mean"

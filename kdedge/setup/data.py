@@ -302,6 +302,7 @@ class RecipeData:
         return Images(source, tuple(digests), result.bad, digests)
 
     def _check_selects(self, images: Images, key: DataPart) -> None:
+        """Checks that a source has images of labeled classes to choose the epoch."""
         if not images.of_classes(self._classes.labeled).indices:
             raise DataError(
                 f"data.{key} has no image of a base class, and only base classes may choose the"

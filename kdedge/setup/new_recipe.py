@@ -271,6 +271,7 @@ def _short_text(values: dict[str, Any]) -> str:
 
 
 def _line(key: str, value: Any, why: str | None, indent: str = "") -> list[str]:
+    """A key and its value in YAML, with a comment after or above it."""
     text = f"{indent}{key}: {dump_value(value)}"
     if why is None:
         return [text]
@@ -354,12 +355,14 @@ def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iter
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model in a field's annotation; None if there is none."""
     options = [annotation, *getattr(annotation, "__args__", ())]
     models = (kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel))
     return next(models, None)
 
 
 def _comment(text: str | None, indent: str) -> list[str]:
+    """A text as comment lines."""
     mark = f"{indent}# "
     return textwrap.wrap(
         text or "", 96, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False

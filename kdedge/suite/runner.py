@@ -167,11 +167,13 @@ class Runner:
         self._fail(cell, trained.exit_code or DataError.exit_code, why)
 
     def _measure(self, cell: Cell, run: str) -> None:
+        """Starts `kdedge eval` of a run on the cell's test images."""
         changes = measuring_overrides(cell.loaded.recipe)
         options = [word for change in changes for word in ("--set", change)]
         self._start(cell, ["eval", run, *options], measures=run)
 
     def _start(self, cell: Cell, arguments: list[str], *, measures: str | None = None) -> None:
+        """Starts a command of `kdedge` for a cell, with its output in the cell's files."""
         number = len(self._cells) - len(self._queue)
         log.info("[%d/%d] %s: %s", number, len(self._cells), cell.label, arguments[0])
         file, answer = (self._state.file(cell, suffix) for suffix in (".log", ".answer.json"))
@@ -217,6 +219,7 @@ class Runner:
         self._after_each()
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
+        """Records and logs that a cell has failed."""
         self._state.write(cell, Outcome("failed", exit_code=exit_code, last_lines=last_lines))
         log.warning(
             "%s failed with exit code %s; its log is %s.\n  %s",

@@ -147,6 +147,7 @@ class SuiteState:
         return self._inputs[cell]
 
     def _read_inputs(self, cell: Cell) -> Inputs:
+        """Computes the hashes of a cell's inputs."""
         recipe = cell.loaded.recipe
         unlabeled = recipe.data.unlabeled
         if unlabeled is not None:  # hash all images, since draws depend on the seed

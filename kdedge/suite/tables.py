@@ -111,6 +111,7 @@ def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
 
 
 def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
+    """The line of a row on a recipe, from the results of its seeds."""
     mean = {name: _over(fmean, seeds, name) for name in FIGURES}
     mean["harmonic_mean"] = _harmonic_mean(mean)
     std = {name: _over(stdev, seeds, name, least=2) for name in FIGURES}
@@ -150,6 +151,7 @@ def make_grids(lines: Sequence[Line]) -> list[Grid]:
 
 
 def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
+    """The table of one recipe, or of the average."""
     own = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
     pairs = [(line.mean["all"], line.mean["mean_over_classes"]) for line in lines]
     if all(_with_spread(pair, None) == _with_spread(other, None) for pair, other in pairs):
@@ -171,11 +173,13 @@ def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
 
 
 def _published(line: Line, name: str) -> float | None:
+    """A published figure; None if the suite has none."""
     value: float | None = getattr(line.paper, name, None)
     return value
 
 
 def _with_spread(mean: float | None, std: float | None) -> str:
+    """Formats a mean with its standard deviation, if there is one."""
     if mean is None:
         return "-"
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"

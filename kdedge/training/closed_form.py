@@ -80,6 +80,7 @@ def solve_seconds(job: Job) -> float:
 
 
 def _closed_form_data(job: Job) -> ClosedFormData:
+    """The training data of a job for `SolvedMethod.fit`."""
     labeled = job.data.images if job.teacher is None else job.data.labeled
     labels = {} if labeled is None else labeled.train_labels or {}
     order = _shuffled(job, labeled)
@@ -134,6 +135,7 @@ def _shuffled(job: Job, images: Images | None) -> list[int]:
 def _batches(
     job: Job, images: Images, positions: list[int], *, n_workers: int | None = None
 ) -> Iterator[tuple[Tensor, list[int]]]:
+    """Batches of images as in evaluation, with their positions."""
     return evaluation_batches(
         images.source,
         positions,

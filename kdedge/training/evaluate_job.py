@@ -141,6 +141,7 @@ def count_operations(job: Job) -> dict[str, float]:
 
 
 def _gmacs(model: MethodModel, logits: Callable[[Tensor], Tensor]) -> float:
+    """Counts the multiply-adds of a model for one image."""
     size = model.preprocess.size_px
     return count_gmacs(logits, torch.zeros(1, 3, size, size, device=model.device))
 

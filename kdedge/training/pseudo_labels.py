@@ -172,6 +172,7 @@ def _classes_to_label(job: Job) -> range:
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
+    """The pseudo-labels that the method chooses in a round."""
     classes = _classes_to_label(job)
     return _settings(job).choose_labels(probabilities, round_number=number, classes=classes)
 

@@ -165,6 +165,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
 
 
 def _where(job: Job) -> dict[str, str | int]:
+    """Device, processes and threads, for the provenance."""
     group = job.setup.workspace.group
     threads = torch.get_num_threads()
     return {"device": str(job.device), "n_processes": group.world_size, "threads": threads}

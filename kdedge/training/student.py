@@ -236,6 +236,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
 def _open_prepared(
     loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, resources: WorkerResources
 ) -> ImageModel:
+    """Loads the teacher in a worker, for images that are preprocessed for the student."""
     workspace = workspace_of(root, resources)
     teacher = load_run(RunFolder.open(run), workspace, names=names)
     student = set_up_role(loaded, "student", workspace)

@@ -285,5 +285,6 @@ def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
 
 
 def _mean_over_classes(job: Job, logits: Tensor, labels: Tensor) -> float:
+    """Accuracy of logits in percent, mean over classes."""
     names = job.classes.names
     return accuracy_result(logits, labels, class_names=names, split="all").mean_over_classes

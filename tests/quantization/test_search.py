@@ -18,7 +18,7 @@ from kdedge.quantization.candidate import (
     round_weight,
 )
 from kdedge.quantization.fake import attach
-from kdedge.quantization.search import corrected, score, search, without
+from kdedge.quantization.search import correct_biases, leave_in_float, score, search
 from kdedge.quantization.sites import observe_layers
 
 
@@ -120,9 +120,9 @@ def test_a_layer_left_in_float_has_the_exact_bias_and_the_others_the_corrected_o
 ) -> None:
     seen = observed(folded, sites, pictures[:64])
     layers = CalibratedModel(folded, sites, seen).candidate().layers
-    with_biases = corrected(Candidate(folded, folded, layers, seen, {}))
+    with_biases = correct_biases(Candidate(folded, folded, layers, seen, {}))
     left, kept = "blocks.0.mlp.c_fc", "blocks.1.mlp.c_fc"
-    found = without(with_biases, [left])
+    found = leave_in_float(with_biases, [left])
     assert found.layers.keys() == layers.keys() - {left}
 
     def bias(model: Any, name: str) -> torch.Tensor:
@@ -131,7 +131,7 @@ def test_a_layer_left_in_float_has_the_exact_bias_and_the_others_the_corrected_o
     assert not torch.equal(bias(with_biases.model, left), bias(folded, left))
     assert torch.equal(bias(found.model, left), bias(folded, left))
     assert torch.equal(bias(found.model, kept), bias(with_biases.model, kept))
-    every = without(with_biases, list(layers)).model(pictures[:8])
+    every = leave_in_float(with_biases, list(layers)).model(pictures[:8])
     torch.testing.assert_close(every, folded(pictures[:8]))
 
 

@@ -221,6 +221,7 @@ class EngineBuilder:
         return profiles
 
     def _read_timing_cache(self, config: Any) -> None:
+        """Gives the builder the timing cache, or a new one."""
         path = self._timing_cache
         if path is None:
             return
@@ -230,6 +231,7 @@ class EngineBuilder:
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def _write_timing_cache(self, config: Any) -> None:
+        """Saves the timing cache, if the package has one."""
         cache = None if self._timing_cache is None else config.get_timing_cache()
         if self._timing_cache is None or cache is None:
             return

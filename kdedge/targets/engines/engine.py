@@ -140,6 +140,7 @@ class Engine:
                 raise self._failure(f"does not accept a buffer for {tensor!r}")
 
     def _batch_range(self) -> tuple[int, int]:
+        """Smallest and largest batch of the engine."""
         n_images, *_ = self._engine.get_tensor_shape(INPUT_NAME)
         if n_images >= 0:  # a dynamic batch is -1
             return int(n_images), int(n_images)
@@ -186,6 +187,7 @@ class Engine:
         return images
 
     def _execute(self) -> None:
+        """Starts the engine on the stream."""
         if not self._context.execute_async_v3(self._stream):
             raise self._failure("failed on the GPU")
 
@@ -216,6 +218,7 @@ class Engine:
         self._runtime = None
 
     def _failure(self, what: str) -> SetupError:
+        """The error for a failed call of the engine, with TensorRT's last message."""
         reason = f": {_first(self._log.errors[-1:])}" if self._log.errors else ""
         return SetupError(
             f"{self._path} {what}{reason}.\n"

@@ -69,6 +69,7 @@ def open_log(module: ModuleType) -> Any:
 
 @functools.cache
 def _shared_logger(module: ModuleType) -> Any:
+    """The only logger of a process for a package; see `open_log`."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:

@@ -111,12 +111,14 @@ def preprocess_graph(preprocess: Preprocess, order: Order) -> Any:
 
 
 def _image() -> Any:
+    """The description of the graph's input `image`."""
     from onnx import TensorProto, helper
 
     return helper.make_tensor_value_info(IMAGE_NAME, TensorProto.UINT8, ["height", "width", 3])
 
 
 def _pixels(preprocess: Preprocess) -> Any:
+    """The description of the graph's output `pixels`."""
     from onnx import TensorProto, helper
 
     size = preprocess.size_px

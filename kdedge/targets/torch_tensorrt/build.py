@@ -61,6 +61,7 @@ def check_environment() -> None:
 
 
 def _load_package() -> ModuleType:
+    """Imports torch_tensorrt and checks that torch can use a GPU."""
     package: ModuleType = TORCH_TENSORRT.load()
     if not torch.cuda.is_available():
         raise SetupError(

@@ -120,6 +120,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
 
 
 def _delete_old(folder: Path) -> None:
+    """Deletes all but the newest checkpoints, and half-written files."""
     for old in list_checkpoints(folder)[_N_KEPT:]:
         old.unlink(missing_ok=True)
     for partial in folder.glob(".e*-s*.safetensors.*"):
@@ -184,6 +185,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_pack`."""
     if not isinstance(value, list):
         return value
     kind, *items = value

@@ -124,5 +124,6 @@ def published_in_half(module: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def _round(tensors: Iterable[Tensor]) -> None:
+    """Rounds float32 tensors to values of half precision, in place."""
     for tensor in tensors:
         tensor.copy_(tensor.half())

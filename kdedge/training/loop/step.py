@@ -108,6 +108,7 @@ class Stepper:
             self.micro_batch = micro_batch
 
     def _passes(self, batch: Batch) -> StepOutput:
+        """Runs the forward and the backward pass."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision.autocast():
             output: StepOutput = self._method.training_step(batch)

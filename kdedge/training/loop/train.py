@@ -172,6 +172,7 @@ class Training:
         log.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
 
     def _restore(self, state: TrainingState) -> None:
+        """Restores the state of a checkpoint."""
         for name, part in self._parts.items():
             part.load_state_dict(getattr(state, name))
         self.epoch, self.step = state.epoch, state.step
@@ -273,6 +274,7 @@ class Training:
         )
 
     def _take_step(self, batch: Batch) -> None:
+        """Takes one step and logs its metrics."""
         lr = learning_rate(self._settings, epoch=self.epoch)
         self._last_keys = batch.all_keys
         loss, scalars = self._stepper.take(batch, lr=lr, place=self._place(self.step + 1))
@@ -308,6 +310,7 @@ class Training:
                 raise diverged(what, self._place(self.step), self._last_keys, self._settings)
 
     def _place(self, step: int) -> str:
+        """The position in training, for messages."""
         return f"epoch {self.epoch}, step {step} of {self._n_steps}"
 
     def _interrupted(self, signum: int) -> Interrupted:

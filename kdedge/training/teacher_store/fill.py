@@ -111,6 +111,7 @@ class StoreFiller:
         return took / len(trial) * n_crops(missing)
 
     def _fill(self, missing: list[Chunk]) -> None:
+        """Computes this process's share of missing chunks, and maps all new files."""
         n_missing = n_crops(missing)
         n_of_all = f"{n_missing:,} of {self.store.n_crops:,}"
         log.info("%s. Computing %s crops, for later runs too.", self.store, n_of_all)
@@ -163,6 +164,7 @@ class StoreFiller:
     def _images(
         self, passes: Iterable[list[PlannedImage]], *, n_workers: int
     ) -> Generator[Tensor, None, None]:
+        """Loads the images of each forward pass."""
         return load_images(
             [self.source],
             passes,
@@ -184,6 +186,7 @@ class StoreFiller:
         return features.to(self.store.dtype).cpu()
 
     def _check_finite(self, chunk: Chunk, features: Tensor) -> None:
+        """Raises a DivergedError if a feature of a chunk is not finite."""
         bad_rows = (~features.isfinite().all(dim=1)).nonzero()
         if len(bad_rows):
             key = self.source.items[int(chunk.positions[int(bad_rows[0])])].key

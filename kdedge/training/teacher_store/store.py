@@ -147,7 +147,7 @@ class TeacherStore:
 
     @property
     def n_bytes(self) -> int:
-        """Size of all features in bytes: images x views x dimensions x 2."""
+        """Size of all features in bytes: images x views x dimensions x bytes per value."""
         return self.n_crops * self.dim * self.dtype.itemsize
 
     @property
@@ -198,6 +198,7 @@ class TeacherStore:
         return missing
 
     def _missing(self) -> list[Chunk]:
+        """The chunks of images and views that have no features yet."""
         passes = math.ceil(len(self.indices) / _MAX_FILES_PER_VIEW / FORWARD_BATCH)
         size = max(_MIN_CHUNK, passes * FORWARD_BATCH)
         chunks = []
@@ -237,6 +238,7 @@ class TeacherStore:
         return self.path / f"view-{view:04d}"
 
     def _facts(self, view: int) -> dict[str, str]:
+        """Metadata of the files of a view."""
         return {"store": self.key, "view": str(view)}
 
     def _hashes(self, chunk: Chunk) -> NDArray[np.uint8]:
