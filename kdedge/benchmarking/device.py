@@ -120,9 +120,9 @@ def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
     # The GPU is idle again, so only a reason that is still active proves anything
     signs += [True for gpu in gpus if gpu["throttle_reasons"]]
     signs += [
-        gpu["slowed_ns"] > was["slowed_ns"]
-        for was, gpu in zip(before.get("gpus", []), gpus, strict=False)
-        if gpu["slowed_ns"] is not None and was["slowed_ns"] is not None
+        gpu["slowed_ns"] > earlier["slowed_ns"]
+        for earlier, gpu in zip(before.get("gpus", []), gpus, strict=False)
+        if gpu["slowed_ns"] is not None and earlier["slowed_ns"] is not None
     ]
     return any(signs) if signs else None
 

@@ -128,13 +128,13 @@ def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
     if is_whole:
         blocks = [*map(grid_text, make_grids(result)), "\n".join(notes(result))]
     else:
-        at_all = {name: why for name, why in result.left_out.items() if ", batch " not in name}
-        n_less = len(result.left_out) - len(at_all)
+        models = {name: why for name, why in result.left_out.items() if ", batch " not in name}
+        n_left_out = len(result.left_out) - len(models)
         more = "--all: sizes, percentiles, FPS by batch"
-        more += f", {n_less} models and batches left out" if n_less else ""
-        below = [*result.caveats, *replace(result, left_out=at_all).problems, more]
+        more += f", {n_left_out} models and batches left out" if n_left_out else ""
+        captions = [*result.caveats, *replace(result, left_out=models).problems, more]
         # Wrapped to 80 columns, without breaking paths and names
         wrap = partial(fill, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
         grid = replace(result.summary, title=wrap(result.summary.title, 80))
-        blocks = [grid_text(grid), "\n".join(wrap(text, 80) for text in below)]
+        blocks = [grid_text(grid), "\n".join(wrap(text, 80) for text in captions)]
     click.echo("\n\n".join(blocks).rstrip())

@@ -175,10 +175,10 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     if sets:
         labeled = [file.parity for file in artifact.files if file.parity and file.parity.n_labeled]
         exact = percent(labeled[0].reference_accuracy_percent) if labeled else ""
-        of_model = f" (the model's: {exact})" if labeled else ""
+        reference = f" (the model's: {exact})" if labeled else ""
         lines.append(
             f"\nCompared with the float32 model on {'; later files on '.join(sets)}: agreement of"
-            f" the classes, accuracy{of_model} and its drop (below 0: a gain) in percent, mean"
+            f" the classes, accuracy{reference} and its drop (below 0: a gain) in percent, mean"
             " distance of the scores (0 to 1)."
         )
         n_images = max(file.parity.n_images for file in artifact.files if file.parity is not None)

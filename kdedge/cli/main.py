@@ -110,8 +110,8 @@ class LazyGroup(click.Group):
         """Finds a command as click does; the error for an unknown name suggests the nearest one."""
         name, known = args[0], self.list_commands(ctx)
         if not name.startswith("-") and name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            guess = f" Did you mean {near[0]}?" if near else ""
+            nearest = get_close_matches(name, known, n=1, cutoff=0.5)
+            guess = f" Did you mean {nearest[0]}?" if nearest else ""
             ctx.fail(f'No such command "{name}".{guess}')
         return super().resolve_command(ctx, args)
 

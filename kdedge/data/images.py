@@ -78,8 +78,8 @@ def scan(
     try:
         with ThreadPoolExecutor(n_threads or min(8, usable_cores()), "scan") as pool:
             try:
-                for facts_of_rows in pool.map(partial(_read_rows, source, cache), parts):
-                    results += facts_of_rows
+                for part_results in pool.map(partial(_read_rows, source, cache), parts):
+                    results += part_results
                     if progress is not None:
                         progress(len(results))
             finally:

@@ -94,10 +94,10 @@ def training_batches(
                 positions = order[step * batch_size :][:batch_size].tolist()
                 yield [(0, i, view) for i in positions], list(islice(stream, n_labeled))
 
-    plan, plan_of_loader = tee(planned())
+    plan, loader_plan = tee(planned())
     shards = (
         [*step[group.shard(len(step))], *labeled_step[group.shard(len(labeled_step))]]
-        for step, labeled_step in plan_of_loader
+        for step, labeled_step in loader_plan
     )
     n_batches = len(epochs) * steps - first_step
     n_loaders = min(
@@ -171,13 +171,13 @@ def check_shares(n_images: int, n_processes: int) -> None:
         )
 
 
-def images_per_pass(most: int, device: torch.device) -> int:
+def images_per_pass(batch_size: int, device: torch.device) -> int:
     """Number of images that a model gets at a time if no gradients are needed.
 
     On a CPU, the tensors of an EfficientNet do not fit into the caches with 32 images. With 8
     images it is 1.5 to 2 times as fast, and takes half the memory.
     """
-    return min(most, _CPU_IMAGES_PER_PASS) if device.type == "cpu" else most
+    return min(batch_size, _CPU_IMAGES_PER_PASS) if device.type == "cpu" else batch_size
 
 
 def evaluation_batches(

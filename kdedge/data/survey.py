@@ -184,9 +184,9 @@ def survey_sample(place: Path, *, class_names: Sequence[str] = (), labeled: bool
 
 def _twins(keys: Sequence[str]) -> Iterator[str]:
     """Yields one key of each two that differ in the extension only: the one in the rarer format."""
-    n_of_format = Counter(PurePosixPath(key).suffix.lower() for key in keys)
+    format_counts = Counter(PurePosixPath(key).suffix.lower() for key in keys)
     first: set[PurePosixPath] = set()
-    for key in sorted(keys, key=lambda key: -n_of_format[PurePosixPath(key).suffix.lower()]):
+    for key in sorted(keys, key=lambda key: -format_counts[PurePosixPath(key).suffix.lower()]):
         name = PurePosixPath(key).with_suffix("")
         if name in first:
             yield key

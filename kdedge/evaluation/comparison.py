@@ -282,8 +282,8 @@ def compare_predictions(
         unreadable: images that cannot be read, for the record.
     """
     shared = set(old_names) & set(new_names)
-    both_know = {*shared, NONE, None}
-    comparable = [i for i in images if {i.old, i.new} <= both_know]
+    known_to_both = {*shared, NONE, None}
+    comparable = [i for i in images if {i.old, i.new} <= known_to_both]
     differences = [
         i.new_score_percent - i.old_score_percent
         for i in images
@@ -297,15 +297,15 @@ def compare_predictions(
     labeled = None
     if with_shared_label:
         right = [(i.label == i.old, i.label == i.new) for i in with_shared_label]
-        lost, gained = right.count((True, False)), right.count((False, True))
+        n_only_old, n_only_new = right.count((True, False)), right.count((False, True))
         labeled = LabeledComparison(
             n_labeled=len(with_shared_label),
             n_left_out=len(labels) - len(with_shared_label),
-            n_only_old_right=lost,
-            n_only_new_right=gained,
+            n_only_old_right=n_only_old,
+            n_only_new_right=n_only_new,
             old_accuracy_percent=100 * sum(old for old, _ in right) / len(with_shared_label),
             new_accuracy_percent=100 * sum(new for _, new in right) / len(with_shared_label),
-            p_value=mcnemar_p(lost, gained),
+            p_value=mcnemar_p(n_only_old, n_only_new),
         )
     return Comparison(
         old=old,
