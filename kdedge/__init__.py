@@ -31,7 +31,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'kdedge' has no attribute {name!r}")
     try:
         globals()[name] = value = getattr(import_module(_modules()[name]), name)
-    except ModuleNotFoundError as error:  # a class that only a call with torch or uvicorn returns
+    except ModuleNotFoundError as error:  # classes that need torch or uvicorn
         raise AttributeError(f"kdedge.{name} needs {error.name}, which is missing") from error
     return value
 

@@ -182,7 +182,7 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     if not group.is_rank0:
         logging.getLogger("kdedge").setLevel(logging.WARNING)
     yield group
-    # Not after an error: the others may be in the middle of an exchange
+    # Not after an error, when other processes may be in the middle of an exchange
     dist.destroy_process_group()
 
 

@@ -94,7 +94,7 @@ class MissingPackage(SetupError):  # noqa: N818 - the name says what is wrong
         purpose: what needs the package, as the start of a sentence: "Training".
 
     Attributes:
-        remedy: how to install it.
+        remedy: sentence with the command that installs it.
     """
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
@@ -135,7 +135,7 @@ class CellsFailed(KdedgeError):  # noqa: N818 - the name says what is wrong
 
     Args:
         message: names the failed cells and their logs.
-        exit_code: of the first failed cell; 1 if a signal killed it.
+        exit_code: exit code of the first failed cell; 128 + signal if a signal killed it.
     """
 
     def __init__(self, message: str, *, exit_code: int) -> None:
@@ -221,7 +221,7 @@ _OUT_OF_MEMORY = (
     *("std::bad_alloc", "can't start new thread"),
     "DefaultCPUAllocator",
     "CUDA out of memory",
-    "CUDA error: out of memory",  # outside of torch's allocator
+    "CUDA error: out of memory",  # not raised by torch's allocator
     *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
 

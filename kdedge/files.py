@@ -135,10 +135,10 @@ def write_atomic(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise explain_os_error(error, path) from error
         raise
-    with contextlib.suppress(OSError):  # a folder that may be written and not read
+    with contextlib.suppress(OSError):  # the folder may be writable but not readable
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # the new name
+            os.fsync(descriptor)  # makes the new name durable
         finally:
             os.close(descriptor)
 
@@ -307,7 +307,7 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
     try:
         write_json(file, value)
     except BaseException:
-        file.unlink(missing_ok=True)  # it is empty
+        file.unlink(missing_ok=True)  # the file is still empty
         raise
     return file
 
@@ -355,7 +355,7 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
     Raises:
         RecipeError: the folder exists.
         InUseError: another process is filling it.
-        ResourceError: it cannot be written.
+        ResourceError: the folder cannot be written.
     """
     if not is_numbered:
         refuse_existing(folder)
@@ -441,7 +441,7 @@ def held(path: Path) -> Iterator[None]:
 
     Raises:
         InUseError: another process holds its lock.
-        ResourceError: it cannot be opened.
+        ResourceError: the file or folder cannot be opened.
     """
     with _opened(path, os.O_RDONLY) as descriptor:
         if not _flock(descriptor, path):

@@ -63,7 +63,7 @@ def need(extra: str, purpose: str, *modules: str) -> None:
         modules: names under which the packages are imported.
 
     Raises:
-        MissingPackage: one of them is not installed.
+        MissingPackage: a package is not installed.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -75,7 +75,7 @@ def need_training_packages(purpose: str) -> None:
     """Checks that the packages of the train extra are installed; logs that PyTorch is loaded next.
 
     Raises:
-        MissingPackage: one of them is not installed.
+        MissingPackage: a package is not installed.
     """
     need("train", purpose, *TRAINING_PACKAGES)
     log_pending_warnings()

@@ -207,7 +207,7 @@ def _last_line(error: BaseException) -> str:
 
 def _ray() -> Any:
     """Imports Ray, without its usage statistics."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it at import
     need("ray", "The engine ray", "ray")
     return importlib.import_module("ray")
 

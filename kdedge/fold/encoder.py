@@ -49,7 +49,7 @@ class Operation:
 
     Attributes:
         operator: torch's name: aten.convolution.default.
-        arguments: its arguments, in order.
+        arguments: the operator's arguments, in order.
         inputs: the tensors among the arguments.
         outputs: the tensors that it returns.
     """
@@ -78,8 +78,8 @@ class RecordedCalls:
     """One run of an image encoder.
 
     Attributes:
-        images: its input.
-        features: its output.
+        images: the encoder's input.
+        features: the encoder's output.
         calls: the calls of its modules, in the order in which they ended.
         operations: all operators that it calls, in order.
     """

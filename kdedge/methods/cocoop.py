@@ -91,7 +91,7 @@ def pair_logits(
         backbone: frozen; its text encoder encodes every pair of image and class.
         image_features: [B, D], unit length.
         contexts: [B, n_ctx, D_text], with gradients. Pairs are encoded in chunks to save memory.
-        texts: of the C classes, with placeholders for the context.
+        texts: texts of the C classes, with placeholders for the context.
         chunk_size: pairs encoded at a time.
 
     Returns:

@@ -131,7 +131,7 @@ def train_text_classifier(
     settings: Settings,
     generator: torch.Generator,
 ) -> Tensor:
-    """Learns texts: min over W of E CE(W (t + ε), label), with ε from N(0, text_noise_std²).
+    """Trains W on texts: min over W of E CE(W (t + ε), label), with ε from N(0, text_noise_std²).
 
     Args:
         weight: [C, D], initial value of W.

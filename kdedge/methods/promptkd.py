@@ -430,7 +430,7 @@ class Method(BaseMethod):
 
     @property
     def can_split_batches(self) -> bool:
-        """False if an image encoder with batch norm or dropout is trained itself."""
+        """False if the trained tensors include an image encoder with batch norm or dropout."""
         visual = self.module.visual
         return visual is None or is_splittable(visual)
 

@@ -107,7 +107,7 @@ class RoundsSettings(MethodSettings):
         Args:
             probabilities: [N, C], softmax of the pool's logits over all classes. The logits are
                 zero-shot CLIP's in the first round, later those of the previous round's model.
-            round_number: from 1.
+            round_number: number of the round, from 1.
             classes: the classes that have no labels; all classes if every class has labels, or if
                 labels are not used.
 
@@ -248,7 +248,7 @@ class MethodInputs:
         train_classes: positions in `class_names` of the classes that labels refer to, in label
             order.
         generator: draws the initial values (on the CPU).
-        teacher: of a student that is trained; else None.
+        teacher: the teacher of a student that is trained; else None.
         class_vectors: [C, D_teacher], instead of a teacher, of a student that is loaded.
         sentences: sentences about each class in class-list order, from a recipe's `classes.texts`;
             only for a method with `METHOD.learns_from_texts`.

@@ -57,7 +57,7 @@ class CalibratedModel:
 
     Attributes:
         model: the folded model, or a copy with exact changes.
-        sites: where it is quantized.
+        sites: layers whose inputs are changed together.
         inputs: statistics of the inputs of its layers, by name, after `centers` are subtracted.
         centers: [D_in] by name, subtracted from the inputs of quantized layers; other layers
             subtract nothing.

@@ -98,7 +98,7 @@ def search(
 
     Args:
         model: the folded model, float32 on the CPU; not changed.
-        sites: where it is quantized.
+        sites: the layers to quantize, grouped by common inputs.
         calibration: [N, 3, S, S], as the model takes them.
         held_out: [M, 3, S, S], other images, which decide between candidates. If there are none,
             the first candidate is the result.
@@ -189,7 +189,7 @@ class _Search:
 
     def record(self) -> dict[str, Any]:
         """Plain values about the search and its best candidate, for `artifact.json`."""
-        best = self.best  # the first candidate needs no time
+        best = self.best  # always set: the first candidate is made at any time limit
         layers = {}
         for name in self.observed:
             quantized = best.layers.get(name)

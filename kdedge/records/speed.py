@@ -170,7 +170,7 @@ class ModelFacts(Record):
 
     @property
     def label(self) -> str:
-        """Its name in tables and messages, unique within its source."""
+        """Name of the model in tables and messages, unique within its source."""
         return self.model if self.protocol == "cached" else f"{self.model}, {self.protocol}"
 
     def gmacs(self, batch: int) -> float | None:

@@ -87,7 +87,7 @@ class Chapter:
     """Sections about one run, or about several together.
 
     Attributes:
-        anchor: for links within the page.
+        anchor: id for links within the page.
         title: the heading.
         subtitle: one line under the heading.
         sections: the sections in order.

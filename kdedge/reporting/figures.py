@@ -39,7 +39,7 @@ class CostPoint:
     """A model's cost and accuracy.
 
     Attributes:
-        label: its name.
+        label: the model's name.
         kind: `model`, `file` or `engine`.
         cost: median latency in ms.
         accuracy: percent.

@@ -278,7 +278,7 @@ def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Path
 
     Raises:
         RecipeError: the folder exists.
-        ResourceError: it cannot be written.
+        ResourceError: the folder cannot be written.
     """
     environment = Environment(
         loader=PackageLoader("kdedge.reporting"),

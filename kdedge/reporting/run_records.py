@@ -61,7 +61,7 @@ class RunRecords:
     """A run's records; empty or None if missing.
 
     Attributes:
-        run: its folder.
+        run: the run's folder.
         provenance: record of how the run was made.
         recipe: the resolved recipe.
         results: accuracies, by model.

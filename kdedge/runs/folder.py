@@ -40,7 +40,7 @@ def runs_folder(root: str | Path | None, *runs: Any) -> Path:
 
 
 class _File:
-    """A file of a run's folder, as a property."""
+    """Descriptor that gives the path of a file in a run's folder."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -66,7 +66,7 @@ class RunFolder:
     recipe = _File("recipe.yaml")  # resolved: defaults and overrides are filled in
     provenance = _File("provenance.json")  # command, versions, device, seed, hashes, times, status
     log = _File("log.txt")  # messages and tracebacks
-    metrics = _File("metrics.jsonl")  # of steps and epochs, one JSON object per line
+    metrics = _File("metrics.jsonl")  # metrics of steps and epochs, one JSON object per line
     skipped = _File("skipped.csv")  # unreadable images, with the reasons
     checkpoints = _File("checkpoints")  # folder of the two newest checkpoints
     class_vectors = _File("class_vectors.safetensors")  # in class-list order
@@ -106,7 +106,7 @@ class RunFolder:
                 "status": "running",
                 "started_at": _now(),
                 "finished_at": None,
-                **_circumstances(),
+                **_process_record(),
                 **provenance,
             }
             write_json(run.provenance, record)
@@ -117,7 +117,7 @@ class RunFolder:
         """Opens a folder that `create` made.
 
         Raises:
-            RecipeError: it is not a run folder.
+            RecipeError: the folder is not a run folder.
             DataError: its provenance.json is damaged.
         """
         file = path / "provenance.json"
@@ -145,7 +145,7 @@ class RunFolder:
 
     @property
     def exports(self) -> list[Path]:
-        """Folders of its exported files, by name."""
+        """Folders of the run's artifacts, sorted by name."""
         return sorted(file.parent for file in self.path.glob("artifacts/*/artifact.json"))
 
     @property
@@ -161,7 +161,7 @@ class RunFolder:
         """Reads provenance.json.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the file is damaged.
         """
         return _read_record(self.provenance)
 
@@ -208,7 +208,7 @@ class RunFolder:
             return
         changes: dict[str, Any] = {"status": status}
         if status == "running" and not self.is_new:
-            entry = {"resumed_at": _now(), **_circumstances(), **where}
+            entry = {"resumed_at": _now(), **_process_record(), **where}
             changes["resumed"] = [*record.get("resumed", []), entry]
         self.update(**changes)
 
@@ -245,14 +245,14 @@ def command_line() -> list[str]:
     """The command of this process as a user types it; `notebook` for a Jupyter kernel."""
     program, *arguments = sys.argv
     path = Path(program)
-    if path.name.endswith("kernel_launcher.py"):  # of Jupyter and Colab
+    if path.name.endswith("kernel_launcher.py"):  # the kernel of Jupyter or Colab
         return ["notebook"]
     # A suite runs its cells as `python -m kdedge`
     is_kdedge = path.name == "kdedge" or path.parts[-2:] == ("kdedge", "__main__.py")
     return ["kdedge" if is_kdedge else path.name, *arguments]
 
 
-def _circumstances() -> dict[str, Any]:
+def _process_record() -> dict[str, Any]:
     """Command, versions and platform of this process."""
     return {
         "command": command_line(),

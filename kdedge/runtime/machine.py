@@ -171,7 +171,7 @@ def _cpu_s() -> float | None:
         lines = (ROOT / "proc/stat").read_text(encoding="ascii").splitlines()
         allowed = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
         ticks_per_s = os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError, ValueError):  # no Linux
+    except (OSError, AttributeError, ValueError):  # not Linux
         return None
     ticks = 0
     for line in lines:

@@ -48,8 +48,8 @@ def import_pyav() -> Any:
     """Imports PyAV.
 
     Raises:
-        MissingPackage: it is not installed.
-        SetupError: it is broken.
+        MissingPackage: PyAV is not installed.
+        SetupError: PyAV is broken.
     """
     try:
         return importlib.import_module("av")

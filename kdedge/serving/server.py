@@ -175,8 +175,8 @@ class Server:
         """Loads an artifact and compares it with its smoke set.
 
         Raises:
-            DataError: it is damaged.
-            GateError: it misses the gates that the export set.
+            DataError: the artifact is damaged.
+            GateError: the artifact misses the gates of its export.
             SetupError: this machine cannot run it.
         """
         classifier = self._load(path)
@@ -189,7 +189,7 @@ class Server:
             else:
                 result = parity_on_smoke_set(artifact, classifier.backend)
                 error = gate_error(file, result, artifact.gates)
-                if error is not None and file.gate != "missed":  # a missed gate was accepted before
+                if error is not None and file.gate != "missed":  # `missed`: accepted at export
                     raise error
             model.warm_up()
             on_error.pop_all()

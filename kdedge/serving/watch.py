@@ -247,7 +247,7 @@ def _reference(classifier: Classifier, drift: str | None) -> DriftReference | No
     """The drift reference from the artifact's smoke set; None if it has too few images.
 
     Raises:
-        DataError: it cannot be made although `drift` is `artifact`.
+        DataError: `drift` is `artifact`, but its smoke set is missing or too small.
     """
     artifact, names = classifier.artifact, classifier.artifact.class_names
     try:

@@ -120,8 +120,8 @@ class RecipeData:
             selection: the role's `optim.selection`.
 
         Raises:
-            RecipeError: they choose the epoch, but the recipe has none.
-            DataError: they choose the epoch, but none is of a labeled class.
+            RecipeError: test images choose the epoch, but the recipe has none.
+            DataError: test images choose the epoch, but none is of a labeled class.
         """
         if selection != "test":
             return self.load("test")

@@ -31,7 +31,7 @@ class MethodChoice:
 
     @property
     def is_solved(self) -> bool:
-        """Whether the method is solved in closed form, without training by gradients."""
+        """Whether the method is solved in closed form and not trained by gradients."""
         return issubclass(self.module.Method, SolvedMethod)
 
     @property

@@ -84,7 +84,7 @@ class Cell:
 
     @property
     def command(self) -> str:
-        """The command of `kdedge` that makes its run, or measures its source's run."""
+        """The command of `kdedge` that makes the cell's run, or measures its source's run."""
         return _COMMANDS[self.role] if self.source is None else "eval"
 
     @cached_property

@@ -97,8 +97,8 @@ class Package:
         """Imports the module of `entry`, without output on stdout or stderr.
 
         Raises:
-            MissingPackage, BackendUnavailable: it is not installed.
-            SetupError: it is installed, but cannot be imported.
+            MissingPackage, BackendUnavailable: the package is not installed.
+            SetupError: the package is installed, but cannot be imported.
         """
         module, _, attribute = (self.entry or f"{self.module}:__version__").partition(":")
         loaded: Any = sys.modules.get(module)

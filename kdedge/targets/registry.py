@@ -75,7 +75,7 @@ def build_module(target: Target) -> BuildModule:
     """Imports a target's build.py.
 
     Raises:
-        SetupError: it belongs to an installed package, and cannot be imported or lacks a function.
+        SetupError: the module of an installed package cannot be imported or lacks a function.
     """
     return cast("BuildModule", _TARGETS.load(target.name, "build"))
 
@@ -84,7 +84,7 @@ def run_module(target: Target) -> RunModule:
     """Imports the run.py of a target that has a backend.
 
     Raises:
-        SetupError: it belongs to an installed package, and cannot be imported or lacks a function.
+        SetupError: the module of an installed package cannot be imported or lacks a function.
     """
     return cast("RunModule", _TARGETS.load(target.name, "run"))
 
@@ -118,7 +118,7 @@ def check_can_run(target: Target) -> None:
 
     Raises:
         MissingPackage, BackendUnavailable: the package, the driver or the device is missing.
-        SetupError: one of them is broken.
+        SetupError: the package, the driver or the device is broken.
     """
     if target.runtime is not None:
         target.runtime.load()

@@ -106,7 +106,7 @@ def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | 
         try:
             result = read_evaluation(model.run).get(model.run.kind)
             details = read_details(model.run).get(model.run.kind)
-        except DataError:  # damaged
+        except DataError:  # a record is damaged
             result = details = None
         if result is not None and details is not None and result.images_hash == list_hash:
             return result, replace(details, samples=None)

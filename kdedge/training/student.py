@@ -55,7 +55,7 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
 
 
 def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
-    """The student's job with its teacher, and with stored features if the recipe stores them."""
+    """The student's job with its teacher, and with a teacher store if the recipe has `views`."""
     spec = student.setup.loaded.recipe.student
     assert spec is not None  # the job was made from it
     filler = None

@@ -180,7 +180,8 @@ class EngineBuilder:
         except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
             raise self._failure("cannot start to build", log, onnx_path) from error
         kinds = self._trt.NetworkDefinitionCreationFlag
-        strong = getattr(kinds, "STRONGLY_TYPED", None)  # missing if all networks are
+        # A version without this flag makes all networks strongly typed
+        strong = getattr(kinds, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if strong is None else 1 << int(strong))
         parser = self._trt.OnnxParser(network, log)
         is_parsed = parser.parse_from_file(str(onnx_path))

@@ -23,8 +23,8 @@ def engine_package(package: Package) -> ModuleType:
     """Imports `tensorrt`, version 10 or later, or `tensorrt_rtx`.
 
     Raises:
-        BackendUnavailable, MissingPackage: it is not installed.
-        SetupError: it cannot be loaded, or is too old.
+        BackendUnavailable, MissingPackage: the package is not installed.
+        SetupError: the package cannot be loaded, or is too old.
     """
     module: ModuleType = package.load()
     if package.module == "tensorrt" and int(module.__version__.partition(".")[0]) < _OLDEST:

@@ -32,7 +32,7 @@ def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
         max_bytes: maximum size of the weights in one file.
 
     Raises:
-        DataError: it has more than `max_bytes` of weights.
+        DataError: the file has more than `max_bytes` of weights.
     """
     import onnx
 

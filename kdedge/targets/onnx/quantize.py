@@ -131,7 +131,7 @@ def _refit_head(model: Any, float32: Any, images: npt.NDArray[Any]) -> None:
         return
     x, weight, *_ = head.input
     (y,), constants = head.output, initializers(model)
-    if len(head.input) == 2:  # its bias is zero
+    if len(head.input) == 2:  # a bias of zero is not in the graph
         head.input.append(f"{HEAD_NODE}/bias")
         set_initializer(model, head.input[2], np.zeros(constants[weight].dims[0], np.float32))
         constants = initializers(model)

@@ -60,7 +60,7 @@ def _limit_weights(ov: Any, model: Any, n_levels: int) -> None:
         if weight.get_type_name() != "Constant" or weight.get_element_type() != ov.Type.i8:
             continue
         scaling = _scaling(weight)
-        if len(weight.get_output_shape(0)) < 2 or scaling is None:  # a zero point
+        if len(weight.get_output_shape(0)) < 2 or scaling is None:  # a zero point, not a weight
             continue
         steps = np.rint(weight.data.astype(np.float64) * (n_levels / 127))
         scales = scaling.input(1).get_source_output()
@@ -90,7 +90,7 @@ def _save(ov: Any, model: Any, path: Path, *, has_fp16_weights: bool) -> None:
     try:
         with written_together(path) as part:
             ov.save_model(model, part, compress_to_fp16=has_fp16_weights)
-    except RuntimeError as error:  # OpenVINO's own writer
+    except RuntimeError as error:  # from OpenVINO's own writer
         raise ResourceError(
             f"{path} could not be written: {error}.\n"
             "  Free some space, or name another folder that you may write to."

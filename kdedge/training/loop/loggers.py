@@ -96,7 +96,7 @@ class MetricsLog:
         self._write({"epoch": epoch, "step": step, **values, "images_per_second": speed})
 
     def epoch(self, *, epoch: int, step: int, figures: Mapping[str, float]) -> None:
-        """Writes an epoch's metrics; the time since the last step counts for no speed."""
+        """Writes an epoch's metrics; speeds leave out the time since the last step."""
         self._write({"kind": "epoch", "epoch": epoch, "step": step, **figures})
         self._since, self._n_images = time.monotonic(), 0
 

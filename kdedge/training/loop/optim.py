@@ -27,7 +27,7 @@ def make_optimizer(
     settings: OptimSettings,
     lr_factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Makes the optimizer; each step sets the learning rate of a group, times its `lr_factor`.
+    """Makes the optimizer; each step sets the scheduled learning rate times a group's `lr_factor`.
 
     SGD is as in the CoOp family's reference code: dampening 0, no Nesterov momentum, weight decay
     added to the gradient. Learned scales (scalars) get no weight decay. AdamW decouples the decay

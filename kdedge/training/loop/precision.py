@@ -49,7 +49,7 @@ class Precision:
         self._device = device
         if name == "bf16" and device.type == "cuda":
             capability = torch.cuda.get_device_capability(device)
-            if capability < (8, 0):  # older GPUs emulate it, slower than float32
+            if capability < (8, 0):  # older GPUs only emulate bf16, slower than float32
                 raise SetupError(
                     f"optim.precision is bf16, which {device} does not compute.\n"
                     "  Set optim.precision: fp32."

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 FORWARD_BATCH = 32
 """Images per forward pass of the teacher; a chunk has a whole number of passes."""
 
-_MIN_CHUNK = 128  # images, at most so many are lost by a kill; a laptop computes them in minutes
+_MIN_CHUNK = 128  # images, the most that a kill loses; a laptop computes them in minutes
 _MAX_FILES_PER_VIEW = 1000  # for more images, chunks are larger
 _MAX_MAPPED = 60_000  # the kernel maps 65,530 files per process; further files are read into memory
 _FILE = 1 << 32  # a place in the store is the number of a file, times this, plus a row of the file
