@@ -183,7 +183,7 @@ def serve_default(name: str) -> float:
     [
         ("onnx", r"takes at most (\d+) minutes", ExportSpec().int8_minutes),
         ("onnx", r"`export.max_batch` \((\d+) if left out", ExportSpec().max_batch),
-        ("serve", r"`--max-megabytes` of a body \((\d+);", serve_default("max_megabytes")),
+        ("serve", r"`--max-megabytes` of a body \((\d+)\)", serve_default("max_megabytes")),
         ("serve", r"of an image \((\d+)\)", serve_default("max_megapixels")),
         ("serve", r"that wait\s+\((\d+)\)", serve_default("max_requests")),
         ("serve", r"of a request \((\d+) seconds", serve_default("timeout")),
