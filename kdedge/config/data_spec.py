@@ -167,9 +167,9 @@ class UnlabeledSpec(SourceSpec):
     hold_out: PercentOrCount | None = Field(
         None,
         description="Images that are not trained on, as a percentage or a count, chosen by the seed"
-        " and the images' contents. Without data.test, agreement with the teacher is measured on"
-        " them, else on images that were trained on. `kdedge init` writes 5% if there are no test"
-        " images. Default: none, all images are trained on.",
+        " and the images' contents. If there is no data.test, agreement with the teacher is"
+        " measured on these images; without them, on images that were trained on. `kdedge init`"
+        " writes 5% if there are no test images. Default: none, all images are trained on.",
     )
     include_test: bool | None = Field(
         None,
@@ -243,8 +243,8 @@ class BalanceSpec(Strict):
         "auto",
         description="Shares of the classes that the model will meet. uniform: equal shares. labels:"
         " as among all images of data.labeled, with one more of each class. A mapping of every"
-        " class to its share, if you know them. auto: uniform, but careful, as the unlabeled images"
-        " may be unequal themselves.",
+        " class to its share, if you know them. auto: uniform, but with limited offsets, as the"
+        " unlabeled images may be unequal themselves.",
     )
     strength: float = Field(
         1.0, gt=0, le=1, description="Part of the offsets that is subtracted; 1 for all."

@@ -60,7 +60,7 @@ _WHY = {
     "tune": "all weights; prompts: --set student.settings.tune=prompts --set student.optim=null",
     "losses": "the PromptKD repository's 1000 is 2.5 an image on the 397 classes of SUN397",
     "optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
-    "balance": "takes away what CLIP prefers some classes by; or the shares that you know",
+    "balance": "corrects CLIP's preference for some classes; or the shares that you know",
     "precisions": "add int8 for a GPU or Jetson; export --cpu makes INT8 by itself",
     "gates": "what an exported file must reach, against the float32 student",
 }
