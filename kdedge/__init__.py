@@ -1,4 +1,4 @@
-"""kdedge: makes a big CLIP small enough for the edge, and measures the loss of accuracy.
+"""kdedge: trains small image classifiers from large ones, for devices, and measures what is lost.
 
 The names of the Python API are those that `__init__.pyi` imports. Importing this module loads none
 of them: each is loaded when it is first used.

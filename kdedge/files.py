@@ -145,11 +145,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def written_together(path: Path) -> Iterator[Path]:
-    """Context in which a file and others that belong to it are written: all or none.
+    """Context in which a file and others that belong to it are written: none if it fails.
 
     Yields:
         A path of that name in a hidden folder. When the context ends, the folder's files move to
-        the folder of `path`, and `path` last.
+        the folder of `path`, and `path` last: a process that is killed in between leaves the others
+        without it, or with an old one.
 
     Raises:
         ResourceError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""Run the whole flow on built-in data in a few minutes: teacher, student, tables, predictions."""
+"""Run the whole flow on built-in data in about a minute: teacher, student, tables, predictions."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def choose(folder: Path, artifact: dict[str, Any]) -> str:
-    """Chooses the ONNX file that was fastest on a CPU, or the smallest that passed its gate."""
+    """Chooses the newest file of cpu_choice.json, or the smallest one that passed its gate."""
     files = [f for f in artifact["files"] if f["target"] == "onnx" and f["device"] != "gpu"]
     passed = [f for f in files if f["gate"] != "missed"] or files
     file = folder / "cpu_choice.json"

@@ -253,7 +253,7 @@ class _Writer:
         if self._pool is not None and self._free:
             some = [self._free[i] for i in spread(len(self._free), N_RANGE_IMAGES)]
             pixels = read_pixels(self._pool.source, some, self.artifact.preprocess)
-        else:  # compared images only show what would overflow; nothing is chosen by accuracy
+        else:  # used for ranges of FP16 only: no choice is made by agreement on them
             compared = self._reference.outputs.pixels
             pixels = compared[spread(len(compared), N_RANGE_IMAGES)]
         return to_input(pixels, self._spec.pixels)

@@ -382,7 +382,10 @@ class BaseMethod(ABC):
         return None
 
     def image_path(self) -> ImagePath:
-        """The modules that `forward_features` runs, with their current values."""
+        """The modules and settings of `forward_features`; each must describe the other's features.
+
+        A method with a projector, merged tokens or its own encoder overrides both.
+        """
         return ImagePath(self._backbone.visual)
 
     @torch.no_grad()

@@ -102,9 +102,9 @@ def matrix_bytes(matrix: Matrix) -> bytes:
 def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Checks the class names of a record, and returns them.
 
-    Each has to fit into one line. This is weaker than a class list's `str.isprintable`, which
-    accepts more characters in newer Python versions: a device's Python may be older than the
-    exporting machine's.
+    Each has to fit into one line. The names of a class list must also be `str.isprintable`
+    (`data.classes.check_class_names`). That accepts more characters in newer Python versions, and a
+    device's Python may be older than the exporting machine's.
 
     Raises:
         ValueError: there are none, or they cannot be told apart or written in one line each.

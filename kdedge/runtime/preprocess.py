@@ -1,7 +1,8 @@
-"""The image preprocessing: decode, orient, resize, crop, normalize.
+"""The image preprocessing: decode, orient, resize, crop.
 
-Training, evaluation, calibration and the device all use this file, so they cannot differ. On RGB
-images its result equals open_clip's evaluation transform bit for bit
+Evaluation, calibration and the device all use this file, so they cannot differ. Training crops are
+made in `data/views.py`. `data/decoding.py` and exported graphs normalize the pixels; on RGB images
+the result equals open_clip's evaluation transform bit for bit
 (`open_clip.image_transform(size, is_train=False)`).
 """
 

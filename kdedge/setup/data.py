@@ -132,8 +132,8 @@ class RecipeData:
     def validation(self, selection: str) -> Images | None:
         """The labeled images that choose the epoch; None unless `selection` is `validation`.
 
-        They are drawn after the labeled images, even for a role that is not trained on labeled
-        images, so that all roles of a recipe are validated on the same images.
+        All draws come from one random stream, so the labeled images are drawn first, even for a
+        role that is not trained on them: all roles are validated on the same images.
 
         Raises:
             RecipeError: the recipe has no validation images.

@@ -1,5 +1,6 @@
-"""Export targets: one folder per target, with the same files in each.
+"""Export targets: one folder per target, and what they share.
 
-`__init__.py` has data and imports nothing heavy, `build.py` writes the target's files, `run.py`
-runs them on the device without torch. `protocol.py` defines what each file must have.
+In each, `__init__.py` has data and imports nothing heavy, and `build.py` writes the target's files;
+only ONNX's, from which others are built, are written by `deploy/export.py`. `run.py` runs them on
+the device without torch; targets that kdedge does not run lack it. `protocol.py` defines both.
 """

@@ -198,7 +198,7 @@ class Target:
     find_problem: Callable[[], str | None] = field(default=lambda: None, compare=False)
 
     def plan(self, precision: Precision) -> PlannedFile:
-        """The file of a precision: `model.tflite` in fp32, `model.int8.tflite` in INT8."""
+        """The file of a precision; of `model*.tflite`, model.tflite in fp32, model.int8.tflite."""
         kind = "" if precision == "fp32" else f".{precision}"
         data = None if self.data is None else self.data.replace("*", kind)
         return PlannedFile(self.files.replace("*", kind), precision, self.device, data)

@@ -175,7 +175,7 @@ def _n_blocks(preprocess: Preprocess) -> int:
 def _window_and_weights(nodes: Nodes, axis: list[str], preprocess: Preprocess) -> tuple[str, str]:
     """The inputs of each block, [blocks, window], and their weights, [blocks, _BLOCK, window].
 
-    Output o has its center at (o + 1/2) side / resized. Input j is |2j + 1) resized - (2o + 1)
+    Output o has its center at (o + 1/2) side / resized. Input j is |(2j + 1) resized - (2o + 1)
     side| / (2 max(side, resized)) units of the kernel away from it.
     """
     add, integers, real = nodes.add, nodes.integers, nodes.real
