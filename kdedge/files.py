@@ -366,7 +366,8 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
     is_new_parent = not parent.exists()
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        if _delete_unlocked(parent, f".{folder.name}.part-") and not is_numbered:
+        is_filled = _delete_unlocked(parent, f".{folder.name}.part-", with_empty=not is_numbered)
+        if is_filled and not is_numbered:
             raise InUseError(
                 f"{folder} is in use by another process.\n  Wait for it, or name another folder."
             )
@@ -400,12 +401,18 @@ def _renamed(part: Path, folder: Path, *, is_numbered: bool) -> Path:
             return final
 
 
-def _delete_unlocked(parent: Path, prefix: str) -> bool:
-    """Deletes the folders that killed processes left; returns whether a folder is locked."""
+def _delete_unlocked(parent: Path, prefix: str, *, with_empty: bool) -> bool:
+    """Deletes the folders that killed processes left; returns whether a folder is locked.
+
+    A numbered folder that is empty stays: processes that start at once, as a suite's, may have made
+    it and not locked it yet.
+    """
     is_any_locked = False
     for part in parent.iterdir():
         if part.name.startswith(prefix):
             with contextlib.suppress(OSError):
+                if not with_empty and not any(part.iterdir()):
+                    continue
                 descriptor = os.open(part, os.O_RDONLY)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

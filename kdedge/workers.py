@@ -176,7 +176,10 @@ class _Worker:
             if piece is not None:
                 results += self._load()([pickle.loads(piece)])  # noqa: S301 - of this command
         except KdedgeError as error:
-            text = f"{error}\n  This is the message of a Ray worker on {socket.gethostname()}."
+            # As it was written: the command decides whether it names flags or arguments
+            text = (
+                f"{error.args[0]}\n  This is the message of a Ray worker on {socket.gethostname()}."
+            )
             failed, results = (type(error), text), []
         return pickle.dumps((failed, results))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from kdedge.api.evaluate import report
 from kdedge.api.export import export
 from kdedge.api.run import Run
 from kdedge.config.load import load_recipe
+from kdedge.files import write_atomic
 from kdedge.plugins import need_training_packages
 from kdedge.records.evaluation import SampleImage
 from kdedge.records.speed import SpeedResult
@@ -84,7 +84,7 @@ def demo(
     if _is_installed("matplotlib", "jinja2"):
         # Next to the demo's runs; replaces the page of an earlier demo
         page = student.path.parent / "report.html"
-        shutil.copyfile(report(student, root=root), page)
+        write_atomic(page, report(student, root=root).read_bytes())
     seconds = time.monotonic() - began
     return Demo(Run(teacher), Run(student), speed, examples, artifact, page, seconds)
 

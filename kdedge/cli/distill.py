@@ -8,8 +8,15 @@ from typing import Any
 import click
 
 from kdedge.cli._options import run_options, size_option, training_options
-from kdedge.cli._output import is_first_process, next_line, print_result
+from kdedge.cli._output import (
+    is_first_process,
+    next_line,
+    print_result,
+    same_options,
+)
 from kdedge.cli._results import run_record, run_text
+from kdedge.config.load import merged
+from kdedge.config.student_sizes import student_size
 from kdedge.reporting.headline import LABELS_ALONE, deploy_line
 from kdedge.runs.find import finished_runs
 
@@ -43,7 +50,10 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     runs = [run.folder for run in (student.teacher, student) if run is not None]
     following = next_line("export", student.path, "--cpu")
     if (deploy_line(student.folder) or "").startswith(LABELS_ALONE):
-        following = next_line("train", recipe, "--method", "ridge")
+        size = options["size"]
+        size_keys = {} if size is None else student_size(size).overrides("ridge")
+        same = same_options(merged(size_keys, options["overrides"]))
+        following = next_line("train", recipe, "--method", "ridge", *same)
     text = f"{run_text(runs, used=used)}\n{following}"
     record: dict[str, Any] = {
         "teacher": run_record(runs[0]) if len(runs) > 1 else None,

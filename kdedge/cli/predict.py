@@ -172,12 +172,9 @@ def command(
                 write(heading)
                 heading = None
             write(lines.line(result))
-            if isinstance(result, Prediction):
-                counts["none"] += result.is_none
-                counts["unsure"] += best_name(result, min_score) is None
-                if pictures is not None:
-                    shown = None if uncertain is not None else shown_classes(result, min_score)
-                    pictures.save(item.name, item.image, shown)
+            if isinstance(result, Prediction) and pictures is not None:
+                shown = None if uncertain is not None else shown_classes(result, min_score)
+                pictures.save(item.name, item.image, shown)
 
         bar: contextlib.AbstractContextManager[Callable[[int], None]]
         bar = progress("classifying", None if keys is None else len(keys), unit="images")
@@ -187,6 +184,9 @@ def command(
             with bar as advance:
                 try:
                     for number, (item, result) in enumerate(stream, 1):
+                        if isinstance(result, Prediction):
+                            counts["none"] += result.is_none
+                            counts["unsure"] += best_name(result, min_score) is None
                         if uncertain is not None and isinstance(result, Prediction):
                             bisect.insort(least_certain, (item, result), key=_score)
                             del least_certain[uncertain:]

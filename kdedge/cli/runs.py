@@ -44,10 +44,10 @@ def _text(records: list[dict[str, Any]]) -> str:
         ]
         for record in records
     ]
-    records.sort(key=lambda record: str(record["started_at"]))
-    newest = {(r["run"].split("/")[0], r["kind"], r["method"]): r for r in records}
+    by_start = sorted(records, key=lambda record: str(record["started_at"]))
+    newest = {(r["run"].split("/")[0], r["kind"], r["method"]): r for r in by_start}
     unfinished = [record for record in newest.values() if record["status"] == "interrupted"]
-    following = next_line("show", records[-1]["path"])
+    following = next_line("show", by_start[-1]["path"])
     program, *words = unfinished[-1]["command"] if unfinished else [""]
     if program == "kdedge":  # not a script that calls the Python API
         following = next_line(*words, *(["--resume"] if "--resume" not in words else []))

@@ -29,7 +29,8 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
     """The file to put on the device; None if every file missed its gate.
 
     It is the fastest file of the last `kdedge export --cpu`, or else of `kdedge bench`. If nothing
-    was measured, it is the smallest ONNX file that is not for GPUs, or else the smallest file.
+    was measured, it is the smallest ONNX file that is not for GPUs, or else the smallest file; not
+    an INT8 file if there is another one, as INT8 is slower on some CPUs.
     """
     files = {file.name: file for file in artifact.files if file.gate != "missed"}
     for choice in sorted(readable_choices(artifact), key=lambda c: c.measured_at, reverse=True):
@@ -42,7 +43,7 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
     onnx = [file for file in files.values() if file.target == "onnx" and file.device != "gpu"]
     if not files:
         return None
-    smallest = min(onnx or files.values(), key=lambda file: file.n_bytes)
+    smallest = min(onnx or files.values(), key=lambda f: (f.precision == "int8", f.n_bytes))
     rows = [] if speed is None else [row for row in speed.rows if row.model == smallest.name]
     return FileToShip(smallest, rows[0].alone(1) if rows else None, machine)
 

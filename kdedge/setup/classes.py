@@ -9,7 +9,7 @@ from typing import Literal
 
 from kdedge.config.data_spec import ClassesSpec, DataSpec
 from kdedge.config.recipe import Recipe
-from kdedge.data.classes import load_class_names
+from kdedge.data.classes import check_class_names, load_class_names
 from kdedge.data.split import base_novel
 from kdedge.methods.registry import DataNeeds
 
@@ -72,7 +72,12 @@ def classes_of(recipe: Recipe, names: Sequence[str]) -> Classes:
 
 
 def given_class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
-    """Returns class names from a list of names, or from a file."""
+    """Returns class names from a list of names, or from a file, after a check.
+
+    Raises:
+        DataError: a name is twice in the list, or cannot be used.
+    """
     if isinstance(classes, str | Path):
         return load_class_names(ClassesSpec(file=Path(classes).absolute()), data=DataSpec())
+    check_class_names(classes, "classes")
     return tuple(classes)

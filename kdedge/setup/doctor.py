@@ -24,7 +24,7 @@ _BEFORE_TARGETS = (
     Package("torchvision", "training", extra="train"),
     Package("open_clip", "backbones", extra="train", names=("open_clip_torch",)),
     Package("timm", "backbones without texts", extra="train"),
-    Package("webdataset", "tar shards", extra="train"),
+    Package("webdataset", "tar shards", extra="shards"),
     Package("datasets", "Parquet, Hugging Face datasets", extra="data"),
     Package("pillow_heif", "HEIC images", extra="heif"),
     *(

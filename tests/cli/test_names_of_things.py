@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import kdedge as package
+from kdedge.errors import DataError
 
 Run = Callable[..., Any]
 ARTIFACT = "runs/tiny/02/artifacts/01"
@@ -110,6 +111,13 @@ def test_a_name_means_the_newest_run_with_an_artifact(exported: Path, kdedge: Ru
     said = kdedge("predict", "tiny", *IMAGES).err
     assert "runs/tiny/03 is newer than runs/tiny/02, but was not exported." in said
     assert "Using runs/tiny/02/artifacts/01/model.onnx on onnxruntime" in said
+
+
+@pytest.mark.usefixtures("exported")
+def test_classes_of_a_call_are_checked_before_the_export() -> None:
+    with pytest.raises(DataError, match=r'"cat" .* and "Cat" .* are one class name'):
+        package.export("tiny/02", classes=["cat", "Cat"])
+    assert [one.path.name for one in package.open_run("tiny/02").artifacts] == ["01"]
 
 
 def test_show_says_which_of_an_artifacts_files_are_damaged(exported: Path, kdedge: Run) -> None:

@@ -130,7 +130,10 @@ def test_below_the_minimum_score_no_class_is_named_and_the_score_is_given(
     assert done.code == 0
     unsure = kdedge("predict", "art", *images, "--min-score", "100", "--format", kind)
     assert (len(unsure.out.splitlines()), unsure.code) == (len(lines), 0)
-    assert "2 images: 2 classified, 2 of them below 100 %" in unsure.err
+    said = "2 images: 2 classified, 2 of them below 100 %"
+    assert said in unsure.err
+    options = ("--min-score", "100", "--uncertain", "1")
+    assert said in kdedge("predict", "art", *images, *options).err
 
 
 def test_a_score_that_just_reaches_the_minimum_is_enough(kdedge: Run) -> None:

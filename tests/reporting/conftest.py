@@ -200,4 +200,8 @@ def make_run(tmp_path: Path) -> Callable[..., RunFolder]:
 def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with all records; not to be changed."""
     run = build_run(tmp_path_factory.mktemp("whole"), NAMES)
+    speed = draw_speed()
+    rows = [replace(row, gate="passed" if row.model == "i8.onnx" else None) for row in speed.rows]
+    file = run.path / "bench" / "01.json"
+    file.write_text(json.dumps(replace(speed, rows=tuple(rows)).to_dict()))
     return write_report([gather(run)])
