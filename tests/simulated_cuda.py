@@ -24,7 +24,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.checkpoint import DefaultDeviceType
 
 aten = torch.ops.aten
@@ -100,8 +99,7 @@ class GpuTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = tree_flatten((args, kwargs))[0]
-        gpu = next(x.gpu for x in given if isinstance(x, GpuTensor))
+        gpu = next(x.gpu for x in _tensors((args, kwargs)) if isinstance(x, GpuTensor))
         return gpu.compute(func, args, kwargs or {})
 
     def __repr__(self, **_: Any) -> str:
@@ -144,16 +142,14 @@ class SimulatedGpu(TorchDispatchMode):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an operation on the CPU values, if a GPU would run it."""
-        given, structure = tree_flatten((args, kwargs))
-        tensors = [x for x in given if isinstance(x, Tensor)]
+        tensors = _tensors((args, kwargs))
         is_from_gpu = any(isinstance(x, GpuTensor) for x in tensors)
         target = kwargs.get("device")
         if not is_from_gpu and (target is None or torch.device(target).type != "cuda"):
             return func(*args, **kwargs)
         if fakes := [x for x in tensors if isinstance(x, FakeTensor)]:
             convert = fakes[0].fake_mode.from_tensor  # shapes alone: to count operations
-            given = [convert(x) if isinstance(x, GpuTensor) else x for x in given]
-            args, kwargs = tree_unflatten(given, structure)
+            args, kwargs = _changed(convert, (args, kwargs), GpuTensor)
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         is_to_gpu = is_from_gpu if target is None else torch.device(target).type == "cuda"
@@ -165,7 +161,7 @@ class SimulatedGpu(TorchDispatchMode):
         self._count(name, args, kwargs, is_from_gpu=is_from_gpu, is_to_gpu=is_to_gpu)
         wrappers = {id(x.values): x for x in tensors if isinstance(x, GpuTensor)}
         own_args, own_kwargs = args, kwargs
-        args, kwargs = tree_unflatten([_on_cpu(x) for x in given], structure)
+        args, kwargs = _changed(lambda x: x.values, (args, kwargs), GpuTensor)
         if target is not None:
             kwargs["device"] = torch.device(target if not is_to_gpu else "cpu")
         with self._own_generator(func, args, kwargs) if is_to_gpu else contextlib.nullcontext():
@@ -175,9 +171,7 @@ class SimulatedGpu(TorchDispatchMode):
                 func(*own_args, **own_kwargs)
         if not is_to_gpu:
             return out
-        return tree_map_only(
-            Tensor, lambda x: wrappers[id(x)] if id(x) in wrappers else GpuTensor(self, x), out
-        )
+        return _changed(lambda x: wrappers[id(x)] if id(x) in wrappers else GpuTensor(self, x), out)
 
     def _count(
         self, name: str, args: Any, kwargs: Any, *, is_from_gpu: bool, is_to_gpu: bool
@@ -223,8 +217,20 @@ def _shapes_alone() -> Iterator[None]:
             torch._C._set_meta_in_tls_dispatch_include(before)
 
 
-def _on_cpu(x: Any) -> Any:
-    return x.values if isinstance(x, GpuTensor) else x
+def _tensors(x: Any) -> list[Tensor]:
+    """Those among an operation's arguments; torch's own functions for trees take far longer."""
+    if isinstance(x, (list, tuple, dict)):
+        return [y for part in (x.values() if isinstance(x, dict) else x) for y in _tensors(part)]
+    return [x] if isinstance(x, Tensor) else []
+
+
+def _changed(change: Callable[[Any], Any], x: Any, kind: type = Tensor) -> Any:
+    """Arguments or results of an operation, with each tensor of a kind changed."""
+    if isinstance(x, (list, tuple)):
+        return type(x)([_changed(change, part, kind) for part in x])
+    if isinstance(x, dict):
+        return {name: _changed(change, part, kind) for name, part in x.items()}
+    return change(x) if isinstance(x, kind) else x
 
 
 def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:
@@ -232,10 +238,10 @@ def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:
 
     bfloat16 is fast on a CPU and summed likewise.
     """
-    if all(x.dtype != torch.float16 for x in tree_flatten(args)[0] if isinstance(x, Tensor)):
+    if all(x.dtype != torch.float16 for x in _tensors(args)):
         return func(*args, **kwargs)
-    args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
-    return tree_map_only(Tensor, Tensor.half, func(*args, **kwargs))
+    args, kwargs = _changed(Tensor.float, (args, kwargs))
+    return _changed(Tensor.half, func(*args, **kwargs))
 
 
 def _check_devices(func: Any, name: str, args: Any, tensors: list[Tensor]) -> None:
