@@ -158,8 +158,8 @@ def test_resume_of_a_finished_run_trains_nothing(kdedge, trained) -> None:
     assert tree(trained) == before
 
 
-def test_next_repeats_what_the_recipe_does_not_say(kdedge, project) -> None:
-    Path("r.yaml").rename("my r.yaml")
+def test_next_repeats_what_the_recipe_does_not_say(kdedge, project, quick_machine) -> None:
+    Path("my r.yaml").write_text(Path("r.yaml").read_text() + "export: {int8_minutes: 0}\n")
     options = ("--set", "data.test.folder=test", "--set", "name=a-b", "--runs", "all runs")
     done = kdedge("teach", "my r.yaml", *options)
     assert done.out.endswith(
