@@ -457,7 +457,7 @@ def files(
     from kdedge.targets.onnx.half import to_fp16
     from kdedge.targets.onnx.trace import write_onnx
 
-    backbone = make_clip(n_layers=4, image_px=40)
+    backbone = make_clip(n_layers=3, image_px=40)
     model = folded(make_student(backbone, merge_tokens=5), backbone)
     folder, images = tmp_path_factory.mktemp("merging"), (draw_pixels(8, 40) / 255).numpy()
     paths = {name: folder / f"model.{name}.onnx" for name in ("fp32", "fp16", "int8")}
