@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -137,7 +137,8 @@ def export(
             or an artifact; None for the newest finished student.
         targets: besides the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
         fp16: make FP16 files.
-        int8: make INT8 files, and FP16 ones to compare them with.
+        int8: make INT8 files, and FP16 ones to compare them with. With `fp16` it stands for the
+            recipe's `export.precisions`.
         cpu: make and measure all files that run on a CPU. `predict` and `load` then take the
             fastest one that passed its gate, on machines like this; `cpu_choice` has the table.
         triton: a new folder for a model repository of Triton.
@@ -191,14 +192,17 @@ def export(
         check_utf_8(Path(folder or ""))
     requested = [targets] if isinstance(targets, str) else targets
     chosen = [find_target(target_name) for target_name in requested if target_name != "onnx"]
-    asked_precision: Precision | None = "int8" if int8 else "fp16" if fp16 else None
+    asked: list[Precision] = ["int8"] if int8 else []
+    asked += ["fp16"] if fp16 else []
+    first = asked[0] if asked else None
     for target in chosen:  # fail before the slow work
-        check_precisions(target, [] if asked_precision is None else [asked_precision])
+        check_precisions(target, asked)
     with torch_as_before():
         if existing is None:
             run = find_run(name, runs_folder(root, source))
+            overrides |= {"export.precisions": asked} if asked else {}
             trained = _load_run_model(run, overrides, classes, device)
-            precisions = _requested(asked_precision, *trained.loaded.recipe.export.precisions)
+            precisions = _with_fp16(trained.loaded.recipe.export.precisions)
             path, inputs, names = _write_artifact(trained, chosen, precisions, output, cpu=cpu)
         else:
             run_options = {
@@ -218,7 +222,7 @@ def export(
                     f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
                     " --triton DIR or --browser DIR."
                 )
-            path, inputs, names, precisions = existing, None, [], _requested(asked_precision)
+            path, inputs, names, precisions = existing, None, [], _with_fp16(asked)
         with held(path):
             made = _Export(load_artifact(path), inputs, names)
             for target in chosen:
@@ -230,20 +234,18 @@ def export(
             if triton is not None and not made.failed:  # or it might serve another file
                 with made.keeping_errors():
                     folder = Path(triton)
-                    written = write_triton(
-                        made.artifact, folder, precision=asked_precision, built=made.names
-                    )
+                    written = write_triton(made.artifact, folder, precision=first, built=made.names)
                     log.info("Wrote %s", written)
             if browser is not None and not made.failed:
                 with made.keeping_errors():
-                    written = write_browser(made.artifact, Path(browser), precision=asked_precision)
+                    written = write_browser(made.artifact, Path(browser), precision=first)
                     log.info("Wrote %s", written)
     return made.result()
 
 
-def _requested(*precisions: Precision | None) -> set[Precision]:
-    """The given precisions, and FP16 if INT8 files are to be compared with it."""
-    wanted = {precision for precision in precisions if precision is not None}
+def _with_fp16(precisions: Iterable[Precision]) -> set[Precision]:
+    """The precisions, and FP16 if INT8 is among them, as users compare the two."""
+    wanted = set(precisions)
     return {"fp16", *wanted} if "int8" in wanted else wanted
 
 
@@ -302,7 +304,9 @@ def _write_artifact(
     pool = trained.images("unlabeled")
     for_cpu: set[Precision] = {"int8"} if cpu and pool is not None and pool.indices else set()
     artifact, inputs = export_artifact(
-        trained, precisions=needed | for_cpu, output=None if output is None else Path(output)
+        trained,
+        precisions=_with_fp16(needed | for_cpu),
+        output=None if output is None else Path(output),
     )
     log.info("Wrote %s", artifact.path)
     names = [file.name for file in artifact.files if file.precision in needed]

@@ -68,7 +68,7 @@ def export_artifact(
 
     Args:
         trained: a run that `load_run` opened.
-        precisions: precisions besides fp32, which is always written; int8 implies fp16.
+        precisions: precisions besides fp32, which is always written.
         output: the artifact's folder, which must not exist; by default the next number in the
             run's `artifacts`.
 
@@ -189,7 +189,7 @@ class _Writer:
             self.artifact = self.artifact.with_others(CALIBRATION_RECORD)
             images = to_input(ranges.pixels, pixels)
             self.run = dataclasses.replace(self.run, calibration=images)
-        if not {"int8", "fp16"}.isdisjoint(precisions):
+        if "fp16" in precisions:
             images = self._range_images()
             self._add(onnx_build.FP16, lambda path: to_fp16(source, path, images=images))
         if "int8" in precisions:

@@ -372,7 +372,7 @@ def test_tensorrt_rtx_builds_real_engines_here(kdedge: Run) -> None:
     ("arguments", "code", "words"),
     [
         (("--output", "pool"), 2, "exists"),
-        (("--int8", "--set", "export.precisions=[int4]"), 2, "export.precisions"),
+        (("--set", "export.precisions=[int4]"), 2, "export.precisions"),
         (("--set", "export.max_batch=0"), 2, "export.max_batch"),
         (("--torch-trt", "--int8"), 2, "Torch-TensorRT has no INT8 files"),
         (("--classes", "nothing.txt"), 2, "nothing.txt"),
