@@ -163,7 +163,7 @@ def test_the_example_of_a_loss_is_the_package_beside_it() -> None:
 def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdedge").rglob("*.py"))
     joined = re.sub(r'"\s*\n\s*f?"', "", source)  # a text over several lines
-    quoted = re.findall(r"^`(.+)`.*\n: ", TEXTS["docs/troubleshooting.md"], re.MULTILINE)
+    quoted = re.findall(r"^\* \*\*`(.+?)`.*\*\* ", TEXTS["docs/troubleshooting.md"], re.MULTILINE)
     pieces = [piece.strip(" .") for text in quoted for piece in text.split("...")]
     assert len(quoted) > 4
     assert [piece for piece in pieces if piece not in joined] == []
