@@ -223,12 +223,6 @@ def _serve() -> None:
     import kdedge.training.distill
     import kdedge.training.import_public
     import kdedge.training.preflight  # noqa: F401
-    from kdedge.benchmarking.cpu_files import TimingPlan, fastest_on_cpu
-    from kdedge.clip.backbone import _tokenizer
-
-    _tokenizer(77)
-    # No test asks which file is the fastest
-    fastest_on_cpu.__kwdefaults__["plan"] = TimingPlan(seconds=0.01, n_rounds=2)
 
     with contextlib.suppress(ImportError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first export loads what each of them needs

@@ -233,11 +233,8 @@ def device(load_module: Callable[..., ModuleType]) -> ModuleType:
 
 @pytest.fixture
 def quick_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For `bench` and `export --cpu`: what pauses does so for no time; files are timed briefly."""
-    from kdedge.benchmarking.cpu_files import TimingPlan, fastest_on_cpu
-
+    """For `bench`: what pauses does so for no time."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setitem(fastest_on_cpu.__kwdefaults__, "plan", TimingPlan(seconds=0.01))
 
 
 @pytest.fixture
