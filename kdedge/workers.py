@@ -30,9 +30,9 @@ EngineName = Literal["local", "ray"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 Piece = TypeVar("Piece")
-Result = TypeVar("Result")
+PieceResult = TypeVar("PieceResult")
 
-DoPieces = Callable[[Iterable[Piece]], Iterator[Result]]
+DoPieces = Callable[[Iterable[Piece]], Iterator[PieceResult]]
 """Processes pieces and yields their results, in order. It may read pieces ahead of its results."""
 
 _N_ATTEMPTS = 4  # most attempts at one piece of work, if its worker is killed each time
@@ -98,9 +98,9 @@ class Workers:
     def run(
         self,
         pieces: Sequence[Piece],
-        open_worker: Callable[[WorkerResources], DoPieces[Piece, Result]],
+        open_worker: Callable[[WorkerResources], DoPieces[Piece, PieceResult]],
         paths: Sequence[Path] = (),
-    ) -> Iterator[Result]:
+    ) -> Iterator[PieceResult]:
         """Yields the results in the order of the pieces; a piece may have none or several.
 
         A piece whose worker is killed is repeated.

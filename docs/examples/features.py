@@ -12,12 +12,12 @@ import numpy as np
 from kdedge.data.loader import evaluation_batches
 from kdedge.runs.find import find_run
 from kdedge.runs.model import load_run
-from kdedge.setup.workspace import Workspace, choose_device
+from kdedge.setup.workspace import Workspace, set_up_device
 
 
 def main(run: str, images: str, output: str, root: str = "runs") -> None:
     """Writes `features` [N, D], float32, unit length, and `paths` [N] into a NumPy file."""
-    workspace = Workspace(Path(root), choose_device(None))
+    workspace = Workspace(Path(root), set_up_device(None))
     place = {"folder": Path(images).resolve(), "hold_out": 0, "include_test": True}
     overrides = {"data.unlabeled": place}
     model = load_run(find_run(run, workspace.root), workspace, overrides=overrides)

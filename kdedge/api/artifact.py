@@ -240,7 +240,7 @@ def _encode(
     """
     from kdedge.deploy.classes import NewClasses
     from kdedge.runs.model import load_run
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
 
     record, exported = run.read_provenance(), artifact.provenance
     hashes = exported.get("hashes")
@@ -252,6 +252,6 @@ def _encode(
             f" {exported.get('run')} of {exported.get('trained_at')}.\n"
             "  Class vectors fit only the student that learned from their teacher: name that run."
         )
-    workspace = Workspace(run.root, choose_device(device))
+    workspace = Workspace(run.root, set_up_device(device))
     vectors = load_run(run, workspace, names=(present, *names)).vectors
     return NewClasses(names, vectors.vectors.numpy()[1:], vectors.provenance)

@@ -129,11 +129,11 @@ def _run_subjects(
     """Returns a run's models and its newest artifact's files, and why other models are left out."""
     need_training_packages("Measuring a run")
     from kdedge.benchmarking.run_subjects import run_subjects
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
 
     newest = run.newest_export
     artifact = None if newest is None else load_artifact(newest)
-    rows, left_out = run_subjects(run, Workspace(root, choose_device(device)), against=against)
+    rows, left_out = run_subjects(run, Workspace(root, set_up_device(device)), against=against)
     if artifact is None:
         command = f"kdedge export {shlex.quote(str(run.path))} --cpu"
         left_out[f"{run.name} folded"] = f"not exported yet; export with {command}"

@@ -64,12 +64,12 @@ def demo(
         ResourceError: memory or disk ran out.
     """
     need_training_packages("The demo")
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
     from kdedge.training.distill import distill
 
     began = time.monotonic()
     root = runs_folder(root)
-    workspace = Workspace(root, choose_device(device))
+    workspace = Workspace(root, set_up_device(device))
     teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
     assert teacher is not None  # the recipe trains its own teacher
     samples = read_details(student)["student"].samples or {}

@@ -70,10 +70,10 @@ def evaluate(
     folder = find_run(run_argument(run), root)
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
 
     with torch_as_before():
-        workspace = Workspace(root, choose_device(device))
+        workspace = Workspace(root, set_up_device(device))
         is_new = not is_evaluated(folder)
         adds_test = is_new and load_recipe(folder.recipe).recipe.data.test is None
         is_written = not overrides or (

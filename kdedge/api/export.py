@@ -24,7 +24,7 @@ from kdedge.targets.protocol import Target
 from kdedge.targets.registry import check_utf_8, find_target, list_targets
 
 if TYPE_CHECKING:
-    from kdedge.deploy.build import RunInputs
+    from kdedge.deploy.build import FoldedRun
     from kdedge.runs.model import RunModel
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class _Export:
     """
 
     artifact: Artifact
-    inputs: RunInputs | None
+    inputs: FoldedRun | None
     names: list[str]
     failed: list[KdedgeError] = field(default_factory=list)
 
@@ -269,9 +269,9 @@ def _load_run_model(
     from kdedge.runs.model import load_run
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.method import check_has_class_vectors
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
 
-    workspace = Workspace(run.root, choose_device(device))
+    workspace = Workspace(run.root, set_up_device(device))
     names = None if classes is None else given_class_names(classes)
     trained = load_run(run, workspace, overrides=overrides, names=names)
     check_has_class_vectors(trained.setup.choice, "be exported")
@@ -285,7 +285,7 @@ def _write_artifact(
     output: str | Path | None,
     *,
     cpu: bool,
-) -> tuple[Path, RunInputs, list[str]]:
+) -> tuple[Path, FoldedRun, list[str]]:
     """Writes a run's artifact, with the ONNX files that the targets are built from.
 
     Returns:

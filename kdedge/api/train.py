@@ -281,9 +281,9 @@ def _training_workspace(
     need_training_packages("Training")
     from kdedge.distributed import joined
     from kdedge.setup.method import trained_roles, warn_of_unused_optim
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
 
-    chosen = choose_device(device)
+    chosen = set_up_device(device)
     with joined(chosen) as group:
         if group.world_size > 1 and engine != "local":
             raise RecipeError(
@@ -329,11 +329,11 @@ def check(
     check_paths(loaded)
     need_training_packages("The check of weights and steps")
     from kdedge.setup.method import trained_roles, warn_of_unused_optim
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
     from kdedge.training import preflight
 
     warn_of_unused_optim(loaded, *trained_roles(loaded))
-    workspace = Workspace(runs_folder(root), choose_device(device), is_read_only=True)
+    workspace = Workspace(runs_folder(root), set_up_device(device), is_read_only=True)
     return preflight.check(loaded, workspace)
 
 
@@ -459,13 +459,13 @@ def import_checkpoint(
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.classes import given_class_names
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
     from kdedge.training.import_public import import_public
 
     file, root = Path(file), runs_folder(root)
     run = import_public(
         file,
-        Workspace(root, choose_device(device)),
+        Workspace(root, set_up_device(device)),
         name=name or f"{file.name.split('.')[0]}-{kind}",
         spec=BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu),
         class_names=() if classes is None else given_class_names(classes),

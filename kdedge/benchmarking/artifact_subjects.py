@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, host_timed
+from kdedge.benchmarking.timing import LoadedSubject, Subject, TimedCall, host_timed
 from kdedge.errors import DataError
 from kdedge.records.evaluation import ParityResult
 from kdedge.records.speed import Accuracy, TimedFrom
@@ -94,7 +94,7 @@ class LoadedModelFile(LoadedSubject):
             self.inputs = ("on device", "copied", "image file")
         self._artifact, self._backend = artifact, backend
 
-    def call(self, batch: int, inputs: TimedFrom) -> Call:
+    def call(self, batch: int, inputs: TimedFrom) -> TimedCall:
         """Returns a call that runs random pixels, or decodes, preprocesses and runs a JPEG.
 
         Raises:

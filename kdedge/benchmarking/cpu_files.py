@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
-from kdedge.benchmarking.timing import Call, TimingPlan, measure, percentile, summarize
+from kdedge.benchmarking.timing import TimedCall, TimingPlan, measure, percentile, summarize
 from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
 from kdedge.errors import (
     GateError,
@@ -114,7 +114,7 @@ def is_worse(measured: ParityResult, made: ParityResult) -> bool:
 def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
     """Loads the files, compares them with the float32 model, and times the loaded ones in turns."""
     candidates: list[TimedFile] = []
-    calls: dict[str, Call] = {}
+    calls: dict[str, TimedCall] = {}
     batch = artifact.batches[0]
     with contextlib.ExitStack() as opened:
         for file in cpu_files(artifact):

@@ -17,9 +17,9 @@ from kdedge.benchmarking.device import (
     was_throttled,
 )
 from kdedge.benchmarking.timing import (
-    Call,
     LoadedSubject,
     Subject,
+    TimedCall,
     TimingPlan,
     measure,
     summarize,
@@ -224,7 +224,7 @@ def _measure(
             advance(done, row.subject.label)
 
         for batch, inputs, rows in turns:
-            calls: dict[_Row, Call] = {}
+            calls: dict[_Row, TimedCall] = {}
             for row in rows:
                 if row.loaded is not None and row.problem is None:
                     try:

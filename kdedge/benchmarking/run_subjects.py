@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, host_timed
+from kdedge.benchmarking.timing import LoadedSubject, Subject, TimedCall, host_timed
 from kdedge.clip.backbone import Backbone, ImageBackbone
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.load import LoadedRecipe, load_recipe
@@ -306,7 +306,7 @@ class _LoadedTorch(LoadedSubject):
         """See `LoadedSubject.gpu_bytes`; only for a model on a GPU."""
         return self.held_bytes + torch.cuda.max_memory_allocated(self._device) - self._before
 
-    def call(self, batch: int, inputs: TimedFrom) -> Call:
+    def call(self, batch: int, inputs: TimedFrom) -> TimedCall:
         """Returns a call on random normal images; `copied` starts in pinned host memory."""
         shape = (batch, 3, self._size_px, self._size_px)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -323,7 +323,7 @@ class _LoadedTorch(LoadedSubject):
             return self._logits(images)
 
 
-def _event_timed(work: Callable[[], Any]) -> Call:
+def _event_timed(work: Callable[[], Any]) -> TimedCall:
     """A call timed by CUDA events around it."""
 
     def call() -> float:

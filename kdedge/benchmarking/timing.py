@@ -33,11 +33,11 @@ _MIN_WATCHED_S = 0.3
 
 _Key = TypeVar("_Key", bound=Hashable)
 
-Call = Callable[[], float]
+TimedCall = Callable[[], float]
 """Runs one batch, until its result is complete, and returns its time in ms."""
 
 
-def host_timed(work: Callable[[], Any]) -> Call:
+def host_timed(work: Callable[[], Any]) -> TimedCall:
     """A call timed by the host's monotonic clock; the work returns when its result is complete."""
 
     def call() -> float:
@@ -96,7 +96,7 @@ class Timed:
 
 
 def measure(
-    calls: Mapping[_Key, Call],
+    calls: Mapping[_Key, TimedCall],
     plan: TimingPlan,
     *,
     power: SampledPower | None = None,
@@ -218,7 +218,7 @@ class LoadedSubject:
     batches: tuple[int, int | None] = (1, None)
     inputs: tuple[TimedFrom, ...] = ("on device",)
 
-    def call(self, batch: int, inputs: TimedFrom) -> Call:
+    def call(self, batch: int, inputs: TimedFrom) -> TimedCall:
         """Prepares a batch and returns the call that runs it."""
         raise NotImplementedError
 

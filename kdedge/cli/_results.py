@@ -22,7 +22,7 @@ from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
 _N_NAMED = 5  # most often predicted classes to name
 
 
-def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
+def accuracy_text(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats accuracies in percent, one model per line; all results have the same split."""
     header, cells = accuracy_cells(rows)
     text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
@@ -30,10 +30,10 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
     return text + "".join(notes)
 
 
-def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:
+def accuracy_texts(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats one table per set of test images, with their number if there are several sets."""
     groups = by_images(rows)
-    tables = [accuracy_table(group) for group in groups]
+    tables = [accuracy_text(group) for group in groups]
     if len(groups) == 1:
         return tables[0]
     heads = [
@@ -96,7 +96,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
             if not any(label == other and are_same_images(result, known) for other, known in rows):
                 rows.append((label, result))
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
-    lines = [accuracy_tables(rows)] if rows else ["No test images: accuracy was not measured."]
+    lines = [accuracy_texts(rows)] if rows else ["No test images: accuracy was not measured."]
     trained = runs[-1]  # one of its teachers may be a student, too
     if (unlabeled := unlabeled_text(trained)) is not None:
         lines.append(unlabeled)

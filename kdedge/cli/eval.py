@@ -12,7 +12,7 @@ import click
 from kdedge.api.evaluate import evaluate
 from kdedge.cli._options import run_options, set_option
 from kdedge.cli._output import next_line, print_result, table
-from kdedge.cli._results import accuracy_table, unlabeled_table
+from kdedge.cli._results import accuracy_text, unlabeled_table
 from kdedge.files import new_file, write_json
 from kdedge.records.evaluation import UnlabeledResult
 from kdedge.records.tables import percent
@@ -73,7 +73,7 @@ def command(
     else:
         results = with_stored(folder, result)  # with other models' results on the same images
         rows = labeled_results(folder, results)
-        text = f"{folder.path}, {result.n_images:,} images\n{accuracy_table(rows)}"
+        text = f"{folder.path}, {result.n_images:,} images\n{accuracy_text(rows)}"
         headline = headline_of(folder, results)
         header = ["accuracy"]
         cells = [[name, percent(value)] for name, value in result.per_class.items()]

@@ -10,7 +10,7 @@ import click
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, print_result, table
 from kdedge.cli._results import (
-    accuracy_tables,
+    accuracy_texts,
     evaluation_rows,
     megabytes,
     run_record,
@@ -66,7 +66,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     parts = [
         f"{run.path}: {run.kind}, {record.status}",
         "\n".join(filter(None, [headline_of(run), deploy_line(run)])) or None,
-        accuracy_tables(rows) if rows else None,
+        accuracy_texts(rows) if rows else None,
         unlabeled_text(run),
         table(_facts(run, record, is_whole=is_whole)),
         table(files, align="lr") if is_whole else summary,

@@ -10,7 +10,7 @@ import click
 from kdedge.cli._options import run_options, training_options
 from kdedge.cli._output import is_first_process, next_line, print_result
 from kdedge.cli._results import run_record, run_text
-from kdedge.reporting.run_records import has_class_vectors
+from kdedge.reporting.run_records import run_has_class_vectors
 from kdedge.runs.find import finished_runs
 
 
@@ -42,7 +42,7 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     if not is_first_process():
         return
     following = ["show", str(run.path)]
-    if has_class_vectors(run.folder):
+    if run_has_class_vectors(run.folder):
         following = ["export", str(run.path), "--cpu"]
     text = f"{run_text([run.folder], used=used)}\n{next_line(*following)}"
     print_result({"baseline": run_record(run.folder)}, as_json=as_json, text=text)

@@ -184,7 +184,7 @@ def find_backbone(
     return UnbuiltBackbone(label, build(device="meta"), build, weights, keys, preprocess, config)
 
 
-def check_weights(spec: BackboneSpec) -> None:
+def check_weights_file(spec: BackboneSpec) -> None:
     """Checks that a local file of weights has the shapes of the CLIP that the recipe names.
 
     Raises:

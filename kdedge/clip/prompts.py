@@ -105,7 +105,7 @@ def prompted_texts(
     if n_ctx <= len(backbone.tokenizer.encode(context_init)):
         prefix = context_init
     else:
-        check_room(backbone, class_names, n_ctx, setting)
+        check_context(backbone, class_names, n_ctx, setting)
         prefix = placeholders(n_ctx)
     return backbone.tokenize([f"{prefix} {readable(name)}." for name in class_names])
 
@@ -122,7 +122,7 @@ def room_for_context(backbone: Backbone, class_names: Sequence[str]) -> tuple[st
     return longest, backbone.context_length - 2 - lengths[longest]  # start and end tokens
 
 
-def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setting: str) -> None:
+def check_context(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setting: str) -> None:
     """Checks that the context and the longest class name fit into the text encoder's positions.
 
     Raises:
@@ -197,7 +197,7 @@ def check_takes_prompts(backbone: ImageBackbone) -> None:
         )
 
 
-def make_linear(
+def random_linear(
     n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = True
 ) -> nn.Linear:
     """A linear layer with PyTorch's default initialization: U(-1/√n_in, 1/√n_in).

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdedge.config.fields import Distinct, Percent, Strict, percent_value
+from kdedge.config.fields import Distinct, PercentText, Strict, percent_value
 
 MAX_BATCH = 1024
 
@@ -17,7 +17,7 @@ def _check_share(text: str) -> str:
     return text
 
 
-KnownShare = Annotated[Percent, AfterValidator(_check_share)]
+KnownShare = Annotated[PercentText, AfterValidator(_check_share)]
 
 
 class ExportSpec(Strict):
@@ -114,11 +114,11 @@ class ExportSpec(Strict):
 class AgreementSpec(Strict):
     """Lowest top-1 agreement with the float32 student, by precision."""
 
-    fp32: Percent = Field(
+    fp32: PercentText = Field(
         "99.9%", description="For float32 files, which differ by rounding and kernels only."
     )
-    fp16: Percent = Field("99.5%", description="For fp16 files.")
-    int8: Percent = Field("98%", description="For int8 files.")
+    fp16: PercentText = Field("99.5%", description="For fp16 files.")
+    int8: PercentText = Field("98%", description="For int8 files.")
 
 
 class GatesSpec(Strict):

@@ -152,7 +152,7 @@ def _check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def percent_value(text: str) -> float:
-    """Returns the number of a `Percent` text: 99.5 for "99.5%"."""
+    """Returns the number of a `PercentText`: 99.5 for "99.5%"."""
     return float(text[:-1])
 
 
@@ -164,8 +164,8 @@ RecipeFile = Annotated[Path, _FILE]
 RecipeFolder = Annotated[Path, _FOLDER]
 ShardPattern = Annotated[str, _SHARDS]
 TablePattern = Annotated[str, _TABLE]
-Weights = Annotated[str, Field(min_length=1), _WEIGHTS]
-Percent = Annotated[str, BeforeValidator(_check_percent)]
+WeightsPlace = Annotated[str, Field(min_length=1), _WEIGHTS]
+PercentText = Annotated[str, BeforeValidator(_check_percent)]
 PercentOrCount = Annotated[str | int, BeforeValidator(partial(_check_percent, or_count=True))]
 PlainText = Annotated[str, Field(min_length=1), AfterValidator(str)]
 Name = Annotated[str, AfterValidator(_check_name)]

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from kdedge.config.fields import Strict
 
-PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-unscaled"]
+TrainingPrecision = Literal["fp32", "bf16", "fp16", "fp16-unscaled"]
 
 
 class OptimSettings(Strict):
@@ -72,7 +72,7 @@ class OptimSettings(Strict):
         " validated and kept. In step t it is at most (1 + t) / (10 + t), as in TensorFlow. Usual"
         " values are 0.99 to 0.9999. Default: no average.",
     )
-    precision: PrecisionName = Field(
+    precision: TrainingPrecision = Field(
         "fp32",
         description="Precision of the forward pass; losses and trained tensors stay fp32. Default:"
         " fp32, which works on every device. fp16-unscaled is for official: true: no loss scaling,"

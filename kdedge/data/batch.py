@@ -13,7 +13,7 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
 """Positions in a source and a view number -> [B, D_teacher] stored teacher features, float32."""
 
-Weights = Callable[[Sequence[int]], Tensor]
+ImageWeights = Callable[[Sequence[int]], Tensor]
 """Positions in a source, of a full batch -> [B] weights of the images' cross-entropy, float32."""
 
 

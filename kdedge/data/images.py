@@ -104,7 +104,7 @@ def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> list[Image
     return results
 
 
-def joined(scans: Sequence[Scan]) -> Scan:
+def concatenated(scans: Sequence[Scan]) -> Scan:
     """Joins the scans of consecutive parts of a source."""
     good = {position: facts for part in scans for position, facts in part.good.items()}
     return Scan(good, tuple(image for part in scans for image in part.bad))

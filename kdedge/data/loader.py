@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from kdedge.data.batch import Batch, FeaturesOfViews, Weights
+from kdedge.data.batch import Batch, FeaturesOfViews, ImageWeights
 from kdedge.data.decoding import PlannedImage, Preparation, choose_n_workers, load_images
 from kdedge.data.images import Images
 from kdedge.data.sources import ImageSource
@@ -42,7 +42,7 @@ def training_batches(
     first_step: int = 0,
     n_views: int | None = None,
     teacher_features: FeaturesOfViews | None = None,
-    weights: Weights | None = None,
+    weights: ImageWeights | None = None,
     labeled: Images | None = None,
     labeled_batch_size: int = 0,
     n_workers: int | Literal["auto"] = 0,

@@ -54,8 +54,8 @@ _NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabel
 
 
 @dataclass(frozen=True)
-class RunInputs:
-    """Data that only the export of a run provides: its folded model and its images.
+class FoldedRun:
+    """A run's folded model, and what only a run provides: how to compare and calibrate its files.
 
     Attributes:
         model: the folded model.
@@ -63,14 +63,14 @@ class RunInputs:
             comparison.
         calibration: [N, 3, S, S], calibration images in the form of the graph's input; None if no
             INT8 file is made.
-        limit: fits the "none of these" limit of a file on its backend; None if the artifact has no
-            limits.
+        file_limit: fits the "none of these" limit of a file on its backend; None if the artifact
+            has no limits.
     """
 
     model: Any
     compare: Callable[[Artifact, Backend], ParityResult]
     calibration: npt.NDArray[Any] | None = None
-    limit: Callable[[Artifact, ModelFile, Backend], NoneBelow | None] | None = None
+    file_limit: Callable[[Artifact, ModelFile, Backend], NoneBelow | None] | None = None
 
 
 def build_files(
@@ -78,7 +78,7 @@ def build_files(
     name: str,
     precisions: Sequence[Precision],
     *,
-    run: RunInputs | None = None,
+    run: FoldedRun | None = None,
 ) -> tuple[Artifact, tuple[str, ...]]:
     """Builds a target's missing files, and compares those that can run on this machine.
 
@@ -149,7 +149,7 @@ def build_files(
 
 
 def add_cpu_files(
-    artifact: Artifact, *, run: RunInputs | None = None
+    artifact: Artifact, *, run: FoldedRun | None = None
 ) -> tuple[Artifact, dict[str, str]]:
     """Builds the missing files of every target that has files for CPUs.
 
@@ -302,7 +302,7 @@ def build_file(
 
 
 def with_parity(
-    artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
+    artifact: Artifact, target: Target, entry: ModelFile, run: FoldedRun | None
 ) -> ModelFile:
     """Returns a file's entry with its parity, its gate and its "none of these" limit.
 
@@ -318,7 +318,7 @@ def with_parity(
     try:
         with working(f"comparing {entry.name}"):
             parity = compare(artifact, backend)
-            fit = None if run is None else run.limit
+            fit = None if run is None else run.file_limit
             limit = None if fit is None else fit(artifact, entry, backend)
     finally:
         backend.close()
@@ -328,7 +328,7 @@ def with_parity(
 
 
 def _with_parity_if_runnable(
-    artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
+    artifact: Artifact, target: Target, entry: ModelFile, run: FoldedRun | None
 ) -> ModelFile:
     """Returns the entry with its parity and gate; unchanged if this machine cannot run the file."""
     level = logging.INFO  # if only the package or the device is missing

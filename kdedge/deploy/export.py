@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kdedge import __version__
 from kdedge.data.images import Images, spread
-from kdedge.deploy.build import RunInputs, build_file, with_parity
+from kdedge.deploy.build import FoldedRun, build_file, with_parity
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images, read_pixels
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.known_images import choose_known_images
@@ -63,7 +63,7 @@ N_RANGE_IMAGES = 32
 
 def export_artifact(
     trained: RunModel, *, precisions: Collection[Precision], output: Path | None = None
-) -> tuple[Artifact, RunInputs]:
+) -> tuple[Artifact, FoldedRun]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
@@ -161,8 +161,8 @@ class _Writer:
         if spec.open_classes:
             vectors = reference.vectors(trained.vectors.vectors.numpy())
             self.artifact = write_classes(self.artifact, vectors, scale=reference.scale)
-        limit = None if self._known is None else self._known.limit
-        self.run = RunInputs(model, reference.compare, limit=limit)
+        limit = None if self._known is None else self._known.file_limit
+        self.run = FoldedRun(model, reference.compare, file_limit=limit)
         self._gflops = _count_gflops(trained, model)
         self._trace = functools.partial(
             write_onnx,

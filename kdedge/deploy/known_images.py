@@ -68,10 +68,10 @@ class KnownImages:
         n_images = len(self.chosen.indices)
         return NoneOfThese("mahalanobis", FILE_NAME, self.share_percent, self.what, n_images)
 
-    def limit(self, artifact: Artifact, file: ModelFile, backend: Backend) -> NoneBelow | None:
+    def file_limit(self, artifact: Artifact, file: ModelFile, backend: Backend) -> NoneBelow | None:
         """Fits the limit of a loaded file of the artifact; see `fit_limit`.
 
-        The Gaussians are fitted to the float32 ONNX file, which has to come first.
+        The Gaussians are fitted to the float32 ONNX file, which has to come first, and written.
 
         Raises:
             DataError: no output is finite.

@@ -35,7 +35,7 @@ _N_UNCROPPED = 16
 _UNCROPPED_PX = 640
 
 
-class Outputs(NamedTuple):
+class ReferenceOutputs(NamedTuple):
     """Images after resize and crop, [N, S, S, 3], and the unfused model's outputs for them.
 
     Logits are [N, C]. Features are [N, D], of unit length; with offsets [N, D + 1], the last is 1.
@@ -67,7 +67,7 @@ class Float32Reference:
     """
 
     chosen: Images
-    outputs: Outputs
+    outputs: ReferenceOutputs
     smoke_set: SmokeSet
     keys: tuple[str, ...]
     labels: tuple[int | None, ...]
@@ -226,7 +226,7 @@ def _uncropped_images(
 @torch.no_grad()
 def _run_unfused(
     trained: RunModel, pixels: npt.NDArray[np.uint8], scale: float, offsets: torch.Tensor | None
-) -> Outputs:
+) -> ReferenceOutputs:
     """Runs the model as trained, with this scale and these offsets."""
     device = trained.device
     normalize = normalizer(trained.preprocess, device)
@@ -244,4 +244,4 @@ def _run_unfused(
             logits.append(batch_logits.cpu().numpy())
             all_features.append(features.cpu().numpy())
             advance(start + len(batch))
-    return Outputs(pixels, np.concatenate(logits), np.concatenate(all_features))
+    return ReferenceOutputs(pixels, np.concatenate(logits), np.concatenate(all_features))

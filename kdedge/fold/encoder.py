@@ -65,7 +65,7 @@ class Operation:
         return self.operator == "aten.convolution.default"
 
 
-class Call(NamedTuple):
+class ModuleCall(NamedTuple):
     """One call of a module, with its first argument and its output."""
 
     module: Any
@@ -86,10 +86,10 @@ class RecordedCalls:
 
     images: Tensor
     features: Tensor
-    calls: Sequence[Call]
+    calls: Sequence[ModuleCall]
     operations: Sequence[Operation]
 
-    def single_calls(self) -> list[Call]:
+    def single_calls(self) -> list[ModuleCall]:
         """The calls of modules that were called exactly once."""
         counts = Counter(id(call.module) for call in self.calls)
         return [call for call in self.calls if counts[id(call.module)] == 1]
@@ -114,10 +114,10 @@ class RecordedCalls:
 @torch.no_grad()
 def observe(encoder: nn.Module, images: Tensor) -> RecordedCalls:
     """Runs an encoder on images [B, 3, H, W] and records its calls and operations."""
-    calls: list[Call] = []
+    calls: list[ModuleCall] = []
 
     def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        calls.append(Call(module, inputs[0] if inputs else None, output))
+        calls.append(ModuleCall(module, inputs[0] if inputs else None, output))
 
     hook = register_module_forward_hook(record)
     try:
@@ -258,7 +258,7 @@ def _fold_batch_norms(encoder: nn.Module, observed: RecordedCalls) -> None:
         _replace(encoder, norm, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
 
 
-def _is_linear(call: Call) -> bool:
+def _is_linear(call: ModuleCall) -> bool:
     """Whether each row of the module's weight gives one channel of the output, linearly."""
     if type(call.module) in _PLAIN_CONVS:
         return True

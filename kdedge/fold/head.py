@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from kdedge.fold.linear import make_linear, with_batch_norm
 from kdedge.methods.protocol import ImagePath, Projector
 from kdedge.quantization.sites import FloatLinear
-from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, Pixels
+from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, PixelType
 from kdedge.runtime.preprocess import Preprocess
 
 IN_CONVOLUTION = "in the first convolution"
@@ -47,7 +47,7 @@ class FoldRequest:
     scale: float
     preprocess: Preprocess
     head: Head = "scores"
-    pixels: Pixels = "float"
+    pixels: PixelType = "float"
     open_classes: bool = False
     offsets: Tensor | None = None
 

@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from kdedge.runtime.artifact import Pixels
+from kdedge.runtime.artifact import PixelType
 from kdedge.runtime.preprocess import Preprocess
 
 
@@ -59,7 +59,7 @@ def with_batch_norm(
 
 
 def fold_pixels(
-    conv: nn.Conv2d, preprocess: Preprocess, pixels: Pixels
+    conv: nn.Conv2d, preprocess: Preprocess, pixels: PixelType
 ) -> tuple[nn.Conv2d, Tensor]:
     """Folds the normalization of pixels into a convolution without padding.
 
@@ -75,7 +75,7 @@ def fold_pixels(
     return folded, -(weight * mean / std).sum(dim=(1, 2, 3))
 
 
-def pixel_statistics(preprocess: Preprocess, pixels: Pixels) -> tuple[Tensor, Tensor]:
+def pixel_statistics(preprocess: Preprocess, pixels: PixelType) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of raw pixels, each [3, 1, 1], float64."""
     unit = 255.0 if pixels == "uint8" else 1.0
     mean = torch.tensor(preprocess.mean, dtype=torch.float64)[:, None, None]

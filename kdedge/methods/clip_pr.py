@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.prompts import make_linear, readable
+from kdedge.clip.prompts import random_linear, readable
 from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
@@ -79,9 +79,9 @@ class Adapter(nn.Module):
         self, embed_dim: int, n_hidden: int, n_classes: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.linear1 = make_linear(embed_dim, n_hidden, generator)
-        self.linear2 = make_linear(n_hidden, n_hidden, generator)
-        self.linear3 = make_linear(n_hidden, n_classes, generator, bias=False)
+        self.linear1 = random_linear(embed_dim, n_hidden, generator)
+        self.linear2 = random_linear(n_hidden, n_hidden, generator)
+        self.linear3 = random_linear(n_hidden, n_classes, generator, bias=False)
 
     def forward(self, image_features: Tensor) -> Tensor:
         """[B, D], unit length -> [B, C]."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.prompts import first_context, make_linear, text_width
+from kdedge.clip.prompts import first_context, random_linear, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.methods.protocol import MethodInputs, MethodSettings
@@ -54,8 +54,8 @@ class MetaNet(nn.Module):
     def __init__(self, embed_dim: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
         hidden = max(1, embed_dim // REDUCTION)
-        self.linear1 = make_linear(embed_dim, hidden, generator)
-        self.linear2 = make_linear(hidden, width, generator)
+        self.linear1 = random_linear(embed_dim, hidden, generator)
+        self.linear2 = random_linear(hidden, width, generator)
 
     def forward(self, image_features: Tensor) -> Tensor:
         """[B, D], unit length -> [B, D_text]."""

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.layers import with_layers
-from kdedge.clip.prompts import make_linear, make_visual_prompts, readable
+from kdedge.clip.prompts import make_visual_prompts, random_linear, readable
 from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.config.optim_spec import OptimSpec
@@ -177,7 +177,7 @@ class Method(BaseMethod):
             if isinstance(part, nn.LayerNorm)
         }
         self._visual = with_layers(backbone.visual, norms)
-        linear = make_linear(backbone.embed_dim, len(names), generator, bias=False)
+        linear = random_linear(backbone.embed_dim, len(names), generator, bias=False)
         classifier = nn.Parameter(linear.weight.detach().to(backbone.device))
         self.module = TunedEncoder(visual_prompts, list(norms.values()), classifier)
         self._texts = template_texts(names, inputs.template)

@@ -17,8 +17,8 @@ from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import (
     TextPrompts,
     check_takes_prompts,
-    make_linear,
     make_text_prompts,
+    random_linear,
     text_width,
 )
 from kdedge.config.optim_spec import OptimSpec
@@ -94,7 +94,7 @@ class Method(TextPromptMethod):
         sizes = text_width(backbone), backbone.model.visual.class_embedding.shape[0]
         # One for the first layer, and equal copies for the others, as in the authors' code
         # (`_get_clones`)
-        first, deep = make_linear(*sizes, generator), make_linear(*sizes, generator)
+        first, deep = random_linear(*sizes, generator), random_linear(*sizes, generator)
         couplings = [first, *(copy.deepcopy(deep) for _ in range(depth - 1))]
         self.module = CoupledPrompts(text_prompts, couplings).to(backbone.device)
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
-from kdedge.clip.prompts import make_linear
+from kdedge.clip.prompts import random_linear
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
@@ -159,13 +159,13 @@ class Projector(nn.Module):
         self, student_dim: int, teacher_dim: int, generator: torch.Generator, *, depth: int = 2
     ) -> None:
         super().__init__()
-        self.linear1 = make_linear(student_dim, teacher_dim, generator)
+        self.linear1 = random_linear(student_dim, teacher_dim, generator)
         if depth > 1:
             self.batch_norm = nn.BatchNorm1d(teacher_dim)
-            self.linear2 = make_linear(teacher_dim, teacher_dim, generator)
+            self.linear2 = random_linear(teacher_dim, teacher_dim, generator)
         if depth > 2:
             self.batch_norm2 = nn.BatchNorm1d(teacher_dim)
-            self.linear3 = make_linear(teacher_dim, teacher_dim, generator)
+            self.linear3 = random_linear(teacher_dim, teacher_dim, generator)
 
     @property
     def linears(self) -> tuple[nn.Linear, ...]:

@@ -84,7 +84,7 @@ def exported_blocks(records: RunRecords) -> list[Block]:
     artifact = records.artifact
     if artifact is None:
         return []
-    blocks: list[Block] = [files_table(artifact)]
+    blocks: list[Block] = [compared_files(artifact)]
     for choice in readable_choices(artifact):
         title = f"Fastest on {choice.machine}: {choice.file}"
         header, rows = choice.table  # its last column is a sentence
@@ -92,7 +92,7 @@ def exported_blocks(records: RunRecords) -> list[Block]:
     return [*blocks, *_search_blocks(artifact)]
 
 
-def files_table(artifact: Artifact) -> Grid:
+def compared_files(artifact: Artifact) -> Grid:
     """The exported files and their comparisons with the float32 model."""
     parities = [file.parity for file in artifact.files if file.parity is not None]
     compared = sorted({f"{p.n_images:,} images ({p.images})" for p in parities})

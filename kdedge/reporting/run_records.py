@@ -121,12 +121,12 @@ class RunRecords:
         if artifact is not None and not any(f.name.endswith(".engine") for f in artifact.files):
             measuring = ["export", str(artifact.path), "--cpu"]  # also chooses the file to ship
             is_timed |= bool(readable_choices(artifact))
-        if not is_timed and has_class_vectors(self.run):
+        if not is_timed and run_has_class_vectors(self.run):
             missing["speed"] = measuring
         return missing
 
 
-def has_class_vectors(run: RunFolder) -> bool:
+def run_has_class_vectors(run: RunFolder) -> bool:
     """Whether a run's model has class vectors; `kdedge bench` times only models that have them."""
     try:
         with safe_open(run.class_vectors, framework="numpy") as file:

@@ -27,7 +27,7 @@ from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
 from kdedge.runs.weights import (
-    check_weights,
+    check_stored_weights,
     class_vectors_provenance,
     features_provenance,
     hash_trained,
@@ -382,7 +382,7 @@ def load_run(
     source = loaded if run.kind == "student" else trained
     setup = set_up_role(source, run.kind, workspace, classes=trained_classes)
     classes = trained_classes if names is None else classes_of(loaded.recipe, names)
-    trained_hash = check_weights(run, setup, stored)
+    trained_hash = check_stored_weights(run, setup, stored)
     new = [name for name in classes.names if name not in trained_classes.names]
     if new and setup.choice.settings.is_class_specific:
         raise DataError(

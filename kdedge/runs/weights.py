@@ -90,7 +90,7 @@ def load_weights(path: Path, method: BaseMethod) -> None:
     method.module.eval()
 
 
-def check_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> str:
+def check_stored_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> str:
     """Checks that a run's trained tensors belong to its backbone and class vectors, by metadata.
 
     Args:

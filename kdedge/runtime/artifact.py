@@ -99,7 +99,7 @@ def matrix_bytes(matrix: Matrix) -> bytes:
     return buffer.getvalue()
 
 
-def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+def check_recorded_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Checks the class names of a record, and returns them.
 
     Each has to fit into one line. The names of a class list must also be `str.isprintable`
@@ -115,10 +115,10 @@ def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Pixels = Literal["float", "uint8"]
+PixelType = Literal["float", "uint8"]
 
 
-def _steps(preprocess: Preprocess, pixels: Pixels) -> list[str]:
+def _steps(preprocess: Preprocess, pixels: PixelType) -> list[str]:
     size = preprocess.size_px
     resampled = f"{preprocess.interpolation} with antialiasing, as Pillow's Image.resize; values"
     resized, crop = f"Resize to {size} x {size} pixels, whatever the aspect ratio", []
@@ -194,7 +194,7 @@ class Artifact:
     name: str
     class_names: tuple[str, ...]
     preprocess: Preprocess
-    pixels: Pixels
+    pixels: PixelType
     head: Head
     max_batch: int
     batch: Literal["dynamic"] | int
@@ -399,12 +399,12 @@ class _Contents(Record):
     format: Annotated[int, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
     kdedge: str
     name: str
-    class_names: Annotated[tuple[str, ...], AfterValidator(check_class_names)]
+    class_names: Annotated[tuple[str, ...], AfterValidator(check_recorded_names)]
     gates: _Gates
     files: tuple[ModelFile, ...]
     others: dict[FileName, Sha256]
     provenance: dict[str, Any]
-    pixels: Annotated[Pixels, _at("input", "pixels")]
+    pixels: Annotated[PixelType, _at("input", "pixels")]
     batch: Annotated[Literal["dynamic"] | PositiveCount, _at("input", "batch")]
     max_batch: Annotated[PositiveCount, _at("input", "max_batch")]
     head: Annotated[Head, _at("output", "head")]

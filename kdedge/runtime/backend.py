@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.runtime.artifact import Pixels
+from kdedge.runtime.artifact import PixelType
 
 
 class Backend(Protocol):
@@ -25,7 +25,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def pixels(self) -> Pixels:
+    def pixels(self) -> PixelType:
         """Type of the pixels in its input, as in `Artifact.pixels`."""
         ...
 
@@ -91,7 +91,7 @@ class DeviceTimed(Protocol):
         ...
 
 
-def to_input(images: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[Any]:
+def to_input(images: npt.NDArray[np.uint8], pixels: PixelType) -> npt.NDArray[Any]:
     """Converts images to the graph's input.
 
     Args:
@@ -106,7 +106,7 @@ def to_input(images: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[Any]:
 
 
 def run_batches(
-    backend: Backend, images: npt.NDArray[np.uint8], *, pixels: Pixels, max_batch: int
+    backend: Backend, images: npt.NDArray[np.uint8], *, pixels: PixelType, max_batch: int
 ) -> npt.NDArray[np.float32]:
     """Computes the logits of any number of images, in batches.
 

@@ -32,7 +32,7 @@ from starlette.routing import Route
 from kdedge.inference.lines import NonFiniteLogits, answer_values
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving.limits import RequestLimits
-from kdedge.serving.model import Batcher, Outputs, RequestImages, ServedModel
+from kdedge.serving.model import Batcher, GraphOutputs, RequestImages, ServedModel
 from kdedge.serving.open_inference import (
     LENGTH_HEADER,
     SERVER,
@@ -254,7 +254,7 @@ class App:
 
     async def _outputs(
         self, model: ServedModel, prepare: Callable[[], RequestImages], deadline: float
-    ) -> Outputs:
+    ) -> GraphOutputs:
         """Computes the graph's outputs for images.
 
         Raises:
@@ -262,7 +262,7 @@ class App:
         """
         loop = asyncio.get_running_loop()
 
-        async def run() -> Outputs:
+        async def run() -> GraphOutputs:
             inputs = await loop.run_in_executor(self._decoding, prepare)
             return await asyncio.wrap_future(self._batcher.submit(model, inputs))
 

@@ -73,7 +73,7 @@ class ServedModel:
 RequestImages = npt.NDArray[Any]
 """[N, 3, S, S], as the graph takes images."""
 
-Outputs = npt.NDArray[np.float32]
+GraphOutputs = npt.NDArray[np.float32]
 """Outputs of the graph, one row per image: logits, or features with open classes."""
 
 
@@ -82,7 +82,7 @@ class _Waiting(NamedTuple):
 
     model: ServedModel
     inputs: RequestImages
-    future: Future[Outputs]
+    future: Future[GraphOutputs]
 
 
 class Batcher:
@@ -102,7 +102,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, model: ServedModel, inputs: RequestImages) -> Future[Outputs]:
+    def submit(self, model: ServedModel, inputs: RequestImages) -> Future[GraphOutputs]:
         """Runs a model on images.
 
         Args:
@@ -113,7 +113,7 @@ class Batcher:
             The outputs of the graph, one row per image, as a future that can be cancelled until its
             batch begins.
         """
-        future: Future[Outputs] = Future()
+        future: Future[GraphOutputs] = Future()
         with self._changed:
             self._waiting.append(_Waiting(model, inputs, future))
             self._changed.notify()

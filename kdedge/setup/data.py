@@ -12,7 +12,7 @@ from typing import Literal
 from kdedge.config.data_spec import LabeledSpec, SourceSpec, UnlabeledSpec, to_count
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import benchmark_root
-from kdedge.data.images import Images, check_limit, joined, scan
+from kdedge.data.images import Images, check_limit, concatenated, scan
 from kdedge.data.open import open_source
 from kdedge.data.sources import ImageSource, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
@@ -289,7 +289,7 @@ class RecipeData:
         share = group.shard(len(source.items))
         with progress(f"reading data.{key}", share.stop - share.start, unit="images") as advance:
             part = scan(source, rows=share, progress=advance, cache=self._workspace.scans)
-        result = joined(group.all_gather(part))
+        result = concatenated(group.all_gather(part))
         spec = self._recipe.data
         limit = to_count(spec.max_bad_images, len(source.items), math.ceil)
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)

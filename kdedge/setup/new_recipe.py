@@ -303,7 +303,7 @@ def _model(
     model = {"method": method, **(where if colon else {}), "weights": weights}
     if clip is None:
         return model | ({"settings": settings} if settings else {})
-    from kdedge.clip.find import check_weights
+    from kdedge.clip.find import check_weights_file
     from kdedge.clip.resolve import BackboneSpec, named_sizes
     from kdedge.methods.registry import load_method
 
@@ -311,7 +311,7 @@ def _model(
     spec = BackboneSpec(model.get("backbone"), weights, config)
     n_layers = named_sizes(spec).n_layers
     if looks_like_path(weights) and Path(weights).expanduser().is_file():
-        check_weights(spec)
+        check_weights_file(spec)
     kind = load_method(method).Settings
     defaults, depths = kind(), kind.model_validate(settings).prompt_depths
     fitting: dict[str, int] = {}

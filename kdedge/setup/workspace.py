@@ -91,42 +91,51 @@ class Workspace:
         return self._loaded[backbone.identity]
 
 
-def choose_device(name: str | None) -> torch.device:
+def parse_device(name: str | None) -> torch.device:
     """Returns the device with a name; by default CUDA if available, else the CPU.
 
-    A GPU gets its number, which older versions of torch need, and becomes the current one. Each
-    process that torchrun started on a machine gets its own GPU. On a CPU, freed memory is kept.
+    A GPU gets its number, which older versions of torch need. Each process that torchrun started on
+    a machine gets its own GPU.
 
     Raises:
+        RecipeError: the name is not that of a device.
         SetupError: this machine has no such device.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise RecipeError(f"--device {name} is not a device.\n  Use cpu, cuda or cuda:0.")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if name == "cpu":
+        return torch.device(name)
+    if not torch.cuda.is_available():
         raise SetupError(
             f"--device {name}: PyTorch finds no CUDA device on this machine.\n"
             "  Use --device cpu, or run `kdedge doctor` to see why."
         )
-    if device.type == "cuda":
-        n_gpus = torch.cuda.device_count()
-        if device.index is not None and device.index >= n_gpus:
-            known = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_gpus))
+    n_gpus, number = torch.cuda.device_count(), torch.device(name).index
+    if number is not None and number >= n_gpus:
+        known = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_gpus))
+        raise SetupError(
+            f"--device {name}: there is no such GPU on this machine.\n  It has {known}."
+        )
+    if local_world_size() > 1:  # a GPU for each process
+        if number is not None or local_world_size() > n_gpus:
             raise SetupError(
-                f"--device {name}: there is no such GPU on this machine.\n  It has {known}."
+                f"{local_world_size()} processes on this machine need one GPU each, and they"
+                f" can use only {n_gpus if number is None else 1}.\n"
+                "  Start fewer with `--nproc-per-node`, or give --device cuda without a number."
             )
-        number = device.index
-        if local_world_size() > 1:  # a GPU for each process
-            if number is not None or local_world_size() > n_gpus:
-                raise SetupError(
-                    f"{local_world_size()} processes on this machine need one GPU each, and they"
-                    f" can use only {n_gpus if number is None else 1}.\n"
-                    "  Start fewer with `--nproc-per-node`, or give --device cuda without a number."
-                )
-            number = local_rank()
-        device = torch.device("cuda", number or 0)
+        number = local_rank()
+    return torch.device("cuda", number or 0)
+
+
+def set_up_device(name: str | None) -> torch.device:
+    """Makes a GPU torch's current one, or keeps freed memory on a CPU; turns off TF32 in cuDNN.
+
+    Returns the device of `parse_device`, and raises its errors.
+    """
+    device = parse_device(name)
+    if device.type == "cuda":
         # CUDA events, memory peaks and engines always use the current device
         torch.cuda.set_device(device)
     else:

@@ -26,7 +26,7 @@ from kdedge.records.record import if_readable, read_record
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.runtime.threads import shared_threads
-from kdedge.setup.workspace import choose_device
+from kdedge.setup.workspace import parse_device
 from kdedge.suite.plan import Cell, measuring_overrides
 from kdedge.suite.state import Outcome, SuiteState
 
@@ -78,7 +78,7 @@ class Runner:
         self._n_jobs, self._after_each = n_jobs, after_each
         self._options = ["--json", "--runs", str(root.absolute())]
         self._options += [] if device is None else ["--device", device]
-        shares = n_jobs > 1 and choose_device(device).type == "cpu"
+        shares = n_jobs > 1 and parse_device(device).type == "cpu"
         self._environment = shared_threads(n_jobs) if shares else {}
         self._queue: list[Cell] = []
         self._running: dict[Cell, _Running] = {}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
-from kdedge.runtime.artifact import Pixels
+from kdedge.runtime.artifact import PixelType
 from kdedge.runtime.threads import number_of_threads
 from kdedge.targets.protocol import Package
 
@@ -80,7 +80,7 @@ class CpuModel:
     package: Package
     too_new: tuple[str, ...] = ()
     batches: tuple[int, int | None]
-    pixels: Pixels
+    pixels: PixelType
     image_shape: tuple[int | None, ...]
 
     def __init__(

@@ -5,6 +5,6 @@
 * `job.Job`: inputs of one run's training, and the key that identifies the run.
 * `loop/`: the training loop, its steps, optimizers, checkpoints and logs.
 * `teacher_store/`: teacher features, stored on disk.
-* `pseudo_labels`: pseudo-labels and the rounds of training on them.
+* `rounds`: pseudo-labels and the rounds of training on them.
 * `preflight.check`: checks a recipe up to its first training steps, without making a run.
 """

@@ -20,7 +20,7 @@ from kdedge.runs.model import MethodModel
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job import Job, TrainingData
-from kdedge.training.loop.precision import Precision
+from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.teacher_store.store import FORWARD_BATCH
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def solve(job: Job) -> dict[str, Any]:
 def fit_now(job: Job) -> dict[str, Any]:
     """Fits a job's method without a run; returns the record of `SolvedMethod.fit`."""
     assert isinstance(job.method, SolvedMethod)
-    with Precision(job.choice.optim.precision, job.device).autocast():
+    with MixedPrecision(job.choice.optim.precision, job.device).autocast():
         return job.method.fit(_closed_form_data(job))
 
 

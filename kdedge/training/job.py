@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from kdedge.config.recipe import Recipe
-from kdedge.data.batch import Batch, FeaturesOfViews, Weights
+from kdedge.data.batch import Batch, FeaturesOfViews, ImageWeights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
@@ -51,7 +51,7 @@ class TrainingData:
     images: Images | None = None
     pool: Images | None = None
     labeled: Images | None = None
-    weights: Weights | None = None
+    weights: ImageWeights | None = None
     sentences: Sequence[Sequence[str]] | None = None
     hashes: dict[str, str] = field(default_factory=dict)
 

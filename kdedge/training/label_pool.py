@@ -23,7 +23,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import teacher_and_student
-from kdedge.training.pseudo_labels import (
+from kdedge.training.rounds import (
     accuracy_percent,
     true_labels,
     warn_of_unpredicted,

@@ -34,10 +34,10 @@ from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import state_kept
 from kdedge.training.loop.step import Stepper
-from kdedge.training.pseudo_labels import trial_round
+from kdedge.training.rounds import trial_round
 from kdedge.training.student import find_teacher, one_pass_job, student_job
 from kdedge.training.teach import baseline_job, teacher_job
-from kdedge.training.teacher_store.fill import StoreFiller, check_room
+from kdedge.training.teacher_store.fill import StoreFiller, check_disk_space
 from kdedge.training.teacher_store.store import n_crops
 
 # Twice the steps that eight data workers load ahead: later steps wait for images as in a long run
@@ -267,7 +267,7 @@ def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
         ResourceError: the disk has too little room for it.
     """
     missing = filler.store.load()
-    check_room(filler.store, missing)
+    check_disk_space(filler.store, missing)
     took, state = 0.0, "complete"
     if missing:
         took = filler.seconds(missing)

@@ -36,7 +36,7 @@ from kdedge.training.evaluate_job import (
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
-from kdedge.training.pseudo_labels import train_rounds
+from kdedge.training.rounds import train_rounds
 
 log = logging.getLogger(__name__)
 

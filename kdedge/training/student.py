@@ -23,7 +23,7 @@ from kdedge.setup.method import (
 )
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
-from kdedge.setup.workspace import Workspace, choose_device
+from kdedge.setup.workspace import Workspace, set_up_device
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import StoreFiller
@@ -246,4 +246,4 @@ def _open_prepared(
 def workspace_of(root: Path, resources: WorkerResources) -> Workspace:
     """A workspace for a worker, which uses its share of the machine."""
     torch.set_num_threads(resources.n_cores)
-    return Workspace(root, choose_device(resources.device))
+    return Workspace(root, set_up_device(resources.device))

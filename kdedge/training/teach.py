@@ -35,7 +35,7 @@ from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, TrainingData, make_job, zero_shot_model
-from kdedge.training.pseudo_labels import trial_labels
+from kdedge.training.rounds import trial_labels
 from kdedge.training.run_job import run_job
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import pytest
 
 from kdedge.benchmarking.device import SampledPower
 from kdedge.benchmarking.run import run_bench
-from kdedge.benchmarking.timing import Call, LoadedSubject, Subject, TimingPlan
+from kdedge.benchmarking.timing import LoadedSubject, Subject, TimedCall, TimingPlan
 from kdedge.errors import BackendUnavailable
 from kdedge.records.speed import TimedFrom
 from kdedge.runtime.machine import Contention
@@ -52,7 +52,7 @@ class Instant:
     def gpu_bytes(self) -> int:
         return 7
 
-    def call(self, batch: int, inputs: TimedFrom) -> Call:
+    def call(self, batch: int, inputs: TimedFrom) -> TimedCall:
         def run() -> float:
             self.n_calls += 1
             return self.ms(batch, inputs)

@@ -44,7 +44,7 @@ def test_a_call_is_repeated_for_long_enough_and_not_for_too_long(
 def test_every_round_has_a_turn_of_every_model_in_order() -> None:
     ran: list[str] = []
 
-    def call(name: str) -> timing.Call:
+    def call(name: str) -> timing.TimedCall:
         def one() -> float:
             ran.append(name)
             return 100.0

@@ -132,13 +132,13 @@ def traced_once() -> Iterator[None]:
 def trained_project(blank_project: Path, made_once: Callable[..., Path], traced_once: None) -> Path:
     """A project with the finished runs tiny/01 (teacher) and tiny/02 (student)."""
     from kdedge.config.load import load_recipe
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
     from kdedge.training.distill import distill
 
     def train(folder: Path) -> None:
         copy_project(blank_project, folder / "project")
         recipe = load_recipe(folder / "project" / "r.yaml")
-        distill(recipe, Workspace(folder / "project" / "runs", choose_device("cpu")))
+        distill(recipe, Workspace(folder / "project" / "runs", set_up_device("cpu")))
 
     return made_once("trained", train) / "project"
 

@@ -20,7 +20,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.workspace import Workspace, choose_device
+from kdedge.setup.workspace import Workspace, set_up_device
 from kdedge.training.loop.precision import published_in_half
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -295,7 +295,7 @@ def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> Non
         given = [f"data.unlabeled.hold_out={options.get('n', 8)}", f"seed={options.get('seed', 1)}"]
         loaded = load_recipe("r.yaml", parse_overrides(given))
         classes = load_classes(loaded.recipe)
-        workspace = Workspace(Path("runs"), choose_device("cpu"))
+        workspace = Workspace(Path("runs"), set_up_device("cpu"))
         held_out = RecipeData(loaded.recipe, classes, workspace).held_out()
         return {held_out.digests[index] for index in held_out.indices}
 
@@ -446,7 +446,7 @@ def test_the_student_is_that_of_the_epoch_that_is_best_on_test_images(
     again = kdedge("distill", "r.yaml", *OPTIONS, "--set", f"data.split={split}", "--resume")
     assert "is already finished: there is nothing to resume" in again.err
     # What the public code keeps in half is in half
-    model = load_run(RunFolder.open(run), Workspace(Path("runs"), choose_device("cpu")))
+    model = load_run(RunFolder.open(run), Workspace(Path("runs"), set_up_device("cpu")))
     module: Any = model.method.module
     for parameter in published_in_half(module):
         assert (parameter == parameter.half().float()).all()

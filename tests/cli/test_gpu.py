@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from kdedge.config.load import load_recipe, parse_overrides
-from kdedge.setup.workspace import Workspace, choose_device
+from kdedge.setup.workspace import Workspace, set_up_device
 from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
-from kdedge.training.pseudo_labels import trial_round
+from kdedge.training.rounds import trial_round
 from kdedge.training.student import find_teacher, student_job
 from kdedge.training.teach import baseline_job, with_baseline
 
@@ -156,7 +156,7 @@ def make_job(name: str, precision: str) -> Job:
     arguments = command(name, precision)
     role = "baseline" if name in BASELINES else "student"
     texts = [*arguments[arguments.index("--set") + 1 :: 2], f"{role}.optim.batch_size=2"]
-    workspace = Workspace(Path("runs"), choose_device("cuda"))
+    workspace = Workspace(Path("runs"), set_up_device("cuda"))
     loaded = load_recipe("r.yaml", parse_overrides(texts))
     if name in BASELINES:
         job = baseline_job(with_baseline(loaded, name), workspace)

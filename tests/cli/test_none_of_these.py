@@ -61,9 +61,9 @@ def project(
 def open_run(project: Path, *overrides: str, name: str = "tiny/02") -> Any:
     from kdedge.runs.folder import RunFolder
     from kdedge.runs.model import load_run
-    from kdedge.setup.workspace import Workspace, choose_device
+    from kdedge.setup.workspace import Workspace, set_up_device
 
-    workspace = Workspace(project / "runs", choose_device("cpu"))
+    workspace = Workspace(project / "runs", set_up_device("cpu"))
     return load_run(
         RunFolder.open(project / "runs" / name), workspace, overrides=parse_overrides(overrides)
     )

@@ -17,7 +17,7 @@ from kdedge.data.pseudo_labels import most_probable
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, zero_shot_model
-from kdedge.training.pseudo_labels import (
+from kdedge.training.rounds import (
     RoundFolder,
     job_of_round,
     pool_probabilities,

@@ -7,7 +7,7 @@ from kdedge.data.images import (
     BadImage,
     Images,
     check_limit,
-    joined,
+    concatenated,
     scan,
     write_skipped_csv,
 )
@@ -86,4 +86,4 @@ def test_the_image_list_hash_depends_on_keys_labels_and_order(source):
 def test_a_scan_in_parts_is_the_scan_of_all(source):
     source.files[7] = None
     parts = [scan(source, rows=slice(*ends)) for ends in ((0, 5), (5, 16), (16, 23))]
-    assert joined(parts) == scan(source)
+    assert concatenated(parts) == scan(source)

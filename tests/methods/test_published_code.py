@@ -12,7 +12,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.data.batch import Batch
-from kdedge.training.loop.precision import Precision, published_in_half
+from kdedge.training.loop.precision import MixedPrecision, published_in_half
 
 Build = Callable[..., Any]
 
@@ -67,7 +67,7 @@ def test_in_half_precision_products_are_rounded_and_prompts_and_sums_are_not(
         if name.endswith(ending)
     ]
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
-    precision = Precision("fp16-unscaled", torch.device("cpu"), method.module)
+    precision = MixedPrecision("fp16-unscaled", torch.device("cpu"), method.module)
     with precision.autocast():
         loss = method.training_step(batch).loss
         logits = method.class_logits(torch.ones(2, tiny_backbone.embed_dim))

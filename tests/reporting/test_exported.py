@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kdedge.deploy.ship import file_to_ship
-from kdedge.reporting.exported import exported_blocks, files_table
+from kdedge.reporting.exported import compared_files, exported_blocks
 from kdedge.reporting.provenance import provenance_blocks
 from kdedge.reporting.run_records import RunRecords, gather
 from kdedge.runs.folder import RunFolder
@@ -103,7 +103,7 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: MakeRun) -> None:
         reference_accuracy_percent=72.5,
         accuracy_drop=2.5,
     )
-    table = files_table(replace(artifact, files=(plain, replace(int8, parity=parity))))
+    table = compared_files(replace(artifact, files=(plain, replace(int8, parity=parity))))
     figures = ["MB", "agreement %", "accuracy %", "drop", "distance"]
     assert table.header[4:] == figures
     distance = f"{parity.mean_softmax_distance:.4f}"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import kdedge
-from kdedge.deploy.build import RunInputs, build_files
+from kdedge.deploy.build import FoldedRun, build_files
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.protocol import BuildRequest, Target
@@ -90,7 +90,7 @@ def module(target: Target) -> Any:
 def built(
     case: Case,
     block_artifact: Artifact,
-    block_inputs: RunInputs,
+    block_inputs: FoldedRun,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Artifact:
     """An artifact with the files in float32 and INT8; not to be changed."""
@@ -137,7 +137,7 @@ def test_an_artifact_without_its_run_and_other_precisions_are_told(
 
 
 def test_without_a_package_the_line_is_told(
-    case: Case, block_copy: Artifact, block_inputs: RunInputs, monkeypatch: pytest.MonkeyPatch
+    case: Case, block_copy: Artifact, block_inputs: FoldedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, line in case.missing.items():
         with monkeypatch.context() as patch:

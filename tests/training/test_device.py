@@ -9,7 +9,7 @@ import torch
 
 from kdedge.errors import SetupError
 from kdedge.runtime.threads import torch_as_before
-from kdedge.setup.workspace import choose_device
+from kdedge.setup.workspace import parse_device, set_up_device
 from kdedge.training.loop import precision
 
 
@@ -31,14 +31,16 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_chosen_gpu_is_torchs_current_one(
     two_gpus: list[Any], name: str | None, current: str
 ) -> None:
-    assert choose_device(name) == torch.device(current)
+    assert parse_device(name) == torch.device(current)
+    assert two_gpus == []
+    assert set_up_device(name) == torch.device(current)
     assert two_gpus == [torch.device(current)]
 
 
 def test_a_gpu_that_is_not_there_is_a_matter_of_the_machine(two_gpus: list[Any]) -> None:
     expected = r"cuda:7: there is no such GPU(?s:.)*cuda:0 \(GPU 0\), cuda:1 \(GPU 1\)"
     with pytest.raises(SetupError, match=expected):
-        choose_device("cuda:7")
+        set_up_device("cuda:7")
     assert two_gpus == []
 
 
@@ -46,7 +48,7 @@ def test_bf16_that_a_gpu_only_emulates_is_refused(monkeypatch: pytest.MonkeyPatc
     """Turing and Volta compute it in float32: slower than fp32 itself."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(SetupError, match=r"optim\.precision is bf16"):
-        precision.Precision("bf16", torch.device("cuda:0"))
+        precision.MixedPrecision("bf16", torch.device("cuda:0"))
 
 
 def test_after_a_call_torchs_gpu_and_tf32_are_as_before(
@@ -56,7 +58,7 @@ def test_after_a_call_torchs_gpu_and_tf32_are_as_before(
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with torch_as_before():
-        choose_device("cuda:1")
+        set_up_device("cuda:1")
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32
     assert two_gpus == [torch.device("cuda:1"), 0]
@@ -65,7 +67,7 @@ def test_after_a_call_torchs_gpu_and_tf32_are_as_before(
 def test_an_outer_calls_settings_hold_until_it_ends(two_gpus: list[Any]) -> None:
     before = torch.backends.cudnn.allow_tf32
     with torch_as_before():
-        choose_device("cpu")
+        set_up_device("cpu")
         with pytest.raises(ValueError, match="inner"), torch_as_before():
             raise ValueError("inner")
         assert not torch.backends.cudnn.allow_tf32

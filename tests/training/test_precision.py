@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdedge.methods.protocol import Projector
-from kdedge.training.loop.precision import Precision
+from kdedge.training.loop.precision import MixedPrecision
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_products_run_in_the_named_format(name: str, dtype: torch.dtype) -> None:
-    precision = Precision(name, CPU)
+    precision = MixedPrecision(name, CPU)
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert precision.may_overflow == (name == "fp16")
@@ -30,7 +30,7 @@ def test_products_run_in_the_named_format(name: str, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 def test_clipping_sees_gradients_without_the_scale(max_norm: float | None) -> None:
-    precision = Precision("fp16", CPU)
+    precision = MixedPrecision("fp16", CPU)
     parameter = nn.Parameter(torch.tensor([3.0, 4.0]))
     precision.backward((parameter.square() / 2).sum())
     norm = precision.clip([parameter], max_norm=max_norm)
@@ -40,7 +40,7 @@ def test_clipping_sees_gradients_without_the_scale(max_norm: float | None) -> No
 
 
 def test_the_scale_of_a_stopped_run_goes_on() -> None:
-    precision = Precision("fp16", CPU)
+    precision = MixedPrecision("fp16", CPU)
     # Each is finite, but not the root of the sum of their squares
     parameter = nn.Parameter(torch.full((9,), 3e38))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
@@ -51,13 +51,13 @@ def test_the_scale_of_a_stopped_run_goes_on() -> None:
         precision.step(optimizer, is_finite=bool(norm.isfinite()))
         assert precision.state_dict() == {"scale": expected, "n_finite": 0}
     assert parameter[0].item() == torch.tensor(3e38).item()
-    other = Precision("fp16", CPU)
+    other = MixedPrecision("fp16", CPU)
     other.load_state_dict(precision.state_dict())
     assert other.state_dict() == precision.state_dict()
 
 
 def test_the_scale_doubles_after_two_thousand_steps_without_overflow() -> None:
-    precision = Precision("fp16", CPU)
+    precision = MixedPrecision("fp16", CPU)
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     precision.load_state_dict({"scale": 4.0, "n_finite": 1999})
     precision.step(optimizer, is_finite=True)
@@ -87,7 +87,7 @@ HALVED = {"context", *(f"{name}.{part}" for name in LINEARS for part in ("weight
 def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> None:
     module = Trained()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    precision = Precision("fp16-unscaled", CPU, module)
+    precision = MixedPrecision("fp16-unscaled", CPU, module)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.3, momentum=0.9, weight_decay=5e-4)
     state: dict[str, torch.Tensor] = {}
     for step in range(3):
@@ -112,7 +112,7 @@ def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> Non
 def test_an_update_below_half_a_unit_in_the_last_place_is_lost_as_there() -> None:
     module = nn.Module()
     module.context = nn.Parameter(torch.ones(1))
-    precision = Precision("fp16-unscaled", CPU, module)
+    precision = MixedPrecision("fp16-unscaled", CPU, module)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-5)
     for _ in range(100):
         module.context.grad = torch.ones(1)

@@ -46,7 +46,7 @@ def need_datasets(purpose: str) -> Any:
 
 
 @contextlib.contextmanager
-def quiet(datasets: Any) -> Iterator[None]:
+def quiet_datasets(datasets: Any) -> Iterator[None]:
     """Context in which `datasets` shows progress bars only on terminals, and logs no errors."""
     verbosity, hides_bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     if not sys.stderr.isatty():

@@ -14,7 +14,7 @@ from kdedge.data.sources._tables import (
     arrow_errors,
     choose_columns,
     need_datasets,
-    quiet,
+    quiet_datasets,
 )
 from kdedge.errors import DataError, SetupError, first_line
 from kdedge.files import FileStamp
@@ -80,7 +80,7 @@ def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
             f"{place} does not name a dataset.\n  Write {HUB}OWNER/NAME, or .../NAME/CONFIG."
         )
     try:
-        with quiet(datasets):
+        with quiet_datasets(datasets):
             split = "validation" if part == "val" else part
             dataset = datasets.load_dataset(match[1], match[2], split=split)
     except ConnectionError as error:

@@ -20,7 +20,7 @@ from kdedge.data.sources._tables import (
     arrow_errors,
     choose_columns,
     need_datasets,
-    quiet,
+    quiet_datasets,
     read_features,
 )
 from kdedge.errors import DataError, first_line
@@ -107,7 +107,7 @@ def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
         files[0].path,
     )
     try:
-        with quiet(datasets):
+        with quiet_datasets(datasets):
             return datasets.load_dataset(
                 "parquet",
                 data_files=[glob.escape(str(file.path.absolute())) for file in files],

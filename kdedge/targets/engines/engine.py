@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kdedge.errors import SetupError
 from kdedge.files import read_bytes
-from kdedge.runtime.artifact import INPUT_NAME, Pixels
+from kdedge.runtime.artifact import INPUT_NAME, PixelType
 from kdedge.runtime.cuda import open_cuda
 from kdedge.targets.engines.package import engine_package, open_log
 from kdedge.targets.protocol import Target
@@ -117,7 +117,7 @@ class Engine:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         (self._output,) = set(names) - {INPUT_NAME}
         self._dtype = np.dtype(_DTYPES[engine.get_tensor_dtype(INPUT_NAME).name])
-        self.pixels: Pixels = "uint8" if self._dtype == np.uint8 else "float"
+        self.pixels: PixelType = "uint8" if self._dtype == np.uint8 else "float"
         self.image_shape = tuple(map(int, self._engine.get_tensor_shape(INPUT_NAME)))[1:]
         low, high = self._batch_range()
         self.batches: tuple[int, int | None] = (low, high)

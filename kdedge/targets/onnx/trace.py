@@ -21,7 +21,7 @@ from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
 from kdedge.targets.program import dynamic_shapes, example_images
 
-Batch = Literal["dynamic"] | int
+BatchSize = Literal["dynamic"] | int
 
 OPSET = 18
 """The lowest opset that the exporter writes. `LayerNormalization` is one node, whose statistics are
@@ -37,7 +37,7 @@ class Tracer:
     def __init__(self) -> None:
         self._program: Any = None
 
-    def __call__(self, model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> Any:
+    def __call__(self, model: nn.Module, *, size_px: int, batch: BatchSize, max_batch: int) -> Any:
         """A model's graph, as torch's exporter returns it; see `write_onnx` for the arguments."""
         if self._program is None:
             self._program = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
@@ -56,7 +56,7 @@ def write_onnx(
     path: Path,
     *,
     size_px: int,
-    batch: Batch = "dynamic",
+    batch: BatchSize = "dynamic",
     max_batch: int = 32,
     external_data: bool = False,
     metadata: Mapping[str, Any] | None = None,
@@ -107,7 +107,7 @@ def write_onnx(
         onnx.checker.check_model(part, full_check=True)
 
 
-def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> Any:
+def _trace(model: nn.Module, *, size_px: int, batch: BatchSize, max_batch: int) -> Any:
     """Traces a model to torch's ONNX program, whose constants are not folded yet."""
     batches = (1, max_batch) if batch == "dynamic" else (batch, batch)
     images = example_images(model, size_px=size_px, batches=batches)

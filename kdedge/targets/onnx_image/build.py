@@ -15,7 +15,7 @@ from PIL import Image
 
 from kdedge import __version__
 from kdedge.errors import RecipeError, SetupError
-from kdedge.runtime.artifact import INPUT_NAME, Pixels, Precision
+from kdedge.runtime.artifact import INPUT_NAME, PixelType, Precision
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 from kdedge.targets.onnx.graph import load_graph, save_graph, set_nodes
 from kdedge.targets.onnx_image import run
@@ -125,7 +125,7 @@ def _pixels(preprocess: Preprocess) -> Any:
     return helper.make_tensor_value_info(PIXELS_NAME, TensorProto.UINT8, [1, 3, size, size])
 
 
-def _prepend(model: Any, preprocess: Preprocess, pixels: Pixels, order: Order) -> None:
+def _prepend(model: Any, preprocess: Preprocess, pixels: PixelType, order: Order) -> None:
     """Inserts the preprocessing before a graph, in place."""
     from onnx import TensorProto, numpy_helper
 

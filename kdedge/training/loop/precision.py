@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdedge.config.optim_spec import PrecisionName
+from kdedge.config.optim_spec import TrainingPrecision
 from kdedge.errors import SetupError
 
 _PUBLISHED_IN_HALF = re.compile(
@@ -20,7 +20,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch
 _FIRST_SCALE, _GROWTH_INTERVAL = 2.0**16, 2000
 
 
-class Precision:
+class MixedPrecision:
     """Runs forward and backward passes in fp32, bf16 or fp16.
 
     Trained tensors stay float32 in all three, so that small updates are not lost. fp16 scales the
@@ -43,7 +43,7 @@ class Precision:
     """
 
     def __init__(
-        self, name: PrecisionName, device: torch.device, module: nn.Module | None = None
+        self, name: TrainingPrecision, device: torch.device, module: nn.Module | None = None
     ) -> None:
         self._dtype = _DTYPES.get(name)
         self._device = device

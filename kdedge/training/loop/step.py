@@ -23,7 +23,7 @@ from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
 from kdedge.methods.protocol import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer
-from kdedge.training.loop.precision import Precision
+from kdedge.training.loop.precision import MixedPrecision
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Stepper:
         self.optimizer = make_optimizer(
             self.parameters.values(), settings, lr_factors=lr_factors(method, settings)
         )
-        self.precision = Precision(settings.precision, device, method.module)
+        self.precision = MixedPrecision(settings.precision, device, method.module)
         self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch
         self._method, self._settings, self._device = method, settings, device
         self._group = group

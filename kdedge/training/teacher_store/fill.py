@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdedge.config.optim_spec import PrecisionName
+from kdedge.config.optim_spec import TrainingPrecision
 from kdedge.data.decoding import (
     MAX_WORKERS,
     PlannedImage,
@@ -33,7 +33,7 @@ from kdedge.errors import DivergedError, ResourceError
 from kdedge.files import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runs.measure import ImageModel
-from kdedge.training.loop.precision import Precision
+from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore, n_crops
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
@@ -65,7 +65,7 @@ class StoreFiller:
     teacher: ImageModel
     source: ImageSource
     augment: Augmentation | None = None
-    precision: PrecisionName = "fp32"
+    precision: TrainingPrecision = "fp32"
     n_workers: int | Literal["auto"] = "auto"
     open_model: Callable[[WorkerResources], ImageModel] | None = None
     workers: Workers | None = None
@@ -87,7 +87,7 @@ class StoreFiller:
         missing = self.group.on_rank0(self.store.load)
         if missing:
             if self.group.is_rank0:
-                check_room(self.store, missing)
+                check_disk_space(self.store, missing)
                 self.store.create()
             lock = self.store.path / ".lock"  # rank 0 holds it for all processes
             if self.group.is_rank0 and is_locked(lock):
@@ -181,7 +181,7 @@ class StoreFiller:
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], in the store's dtype, on the CPU."""
-        with Precision(self.precision, self.teacher.device).autocast():
+        with MixedPrecision(self.precision, self.teacher.device).autocast():
             features: Tensor = getattr(self.teacher, self.output)(images)
         return features.to(self.store.dtype).cpu()
 
@@ -197,7 +197,7 @@ class StoreFiller:
             )
 
 
-def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
+def check_disk_space(store: TeacherStore, missing: Sequence[Chunk]) -> None:
     """Checks that the disk has room for chunks, before they are computed.
 
     Raises:

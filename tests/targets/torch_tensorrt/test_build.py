@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.deploy.build import RunInputs, build_files
+from kdedge.deploy.build import FoldedRun, build_files
 from kdedge.deploy.parity import (
     SMOKE_SET,
     parity_on_smoke_set,
@@ -85,9 +85,9 @@ def artifact(
 
 
 @pytest.fixture
-def inputs(tiny_model: FoldedModel) -> RunInputs:
+def inputs(tiny_model: FoldedModel) -> FoldedRun:
     """What a run's export has."""
-    return RunInputs(tiny_model, parity_on_smoke_set)
+    return FoldedRun(tiny_model, parity_on_smoke_set)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def draw_images(n_images: int) -> Tensor:
 
 
 def test_a_missing_package_is_told_with_the_line_that_installs_it(
-    absent: None, inputs: RunInputs, artifact: Artifact
+    absent: None, inputs: FoldedRun, artifact: Artifact
 ) -> None:
     for call in (
         target.check_environment,
@@ -128,7 +128,7 @@ def test_a_missing_device_is_told(recorder: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_int8_is_refused_before_anything_is_looked_for(
-    absent: None, inputs: RunInputs, artifact: Artifact
+    absent: None, inputs: FoldedRun, artifact: Artifact
 ) -> None:
     with pytest.raises(RecipeError, match="Build INT8 engines from the ONNX file: `--trt --int8`"):
         build_files(artifact, "torch-tensorrt", ["fp16", "int8"], run=inputs)
@@ -216,7 +216,7 @@ def test_a_fixed_program_is_compiled_for_its_one_batch(
 
 
 def test_programs_are_listed_in_the_artifact(
-    recorder: Any, inputs: RunInputs, artifact: Artifact
+    recorder: Any, inputs: FoldedRun, artifact: Artifact
 ) -> None:
     found, names = build_files(artifact, "torch-tensorrt", ["fp16", "fp32"], run=inputs)
     assert load_artifact(artifact.path) == found
@@ -241,7 +241,7 @@ def test_programs_are_listed_in_the_artifact(
 
 
 def test_a_program_that_misses_its_gate_is_marked(
-    recorder: Any, inputs: RunInputs, artifact: Artifact
+    recorder: Any, inputs: FoldedRun, artifact: Artifact
 ) -> None:
     smoke_set = read_smoke_set(artifact.path / SMOKE_SET)
     write_smoke_set(artifact.path / SMOKE_SET, smoke_set.pixels, -smoke_set.logits)

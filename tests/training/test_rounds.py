@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdedge.data.images import Images
 from kdedge.errors import DivergedError
-from kdedge.training.pseudo_labels import pool_probabilities
+from kdedge.training.rounds import pool_probabilities
 
 
 def scores(filling: ModuleType, logits: Tensor) -> np.ndarray:
