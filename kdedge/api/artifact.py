@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_artifact(source: AnyArtifact, *, root: str | Path | None = None) -> Artifact:
+def open_artifact(artifact: AnyArtifact, *, root: str | Path | None = None) -> Artifact:
     """Reads an artifact: class names, files and their comparisons; loads no model.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Raises:
         DataError: there is no artifact, or its record is damaged.
         SetupError: a newer kdedge wrote it.
     """
-    return load_artifact(artifact_folder(source, root))
+    return load_artifact(artifact_folder(artifact, root))
 
 
-def cpu_choice(source: AnyArtifact, *, root: str | Path | None = None) -> CpuChoice | None:
+def cpu_choice(artifact: AnyArtifact, *, root: str | Path | None = None) -> CpuChoice | None:
     """The fastest file for this machine's CPU, with the table that shows why.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
@@ -53,27 +53,28 @@ def cpu_choice(source: AnyArtifact, *, root: str | Path | None = None) -> CpuCho
         DataError: there is no artifact, or a record was changed or damaged.
         SetupError: a newer kdedge wrote it.
     """
-    return choice_here(read_choices(open_artifact(source, root=root)))
+    return choice_here(read_choices(open_artifact(artifact, root=root)))
 
 
-def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path:
+def artifact_folder(artifact: AnyArtifact, root: str | Path | None = None) -> Path:
     """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
 
     Args:
-        source: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`, its
-            folder of artifacts, or a recipe's name for its newest finished run with an artifact.
+        artifact: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`,
+            its folder of artifacts, or a recipe's name for its newest finished run with an
+            artifact.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Raises:
         DataError: the argument names no artifact and no run that has one.
     """
-    path = Path(str(getattr(source, "path", source))).expanduser()
+    path = Path(str(getattr(artifact, "path", artifact))).expanduser()
     in_runs_folder = runs_folder(root) / path
     for folder in (path, in_runs_folder):
         records = (*folder.glob(f"artifacts/*/{FILE_NAME}"), *folder.glob(f"*/{FILE_NAME}"))
-        artifact = artifact_at(folder) or highest_number(file.parent for file in records)
-        if artifact is not None:
-            return artifact
+        exported = artifact_at(folder) or highest_number(file.parent for file in records)
+        if exported is not None:
+            return exported
     for folder in (in_runs_folder, path):
         newest_run = newest(folder.parent, folder.name)
         if newest_run is None:
@@ -93,7 +94,7 @@ def artifact_folder(source: AnyArtifact, root: str | Path | None = None) -> Path
 
 
 def write_smoke_images(
-    source: AnyArtifact,
+    artifact: AnyArtifact,
     folder: str | Path,
     *,
     pictures: Pictures = "ppm",
@@ -102,7 +103,7 @@ def write_smoke_images(
     """Writes the images of an artifact's smoke set, for a client program to classify.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
         folder: a new folder.
         pictures: format of the images, `ppm` or `png`; both are lossless.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
@@ -117,11 +118,11 @@ def write_smoke_images(
     """
     from kdedge.deploy.client import write_images
 
-    return write_images(open_artifact(source, root=root), Path(folder), pictures=pictures)
+    return write_images(open_artifact(artifact, root=root), Path(folder), pictures=pictures)
 
 
 def verify_client(
-    source: AnyArtifact,
+    artifact: AnyArtifact,
     answers: str | Path,
     *,
     file: str | None = None,
@@ -134,7 +135,7 @@ def verify_client(
     score within one percentage point.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
         answers: the file of answers.
         file: the model file that the program ran; None for `model.image.onnx` if there is one, and
             else `model.onnx`.
@@ -152,21 +153,21 @@ def verify_client(
     """
     from kdedge.deploy.client import check_answers
 
-    artifact = open_artifact(source, root=root)
-    files = {known.name: known for known in artifact.files}
+    opened = open_artifact(artifact, root=root)
+    files = {known.name: known for known in opened.files}
     names = ("model.image.onnx", "model.onnx") if file is None else (file,)
     model_file = next((files[name] for name in names if name in files), None)
     if model_file is None:
         raise RecipeError(
-            f"{artifact.path} has no {names[-1]}; it has: {', '.join(files) or 'no model files'}."
+            f"{opened.path} has no {names[-1]}; it has: {', '.join(files) or 'no model files'}."
             "\n  Name one of them with --file."
         )
-    return check_answers(artifact, Path(answers), file=model_file)
+    return check_answers(opened, Path(answers), file=model_file)
 
 
 @torch_as_before()
 def change_classes(
-    source: AnyArtifact,
+    artifact: AnyArtifact,
     *,
     add: str | Sequence[str] = (),
     remove: str | Sequence[str] = (),
@@ -180,7 +181,7 @@ def change_classes(
     matrix; the earlier ones stay. Removing needs no run and no torch.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
         add: names of new classes. The teacher of `run` makes their vectors.
         remove: names of classes to remove.
         run: the run that the artifact was exported from; needed to add classes.
@@ -201,10 +202,10 @@ def change_classes(
 
     added = (add,) if isinstance(add, str) else tuple(add)
     removed = (remove,) if isinstance(remove, str) else tuple(remove)
-    artifact = load_artifact(artifact_folder(source, root))
+    opened = load_artifact(artifact_folder(artifact, root))
     if not added and not removed:
         raise RecipeError("There is no class to add or to remove.\n  Name at least one.")
-    names = classes.changed_names(artifact, added, removed)  # before the slow work
+    names = classes.changed_names(opened, added, removed)  # before the slow work
     new = None
     if added:
         if run is None:
@@ -214,13 +215,13 @@ def change_classes(
             )
         need_training_packages("Making class vectors")
         folder = find_run(run_argument(run), runs_folder(root, run))
-        new = _encode(artifact, folder, names[0], names[-len(added) :], device)
-        if artifact.none_of_these is not None:
+        new = _encode(opened, folder, names[0], names[-len(added) :], device)
+        if opened.none_of_these is not None:
             log.warning(
                 'Images of new classes may get the answer "none": its limit was fitted without'
                 " them.\n  To fit it again, export with images of them in data.unlabeled."
             )
-    return classes.change_classes(artifact.path, added=new, removed=removed)
+    return classes.change_classes(opened.path, added=new, removed=removed)
 
 
 def _encode(

@@ -108,7 +108,7 @@ class _Export:
 
 
 def export(
-    source: AnyArtifact | None = None,
+    run: AnyArtifact | None = None,
     *,
     targets: Sequence[str] = (),
     fp16: bool = False,
@@ -133,7 +133,7 @@ def export(
     Every file is compared with the float32 model on real images.
 
     Args:
-        source: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
+        run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
             or an artifact; None for the newest finished student.
         targets: besides the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
         fp16: make FP16 files.
@@ -186,8 +186,8 @@ def export(
         "export.int8_minutes": int8_minutes,
     }
     overrides = merged(overrides or {}, {k: v for k, v in recipe_options.items() if v is not None})
-    name = run_argument(source)
-    existing = find_artifact(name, runs_folder(root, source))
+    name = run_argument(run)
+    existing = find_artifact(name, runs_folder(root, run))
     for folder in (output, existing):
         check_utf_8(Path(folder or ""))
     requested = [targets] if isinstance(targets, str) else targets
@@ -199,9 +199,9 @@ def export(
         check_precisions(target, asked)
     with torch_as_before():
         if existing is None:
-            run = find_run(name, runs_folder(root, source))
+            run_folder = find_run(name, runs_folder(root, run))
             overrides |= {"export.precisions": asked} if asked else {}
-            trained = _load_run_model(run, overrides, classes, device)
+            trained = _load_run_model(run_folder, overrides, classes, device)
             precisions = _with_fp16(trained.loaded.recipe.export.precisions)
             path, inputs, names = _write_artifact(trained, chosen, precisions, output, cpu=cpu)
         else:
@@ -230,7 +230,7 @@ def export(
             if cpu:
                 made.choose_for_cpu()
             if existing is None:
-                record_export(run, path)
+                record_export(run_folder, path)
             if triton is not None and not made.failed:  # or it might serve another file
                 with made.keeping_errors():
                     folder = Path(triton)

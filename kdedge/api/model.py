@@ -103,7 +103,7 @@ class LoadedModel(Classifier):
 
 
 def load(
-    source: AnyArtifact,
+    artifact: AnyArtifact,
     *,
     precision: Precision | None = None,
     backend: str | None = None,
@@ -115,7 +115,7 @@ def load(
     Warns if the file misses its gates on this machine.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name;
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name;
             or a model file of an artifact.
         precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
             or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
@@ -133,7 +133,7 @@ def load(
         ...     class_name, score_percent = model("image.jpg")[0]
     """
     check_at_least(1, threads=threads)
-    path = model_file_at(run_argument(source)) or artifact_folder(source, root)
+    path = model_file_at(run_argument(artifact)) or artifact_folder(artifact, root)
     with working(f"loading {path}"):
         loaded = LoadedModel.load(path, precision=precision, backend=backend, n_threads=threads)
     with contextlib.ExitStack() as on_error:

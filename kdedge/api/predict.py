@@ -204,7 +204,7 @@ class Predictions(Tabled, list[Result]):
 
 
 def predict(
-    source: AnyArtifact,
+    artifact: AnyArtifact,
     *paths: AnyPath,
     top: int = 1,
     every: int = 1,
@@ -219,7 +219,7 @@ def predict(
     `kdedge.load` keeps the model loaded, and also classifies images in memory.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
         paths: images, videos, and folders, which are searched with all their subfolders; each a
             path or a list of paths.
         top: classes per image.
@@ -255,7 +255,7 @@ def predict(
     results: list[Result] = []
     with (
         load(
-            source, precision=precision, backend=backend, threads=threads, root=root
+            artifact, precision=precision, backend=backend, threads=threads, root=root
         ) as classifier,
         progress("classifying", n_images, unit="images") as advance,
     ):

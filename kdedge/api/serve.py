@@ -28,7 +28,7 @@ PORT = 8000
 
 
 def serve(
-    source: AnyArtifact,
+    artifact: AnyArtifact,
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
@@ -49,7 +49,7 @@ def serve(
     changes, or a run has a newer one, the new one is checked and served without a pause.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
         host: the address to listen on. The default takes requests of this machine alone.
         port: the port; 0 for a free one.
         max_megabytes: largest body of a request, 10^6 bytes; all together have eight times that.
@@ -79,7 +79,7 @@ def serve(
     from kdedge.serving.server import Server
 
     return Server(
-        partial(artifact_folder, source, root),
+        partial(artifact_folder, artifact, root),
         partial(Classifier.load, precision=precision, backend=backend, n_threads=threads),
         batch=batch,
         host=host,
@@ -89,8 +89,8 @@ def serve(
 
 
 def watch(
-    source: AnyArtifact,
-    watched: str | Path | int,
+    artifact: AnyArtifact,
+    source: str | Path | int,
     *,
     every: int = 1,
     existing: bool = False,
@@ -110,8 +110,8 @@ def watch(
     the first one opens the source and loads the model. Close the iterator to stop.
 
     Args:
-        source: an artifact or a run (its newest artifact): the object, its folder, or a run's name.
-        watched: a camera's number or `/dev/video0`, an address (`rtsp://...`, `http://...`), a
+        artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
+        source: a camera's number or `/dev/video0`, an address (`rtsp://...`, `http://...`), a
             video file, or a folder that image files drop into.
         every: take the first and then every Nth frame or file.
         existing: also take the files that are in the folder already.
@@ -139,12 +139,12 @@ def watch(
         raise RecipeError(f"min_score is {min_score}; expected 0 to 100.")
     if drift not in (None, *DRIFT):
         raise RecipeError(f"drift is {drift!r}; expected {', '.join(DRIFT)}.")
-    folder = artifact_folder(source, root)
+    folder = artifact_folder(artifact, root)
 
     def events() -> Generator[dict[str, Any], None, None]:
         with (
             contextlib.closing(
-                open_source(str(watched), every=every, existing=existing)
+                open_source(str(source), every=every, existing=existing)
             ) as opened_source,
             load(folder, precision=precision, backend=backend, threads=threads) as classifier,
         ):

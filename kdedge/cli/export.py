@@ -45,7 +45,7 @@ def _parameter(target: Target) -> str:
 
 
 @click.command("export", cls=Brief, first=_BRIEF)
-@click.argument("source", metavar="[RUN|ARTIFACT]", required=False)
+@click.argument("run", metavar="[RUN|ARTIFACT]", required=False)
 @_target_flags
 @click.option("--fp16", is_flag=True, help="Write FP16 files. Engines are FP16 by default.")
 @click.option("--int8", is_flag=True, help="Write INT8 files, and FP16 ones to compare them with.")
@@ -113,7 +113,7 @@ def _parameter(target: Target) -> str:
 @set_option
 @run_options
 @help_all_option
-def command(source: str | None, as_json: bool, **options: Any) -> None:
+def command(run: str | None, as_json: bool, **options: Any) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
     For a CPU take --cpu, which makes the files and times them; with the ARTIFACT, it times them on
@@ -132,12 +132,12 @@ def command(source: str | None, as_json: bool, **options: Any) -> None:
 
     names = [target.name for target in list_targets() if options.pop(_parameter(target))]
     artifact = show_result(
-        lambda: export(source, targets=names, **options),
+        lambda: export(run, targets=names, **options),
         lambda made: _print(made, has_choice=options["cpu"], as_json=as_json),
     )
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")
-        if find_artifact(source, options["root"]) is None:
+        if find_artifact(run, options["root"]) is None:
             following = next_line("report", artifact.provenance["run"], *given_options("root"))
         print_result({}, as_json=False, text=following)
 

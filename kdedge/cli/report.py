@@ -11,7 +11,7 @@ from kdedge.cli._output import json_option, next_line, print_result
 
 
 @click.command("report")
-@click.argument("sources", metavar="[RUN]...", nargs=-1)
+@click.argument("runs", metavar="[RUN]...", nargs=-1)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -19,7 +19,7 @@ from kdedge.cli._output import json_option, next_line, print_result
 )
 @runs_option
 @json_option
-def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: bool) -> None:
+def command(runs: tuple[str, ...], output: Path | None, root: Path, as_json: bool) -> None:
     """Write one HTML page about RUNs.
 
     It says whether to use the model, and shows its accuracy by class, confusions, twelve images,
@@ -31,7 +31,7 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     from kdedge.api.evaluate import write_page
     from kdedge.reporting.headline import deploy_line, headline_of
 
-    page, shown = write_page(sources, output, root)
+    page, shown = write_page(runs, output, root)
     records = next((one for one in shown if one.run.kind == "student"), shown[0])
     student, artifact = records.run, records.artifact
     following = ["show", str(student.path)]

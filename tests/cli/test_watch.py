@@ -278,7 +278,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_network_camera_that_goes_away_is_opened_again(camera: str) -> None:
-    watching = package.watch("art", camera.replace("//", "//me:secret@"), window=1)
+    watching = package.watch(artifact="art", source=camera.replace("//", "//me:secret@"), window=1)
     found: list[dict[str, Any]] = []
     for event in watching:
         found.append(event)
