@@ -15,7 +15,7 @@ from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
 from kdedge.plugins import need
 from kdedge.serving.limits import RequestLimits
-from kdedge.serving.source import open_source
+from kdedge.serving.source import open_frames
 from kdedge.serving.watch import DRIFT, watch_source
 from kdedge.setup.doctor import SERVING
 
@@ -144,7 +144,7 @@ def watch(
     def events() -> Generator[dict[str, Any], None, None]:
         with (
             contextlib.closing(
-                open_source(str(source), every=every, existing=existing)
+                open_frames(str(source), every=every, existing=existing)
             ) as opened_source,
             load(folder, precision=precision, backend=backend, threads=threads) as classifier,
         ):

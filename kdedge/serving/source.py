@@ -103,7 +103,7 @@ class FrameSource:
     n_dropped: Callable[[], int] = lambda: 0
 
 
-def open_source(text: str, *, every: int = 1, existing: bool = False) -> FrameSource:
+def open_frames(text: str, *, every: int = 1, existing: bool = False) -> FrameSource:
     """Opens the source that a text names.
 
     Args:

@@ -309,12 +309,12 @@ def test_the_drift_alarm_is_one_line_and_a_warning_and_ends_well(kdedge: Run) ->
 
 
 def test_a_folder_in_dev_is_no_camera() -> None:
-    from kdedge.serving.source import open_source
+    from kdedge.serving.source import open_frames
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        assert open_source(folder).kind == "folder"
+        assert open_frames(folder).kind == "folder"
     with pytest.raises(SetupError, match="/dev/null cannot be opened"):
-        open_source("/dev/null")
+        open_frames("/dev/null")
 
 
 def test_the_smoke_set_is_the_reference_where_it_has_enough_images(

@@ -25,7 +25,7 @@ from kdedge.serving.source import (
     LatestFrameReader,
     image_stamps,
     new_files,
-    open_source,
+    open_frames,
 )
 
 EVERY_S = 0.3
@@ -206,9 +206,9 @@ def test_a_camera_is_not_opened_for_a_refusal_and_closed_without_a_frame(
     av.open = lambda name, **_: opened.append(name) or container
     monkeypatch.setitem(sys.modules, "av", av)
     with pytest.raises(RecipeError, match="/dev/video0 is a camera"):
-        open_source("0", existing=True)
+        open_frames("0", existing=True)
     with pytest.raises(RecipeError, match="rtsp://cam/1 is a stream"):
-        open_source("rtsp://me:secret@cam/1", existing=True)
+        open_frames("rtsp://me:secret@cam/1", existing=True)
     assert opened == []
     (tmp_path / "artifact.json").write_text("{}")
     with pytest.raises(DataError):
