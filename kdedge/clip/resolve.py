@@ -31,7 +31,7 @@ from kdedge.clip.builtin import BUILTIN_MODELS, builtin_config, builtin_file, bu
 from kdedge.clip.weights import Weights, infer_config
 from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
-from kdedge.config.student_sizes import NO_NETWORK
+from kdedge.config.student_sizes import NO_NETWORK, PACKAGED
 from kdedge.errors import RecipeError, SetupError, first_line, suggestion
 from kdedge.runtime.preprocess import Preprocess
 
@@ -111,11 +111,12 @@ def read_model_config(
 
 
 def _incomplete_error(spec: BackboneSpec) -> RecipeError:
+    near = suggestion(str(spec.weights), PACKAGED, "")
     return RecipeError(
         f"A backbone needs a name and weights, got backbone: {spec.name} and weights:"
         f" {spec.weights}.\n"
-        "  Set both (backbone: ViT-B-16, weights: openai), or only weights: to a file in OpenAI's"
-        " layout (.safetensors, .pt, .pth, .bin)."
+        f"  {near}{' ' if near else ''}Set both (backbone: ViT-B-16, weights: openai), or only"
+        " weights: to a file in OpenAI's layout (.safetensors, .pt, .pth, .bin)."
     )
 
 

@@ -115,12 +115,15 @@ def main() -> None:
     given = Path(arguments.pop(0)) if as_json else None
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.exit("Usage: python example.py [MODEL.onnx] IMAGE ...")
+    if given is not None and not given.is_file():
+        given = folder / given  # next to this script
     folder = folder if given is None else given.parent
     artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
     model = given or folder / choose(folder, artifact)
     if not model.is_file():
         sys.exit(
-            f"{model} is missing. Copy it, or name another: python example.py MODEL.onnx IMAGE"
+            f"{model} is missing. Copy it and cpu_choice.json, which names the fastest one, or"
+            " name another: python example.py MODEL.onnx IMAGE"
         )
     classes = artifact.get("open_classes")
     matrix = None if classes is None else np.load(model.parent / classes["file"])

@@ -370,10 +370,7 @@ class Method(SolvedMethod):
         summary += f"; regularization (lambda) {lam:g}"
         if n:
             record["divergence"] = divergence
-            summary += (
-                f" differs least from the teacher on {n:,} held-out images (mean divergence"
-                f" {divergence:.4f})"
-            )
+            summary += f" differs least from the teacher on {n:,} held-out images"
         self._set_solution(*solution)
         names = self._inputs.class_names
         if len(blocks) >= 5 * len(names) and (absent := (per_class == 0).nonzero()[:, 0].tolist()):

@@ -276,6 +276,8 @@ def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
             images = f"{file.parity.n_images:,} images"
             agreement = f"{file.parity.agreement_percent:.1f} % of {images}"
             facts.append(f"it agrees with the student on {agreement}")
+            if file.parity.accuracy_drop:
+                facts.append(f"it is right on {file.parity.accuracy_percent:.1f} % of them")
         if time is not None and time.doubt is None:
             facts.append(f"a call takes {figure(time.p50_ms)} ms")
         parts.append(": ".join(filter(None, [f"{file.name} {gate}", ", ".join(facts)])) + ".")

@@ -65,8 +65,19 @@ def newest(
 
 
 def newest_student(root: Path, name: str | None = None) -> RunFolder | None:
-    """The student (of a recipe) that finished last; if there is none, the last finished run."""
-    return newest(root, name, kind="student") or newest(root, name)
+    """The student (of a recipe) that finished last; if there is none, the last finished run.
+
+    Raises:
+        RecipeError: there is only an unfinished student, which the caller most likely wants.
+    """
+    run = newest(root, name, kind="student") or newest(root, name)
+    unfinished = newest(root, name, kind="student", is_finished=False)
+    if run is not None and run.kind != "student" and unfinished is not None:
+        raise RecipeError(
+            f"{unfinished.path}, a student, is not finished.\n"
+            f"  Run its command again with --resume, or name {run.path} for the {run.kind}."
+        )
+    return run
 
 
 def find_run(argument: str | None, root: Path) -> RunFolder:

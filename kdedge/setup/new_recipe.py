@@ -184,7 +184,7 @@ def init(
         if teacher in PACKAGED:
             raise DataError(
                 f'{teacher} knows classes by their labels alone, and "{unlabeled[0]}" has none.\n'
-                "  Label images of each class, or leave --teacher out: a CLIP knows class names."
+                "  Give labeled images of each class (--labeled), or no --teacher: CLIP needs none."
             )
         if labeled is None:
             values["teacher"] = _model("zeroshot", teacher, {}, default=TEACHER_CLIP)

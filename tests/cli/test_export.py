@@ -57,9 +57,19 @@ def test_the_example_says_how_it_is_used_and_what_it_cannot_read(exported: Path)
         "Usage: python example.py [MODEL.onnx] IMAGE ...\n",
     )
     image = next(Path("test").rglob("*.jpg"))
+    named = subprocess.run([*command, "model.onnx", image], capture_output=True, text=True)
+    assert json.loads(named.stdout)["label"]  # the file next to the script
     process = subprocess.run([*command, "missing.jpg", image], capture_output=True, text=True)
     assert (process.returncode, len(process.stdout.splitlines())) == (1, 1)
     assert process.stderr.startswith("missing.jpg cannot be read: ")
+
+
+def test_a_teacher_is_not_taken_where_the_student_is_not_finished(kdedge: Run) -> None:
+    path = Path("runs/tiny/02/provenance.json")
+    path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
+    for name in ((), ("tiny",)):
+        kdedge("export", *name).fails(2, "runs/tiny/02, a student, is not finished.")
+    assert kdedge("show", "tiny/01").code == 0
 
 
 def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> None:
