@@ -8,12 +8,7 @@ from typing import Any
 import click
 
 from kdedge.cli._options import run_options, size_option, training_options
-from kdedge.cli._output import (
-    is_first_process,
-    next_line,
-    print_result,
-    same_options,
-)
+from kdedge.cli._output import is_first_process, next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.config.student_sizes import student_size

@@ -6,7 +6,7 @@ show.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, TypeVar
 
@@ -61,6 +61,15 @@ _Measured = TypeVar("_Measured", bound=OnImages)
 def are_same_images(first: OnImages, other: OnImages) -> bool:
     """Whether two results were measured on the same images."""
     return (first.n_images, first.images_hash) == (other.n_images, other.images_hash)
+
+
+def on_same_images(
+    results: Mapping[str, _Measured], result: OnImages | None
+) -> dict[str, _Measured]:
+    """The results, by model, that were measured on another result's images; empty for None."""
+    if result is None:
+        return {}
+    return {name: other for name, other in results.items() if are_same_images(other, result)}
 
 
 def by_images(

@@ -18,7 +18,7 @@ from kdedge.records.evaluation import (
     EvalResult,
     ParityResult,
     UnlabeledResult,
-    are_same_images,
+    on_same_images,
 )
 from kdedge.records.record import if_readable
 from kdedge.records.speed import SpeedResult, read_speed
@@ -47,9 +47,10 @@ def headline_of(
     """
     if run.kind != "student":
         return None
-    results = _comparable(_accuracies(run) if results is None else results)
-    unlabeled = unlabeled or if_readable(read_unlabeled, run)
+    results = _accuracies(run) if results is None else results
     student = results.get("student")
+    results = on_same_images(results, student)
+    unlabeled = unlabeled or if_readable(read_unlabeled, run)
     first, is_loss = ([], False) if student is None else _accuracy(student, results)
     if student is None and unlabeled is not None and unlabeled.agreement_percent is not None:
         images = images_text(unlabeled.n_images)
@@ -89,8 +90,9 @@ def deploy_line(
     """
     if run.kind != "student":
         return None
-    results = _comparable(_accuracies(run) if results is None else results)
+    results = _accuracies(run) if results is None else results
     student = results.get("student")
+    results = on_same_images(results, student)
     if student is None:
         if if_readable(read_unlabeled, run) is None:
             return None
@@ -145,12 +147,6 @@ def deploy_line(
     )
 
 
-def _comparable(results: Mapping[str, EvalResult]) -> dict[str, EvalResult]:
-    """The accuracies on the student's images; empty if there is no student's."""
-    own = results.get("student")
-    return {} if own is None else {k: v for k, v in results.items() if are_same_images(own, v)}
-
-
 def _is_clearly_worse(student: EvalResult, other: EvalResult) -> bool:
     """By at least a point, and by as many answers as `_gain` asks for."""
     points = other.all - student.all
@@ -195,12 +191,13 @@ def _of_teacher(run: RunFolder, student: EvalResult | None, teacher: EvalResult 
     """What a student does in comparison to its teacher; empty if that is not known."""
     parts = []
     if student is not None and teacher is not None and _score(teacher):
-        share = 100 * _score(student) / _score(teacher)
-        parts = [f"keeps {share:.0f} % of its teacher's accuracy"]
-        if share > 100:
-            gain, images = _gain(student, teacher)
+        share, (gain, images) = 100 * _score(student) / _score(teacher), _gain(student, teacher)
+        if share <= 100:
+            parts = [f"keeps {share:.0f} % of its teacher's accuracy"]
+        elif gain is None:
             parts = ["is not measurably better than its teacher"]
-            parts = parts if gain is None else [f"is {_apart(gain, images)} its teacher"]
+        else:
+            parts = [f"is {_apart(gain, images)} its teacher"]
     summary = run.read_provenance().summary
     if summary.gmacs and summary.teacher_gmacs:
         ratio = summary.teacher_gmacs / summary.gmacs

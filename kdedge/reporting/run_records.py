@@ -18,7 +18,7 @@ from kdedge.records.evaluation import (
     EvalDetails,
     EvalResult,
     UnlabeledResult,
-    are_same_images,
+    on_same_images,
 )
 from kdedge.records.record import parse_record, read_record
 from kdedge.records.speed import SpeedResult, read_speed
@@ -98,12 +98,7 @@ class RunRecords:
     @property
     def comparable(self) -> Mapping[str, EvalResult]:
         """The results on the same images as the result of the run's own model."""
-        main = self.results.get(self.run.kind)
-        if main is None:
-            return {}
-        return {
-            name: result for name, result in self.results.items() if are_same_images(result, main)
-        }
+        return on_same_images(self.results, self.results.get(self.run.kind))
 
     @property
     def missing(self) -> dict[str, list[str]]:

@@ -70,9 +70,11 @@ def newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     Raises:
         RecipeError: there is only an unfinished student, which the caller most likely wants.
     """
-    run = newest(root, name, kind="student") or newest(root, name)
-    unfinished = newest(root, name, kind="student", is_finished=False)
-    if run is not None and run.kind != "student" and unfinished is not None:
+    student = newest(root, name, kind="student")
+    if student is not None:
+        return student
+    run, unfinished = newest(root, name), newest(root, name, kind="student", is_finished=False)
+    if run is not None and unfinished is not None:
         raise RecipeError(
             f"{unfinished.path}, a student, is not finished.\n"
             f"  Run its command again with --resume, or name {run.path} for the {run.kind}."

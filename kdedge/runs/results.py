@@ -14,6 +14,7 @@ from kdedge.records.evaluation import (
     EvalResult,
     UnlabeledResult,
     are_same_images,
+    on_same_images,
 )
 from kdedge.records.record import if_readable, read_record
 from kdedge.runs.folder import RunFolder
@@ -120,8 +121,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
     """Returns a run's result, with other models' on the same images from its record."""
     stored = if_readable(read_evaluation, run) or {}
-    same = {name: other for name, other in stored.items() if are_same_images(other, result)}
-    return {**same, run.kind: result}
+    return {**on_same_images(stored, result), run.kind: result}
 
 
 def labeled_results(

@@ -233,10 +233,10 @@ def trial_steps(
         contextlib.closing(job.batches(1, 0, features)) as batches,
     ):
         stepper = Stepper(job.method, settings, job.device, group)
+        lr = learning_rate(settings, epoch=1)
         job.method.module.train()
         began = ended = time.perf_counter()
         for step, batch in enumerate(itertools.islice(batches, n_trials)):
-            lr = learning_rate(settings, epoch=1)
             stepper.take(batch, lr=lr, place=f"trial step {step + 1}")
             if job.device.type == "cuda":
                 torch.cuda.synchronize(job.device)
