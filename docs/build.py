@@ -47,6 +47,7 @@ def main(output: Path) -> int:
         for page in pages.rglob("*.md"):  # links that also work in the repository
             text = page.read_text(encoding="utf-8").replace("../benchmarks/README.md", "results.md")
             text = text.replace("../CONTRIBUTING.md", "contributing.md").replace("../docs/", "")
+            text = re.sub(r"^\* `(kdedge\.\w+)`$", _documented, text, flags=re.MULTILINE)
             page.write_text(text, encoding="utf-8")
         for name, text in generated_pages().items():
             (pages / name).write_text(text, encoding="utf-8")
@@ -60,6 +61,12 @@ def main(output: Path) -> int:
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(project / "site", output)
     return 0
+
+
+def _documented(name: re.Match[str]) -> str:
+    """The directive that the site generator replaces by a name's documentation."""
+    inherited = "\n    options:\n      inherited_members: [close, logits]"
+    return f"\n::: {name[1]}{inherited if name[1] == 'kdedge.LoadedModel' else ''}\n"
 
 
 def undocumented() -> Iterator[str]:

@@ -162,26 +162,24 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     from kdedge.reporting.headline import accuracy_interval
 
     gflops = artifact.provenance.get("gflops")
-    lines = []
-    if gflops:
-        lines.append(
-            f"GFLOPs per image: {gflops['folded']:.4g} with layers folded into each other,"
-            f" {gflops['unfused']:.4g} as trained; the image encoder alone"
-            f" {gflops['clip_image_encoder']:.4g}\n"
-        )
-    files = files_table(artifact)
-    lines.append(table(files.rows, header=files.header, align=files.align))
-    sets = dict.fromkeys(file.parity.images for file in artifact.files if file.parity is not None)
+    lines = [f"GFLOPs per image: {gflops['folded']:.4g}\n"] if gflops else []
+    parities = {file.name: file.parity for file in artifact.files if file.parity is not None}
+    if choice is None:
+        files = files_table(artifact)
+        lines.append(table(files.rows, header=files.header, align=files.align))
+    else:
+        lines.append(_timed_table(artifact, choice))
+    sets = dict.fromkeys(parity.images for parity in parities.values())
     if sets:
-        labeled = [file.parity for file in artifact.files if file.parity and file.parity.n_labeled]
+        labeled = [parity for parity in parities.values() if parity.n_labeled]
         exact = percent(labeled[0].reference_accuracy_percent) if labeled else ""
-        reference = f" (the model's: {exact})" if labeled else ""
+        reference = f", and accuracy (the model's: {exact})" if labeled else ""
+        explained = "" if choice else "; drop in points; distance of scores, 0 to 1"
         lines.append(
-            f"\nCompared with the float32 model on {'; later files on '.join(sets)}: agreement of"
-            f" the classes, accuracy{reference} and its drop (below 0: a gain) in percent, mean"
-            " distance of the scores (0 to 1)."
+            f"\nOn {'; later files on '.join(sets)}: agreement, the images with the float32 model's"
+            f" class{reference}{explained}."
         )
-        n_images = max(file.parity.n_images for file in artifact.files if file.parity is not None)
+        n_images = max(parity.n_images for parity in parities.values())
         if n_images < _MIN_GATE_IMAGES:
             unknown = 100 - accuracy_interval(n_images, n_images)[0]  # where all agree
             lines.append(
@@ -191,15 +189,35 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     lines += _fitted_lines(artifact)
     if choice is not None:
         time = choice.time
-        lines.append(f"\nFastest on this CPU:\n{choice}\n")
+        doubts = [note for note in choice.notes if note.startswith("In doubt")]
         cost = "" if time is None else f": {figure(time.p50_ms)} ms for {images_text(choice.batch)}"
-        lines.append(f"For a CPU like this, ship {choice.file}{cost}.")
+        lines += [*doubts, f"\nFor a CPU like this, ship {choice.file}{cost}."]
     elif (shipped := file_to_ship(artifact, None)) is not None:
         lines.append(
             f"\nFor a CPU, ship {shipped.file.name}. Whether another file is faster there, this"
             f" measures: kdedge export {shlex.quote(str(artifact.path))} --cpu"
         )
     return "\n".join(lines)
+
+
+def _timed_table(artifact: Artifact, choice: CpuChoice) -> str:
+    """The files that were measured on this CPU, and the names of the others."""
+    rows = []
+    for timed in choice.candidates:
+        file = artifact.file(timed.file)
+        parity, time = file.parity, timed.time
+        agreement = timed.agreement_percent if parity is None else parity.agreement_percent
+        rows.append([
+            *(timed.file, timed.runtime or "-", figure(file.n_bytes, 1e6)),
+            *(percent(agreement), percent(None if parity is None else parity.accuracy_percent)),
+            *("-" if time is None else figure(time.p50_ms), percent(timed.speedup)),
+            "chosen" if timed.file == choice.file else timed.out or "",
+        ])  # fmt: skip
+    header = ["file", "runtime", "MB", "agreement %", "accuracy %", "ms", "speedup", "result"]
+    text = f"{choice.machine}, {images_text(choice.batch)} per call:\n"
+    text += table(rows, header=header, align="llrrrrrl")
+    others = [file.name for file in artifact.files if file.name not in {row[0] for row in rows}]
+    return f"{text}\nAlso written, not for this CPU: {', '.join(others)}" if others else text
 
 
 def _fitted_lines(artifact: Artifact) -> list[str]:

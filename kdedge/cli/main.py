@@ -198,9 +198,15 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, click.ClickException):
-        if isinstance(error, click.NoSuchOption) and _could_be_key(error):
-            hint = "Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys."
-            error = click.NoSuchOption(error.option_name, f"{error.message} {hint}", ctx=error.ctx)
+        if isinstance(error, click.NoSuchOption):
+            name, hint = error.option_name, ""
+            if not error.possibilities and _takes_keys(error):
+                hint = (
+                    " Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys."
+                )
+            # Click's own limit lets --json pass for --precison
+            close = get_close_matches(name, error.possibilities or (), cutoff=0.7)
+            error = click.NoSuchOption(name, f"{error.message}{hint}", close, error.ctx)
         error.show(sys.stderr)
         return error.exit_code
     if isinstance(error, KdedgeError):
@@ -228,10 +234,9 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     return _report_bug(error, arguments, run_log)
 
 
-def _could_be_key(error: click.NoSuchOption) -> bool:
-    """Whether an unknown option may be a key of the recipe that the command reads."""
-    options = [] if error.ctx is None else error.ctx.command.params
-    return not error.possibilities and any(option.name == "overrides" for option in options)
+def _takes_keys(error: click.NoSuchOption) -> bool:
+    """Whether an error's command has `--set`, which an unknown option may be meant for."""
+    return error.ctx is not None and any(o.name == "overrides" for o in error.ctx.command.params)
 
 
 def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:

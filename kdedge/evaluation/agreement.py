@@ -70,8 +70,13 @@ def measure_parity(
         int((classes[labeled] == truth).sum()) for classes in (predicted, expected)
     )
 
-    def percent(n: int) -> float | None:
-        return 100 * n / len(labeled) if labeled else None  # one rounding: 98 of 100 is 98.0
+    def percent(n: int, of: int) -> float | None:
+        return 100 * n / of if of else None  # one rounding: 98 of 100 is 98.0
+
+    right, n_of = (
+        np.bincount(classes, minlength=len(class_names))
+        for classes in (truth[predicted[labeled] == truth], truth)
+    )
 
     return ParityResult(
         n_images=n_images,
@@ -80,12 +85,17 @@ def measure_parity(
         agreement_percent=100 * n_agree / n_images,
         mean_softmax_distance=None if distances is None else math.fsum(distances) / n_images,
         max_softmax_distance=None if distances is None else max(distances),
-        accuracy_percent=percent(n_right),
-        reference_accuracy_percent=percent(n_reference_right),
-        accuracy_drop=percent(n_reference_right - n_right),
+        accuracy_percent=percent(n_right, len(labeled)),
+        reference_accuracy_percent=percent(n_reference_right, len(labeled)),
+        accuracy_drop=percent(n_reference_right - n_right, len(labeled)),
         worst=_worst_images(expected, predicted, distances, keys=keys, class_names=class_names),
         images=images,
         runtime=runtime,
+        per_class={
+            name: percent(int(n), int(of))
+            for name, n, of in zip(class_names, right, n_of, strict=True)
+            if labeled
+        },
     )
 
 

@@ -310,6 +310,8 @@ class ParityResult(Record):
         ece_percent: expected calibration error of the file on the labeled images, as in
             `EvalResult`; None if no temperature was fitted.
         ece_percent_before: what it would be without the temperature.
+        per_class: accuracy of the file on each class's images, as in `EvalResult`; empty if no
+            image has a label.
     """
 
     n_images: PositiveCount
@@ -328,6 +330,7 @@ class ParityResult(Record):
     test_set: TestSet | None = None
     ece_percent: Percent | None = None
     ece_percent_before: Percent | None = None
+    per_class: dict[str, Percent | None] = field(default_factory=dict)
 
 
 SampleKind = Literal["right", "wrong", "most unsure"]

@@ -11,13 +11,14 @@ from typing import Any
 
 from kdedge.data.sources import name_some
 from kdedge.deploy.parity import failed_gates
-from kdedge.deploy.ship import file_to_ship
+from kdedge.deploy.ship import FileToShip, file_to_ship
 from kdedge.files import highest_number
 from kdedge.records.evaluation import (
     EvalDetails,
     EvalResult,
     ParityResult,
     UnlabeledResult,
+    are_same_images,
     on_same_images,
 )
 from kdedge.records.record import if_readable
@@ -50,27 +51,56 @@ def headline_of(
     results = _accuracies(run) if results is None else results
     student = results.get("student")
     results = on_same_images(results, student)
+    shipped = shipped_file(run)
+    model, judged = judged_model(student, shipped)
+    first, is_loss = ([], False) if judged is None else _accuracy(judged, results)
+    if judged is not None and student is not None and judged != student:
+        points = judged.all - student.all
+        compared = f"{_apart(points)} the student" if points else "as often as the student"
+        first.append(f"{compared} before export")
     unlabeled = unlabeled or if_readable(read_unlabeled, run)
-    first, is_loss = ([], False) if student is None else _accuracy(student, results)
     if student is None and unlabeled is not None and unlabeled.agreement_percent is not None:
         images = images_text(unlabeled.n_images)
         first = [f"agrees with its teacher on {unlabeled.agreement_percent:.0f} % of {images}"]
-    sentences = [f"The student {', '.join(first)}."] if first else []
-    newest = run.newest_export
-    artifact = None if newest is None else if_readable(load_artifact, newest)
+    sentences = [f"{model} {', '.join(first)}."] if first else []
     if not is_loss:
-        if of_teacher := _of_teacher(run, student, results.get("teacher")):
-            sentences.append(f"{'It' if first else 'The student'} {of_teacher}.")
+        if of_teacher := _of_teacher(run, judged, results.get("teacher")):
+            sentences.append(f"{'It' if first else model} {of_teacher}.")
         if student is not None and "labels_alone" in results:
-            sentences.append(_of_unlabeled(student, results["labels_alone"]))
+            sentences += _of_unlabeled(run, student, results["labels_alone"])
     if not sentences:
         return None
+    artifact = _newest_artifact(run)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     details = _confusions(run).get(run.kind)
     only = only or (None if details is None else details.only_class)
     sentences += [f"But it predicts {only!r} for every image."] if only else []
-    sentences += [] if artifact is None or is_loss else _files(artifact, speed_of(run))
+    sentences += [] if artifact is None or is_loss else _files(artifact, shipped, judged)
     return "\n".join(sentences)
+
+
+def judged_model(
+    student: EvalResult | None, shipped: FileToShip | None
+) -> tuple[str, EvalResult | None]:
+    """The model that the verdict is about, as it begins a sentence, and its accuracy.
+
+    It is the file to ship, if it was compared on the student's test images and differs on some of
+    them; else the student. The file's calibration is not known.
+    """
+    parity = None if shipped is None else shipped.file.parity
+    if (
+        student is None
+        or student.harmonic_mean is not None
+        or shipped is None
+        or parity is None
+        or parity.accuracy_percent is None
+        or not parity.per_class
+        or parity.agreement_percent == 100
+        or not are_same_images(student, parity)
+    ):
+        return "The student", student
+    result = replace(student, all=parity.accuracy_percent, per_class=parity.per_class)
+    return f"The file to ship, {shipped.file.name},", result
 
 
 def deploy_line(
@@ -93,30 +123,30 @@ def deploy_line(
     results = _accuracies(run) if results is None else results
     student = results.get("student")
     results = on_same_images(results, student)
-    if student is None:
+    _, judged = judged_model(student, shipped_file(run))
+    if judged is None or student is None:
         if if_readable(read_unlabeled, run) is None:
             return None
         return (
             "Whether to deploy it is not known: put labeled images into a folder for each class,"
             f" and run kdedge eval {run.name} --set data.test.folder=FOLDER"
         )
-    judged = (details or _confusions(run)).get("student")
-    if judged is None or student.harmonic_mean is not None or _accuracy(student, results)[1]:
+    answers = (details or _confusions(run)).get("student")
+    if answers is None or student.harmonic_mean is not None or _accuracy(judged, results)[1]:
         return None
-    n_of, n_right_of = Counter[int](), Counter[int]()
-    for label, predicted, n_images in judged.confusion:
+    n_of = Counter[int]()
+    for label, _, n_images in answers.confusion:
         n_of[label] += n_images
-        n_right_of[label] += n_images * (label == predicted)
-    untested = [name for i, name in enumerate(judged.class_names) if not n_of[i]]
+    names = answers.class_names
+    untested = [name for i, name in enumerate(names) if not n_of[i]]
     if len(n_of) == 1:
-        tested = judged.class_names[next(iter(n_of))]
         return (
-            f"Whether to deploy it is not known: all test images are of one class, {tested}. Add"
-            " images of the others to data.test."
+            "Whether to deploy it is not known: all test images are of one class,"
+            f" {names[next(iter(n_of))]}. Add images of the others to data.test."
         )
-    if judged.only_class is not None:
+    if answers.only_class is not None:
         return "Do not deploy it: it predicts one class for every image."
-    if student.all < (student.largest_class_percent or 0):
+    if judged.all < (student.largest_class_percent or 0):
         return "Do not deploy it: always answering the most frequent class is right more often."
     alone = results.get("labels_alone")
     if alone is not None and _is_clearly_worse(student, alone):
@@ -127,23 +157,24 @@ def deploy_line(
     doubts = f" No test image shows {name_some(untested)}." if untested else ""
     if unseen := run.read_provenance().summary.closed_form.get("unseen_classes"):
         doubts += f" The teacher takes no unlabeled image for {name_some(unseen)}: add images."
-    weakest = min(n_of, key=lambda label: n_right_of[label] / n_of[label])
-    n, n_right = n_of[weakest], n_right_of[weakest]
+    shares = {i: (judged.per_class.get(names[i]) or 0.0) / 100 for i in n_of}
+    weakest = min(shares, key=shares.__getitem__)
+    n, n_right = n_of[weakest], round(shares[weakest] * n_of[weakest])
     if n == n_right:
-        low = math.floor(10 * accuracy_interval(judged.n_images, judged.n_images)[0]) / 10
+        low = math.floor(10 * accuracy_interval(answers.n_images, answers.n_images)[0]) / 10
         return (
-            f"Deploy it if {low:.1f} % right is enough: {images_text(judged.n_images)}, all of"
+            f"Deploy it if {low:.1f} % right is enough: {images_text(answers.n_images)}, all of"
             f" them right, show no more (95 % interval).{doubts}"
         )
     if n_right * len(n_of) < n:
         return (
-            f"Deploy it only where {judged.class_names[weakest]} does not matter: {n_right:,} of"
-            f" {images_text(n)} of it are right, {student.all:.1f} % of all.{doubts}"
+            f"Deploy it only where {names[weakest]} does not matter: {n_right:,} of"
+            f" {images_text(n)} of it are right, {judged.all:.1f} % of all.{doubts}"
         )
     facts = "; ".join(filter(None, [f"{n_right:,} of {images_text(n)}", _interval(n_right, n)]))
     return (
-        f"Deploy it if {student.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
-        f" weakest class, {judged.class_names[weakest]} ({facts}).{doubts}"
+        f"Deploy it if {judged.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
+        f" weakest class, {names[weakest]} ({facts}).{doubts}"
     )
 
 
@@ -199,26 +230,41 @@ def _of_teacher(run: RunFolder, student: EvalResult | None, teacher: EvalResult 
         else:
             parts = [f"is {_apart(gain, images)} its teacher"]
     summary = run.read_provenance().summary
-    if summary.gmacs and summary.teacher_gmacs:
-        ratio = summary.teacher_gmacs / summary.gmacs
-        times, word = (ratio, "fewer") if ratio >= 1 else (1 / ratio, "more")
-        needs, than = f"needs {times:.{0 if times >= 10 else 1}f}x {word} operations", "than"
-        if times < 1.05:
-            needs, than = "needs as many operations", "as"
-        parts.append(needs if parts else f"{needs} {than} its teacher")
-    return " and ".join(parts)
+    costs = [
+        *_compared(summary.gmacs, summary.teacher_gmacs, "operations"),
+        *_compared(summary.parameters, summary.teacher_parameters, "weights"),
+    ]
+    if costs:
+        than = "" if parts else f" {'as' if 'as many' in costs[-1] else 'than'} its teacher"
+        parts.append(f"needs {' and '.join(costs)}{than}")
+    return ", and ".join(parts)
 
 
-def _of_unlabeled(student: EvalResult, alone: EvalResult) -> str:
+def _compared(own: float | None, teachers: float | None, of: str) -> list[str]:
+    """How many operations or weights a student needs, in comparison to its teacher."""
+    if not own or not teachers:
+        return []
+    ratio = teachers / own
+    times, word = (ratio, "fewer") if ratio >= 1 else (1 / ratio, "more")
+    return [
+        f"{times:.{0 if times >= 10 else 1}f}x {word} {of}" if times >= 1.05 else f"as many {of}"
+    ]
+
+
+def _of_unlabeled(run: RunFolder, student: EvalResult, alone: EvalResult) -> list[str]:
     """What the unlabeled images brought, against the same network without them."""
     gain, images = _gain(student, alone)
     brought = f"brought nothing that {student.n_images:,} test images can show"
     if gain is not None:
         brought = f"{'brought' if gain > 0 else 'cost'} {abs(gain):.1f} points{images}"
-    return (
+    sentences = [
         f"The unlabeled images {brought}: the same network, trained on the labels alone, is right"
         f" on {alone.all:.1f} %."
-    )
+    ]
+    if gain is None and alone.all < 100:
+        command = f"kdedge predict {run.name} IMAGES --uncertain 20"
+        sentences.append(f"More labels gain more. The images it is unsure of: {command}")
+    return sentences
 
 
 def _gain(student: EvalResult, other: EvalResult) -> tuple[float | None, str]:
@@ -261,23 +307,23 @@ def _score(result: EvalResult) -> float:
     return result.all if result.harmonic_mean is None else result.harmonic_mean
 
 
-def _files(artifact: Artifact, speed: SpeedResult | None) -> list[str]:
-    """Gate, agreement and time of the file to ship, and which files missed their gates."""
+def _files(artifact: Artifact, shipped: FileToShip | None, judged: EvalResult | None) -> list[str]:
+    """Size, gate, agreement, time of the file to ship; which files missed their gates."""
     parts = []
-    shipped = file_to_ship(artifact, speed)
     if shipped is not None:
         file, time, _ = shipped
         gate = "passed its gate" if file.gate == "passed" else "was not compared on this machine"
-        facts = []
+        facts = [f"{figure(file.n_bytes, 1e6)} MB"]
         if file.parity is not None:
             images = f"{file.parity.n_images:,} images"
             agreement = f"{file.parity.agreement_percent:.1f} % of {images}"
             facts.append(f"it agrees with the student on {agreement}")
-            if file.parity.accuracy_drop:
+            is_judged = judged is not None and judged.all == file.parity.accuracy_percent
+            if file.parity.accuracy_drop and not is_judged:
                 facts.append(f"it is right on {file.parity.accuracy_percent:.1f} % of them")
         if time is not None and time.doubt is None:
             facts.append(f"a call takes {figure(time.p50_ms)} ms")
-        parts.append(": ".join(filter(None, [f"{file.name} {gate}", ", ".join(facts)])) + ".")
+        parts.append(f"{file.name} {gate}: {', '.join(facts)}.")
     missed = [
         f"{file.name} ({_failed_figure(file.parity, file.precision, artifact.gates)})"
         for file in artifact.files
@@ -305,9 +351,20 @@ def speed_of(run: RunFolder) -> SpeedResult | None:
     return None if file is None else if_readable(read_speed, file)
 
 
+def shipped_file(run: RunFolder) -> FileToShip | None:
+    """The file to ship of a run's newest export; None if there is none."""
+    artifact = _newest_artifact(run)
+    return None if artifact is None else file_to_ship(artifact, speed_of(run))
+
+
 def newest_speed(run: RunFolder) -> Path | None:
     """The file of a run's newest speed measurement."""
     return highest_number((run.path / "bench").glob("*.json"))
+
+
+def _newest_artifact(run: RunFolder) -> Artifact | None:
+    newest = run.newest_export
+    return None if newest is None else if_readable(load_artifact, newest)
 
 
 def _accuracies(run: RunFolder) -> Mapping[str, EvalResult]:

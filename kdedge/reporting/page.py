@@ -32,7 +32,7 @@ from kdedge.reporting.accuracy import (
 from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
 from kdedge.reporting.exported import exported_blocks, ship_blocks
 from kdedge.reporting.figures import training_curves
-from kdedge.reporting.headline import deploy_line, headline_of
+from kdedge.reporting.headline import deploy_line, headline_of, judged_model
 from kdedge.reporting.pictures import changed_cards, sample_cards
 from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.run_records import RunRecords
@@ -126,11 +126,16 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
         "Without labels": _unlabeled(records.unlabeled),
         "The file to ship": [*ship_blocks(records)],
     }
+    artifact = records.artifact
+    ship = None if artifact is None else file_to_ship(artifact, records.speed)
     compared: dict[str, EvalResult] = {}
     if main is not None:
         names = dict.fromkeys((run.kind, "teacher", "zeroshot"))
         compared = {name: records.comparable[name] for name in names if name in records.comparable}
         columns = {model_label(run, name): result for name, result in compared.items()}
+        _, judged = judged_model(main, ship)
+        if ship is not None and judged is not None and judged != main:
+            columns = {ship.file.name: judged, **columns}
         least = MOST_ROWS if len(main.per_class) > MOST_ROWS + 3 else None
         shown["Classes"] = [class_table(columns, own_details, least=least)]
         if own_details is not None:
@@ -150,9 +155,8 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
         results = {model_label(run, name): compared[name] for name in detailed}
         folded["Calibration"] = [*calibration_blocks(models, results, f"{prefix}calibration")]
     folded["Exported files"] = [*exported_blocks(records)]
-    ship = records.artifact and file_to_ship(records.artifact, records.speed)
-    if records.artifact is not None and ship:
-        cards = changed_cards(records.artifact, ship.file, records.recipe)
+    if artifact is not None and ship is not None:
+        cards = changed_cards(artifact, ship.file, records.recipe)
         folded["Images that the exported file changes"] = [cards]
     if records.speed is not None:
         folded["Speed"] = [*speed_blocks(records.speed, f"{prefix}accuracy-latency")]

@@ -69,6 +69,8 @@ class RunSummary(_Tolerant):
             teacher predicts for no unlabeled image.
         gmacs: multiply-adds per image, 1e9, of a student before folding, with stored class vectors.
         teacher_gmacs: the same for its teacher; None if the teacher is a file of probabilities.
+        parameters: number of weights of a student's image encoder.
+        teacher_parameters: the same for its teacher.
     """
 
     training: TrainingSummary | None = None
@@ -76,6 +78,8 @@ class RunSummary(_Tolerant):
     closed_form: dict[str, Any] = {}
     gmacs: float | None = None
     teacher_gmacs: float | None = None
+    parameters: float | None = None
+    teacher_parameters: float | None = None
 
 
 class Provenance(_Tolerant):

@@ -78,7 +78,13 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
             for a method that makes its own.
     """
     spec = model_spec(loaded.recipe, role)
-    module = load_method(spec.method)
+    try:
+        module = load_method(spec.method)
+    except RecipeError as error:
+        key, lines = (role, "method"), loaded.lines
+        if key not in lines.lines or lines.override(key):  # --method, a suite
+            raise
+        raise RecipeError(f"{lines.where(key)}: {error}") from None
     try:
         settings = module.Settings(**spec.settings)
     except ValidationError as error:

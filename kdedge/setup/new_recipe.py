@@ -165,6 +165,11 @@ def init(
         data["unlabeled"]["hold_out"] = "5%"
     else:
         data["test"] = {"folder": str(test)}
+        if labeled is not None and Path(labeled).resolve() == Path(test).resolve():
+            raise RecipeError(
+                f"{test} is named for labels and for test images: accuracy would be of images that"
+                " the model has seen.\n  Move a part of each class to another folder for --test."
+            )
     data["max_bad_images"] = "1%"
     unlabeled = class_names if labeled is None else surveys["labeled"].absent
     clip, sized = student, {}

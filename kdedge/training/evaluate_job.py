@@ -125,7 +125,7 @@ def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
 
 
 def count_operations(job: Job) -> dict[str, float]:
-    """GMACs (1e9 multiply-adds) per image of a student and its teacher; empty for other roles."""
+    """GMACs per image and weights of a student and its teacher; empty for other roles."""
     if job.teacher is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaf tensors with gradients
@@ -134,9 +134,11 @@ def count_operations(job: Job) -> dict[str, float]:
     vectors = student.class_vectors()
     # Not `logits`, which reads the value of the scale, a tensor for some backbones
     counts = {"gmacs": _gmacs(student, lambda images: student.forward_features(images) @ vectors.T)}
+    counts["parameters"] = _n_parameters(student)
     if not isinstance(teacher, FileTeacher):
         _ = teacher.class_vectors(), teacher.scale
         counts["teacher_gmacs"] = _gmacs(teacher, teacher.logits)
+        counts["teacher_parameters"] = _n_parameters(teacher)
     return counts
 
 
@@ -144,6 +146,10 @@ def _gmacs(model: MethodModel, logits: Callable[[Tensor], Tensor]) -> float:
     """Counts the multiply-adds of a model for one image."""
     size = model.preprocess.size_px
     return count_gmacs(logits, torch.zeros(1, 3, size, size, device=model.device))
+
+
+def _n_parameters(model: MethodModel) -> int:
+    return sum(values.numel() for values in model.method.image_path().visual.parameters())
 
 
 def warn_of_failure(job: Job, results: Evaluations) -> None:

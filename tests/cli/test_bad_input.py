@@ -115,6 +115,10 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tupl
         *(lambda: edit("r.yaml", "{prompt_depth: 2}", "{promt_depth: 2}"), (), 2),
         ("r.yaml:13: student.settings.promt_depth is not a known key.\n  Did you mean prompt_de",),
     ),
+    "an unknown method": (
+        *(lambda: edit("r.yaml", "settings: {prompt_depth: 2}", "method: promtkd"), (), 2),
+        ('r.yaml:13: There is no method "promtkd".\n  Did you mean promptkd?',),
+    ),
     "a wrong key": (
         *(lambda: edit("r.yaml", "optim:", "opitm:"), (), 2),
         ("r.yaml:14: opitm is not a known key.\n  Did you mean optim?",),
@@ -243,13 +247,18 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
             3,
             ("labeled has images of 1 class, and two or more are needed.",),
         ),
+        (
+            lambda: [shutil.rmtree("test"), Path("test").symlink_to("labeled")],
+            2,
+            ("test is named for labels and for test images:", "Move a part of each class"),
+        ),
     ],
 )
 def test_init_writes_nothing_that_cannot_work(
     kdedge: Run, break_it: Callable[[], object], code: int, parts: tuple[str, ...]
 ) -> None:
     break_it()
-    kdedge(*INIT).fails(code, *parts)
+    kdedge(*INIT, "--test", "test").fails(code, *parts)
     assert not Path("line3.yaml").exists()
 
 

@@ -379,6 +379,7 @@ def test_train_sets_the_baselines_whatever_its_method_declares(kdedge: Run) -> N
             "Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys.",
         ),
         (("--epoch", "2"), "Did you mean"),
+        (("--precison", "int8"), "No such option '--precison'.\n"),
     ],
 )
 def test_what_cannot_be_set_is_told(kdedge: Run, options: tuple[str, ...], message: str) -> None:

@@ -58,6 +58,7 @@ def test_figures_equal_those_counted_by_hand() -> None:
     assert result.reference_accuracy_percent == 100.0
     assert result.accuracy_percent == 200 / 3
     assert result.accuracy_drop == 100 / 3
+    assert result.per_class == {NAMES[0]: 50.0, NAMES[1]: 100.0}
     assert (result.images, result.runtime) == ("test images", "none")
 
 

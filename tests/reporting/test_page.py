@@ -229,9 +229,9 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     headline = (
         "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %), 10.0 points"
         " above zero-shot CLIP.\n"
-        "It keeps 50 % of its teacher's accuracy and needs 86x fewer operations.\n"
-        "i8.onnx passed its gate: it agrees with the student on 95.0 % of 40 images, a call takes"
-        " 1 ms."
+        "It keeps 50 % of its teacher's accuracy, and needs 86x fewer operations.\n"
+        "i8.onnx passed its gate: 1 MB, it agrees with the student on 95.0 % of 40 images, a call"
+        " takes 1 ms."
     )
     assert make_chapters([gather(run)])[0].verdict[0] == headline
     for name in ("teacher", "zeroshot"):
@@ -240,8 +240,8 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     assert make_chapters([gather(run)])[0].verdict[0] == (
         "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %).\n"
         "It needs 86x fewer operations than its teacher.\n"
-        "i8.onnx passed its gate: it agrees with the student on 95.0 % of 40 images, a call takes"
-        " 1 ms."
+        "i8.onnx passed its gate: 1 MB, it agrees with the student on 95.0 % of 40 images, a call"
+        " takes 1 ms."
     )
 
 
@@ -430,9 +430,18 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
         confusion: Sequence[tuple[int, int, int]], largest: float = 60.0, alone: float = 0.0
     ) -> str | None:
         n_images = sum(n for *_, n in confusion)
-        details = EvalDetails(("cat", "fox", "owl"), n_images, tuple(confusion), ())
+        names = ("cat", "fox", "owl")
+        details = EvalDetails(names, n_images, tuple(confusion), ())
+        n_of = {name: sum(n for a, _, n in confusion if names[a] == name) for name in names}
+        n_right = {names[a]: n for a, b, n in confusion if a == b}
+        per_class = {x: 100 * n_right.get(x, 0) / n if n else None for x, n in n_of.items()}
         known = read_evaluation(run)["student"]
-        result = replace(known, all=details.accuracy_percent, largest_class_percent=largest)
+        result = replace(
+            known,
+            all=details.accuracy_percent,
+            largest_class_percent=largest,
+            per_class=per_class,
+        )
         others = {"labels_alone": replace(result, all=alone)}
         return deploy_line(run, {"student": result, **others}, {"student": details})
 
@@ -471,7 +480,12 @@ def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
 ) -> None:
     run = make_run(only="artifact")
     record = json.loads(run.provenance.read_text(encoding="utf-8"))
-    record["summary"] = {"gmacs": 1.0, "teacher_gmacs": 2.0}
+    record["summary"] = {
+        "gmacs": 1.0,
+        "teacher_gmacs": 2.0,
+        "parameters": 3,
+        "teacher_parameters": 2,
+    }
     run.provenance.write_text(json.dumps(record), encoding="utf-8")
     artifact = gather(run).artifact
     assert artifact is not None
@@ -480,17 +494,58 @@ def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
     gpus = replace(int8, name="gpu.onnx", device="gpu", gate="passed")
     cpus = replace(int8, gate="missed", parity=replace(int8.parity, agreement_percent=97.4))
     plain = replace(plain, gate="passed", parity=replace(int8.parity, agreement_percent=100.0))
-    shipped = "passed its gate: it agrees with the student on"
+    shipped = "passed its gate: {} MB, it agrees with the student on"
     for files, expected in [
         (
             (plain, gpus, cpus),
-            f"model.onnx {shipped} 100.0 % of 40 images.\ni8.onnx (97.4 %) missed its gate.",
+            f"model.onnx {shipped.format(2)} 100.0 % of 40 images.\n"
+            "i8.onnx (97.4 %) missed its gate.",
         ),
-        ((replace(cpus, gate="passed"), gpus), f"i8.onnx {shipped} 97.4 % of 40 images."),
+        ((replace(cpus, gate="passed"), gpus), f"i8.onnx {shipped.format(1)} 97.4 % of 40 images."),
         ((cpus,), "i8.onnx (97.4 %) missed its gate."),
     ]:
         replace(artifact, files=files).save()
-        assert str(headline_of(run)).endswith(f"operations than its teacher.\n{expected}")
+        assert str(headline_of(run)).endswith(
+            f"needs 2.0x fewer operations and 1.5x more weights than its teacher.\n{expected}"
+        )
+
+
+def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
+    make_run: MakeRun,
+) -> None:
+    run = make_run(["cat", "fox"])
+    student = read_evaluation(run)["student"]
+    artifact = gather(run).artifact
+    assert artifact is not None
+    assert student.n_images == 20
+    (int8,) = (file for file in artifact.files if file.parity is not None)
+    assert int8.parity is not None
+    parity = replace(
+        int8.parity,
+        n_images=20,
+        n_labeled=20,
+        images_hash=student.images_hash,
+        accuracy_percent=60.0,
+        reference_accuracy_percent=student.all,
+        accuracy_drop=student.all - 60.0,
+        per_class={"cat": 70.0, "fox": 50.0},
+    )
+    replace(artifact, files=(replace(int8, parity=parity, gate="passed"),)).save()
+    (run.path / "bench/01.json").unlink()
+    results = {"student": replace(student, largest_class_percent=40.0)}
+    below = f"{student.all - 60:.1f} points below the student before export"
+    assert str(headline_of(run, results)).startswith(
+        f"The file to ship, i8.onnx, is right on 60.0 % of 20 test images (95 % interval: 39 to"
+        f" 78 %), {below}."
+    )
+    assert str(deploy_line(run, results)).startswith(
+        "Deploy it if 60.0 % right is enough, and 50 % of its weakest class, fox (5 of 10 images;"
+    )
+    assert re.search(r"Accuracy by class.*?'i8.onnx', 'student.*?\['fox', '10', '50.00'", said(run))
+    # Compared on other images, it cannot be set beside the student's figures
+    parity = replace(parity, images_hash="1" * 64)
+    replace(artifact, files=(replace(int8, parity=parity, gate="passed"),)).save()
+    assert str(headline_of(run, results)).startswith(f"The student is right on {student.all:.1f} %")
 
 
 # The images of a gallery are the ones that it names
