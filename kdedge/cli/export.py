@@ -193,10 +193,11 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
         cost = "" if time is None else f": {figure(time.p50_ms)} ms for {images_text(choice.batch)}"
         lines += [*doubts, f"\nFor a CPU like this, ship {choice.file}{cost}."]
     elif (shipped := file_to_ship(artifact, None)) is not None:
-        lines.append(
-            f"\nFor a CPU, ship {shipped.file.name}. Whether another file is faster there, this"
-            f" measures: kdedge export {shlex.quote(str(artifact.path))} --cpu"
-        )
+        lines.append(f"\nFor a {shipped.processor}, ship {shipped.file.name}.")
+        if shipped.processor == "CPU":
+            folder = shlex.quote(str(artifact.path))
+            lines[-1] += " Whether another file is faster there, this measures:"
+            lines[-1] += f" kdedge export {folder} --cpu"
     return "\n".join(lines)
 
 

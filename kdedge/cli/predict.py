@@ -31,7 +31,6 @@ from kdedge.progress import progress
 from kdedge.records.tables import images_text
 
 if TYPE_CHECKING:
-    from kdedge.inference.classify import Classifier
     from kdedge.runtime.artifact import Precision
 
 log = logging.getLogger(__name__)
@@ -147,8 +146,6 @@ def command(
             )
         path = classifier.artifact.path / classifier.file.name
         log.info("Using %s on %s.", path, classifier.backend.describe())
-        if precision is None and backend is None and classifier.file.device != "gpu":
-            _log_recommended_file(classifier)
         write: Callable[[str], None] = click.echo
         if output is not None:
             write = stack.enter_context(_new_lines(output))
@@ -201,18 +198,6 @@ def command(
             raise
         _log_counts(counts, min_score, output, save)
     stream.check_any_classified()
-
-
-def _log_recommended_file(classifier: Classifier) -> None:
-    """Logs the options for the file that `export` recommends, if none was chosen on this CPU."""
-    from kdedge.deploy.ship import file_to_ship, predict_flags
-    from kdedge.runtime.cpu_choice import choice_here, readable_choices
-
-    artifact = classifier.artifact
-    ship = None if choice_here(readable_choices(artifact)) else file_to_ship(artifact, None)
-    flags = None if ship is None else predict_flags(artifact, ship.file)
-    if ship is not None and flags is not None and ship.file.name != classifier.file.name:
-        log.info("For a CPU, export names %s: %s.", ship.file.name, " ".join(flags))
 
 
 @contextlib.contextmanager

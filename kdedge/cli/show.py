@@ -17,9 +17,9 @@ from kdedge.cli._results import (
     unlabeled_text,
 )
 from kdedge.deploy.model_card import files_table
-from kdedge.deploy.ship import fastest_file, file_to_ship
+from kdedge.deploy.ship import file_to_ship
 from kdedge.records.tables import figure
-from kdedge.reporting.headline import deploy_line, headline_of, speed_of
+from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of
@@ -75,12 +75,9 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
 
 
 def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[str]]:
-    speed = speed_of(run)
-    fastest = None if speed is None else fastest_file(speed)
     facts = {
         **record.facts,
         "exports": ", ".join(f"artifacts/{folder.name}" for folder in run.exports),
-        "fastest file": fastest and f"{fastest[0]}, {figure(fastest[1].p50_ms)} ms per image",
         "changed since the export": ", ".join(
             f"artifacts/{folder.name}" for folder in changed_exports(run)
         ),
@@ -120,14 +117,14 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
     # Where in the graph the pixels are normalized, if the artifact records it
     built_in = (file.built_with.get("normalized") for file in artifact.files)
     normalized = next((f": {where}" for where in built_in if where), "")
-    to_ship, shipped = None, file_to_ship(artifact, None)
+    shipped, to_ship = file_to_ship(artifact, None), {}
     if shipped is not None:
-        time = shipped.time
-        cost = f"{figure(time.p50_ms)} ms" if time else "not timed; kdedge export --cpu times it"
-        to_ship = f"{shipped.file.name}, {cost}"
+        cost = ", not timed; kdedge export --cpu times it" if shipped.processor == "CPU" else ""
+        cost = f", {figure(shipped.time.p50_ms)} ms" if shipped.time else cost
+        to_ship[f"for a {shipped.processor}, ship"] = f"{shipped.file.name}{cost}"
     facts = {
         "run": provenance.get("run"),
-        "for a CPU, ship": to_ship,
+        **to_ship,
         "method": provenance.get("method"),
         "classes": f"{len(artifact.class_names)}: {shown}{more}{open_}",
         "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"

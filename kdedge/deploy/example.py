@@ -79,15 +79,19 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def choose(folder: Path, artifact: dict[str, Any]) -> str:
-    """Chooses the newest file of cpu_choice.json; if no file was timed, a float32 file."""
+    """Chooses the newest file of cpu_choice.json, if it is for ONNX Runtime, or the float32 file.
+
+    A file that missed its gate is only taken if all missed theirs.
+    """
     files = [f for f in artifact["files"] if f["target"] == "onnx" and f["device"] != "gpu"]
     passed = [f for f in files if f["gate"] != "missed"] or files
     file = folder / "cpu_choice.json"
     if "cpu_choice.json" in artifact["others"] and file.is_file():
         choices = json.loads(file.read_text(encoding="utf-8"))["choices"]
-        fastest = max(choices, key=lambda choice: choice["measured_at"])["file"]
-        passed = [f for f in passed if f["name"] == fastest] or passed
-    return str(min(passed, key=lambda f: (f["precision"] == "int8", f["n_bytes"]))["name"])
+        fastest = max(choices, key=lambda choice: choice["measured_at"])
+        name, sha256 = fastest["file"], fastest["sha256"]
+        passed = [f for f in passed if (f["name"], f["sha256"]) == (name, sha256)] or passed
+    return str(min(passed, key=lambda f: f["precision"] == "int8")["name"])
 
 
 class NoneOfThese:

@@ -72,8 +72,8 @@ def _card_text(artifact: Artifact) -> str:
         answer = _open_classes_text(artifact, answer)
         note, order = " with the classes of the export", "."
     shipped = file_to_ship(artifact, None)
-    flags = None if shipped is None else predict_flags(artifact, shipped.file)
-    predict = " ".join(["kdedge predict FOLDER IMAGE", *(flags or [])])
+    flags = [] if shipped is None else predict_flags(artifact, shipped.file)
+    predict = " ".join(["kdedge predict FOLDER IMAGE", *flags])
     files = files_table(artifact)
     quoted = [[f"`{name}`", *cells] for name, *cells in files.rows]
     listed = dataclasses.replace(files, rows=quoted).as_markdown()

@@ -10,12 +10,13 @@ import logging
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import new_folder, write_atomic, write_json
+from kdedge.inference.choose import rank_files
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.none_of_these import FILE_NAME
 from kdedge.targets.onnx import ONNX
@@ -29,10 +30,6 @@ MAX_QUEUE_DELAY_US = 1000
 """Time in µs that a request waits for others to share its batch; 500 to 2000 is a usual start."""
 
 _LABELS = "labels.txt"
-_PREFERRED = [
-    *(("tensorrt", precision) for precision in ("fp16", "int8", "fp32")),
-    *(("onnx", precision) for precision in ("fp16", "fp32", "int8")),
-]
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -62,8 +59,7 @@ def write_triton(
         DataError: the artifact has no file for Triton, or a file has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    pairs = [pair for pair in _PREFERRED if precision in (None, pair[1])]
-    file = choose_file(artifact, pairs, server="Triton", built=built)
+    file = choose_file(artifact, PLATFORMS, precision, server="Triton", built=built)
     if artifact.none_below(file) is not None:
         log.warning('Triton always gives a class: its graph cannot answer "none of these".')
     name = model_name(artifact.name)
@@ -140,16 +136,18 @@ def _instances(file: ModelFile) -> list[str]:
 
 def choose_file(
     artifact: Artifact,
-    pairs: Sequence[tuple[str, str]],
+    targets: Collection[str],
+    precision: Precision | None,
     *,
     server: str,
     built: Collection[str] = (),
 ) -> ModelFile:
-    """Chooses the first file of a target and precision that did not miss its gate.
+    """Chooses the first file of `rank_files` for a server, which has a GPU: engines, then FP16.
 
     Args:
         artifact: the artifact.
-        pairs: pairs of target and precision, the best first.
+        targets: the targets whose files the server runs.
+        precision: the wanted precision; None for any.
         server: name of the server, for messages.
         built: names of the engines that were just built on this machine. If it is empty, an engine
             is used only if it is the only one, as several engines are for different GPUs.
@@ -164,23 +162,27 @@ def choose_file(
             f" {server} needs graphs that give logits.\n"
             "  Export the run again without --open-classes (export.open_classes)."
         )
-    for target, precision in pairs:
-        kind = [f for f in artifact.files if (f.target, f.precision) == (target, precision)]
-        passed = [file for file in kind if file.gate != "missed"]
-        if kind and not passed:
-            log.warning("%s is not used for %s, as it missed its gate.", kind[0].name, server)
-        just_built = [file for file in passed if file.name in built]
-        if len(just_built or passed) > 1 and target != "onnx":
+    for_server = [f for f in artifact.files if f.target in targets]
+    wanted = [f for f in for_server if precision in (None, f.precision)]
+    missed = [file.name for file in wanted if file.gate == "missed"]
+    passed = [
+        f for f in rank_files(artifact, precision=precision) if f in wanted and f.name not in missed
+    ]
+    for name in missed:
+        log.warning("%s is not used for %s, as it missed its gate.", name, server)
+    if passed:
+        file = min(passed, key=lambda file: (file.target == "onnx", file.precision != "fp16"))
+        same = [f for f in passed if (f.target, f.precision) == (file.target, file.precision)]
+        just_built = [file for file in same if file.name in built]
+        if len(just_built or same) > 1 and file.target != "onnx":
             raise DataError(
-                f"{artifact.path} has {len(passed)} engines in {precision}, each for another GPU or"
-                f" version: {', '.join(file.name for file in passed)}.\n"
+                f"{artifact.path} has {len(same)} engines in {file.precision}, each for another GPU"
+                f" or version: {', '.join(file.name for file in same)}.\n"
                 f"  On {server}'s machine, run the command with the target's flag, such as --trt,"
                 " which selects its engine."
             )
-        for file in just_built or passed:
-            log.info("Using %s for %s.", file.name, server)
-            return file
-    missed = [file.name for file in artifact.files if file.gate == "missed"]
+        log.info("Using %s for %s.", (just_built or same)[0].name, server)
+        return (just_built or same)[0]
     why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
     raise DataError(
         f"{artifact.path} has no file that {server} can run{why}.\n"
@@ -212,13 +214,14 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
         MissingPackage: onnx is not installed.
         ResourceError: the folder cannot be written.
     """
-    pair = "onnx-image", precision or "fp32"
-    if not any((file.target, file.precision) == pair for file in artifact.files):
+    precision = precision or "fp32"
+    kind = "onnx-image", precision
+    if not any((file.target, file.precision) == kind for file in artifact.files):
         raise DataError(
-            f"{artifact.path} has no {pair[1]} file with preprocessing, which a page needs.\n"
+            f"{artifact.path} has no {precision} file with preprocessing, which a page needs.\n"
             f"  Make it with: kdedge export {shlex.quote(str(artifact.path))} --with-preprocess"
         )
-    file = choose_file(artifact, [pair], server="browsers")
+    file = choose_file(artifact, ["onnx-image"], precision, server="browsers")
     settings = {
         "name": artifact.name,
         "preprocess": PREPROCESS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shlex
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from kdedge.errors import (
 )
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
-from kdedge.runtime.cpu_choice import preferred_file
+from kdedge.runtime.cpu_choice import measured_choice
 from kdedge.runtime.cuda import find_gpu
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import list_targets, load_file, target_of_backend
+from kdedge.targets.registry import find_target, list_targets, load_file, target_of_backend
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +30,69 @@ _ABSENT = (MissingPackage, BackendUnavailable)
 _DEVICE_ORDER = ("cpu", "any", "gpu")
 
 
+def rank_files(
+    artifact: Artifact,
+    *,
+    precision: Precision | None = None,
+    backend: str | None = None,
+    chosen: str | None = None,
+) -> list[ModelFile]:
+    """The files of an artifact that may be used on this machine, best first.
+
+    All that choose a file take the first of them, or the first that they can use.
+
+    1. Engines, if there is a GPU; those that were built for one of its size before others, which
+       TensorRT loads if the GPU generation is the same, but guarantees neither their speed nor
+       their results.
+    2. The file that was measured as the fastest.
+    3. Other files by the preference of their targets, a target's files by its precisions.
+    4. Files in INT8 that were not measured as the fastest, in the same order.
+
+    Files that missed their gates are left out, unless their precision is asked for.
+
+    Args:
+        artifact: the artifact.
+        precision: the wanted precision; None for any.
+        backend: the wanted backend; None for any.
+        chosen: name of the file that was measured as the fastest; None if there is none.
+
+    Raises:
+        RecipeError: there is no such backend.
+    """
+    runnable = list_targets() if backend is None else (target_of_backend(backend),)
+    targets = {target.name: target for target in runnable if target.backend is not None}
+    files = [
+        file
+        for file in artifact.files
+        if file.target in targets
+        and precision in (None, file.precision)
+        and (precision is not None or file.gate != "missed")
+    ]
+    gpu_size = _gpu_size() if any(targets[file.target].is_engine for file in files) else 0
+
+    def rank(file: ModelFile) -> tuple[Any, ...]:
+        target, order = targets[file.target], targets[file.target].precisions
+        return (
+            file.precision == "int8" and file.name != chosen,
+            target.is_engine if gpu_size == 0 else not target.is_engine,
+            file.name != chosen,
+            -target.preference,
+            not _fits(file, gpu_size),
+            # A precision that its target no longer makes comes last
+            order.index(file.precision) if file.precision in order else len(order),
+            _DEVICE_ORDER.index(file.device),
+        )
+
+    return sorted(files, key=rank)
+
+
 def choose_and_load(
     artifact: Artifact, *, precision: Precision | None, backend: str | None, n_threads: int | None
 ) -> tuple[ModelFile, Backend]:
-    """Loads the first file, in the order of `candidates`, that this machine can run.
+    """Loads the first file, in the order of `rank_files`, that this machine can run.
 
-    Before other files for CPUs comes the one that `kdedge export --cpu` chose on a machine like
-    this; but not if a precision or a backend is asked for.
-
-    Engines that were built for a GPU of another size come after those for this GPU. TensorRT loads
-    them if the GPU generation is the same, but guarantees neither their speed nor their results.
+    The file that `kdedge export --cpu` chose counts as the fastest on machines like the one that
+    measured it; but not if a precision or a backend is asked for.
 
     Args:
         artifact: the artifact.
@@ -52,22 +104,17 @@ def choose_and_load(
         DataError: the file has changed since the export.
         RecipeError: no such backend or precision, or no file for them.
         GateError: there are only files whose precision must be asked for.
-        SetupError: this machine can run none of the candidates.
+        SetupError: this machine can run none of the files.
     """
     failures: list[_Failure] = []
-    targets = {target.name: target for target in list_targets()}
     chosen: str | None = None
     problem: str | None = None
     if precision is None and backend is None:
-        chosen, problem = preferred_file(artifact)
-    size: int | None = None
-    if any(map(_built_for, artifact.files)):
-        with contextlib.suppress(SetupError):  # there is no usable GPU
-            size = find_gpu().n_multiprocessors
-    for file in candidates(
-        artifact, precision=precision, backend=backend, chosen=chosen, gpu_size=size
-    ):
-        target = targets[file.target]
+        choice, problem = measured_choice(artifact)
+        chosen = choice.file if choice is not None and problem is None else None
+    files = rank_files(artifact, precision=precision, backend=backend, chosen=chosen)
+    for file in files:
+        target = find_target(file.target)
         try:
             loaded = load_file(artifact, file, n_threads=n_threads)
         except SetupError as error:
@@ -83,14 +130,26 @@ def choose_and_load(
                 "%s: using %s. Measure here with: kdedge export %s --cpu",
                 *(problem, file.name, shlex.quote(str(artifact.path))),
             )
-        if not _fits(file, size):
+        if target.is_engine and not _fits(file, size := _gpu_size()):
             log.warning(
                 "%s was built for a GPU with %s multiprocessors, but this one has %s. Build an"
                 " engine for this GPU with: %s",
                 *(file.name, _built_for(file), size, _export_command(artifact, target)),
             )
         return file, loaded
-    raise _nothing_runs(artifact, failures)
+    if files:
+        raise _nothing_runs(artifact, failures)
+    raise _nothing_fits(artifact, precision, backend)
+
+
+def _gpu_size() -> int | None:
+    """Multiprocessors of this machine's GPU; 0 without a GPU, None if CUDA cannot use it."""
+    try:
+        return find_gpu().n_multiprocessors
+    except BackendUnavailable:
+        return 0
+    except SetupError:
+        return None
 
 
 def _built_for(file: ModelFile) -> Any:
@@ -98,79 +157,15 @@ def _built_for(file: ModelFile) -> Any:
     return file.built_with.get("multiprocessors")
 
 
-def _fits(file: ModelFile, size: int | None) -> bool:
+def _fits(file: ModelFile, gpu_size: int | None) -> bool:
     """Whether a file was built for a GPU with this number of multiprocessors, as far as known."""
-    return size is None or _built_for(file) in (None, size)
+    return not gpu_size or _built_for(file) in (None, gpu_size)
 
 
 def _export_command(artifact: Artifact, target: Target) -> str:
     """The command that builds and measures a target's files, from the artifact if possible."""
     source = str(artifact.path) if target.source == "ONNX file" else "RUN"
     return shlex.join(["kdedge", "export", source, target.flag])
-
-
-def candidates(
-    artifact: Artifact,
-    *,
-    precision: Precision | None,
-    backend: str | None,
-    chosen: str | None = None,
-    gpu_size: int | None = None,
-) -> list[ModelFile]:
-    """The files that may be used, best first.
-
-    The file `chosen`, if there is one, comes after engines and before all others. Targets come in
-    the order of their preference, and a target's files in the order of its precisions, after those
-    that fit a GPU with `gpu_size` multiprocessors. Files in int8 and files that missed their gates
-    are used only if their precision is asked for, or if they are chosen.
-
-    Raises:
-        RecipeError: no such backend or precision, or no file for them.
-        GateError: there are only files whose precision must be asked for.
-    """
-    if precision is not None and precision not in get_args(Precision):
-        known = ", ".join(get_args(Precision))
-        raise RecipeError(f'There is no precision "{precision}".\n  There are: {known}.')
-    runnable = list_targets() if backend is None else (target_of_backend(backend),)
-    targets = {target.name: target for target in runnable if target.backend is not None}
-    files = [
-        file
-        for file in artifact.files
-        if file.target in targets and precision in (None, file.precision)
-    ]
-    if not files:
-        kind = f"{precision} file" if precision else "file"
-        place = f"{backend} can run" if backend else "can be run"
-        present = "; ".join(f"{f.name} ({f.precision}, {f.target})" for f in artifact.files)
-        raise RecipeError(
-            f"{artifact.path} has no {kind} that {place}.\n  It has: {present or 'none'}."
-        )
-    if precision is None:
-        asked = files
-        free = [file for file in files if file.precision != "int8" and file.gate != "missed"]
-        files = [file for file in files if file in free or file.name == chosen]
-        if not files:
-            lines = [f"{artifact.path} has only files that need --precision."]
-            for file in asked:
-                why = "missed its gate" if file.gate == "missed" else f"is {file.precision}"
-                remedy = f"to use it anyway, add --precision {file.precision}"
-                lines.append(f"  {file.name}: it {why}; {remedy}")
-            raise GateError("\n".join(lines))
-
-    def rank(file: ModelFile) -> tuple[Any, ...]:
-        target, order = targets[file.target], targets[file.target].precisions
-        # A precision that its target no longer makes comes last
-        place = order.index(file.precision) if file.precision in order else len(order)
-        return (
-            chosen is not None and not target.is_engine,
-            file.name != chosen,
-            -target.preference,
-            not _fits(file, gpu_size),
-            place,
-            _DEVICE_ORDER.index(file.device),
-        )
-
-    return sorted(files, key=rank)
 
 
 def _warn(
@@ -212,3 +207,28 @@ def _nothing_runs(artifact: Artifact, failures: Sequence[_Failure]) -> SetupErro
         if isinstance(error, MissingPackage) and not target.is_engine:
             remedy = f"The simplest fix on any machine: {str(error).rpartition(': ')[2]}"
     return SetupError(f"This machine cannot run any file of {artifact.path}.\n{lines}\n  {remedy}")
+
+
+def _nothing_fits(
+    artifact: Artifact, precision: Precision | None, backend: str | None
+) -> RecipeError | GateError:
+    """The error for an artifact without a file of what is wanted, or without one that passed."""
+    precisions = get_args(Precision)
+    if precision not in (None, *precisions):
+        known = ", ".join(precisions)
+        return RecipeError(f'There is no precision "{precision}".\n  There are: {known}.')
+    lines = [
+        f"  {file.name}: it missed its gate; to use it anyway, add --precision {file.precision}"
+        for known in precisions
+        for file in rank_files(artifact, precision=known, backend=backend)
+    ]
+    if precision is None and lines:
+        return GateError(
+            "\n".join([f"{artifact.path} has only files that need --precision.", *lines])
+        )
+    kind = f"{precision} file" if precision else "file"
+    place = f"{backend} can run" if backend else "can be run"
+    present = "; ".join(f"{f.name} ({f.precision}, {f.target})" for f in artifact.files)
+    return RecipeError(
+        f"{artifact.path} has no {kind} that {place}.\n  It has: {present or 'none'}."
+    )

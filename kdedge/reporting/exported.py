@@ -57,12 +57,11 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         commands.append(
             "python model/example.py IMAGE  # needs numpy, pillow and onnxruntime alone"
         )
-    if (flags := predict_flags(artifact, file)) is not None:
-        options = " ".join(flags)
-        commands = [
-            f"# here\nkdedge predict {folder} IMAGES {options} --format csv",
-            *(*commands, f"kdedge predict model IMAGES {options}"),
-        ]
+    options = " ".join(["IMAGES", *predict_flags(artifact, file)])
+    commands = [
+        f"# here\nkdedge predict {folder} {options} --format csv",
+        *(*commands, f"kdedge predict model {options}"),
+    ]
     return [Grid("", [], rows, n_text=2), Text("", "\n".join(commands))]
 
 

@@ -204,25 +204,28 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     return artifact
 
 
-def preferred_file(artifact: Artifact) -> tuple[str | None, str | None]:
-    """The file that was measured as the fastest on a machine like this one.
+def measured_choice(artifact: Artifact) -> tuple[CpuChoice | None, str | None]:
+    """The choice for a machine like this one, or else the newest choice of another machine.
 
     Returns:
-        Its name or None, and the reason if there is none. Both are None if nothing was measured.
+        The choice, and why it does not hold on this machine. The choice is None if none can be
+        read, or if every chosen file was built again. Both are None if nothing was measured.
     """
     try:
         choices = read_choices(artifact)
     except KdedgeError as error:
         return None, first_line(error)
-    if not choices:
-        return None, None
-    choice = choice_here(choices)
-    if choice is None:
+    own = choice_here(choices)
+    if own is not None:
+        if any(map(own.holds_for, artifact.files)):
+            return own, None
+        problem = f"{own.file} was built again after it was measured"
+    else:
         machines = "; ".join(str(other.machine) for other in choices)
-        return None, (
+        problem = (
             f"The fastest file was measured on another machine ({machines}), not on"
             f" {CpuMachine.this()}"
         )
-    if not any(map(choice.holds_for, artifact.files)):
-        return None, f"{choice.file} was built again after it was measured"
-    return choice.file, None
+    valid = [choice for choice in choices if any(map(choice.holds_for, artifact.files))]
+    newest = max(valid, key=lambda choice: choice.measured_at, default=None)
+    return newest, problem if choices else None

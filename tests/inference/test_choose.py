@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kdedge.errors import DataError, GateError, SetupError
-from kdedge.inference.choose import candidates, choose_and_load
+from kdedge.inference.choose import choose_and_load, rank_files
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, keep_choice
 
@@ -47,34 +47,44 @@ def with_entries(artifact: Artifact, *files: ModelFile) -> Artifact:
 @pytest.mark.parametrize(
     ("wishes", "names"),
     [
-        ({}, ["model.fp16.engine", "model.fp32.engine", "model.onnx", "model.fp16.onnx"]),
-        ({"precision": "fp32"}, ["model.fp32.engine", "model.onnx"]),
-        ({"precision": "int8"}, ["model.int8.engine", "model.int8-cpu.onnx", "model.int8.onnx"]),
-        ({"backend": "onnxruntime"}, ["model.onnx", "model.fp16.onnx"]),
-        ({"backend": "tensorrt", "precision": "fp16"}, ["model.fp16.engine"]),
+        (
+            {},
+            "model.fp16.engine model.fp32.engine model.onnx model.fp16.onnx"
+            " model.int8.engine model.int8-cpu.onnx model.int8.onnx",
+        ),
+        ({"precision": "fp32"}, "model.fp32.engine model.onnx"),
+        ({"precision": "int8"}, "model.int8.engine model.int8-cpu.onnx model.int8.onnx"),
+        (
+            {"backend": "onnxruntime"},
+            "model.onnx model.fp16.onnx model.int8-cpu.onnx model.int8.onnx",
+        ),
+        ({"backend": "tensorrt", "precision": "fp16"}, "model.fp16.engine"),
+        (
+            {"chosen": "model.int8-cpu.onnx"},
+            "model.fp16.engine model.fp32.engine model.int8-cpu.onnx model.onnx model.fp16.onnx"
+            " model.int8.engine model.int8.onnx",
+        ),
     ],
 )
-def test_the_candidates_in_their_order(
-    artifact: Artifact, wishes: dict[str, Any], names: list[str]
-) -> None:
-    found = candidates(
-        with_entries(artifact, *ALL), **{"precision": None, "backend": None, **wishes}
-    )
-    assert [file.name for file in found] == names
+@pytest.mark.usefixtures("cudart")
+def test_the_files_in_their_order(artifact: Artifact, wishes: dict[str, Any], names: str) -> None:
+    ranked = rank_files(with_entries(artifact, *ALL), **wishes)
+    assert [file.name for file in ranked] == names.split()
+
+
+def test_engines_come_after_other_files_without_a_gpu(artifact: Artifact) -> None:
+    names = [file.name for file in rank_files(with_entries(artifact, *ALL))]
+    assert names[:2] == ["model.onnx", "model.fp16.onnx"]
+    assert names[4:] == ["model.int8-cpu.onnx", "model.int8.onnx", "model.int8.engine"]
 
 
 def test_a_file_that_missed_its_gate_is_used_only_when_asked_for(artifact: Artifact) -> None:
     missed = entry("model.fp16.onnx", precision="fp16", gate="missed")
     artifact = with_entries(artifact, missed)
-    with pytest.raises(GateError, match=r"missed its gate; to use it .* precision fp16"):
-        candidates(artifact, precision=None, backend=None)
-    assert candidates(artifact, precision="fp16", backend=None) == [missed]
-
-
-def test_eight_bits_are_used_only_when_asked_for(artifact: Artifact) -> None:
-    file = entry("model.int8.onnx", precision="int8")
-    with pytest.raises(GateError, match=r": it is int8; .*precision int8"):
-        candidates(with_entries(artifact, file), precision=None, backend=None)
+    assert rank_files(artifact, chosen=missed.name) == []
+    with pytest.raises(GateError, match=r"missed its gate; to use it .*precision fp16"):
+        load(artifact)
+    assert rank_files(artifact, precision="fp16") == [missed]
 
 
 def load(artifact: Artifact, **wishes: Any) -> tuple[ModelFile, Any]:

@@ -25,7 +25,8 @@ from kdedge.reporting.page import write_report
 from kdedge.reporting.run_records import gather
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import write_evaluations
-from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
+from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
 from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ("<script>alert(1)</script>", "costs $5 or $6_x^2$", "狐 & Füchse", "school bus")
@@ -200,8 +201,9 @@ def make_run(tmp_path: Path) -> Callable[..., RunFolder]:
 def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with all records; not to be changed."""
     run = build_run(tmp_path_factory.mktemp("whole"), NAMES)
-    speed = draw_speed()
-    rows = [replace(row, gate="passed" if row.model == "i8.onnx" else None) for row in speed.rows]
-    file = run.path / "bench" / "01.json"
-    file.write_text(json.dumps(replace(speed, rows=tuple(rows)).to_dict()))
+    artifact = load_artifact(run.exports[0])
+    (time,) = draw_speed().rows[1].measurements
+    timed = TimedFile("i8.onnx", "int8", "onnxruntime 1", 100.0, time, 1.0, None)
+    here = CpuMachine.this()
+    keep_choice(artifact, CpuChoice(here, "i8.onnx", "0" * 64, 1, (timed,), {}, "2026-01-02"))
     return write_report([gather(run)])
