@@ -131,8 +131,7 @@ def _teacher(
         if folder.kind != "teacher":
             raise RecipeError(f"the teacher is a {folder.kind}; name its run next to this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
-        row = _own_subject(teacher)
-        return folder, replace(row, model=f"teacher, {row.model}")
+        return folder, _own_subject(teacher)
     except KdedgeError as error:
         left_out["teacher"] = first_line(error)
         return None
@@ -215,7 +214,10 @@ def _own_subject(trained: RunModel) -> Subject:
         tensors.append(path.visual_prompts)
     if isinstance(path.projector, nn.Module):
         tensors += path.projector.state_dict().values()
-    return _subject(_title(trained.setup.choice.name), logits, trained.backbone, tensors)
+    label = _title(trained.setup.choice.name)
+    if trained.run.kind != "baseline":
+        label = f"{trained.run.kind}, {label}"
+    return _subject(label, logits, trained.backbone, tensors)
 
 
 def _title(name: str) -> str:

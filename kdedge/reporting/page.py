@@ -93,7 +93,7 @@ def _verdict(records: RunRecords) -> list[str]:
     """Sentences on whether to deploy the run's model, and on its accuracy."""
     headline = headline_of(records.run, records.results, records.unlabeled)
     deploy = deploy_line(records.run, records.results, records.details)
-    lines = [line for line in (deploy, headline) if line]
+    lines = [*filter(None, [deploy]), *(headline or "").splitlines()]
     if records.balance is not None:
         shares = assumed_shares(records.balance.prior)
         lines.append(
@@ -134,8 +134,8 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
         compared = {name: records.comparable[name] for name in names if name in records.comparable}
         columns = {model_label(run, name): result for name, result in compared.items()}
         _, judged = judged_model(main, ship)
-        if ship is not None and judged is not None and judged != main:
-            columns = {ship.file.name: judged, **columns}
+        if judged is not None and judged != main:
+            columns = {"file to ship": judged, **columns}
         least = MOST_ROWS if len(main.per_class) > MOST_ROWS + 3 else None
         shown["Classes"] = [class_table(columns, own_details, least=least)]
         if own_details is not None:

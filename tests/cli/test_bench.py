@@ -73,7 +73,7 @@ def test_a_bare_call_measures_the_newest_student_against_everything(kdedge: Kded
         ("PromptSRC", "paper"),
         ("PromptSRC", "cached"),
         ("teacher, PromptSRC", "cached"),
-        ("PromptKD", "cached"),
+        ("student, PromptKD", "cached"),
         ("model.onnx", "cached"),
         ("model.fp16.onnx", "cached"),
         ("model.int8.onnx", "cached"),
@@ -93,7 +93,7 @@ def test_a_bare_call_measures_the_newest_student_against_everything(kdedge: Kded
     tower = (49408 + 77 + 24) * 64 + 3 * (12 * 64**2 + 13 * 64) + 2 * 64
     paper, stored = (by_name["CoOp", kind]["n_parameters"] for kind in ("paper", "cached"))
     assert paper - stored == tower - 4 * 24
-    folded, unfused = by_name["model.onnx", "cached"], by_name["PromptKD", "cached"]
+    folded, unfused = by_name["model.onnx", "cached"], by_name["student, PromptKD", "cached"]
     assert folded["gmacs_image"] < unfused["gmacs_image"]
     student = read("runs/tiny/02/eval.json")["student"]
     assert unfused["accuracy"]["harmonic_mean"] == student["harmonic_mean"]
@@ -110,7 +110,7 @@ def test_a_files_accuracy_is_its_models_less_the_drop_on_the_compared_images(
     assert done.code == 0, done.err
     assert "tiny/02, less the drop on 7 of 20 images of data.test" in done.out
     rows = {row["model"]: row for row in read("runs/tiny/02/bench/01.json")["rows"]}
-    own = rows["PromptKD"]["accuracy"]
+    own = rows["student, PromptKD"]["accuracy"]
     for file in read("runs/tiny/02/artifacts/02/artifact.json")["files"]:
         accuracy = rows[file["name"]]["accuracy"]
         expected = own["all"] - file["parity"]["accuracy_drop"]
@@ -178,9 +178,9 @@ def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) ->
     assert rows == [
         ("tiny/02", "Zero-shot CLIP"),
         ("tiny/02", "teacher, PromptSRC"),
-        ("tiny/02", "PromptKD"),
+        ("tiny/02", "student, PromptKD"),
         ("tiny/01", "Zero-shot CLIP"),
-        ("tiny/01", "PromptSRC"),
+        ("tiny/01", "teacher, PromptSRC"),
     ]
     assert Path("runs/tiny/02/bench/01.json").exists()  # in the first one's folder
     assert not Path("runs/tiny/01/bench").exists()

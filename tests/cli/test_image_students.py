@@ -72,7 +72,7 @@ def test_a_timm_student_is_timed_exported_in_every_precision_and_predicts(
     done = kdedge("bench", str(STUDENT), *quick, "--format", "json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
-    assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "PromptKD"]
+    assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "student, PromptKD"]
     left_out = result["left_out"]
     assert left_out["Zero-shot CLIP"] == "timm/test_resnet has no text encoder that runs here"
     assert left_out.keys() == {
@@ -105,7 +105,7 @@ def test_a_teacher_without_texts_is_timed(kdedge: Run, quick_machine: None) -> N
     done = kdedge("bench", str(STUDENT), *quick, "--format", "json")
     assert done.code == 0, done.err
     models = [row["model"] for row in json.loads(done.out)["rows"]]
-    assert models == ["teacher, Ridge regression", "Ridge regression"]
+    assert models == ["teacher, Ridge regression", "student, Ridge regression"]
 
 
 @pytest.mark.parametrize(

@@ -232,11 +232,11 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
         "It keeps 50 % of its teacher's accuracy, and needs 86x fewer operations.\n"
         "model.onnx passed its gate: 2 MB, a call takes 1 ms."
     )
-    assert make_chapters([gather(run)])[0].verdict[0] == headline
+    assert "\n".join(make_chapters([gather(run)])[0].verdict) == headline
     for name in ("teacher", "zeroshot"):
         found[name]["n_images"] += 1  # other images are not compared
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
-    assert make_chapters([gather(run)])[0].verdict[0] == (
+    assert "\n".join(make_chapters([gather(run)])[0].verdict) == (
         "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %).\n"
         "It needs 86x fewer operations than its teacher.\n"
         "model.onnx passed its gate: 2 MB, a call takes 1 ms."
@@ -539,7 +539,9 @@ def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
     assert str(deploy_line(run, results)).startswith(
         "Deploy it if 60.0 % right is enough, and 50 % of its weakest class, fox (5 of 10 images;"
     )
-    assert re.search(r"Accuracy by class.*?'i8.onnx', 'student.*?\['fox', '10', '50.00'", said(run))
+    assert re.search(
+        r"Accuracy by class.*?'file to ship', 'student.*?\['fox', '10', '50.00'", said(run)
+    )
     # Compared on other images, it cannot be set beside the student's figures
     parity = replace(parity, images_hash="1" * 64)
     replace(artifact, files=(replace(int8, parity=parity, gate="passed"),)).save()
