@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from kdedge.api.evaluate import AnyArtifact, AnyRun, run_argument
 from kdedge.errors import DataError, RecipeError
-from kdedge.files import highest_number
 from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.artifact import FILE_NAME, Artifact, artifact_at, load_artifact
+from kdedge.runtime.artifact import Artifact, artifact_at, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
 from kdedge.runtime.threads import torch_as_before
 
@@ -71,8 +70,7 @@ def artifact_folder(artifact: AnyArtifact, root: str | Path | None = None) -> Pa
     path = Path(str(getattr(artifact, "path", artifact))).expanduser()
     in_runs_folder = runs_folder(root) / path
     for folder in (path, in_runs_folder):
-        records = (*folder.glob(f"artifacts/*/{FILE_NAME}"), *folder.glob(f"*/{FILE_NAME}"))
-        exported = artifact_at(folder) or highest_number(file.parent for file in records)
+        exported = artifact_at(folder) or artifact_at(folder / "artifacts")
         if exported is not None:
             return exported
     for folder in (in_runs_folder, path):

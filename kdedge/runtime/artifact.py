@@ -19,7 +19,7 @@ from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field
 
 from kdedge import __version__
 from kdedge.errors import DataError, os_reason
-from kdedge.files import read_bytes, sha256_file, sha256_json, write_json
+from kdedge.files import highest_number, read_bytes, sha256_file, sha256_json, write_json
 from kdedge.records.evaluation import ParityResult
 from kdedge.records.record import (
     Percent,
@@ -150,12 +150,18 @@ _REMEDY = "Copy the folder from the export again, or export again."
 
 
 def artifact_at(path: str | Path | None) -> Path | None:
-    """The artifact that a path names, as a folder or by its artifact.json; else None."""
+    """The artifact that a path names, or the newest of a run's folder `artifacts`; else None.
+
+    A path names an artifact by its folder or by its artifact.json.
+    """
     if path is None:
         return None
     path = Path(path).expanduser()
     folder = path.parent if path.name == FILE_NAME else path
-    return folder if (folder / FILE_NAME).is_file() else None
+    if (folder / FILE_NAME).is_file():
+        return folder
+    records = path.glob(f"*/{FILE_NAME}") if path.name == "artifacts" else ()
+    return highest_number(file.parent for file in records)
 
 
 def model_file_at(path: str | Path | None) -> Path | None:

@@ -15,7 +15,7 @@ from kdedge.errors import DataError
 
 Run = Callable[..., Any]
 ARTIFACT = "runs/tiny/02/artifacts/01"
-NAMES = ("tiny", "tiny/02/artifacts/01", "runs/tiny/02", ARTIFACT)
+NAMES = ("tiny", "tiny/02/artifacts", "runs/tiny/02", ARTIFACT)
 OBJECTS = {"a Run": package.open_run, "an Artifact": package.open_artifact}
 # The texts of a call are found as those of the command of its name
 DEAR = ("bench", "export", "report", "verify")
