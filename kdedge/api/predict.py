@@ -195,7 +195,7 @@ class Predictions(Tabled, list[Result]):
             classes = shown_classes(result, None) if isinstance(result, Prediction) else [("-", "")]
             cells = [result.key, *chain.from_iterable(classes)]
             rows.append(cells + [""] * (len(header) - len(cells)))
-        return header, rows
+        return Table("", header, rows)
 
     @property
     def notes(self) -> list[str]:

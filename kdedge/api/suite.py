@@ -11,7 +11,6 @@ from kdedge.api.export import export as export_run
 from kdedge.api.run import Run, open_run
 from kdedge.errors import KdedgeError, check_at_least
 from kdedge.plugins import need_training_packages
-from kdedge.records.tables import html_table, text_table
 from kdedge.runs.folder import runs_folder
 
 if TYPE_CHECKING:
@@ -79,25 +78,25 @@ class SuiteResult:
 
     Attributes:
         folder: folder that the table is written to.
-        grids: a table for each recipe and one of their average; with `export`, also one of the
+        tables: a table for each recipe and one of their average; with `export`, also one of the
             files with accuracy, latency, size, and whether they are on the Pareto front.
         notes: lines that explain the figures.
         runs: the finished runs.
     """
 
     def __init__(self, state: SuiteState, exported: Exported | None) -> None:
-        from kdedge.suite.tables import make_grids, make_lines, notes, to_record
+        from kdedge.suite.tables import make_lines, make_tables, notes, to_record
 
         plan, outcomes = state.plan, state.outcomes
         lines = make_lines(plan, outcomes)
         self.folder = state.folder
-        self.grids, self.notes = make_grids(lines), notes(plan)
+        self.tables, self.notes = make_tables(lines), notes(plan)
         paths = [outcome.run for outcome in outcomes.values()]
         self.runs: list[Run] = [open_run(path) for path in paths if path is not None]
         self._record = to_record(plan, outcomes, lines)
         if exported is not None:
-            self._record["exported"], grid = exported
-            self.grids.append(grid)
+            self._record["exported"], table = exported
+            self.tables.append(table)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `results.json`: `lines`, and `cells` with each cell's status and run.
@@ -107,14 +106,11 @@ class SuiteResult:
         return dict(self._record)
 
     def __str__(self) -> str:
-        tables = [
-            f"{g.title}\n{text_table(g.header, g.rows, align=g.align)}\n\n{g.caption}"
-            for g in self.grids
-        ]
+        tables = [f"{table.title}\n{table}\n\n{table.caption}" for table in self.tables]
         return "\n\n".join([*map(str.strip, tables), "\n".join(self.notes)])
 
     def _repr_html_(self) -> str:
-        tables = [f"{html.escape(g.title)}{html_table(g.header, g.rows)}" for g in self.grids]
+        tables = [f"{html.escape(table.title)}{table.as_html()}" for table in self.tables]
         return "".join([*tables, *(f"<br>{html.escape(note)}" for note in self.notes)])
 
 

@@ -13,14 +13,14 @@ from kdedge.records.speed import (
     at_smallest_batch,
     named_rows,
 )
-from kdedge.records.tables import Grid, figure, percent
+from kdedge.records.tables import Table, figure, percent
 
 
-def make_grids(result: SpeedResult) -> list[Grid]:
+def make_tables(result: SpeedResult) -> list[Table]:
     """Returns the tables of a result that are not empty."""
     rows = named_rows(result)
-    grids = [
-        result.summary,
+    tables = [
+        result.table,
         sizes(rows),
         _latencies(rows, "on device"),
         _ratios(rows, result),
@@ -31,10 +31,10 @@ def make_grids(result: SpeedResult) -> list[Grid]:
         *_accuracies(rows),
         _agreements(rows),
     ]
-    return [grid for grid in grids if grid.rows]
+    return [table for table in tables if table.rows]
 
 
-def sizes(named: Sequence[NamedRow]) -> Grid:
+def sizes(named: Sequence[NamedRow]) -> Table:
     """Parameters, file, memory and work of each model."""
     rows = [
         [
@@ -46,20 +46,20 @@ def sizes(named: Sequence[NamedRow]) -> Grid:
         for label, row in named
     ]
     title = "Million parameters, MB of the file, MiB of memory and work for one image"
-    return Grid(title, ["model", "M par.", "MB", "MiB", "GMACs", "GFLOPs"], rows)
+    return Table(title, ["model", "M par.", "MB", "MiB", "GMACs", "GFLOPs"], rows)
 
 
-def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Grid:
+def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Table:
     smallest = [(label, m) for label, _, m in at_smallest_batch(named, inputs) if m is not None]
     rows = [[label, *_percentiles(m)] for label, m in smallest]
     batch = smallest[0][1].batch if smallest else 1
     copied = ", images copied to the device and logits back" if inputs == "copied" else ""
-    return Grid(
+    return Table(
         f"Latency, ms per call at batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
     )
 
 
-def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Grid:
+def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Table:
     rows = []
     for label, _, first in at_smallest_batch(named, "on device"):
         if first is not None:
@@ -69,10 +69,10 @@ def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Grid:
         f"Speed relative to {result.baseline}: median, lowest and highest of"
         f" {result.settings['n_rounds']} rounds; variation of the calls"
     )
-    return Grid(title, ["model", "ratio", "low", "high", "cv %"], rows)
+    return Table(title, ["model", "ratio", "low", "high", "cv %"], rows)
 
 
-def throughputs(named: Sequence[NamedRow]) -> Grid:
+def throughputs(named: Sequence[NamedRow]) -> Table:
     """Images per second of each model by batch."""
     batches = sorted(
         {m.batch for _, row in named for m in row.measurements if m.inputs != "image file"}
@@ -84,27 +84,29 @@ def throughputs(named: Sequence[NamedRow]) -> Grid:
             rows.append(
                 [label, *("-" if m is None else m.marked(m.images_per_second) for m in times)]
             )
-    return Grid("FPS: images per second by batch", ["model", *map(str, batches)], rows)
+    return Table("FPS: images per second by batch", ["model", *map(str, batches)], rows)
 
 
-def _end_to_end(named: Sequence[NamedRow]) -> Grid:
+def _end_to_end(named: Sequence[NamedRow]) -> Table:
     rows = [
         [label, *_percentiles(time), figure(time.images_per_second)]
         for label, row in named
         if (time := row.at(1, "image file")) is not None
     ]
     header = ["model", "p50", "p90", "p99", "FPS"]
-    return Grid("End to end, ms: a JPEG of 640x480 decoded, resized and classified", header, rows)
+    return Table("End to end, ms: a JPEG of 640x480 decoded, resized and classified", header, rows)
 
 
-def _power(named: Sequence[NamedRow]) -> Grid:
+def _power(named: Sequence[NamedRow]) -> Table:
     rows = [
         [label, str(time.batch), figure(time.watts), figure(time.joules_per_image)]
         for label, row in named
         for time in row.measurements
         if time.watts is not None and time.inputs != "image file"
     ]
-    return Grid("Mean power during the calls, and energy", ["model", "batch", "W", "J/image"], rows)
+    return Table(
+        "Mean power during the calls, and energy", ["model", "batch", "W", "J/image"], rows
+    )
 
 
 def notes(result: SpeedResult) -> list[str]:
@@ -153,7 +155,7 @@ def machine(result: SpeedResult) -> str:
 
 def as_markdown(result: SpeedResult) -> str:
     """Formats the tables as Markdown."""
-    blocks = [f"**{grid.title}**\n\n{grid.as_markdown()}" for grid in make_grids(result)]
+    blocks = [f"**{table.title}**\n\n{table.as_markdown()}" for table in make_tables(result)]
     blocks.append("\n".join(f"* {line}" for line in notes(result)))
     return "\n\n".join(blocks)
 
@@ -162,20 +164,20 @@ def _percentiles(time: Measurement) -> list[str]:
     return [time.marked(time.p50_ms), figure(time.p90_ms), figure(time.p99_ms)]
 
 
-def _accuracies(named: Sequence[NamedRow]) -> list[Grid]:
+def _accuracies(named: Sequence[NamedRow]) -> list[Table]:
     """One table per set of images."""
-    grids = []
+    tables = []
     for group in accuracies(named):
         rows = [
             [label, *map(percent, (a.base, a.novel, a.harmonic_mean, a.all))] for label, a in group
         ]
         n_images = group[0][1].n_images
         title = f"Accuracy, top-1 in percent, on {n_images:,} images"
-        grids.append(Grid(title, ["model", "base", "novel", "HM", "all"], rows))
-    return grids
+        tables.append(Table(title, ["model", "base", "novel", "HM", "all"], rows))
+    return tables
 
 
-def _agreements(named: Sequence[NamedRow]) -> Grid:
+def _agreements(named: Sequence[NamedRow]) -> Table:
     """Agreement of files with their float32 model, and the images it was measured on."""
     rows = [
         [label, percent(row.accuracy.agreement), row.accuracy.source]
@@ -183,4 +185,4 @@ def _agreements(named: Sequence[NamedRow]) -> Grid:
         if row.accuracy is not None and row.accuracy.agreement is not None
     ]
     title = "Top-1 agreement of files with the float32 model, percent"
-    return Grid(title, ["model", "agree", "images"], rows)
+    return Table(title, ["model", "agree", "images"], rows)

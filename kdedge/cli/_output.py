@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from kdedge.errors import KdedgeError
-from kdedge.records.tables import Grid, text_table
+from kdedge.records.tables import Table
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[Any]
@@ -106,9 +106,7 @@ def given_options(*names: str) -> list[str]:
     ]
 
 
-def table(
-    rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None, align: str = ""
-) -> str:
+def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), align: str = "l") -> str:
     """Lays out text in aligned columns, two spaces apart.
 
     If the terminal is narrower, text columns wrap, at a space if possible.
@@ -116,19 +114,21 @@ def table(
     Args:
         rows: cells of each row; all rows have the same number.
         header: column titles.
-        align: `l` or `r` for each column; default: `l`.
+        align: `l` or `r` for each column; the last one is for all further columns, too.
     """
-    text = text_table(header or (), rows, align=align)
-    n_columns = shown_columns()
-    if max(map(len, text.split("\n"))) <= n_columns:
-        return text
-    return _narrow_table([header, *rows] if header else rows, align, n_columns)
+    return table_text(Table("", header, rows, align=align))
 
 
-def grid_text(grid: Grid) -> str:
-    """Lays out a table below its title, if it has one."""
-    text = table(grid.rows, header=grid.header, align=grid.align)
-    return f"{grid.title}\n{text}" if grid.title else text
+def table_text(table: Table) -> str:
+    """Lays out a table without its title; if the terminal is narrower, text columns wrap."""
+    text, n_columns = str(table), shown_columns()
+    fits = max(map(len, text.split("\n"))) <= n_columns
+    return text if fits else _narrow_table(table, n_columns)
+
+
+def titled(table: Table) -> str:
+    """Lays out a table below its title."""
+    return f"{table.title}\n{table_text(table)}"
 
 
 def shown_columns() -> float:
@@ -137,17 +137,17 @@ def shown_columns() -> float:
     return get_terminal_size().columns if is_shown else math.inf
 
 
-def _narrow_table(lines: Sequence[Sequence[str]], align: str, n_columns: float) -> str:
+def _narrow_table(table: Table, n_columns: float) -> str:
     """Wraps the text columns of a table, but not the right-aligned numbers."""
+    from rich import table as rich_table
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
-    for side in align.ljust(len(lines[0]), "l"):
+    grid = rich_table.Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for side in table.sides:
         justify: Literal["left", "right"] = "right" if side == "r" else "left"
         grid.add_column(justify=justify, no_wrap=side == "r", overflow="fold")
-    for line in lines:
+    for line in table.lines:
         grid.add_row(*map(Text, line))
     console = Console(width=int(n_columns), color_system=None)
     with console.capture() as captured:

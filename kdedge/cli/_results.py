@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge.cli._output import table
+from kdedge.cli._output import table, table_text
 from kdedge.records.evaluation import (
     EvalResult,
     UnlabeledResult,
-    accuracy_cells,
+    accuracies,
     are_same_images,
     by_images,
 )
@@ -24,8 +24,7 @@ _N_NAMED = 5  # most often predicted classes to name
 
 def accuracy_text(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats accuracies in percent, one model per line; all results have the same split."""
-    header, cells = accuracy_cells(rows)
-    text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
+    text = table_text(accuracies(rows))
     notes = [f"\n{label}: {note}" for label, result in rows for note in result.notes]
     return text + "".join(notes)
 

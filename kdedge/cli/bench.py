@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from kdedge.api.bench import AGAINST, bench
-from kdedge.benchmarking.tables import as_markdown, make_grids, notes
+from kdedge.benchmarking.tables import as_markdown, make_tables, notes
 from kdedge.cli._options import calls_option, device_option, plain_threads_option, runs_option
-from kdedge.cli._output import grid_text, next_line, print_result, show_result
+from kdedge.cli._output import next_line, print_result, show_result, titled
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run, newest_student
 from kdedge.runtime.artifact import model_file_at
@@ -126,7 +126,7 @@ def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
         click.echo(as_markdown(result))
         return
     if is_whole:
-        blocks = [*map(grid_text, make_grids(result)), "\n".join(notes(result))]
+        blocks = [*map(titled, make_tables(result)), "\n".join(notes(result))]
     else:
         models = {name: why for name, why in result.left_out.items() if ", batch " not in name}
         n_left_out = len(result.left_out) - len(models)
@@ -135,6 +135,6 @@ def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
         captions = [*result.caveats, *replace(result, left_out=models).problems, more]
         # Wrapped to 80 columns, without breaking paths and names
         wrap = partial(fill, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-        grid = replace(result.summary, title=wrap(result.summary.title, 80))
-        blocks = [grid_text(grid), "\n".join(wrap(text, 80) for text in captions)]
+        table = replace(result.table, title=wrap(result.table.title, 80))
+        blocks = [titled(table), "\n".join(wrap(text, 80) for text in captions)]
     click.echo("\n\n".join(blocks).rstrip())

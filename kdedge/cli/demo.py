@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kdedge.cli._options import resume_option, run_options
-from kdedge.cli._output import grid_text, print_result, table
+from kdedge.cli._output import print_result, table, titled
 from kdedge.cli._results import run_record, run_text
 from kdedge.runs.find import finished_runs
 
@@ -29,7 +29,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     lines = ["$ kdedge distill demo", run_text(runs, used=used)]
     if results.artifact is not None:
         lines += ["\n$ kdedge export", f"Wrote {results.artifact.path}, the folder for the device"]
-    lines += ["\n$ kdedge bench", grid_text(results.speed.summary), *results.speed.caveats]
+    lines += ["\n$ kdedge bench", titled(results.speed.table), *results.speed.caveats]
     if results.page is not None:
         lines += ["\n$ kdedge report", f"Wrote {results.page}: open it in a browser"]
     examples = [

@@ -79,7 +79,7 @@ def command(
         cells = [[name, percent(value)] for name, value in result.per_class.items()]
     text += "" if headline is None else f"\n{headline}"
     if per_class:
-        text += "\n\n" + table(cells, header=["class", *header], align="l" + "r" * len(header))
+        text += "\n\n" + table(cells, header=["class", *header], align="lr")
     if output is not None:
         text += f"\nWrote {output}"
     is_new = folder.kind == "student" and not folder.exports

@@ -18,6 +18,7 @@ from kdedge.cli._output import (
     print_result,
     show_result,
     table,
+    table_text,
 )
 from kdedge.records.tables import figure, images_text, percent
 from kdedge.targets.protocol import Target
@@ -164,11 +165,7 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     gflops = artifact.provenance.get("gflops")
     lines = [f"GFLOPs per image: {gflops['folded']:.4g}\n"] if gflops else []
     parities = {file.name: file.parity for file in artifact.files if file.parity is not None}
-    if choice is None:
-        files = files_table(artifact)
-        lines.append(table(files.rows, header=files.header, align=files.align))
-    else:
-        lines.append(_timed_table(artifact, choice))
+    lines.append(_timed_table(artifact, choice) if choice else table_text(files_table(artifact)))
     sets = dict.fromkeys(parity.images for parity in parities.values())
     if sets:
         labeled = [parity for parity in parities.values() if parity.n_labeled]

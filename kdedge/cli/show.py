@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdedge.cli._options import runs_option
-from kdedge.cli._output import json_option, print_result, table
+from kdedge.cli._output import json_option, print_result, table, table_text
 from kdedge.cli._results import (
     accuracy_texts,
     evaluation_rows,
@@ -137,9 +137,8 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
             "hashes": _plain({file.name: file.sha256[:12] for file in artifact.files}),
         }
     rows = [[key, str(value)] for key, value in facts.items() if value is not None]
-    files = files_table(artifact)
     parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
     if (only := provenance.get("predicts_only")) is not None:
         parts.insert(1, f"It predicts {only!r} for every image that it was compared on.")
-    parts.append(table(files.rows, header=files.header, align=files.align))
+    parts.append(table_text(files_table(artifact)))
     return "\n\n".join(parts)

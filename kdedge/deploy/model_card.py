@@ -9,7 +9,7 @@ from importlib.resources import files
 from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.files import sha256_file, write_atomic
 from kdedge.records.evaluation import assumed_shares
-from kdedge.records.tables import Grid, percent
+from kdedge.records.tables import Table, percent
 from kdedge.runtime.artifact import INPUT_NAME, Artifact
 from kdedge.runtime.cpu_choice import readable_choices
 
@@ -185,7 +185,7 @@ def _scores_text(artifact: Artifact) -> str:
     return text
 
 
-def files_table(artifact: Artifact) -> Grid:
+def files_table(artifact: Artifact) -> Table:
     """Returns the table of model files and their comparison with the float32 model."""
     parities = [file.parity for file in artifact.files]
     keys = {"agreement %": "agreement_percent", "accuracy %": "accuracy_percent"}
@@ -199,7 +199,7 @@ def files_table(artifact: Artifact) -> Grid:
         cells += [percent(getattr(parity, key, None)) for key in keys.values()]
         rows.append([*cells, "-" if distance is None else f"{distance:.4f}"])
     header = ["file", "precision", "for", "gate", "MB", *keys, "distance"]
-    return Grid("", header, rows, n_text=4)
+    return Table("", header, rows, align="llllr")
 
 
 def _plain(text: str) -> str:

@@ -209,7 +209,7 @@ class Comparison(Tabled):
             for name, score in ((x.old, x.old_score_percent), (x.new, x.new_score_percent)):
                 cells += [visible(name or "-"), "-" if score is None else f"{score:.2f} %"]
             rows.append([*cells, *([visible(x.label or "-")] if has_labels else [])])
-        return header, rows
+        return Table("", header, rows)
 
     @property
     def verdict(self) -> str:

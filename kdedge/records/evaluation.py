@@ -139,12 +139,16 @@ class EvalResult(Record, Tabled):
     @property
     def table(self) -> Table:
         """Accuracies in percent, as one row of cells."""
-        header, cells = accuracy_cells([(f"{self.n_images:,}", self)])
-        return ["test images", *header[1:]], cells
+        return accuracies([(f"{self.n_images:,}", self)], first="test images")
 
 
-def accuracy_cells(rows: Sequence[tuple[str, EvalResult]]) -> Table:
-    """The results of models by label, in percent, one a row; all results have the same split."""
+def accuracies(rows: Sequence[tuple[str, EvalResult]], *, first: str = "model") -> Table:
+    """The results of models by label, in percent, one a row; all results have the same split.
+
+    Args:
+        rows: labels and results.
+        first: title of the first column.
+    """
     if rows and rows[0][1].split == "base-to-novel":
         columns = {"base": "base", "novel": "novel", "HM": "harmonic_mean", "all": "all"}
     else:
@@ -157,7 +161,7 @@ def accuracy_cells(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     cells = [
         [label, *(percent(getattr(row, key)) for key in columns.values())] for label, row in rows
     ]
-    return ["model", *columns], cells
+    return Table("", [first, *columns], cells)
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,8 @@ class UnlabeledResult(Record, Tabled):
         values = {"teacher agrees": self.agreement_percent, "confidence": self.confidence_percent}
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         known["classes predicted"] = f"{len(self.predicted):,} of {self.n_classes:,}"
-        return ["images without labels", *known], [[f"{self.n_images:,}", *known.values()]]
+        header, cells = ["images without labels", *known], [f"{self.n_images:,}", *known.values()]
+        return Table("", header, [cells])
 
 
 def assumed_shares(prior: str | dict[str, float]) -> str:

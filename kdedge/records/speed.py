@@ -24,7 +24,7 @@ from kdedge.records.record import (
     Record,
     read_record,
 )
-from kdedge.records.tables import Grid, Table, Tabled, figure, percent
+from kdedge.records.tables import Table, Tabled, figure, percent
 
 FORMAT_VERSION = 1
 
@@ -290,10 +290,10 @@ class SpeedResult(Record, Tabled):
     @property
     def notes(self) -> list[str]:
         """Lines below the printed table: a legend of the columns, caveats and problems."""
-        return [f"{self.summary.title}.", *self.caveats, *self.problems]
+        return [f"{self.table.title}.", *self.caveats, *self.problems]
 
     @property
-    def summary(self) -> Grid:
+    def table(self) -> Table:
         """The main table, with one line per model."""
         rows = []
         for label, row, first in at_smallest_batch(named_rows(self), "on device"):
@@ -314,12 +314,7 @@ class SpeedResult(Record, Tabled):
             f"GFLOPs of one image, median ms per call, FPS at the best batch, speed relative"
             f" to {self.baseline}, accuracy over all classes in percent"
         )
-        return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", "acc."], rows)
-
-    @property
-    def table(self) -> Table:
-        """Header and cells of the summary."""
-        return [*self.summary.header], [[*row] for row in self.summary.rows]
+        return Table(title, ["model", "GFLOPs", "ms", "FPS", "ratio", "acc."], rows)
 
     def ratio_cells(self, time: Measurement | None) -> list[str]:
         """Median, lowest and highest ratio; dashes if the measurement is not ranked."""

@@ -8,8 +8,66 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-Table = tuple[list[str], list[list[str]]]
-"""A header, and rows with the same number of cells."""
+
+@dataclass(frozen=True)
+class Table:
+    """A table, and its writers: text, Markdown and HTML.
+
+    Attributes:
+        title: the subject, with units; may be empty.
+        header: column titles; empty for a list of terms and texts.
+        rows: cells, as texts; all rows have the same number.
+        caption: how the values were measured.
+        align: `l` or `r` for each column; the last one is for all further columns, too.
+    """
+
+    kind: ClassVar[str] = "table"  # a report's template chooses by it
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    align: str = "lr"
+
+    @property
+    def lines(self) -> list[Sequence[str]]:
+        """The header, if there is one, and the rows."""
+        return [self.header, *self.rows] if self.header else [*self.rows]
+
+    @property
+    def sides(self) -> str:
+        """`l` or `r` for each column."""
+        n_columns = max(map(len, self.lines), default=0)
+        return self.align.ljust(n_columns, self.align[-1])[:n_columns]
+
+    def __str__(self) -> str:
+        """The cells in columns, two spaces apart, without title and caption."""
+        widths = [max(map(len, column)) for column in zip(*self.lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if side == "r" else cell.ljust(width)
+                for cell, width, side in zip(line, widths, self.sides, strict=True)
+            ).rstrip()
+            for line in self.lines
+        )
+
+    def as_markdown(self) -> str:
+        """The table in Markdown, without title and caption."""
+        header, *rows = [
+            [re.sub(r"([\\|])", r"\\\1", cell) for cell in line] for line in self.lines
+        ]
+        marks = ["---:" if side == "r" else "---" for side in self.sides]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (header, marks, *rows))
+
+    def as_html(self) -> str:
+        """The table in HTML, without title and caption; columns on the right have the class `n`."""
+        marks = [' class="n"' if side == "r" else "" for side in self.sides]
+        rows = ""
+        for line in self.lines:
+            tag = "th" if line is self.header else "td"
+            cells = zip(marks, line, strict=True)
+            row = "".join(f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for mark, cell in cells)
+            rows += f"<tr>{row}</tr>"
+        return f"<table>{rows}</table>"
 
 
 class Tabled:
@@ -17,7 +75,7 @@ class Tabled:
 
     @property
     def table(self) -> Table:
-        """Header and cells."""
+        """What it prints."""
         raise NotImplementedError
 
     @property
@@ -26,97 +84,10 @@ class Tabled:
         return ()
 
     def __str__(self) -> str:
-        return "\n".join([text_table(*self.table), *self.notes])
+        return "\n".join([str(self.table), *self.notes])
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<br>{html.escape(note)}" for note in self.notes)
-        return html_table(*self.table) + notes
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table with a title.
-
-    Attributes:
-        title: the subject, with units; may be empty.
-        header: column titles; empty for a list of terms and texts.
-        rows: cells, as texts.
-        caption: how the values were measured.
-        n_text: number of left columns that hold words; the others hold numbers, on the right.
-    """
-
-    kind: ClassVar[str] = "table"  # a report's template chooses by it
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    n_text: int = 1
-
-    @property
-    def align(self) -> str:
-        """`l` or `r` for each column."""
-        return "l" * self.n_text + "r" * (len(self.header) - self.n_text)
-
-    def as_markdown(self) -> str:
-        """The table without title and caption."""
-        return markdown_table(self.header, self.rows, align=self.align)
-
-
-def text_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str | None = None
-) -> str:
-    """Lays out cells in columns, two spaces apart.
-
-    Args:
-        header: column titles; may be empty.
-        rows: cells; all rows have the same number.
-        align: `l` or `r` for each column; `l` for columns beyond its end. Default: `l` for the
-            first column, `r` for the others.
-    """
-    lines = [header, *rows] if header else rows
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    n_columns = len(widths)
-    sides = "l" + "r" * (n_columns - 1) if align is None else align.ljust(n_columns, "l")
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, width, side in zip(line, widths, sides, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def markdown_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str | None = None
-) -> str:
-    """Lays out cells as a Markdown table; see `text_table`."""
-    n_columns = len(header)
-    sides = "l" + "r" * (n_columns - 1) if align is None else align.ljust(n_columns, "l")
-    marks = ["---:" if side == "r" else "---" for side in sides]
-    cells = [[re.sub(r"([\\|])", r"\\\1", cell) for cell in line] for line in (header, *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], marks, *cells[1:]))
-
-
-def html_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, n_text: int | None = None
-) -> str:
-    """Lays out cells as an HTML table.
-
-    Args:
-        header: column titles; may be empty.
-        rows: cells of each row.
-        n_text: number of left columns that hold words; the others get the class `n`.
-    """
-    lines = [_html_row("th", header, n_text)] if header else []
-    lines += [_html_row("td", row, n_text) for row in rows]
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _html_row(tag: str, cells: Sequence[str], n_text: int | None) -> str:
-    """One table row of `html_table`."""
-    marks = ["" if n_text is None or i < n_text else ' class="n"' for i in range(len(cells))]
-    parts = [f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True)]
-    return f"<tr>{''.join(parts)}</tr>"
+        return self.table.as_html() + "".join(f"<br>{html.escape(note)}" for note in self.notes)
 
 
 def percent(value: float | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from kdedge.records.evaluation import EvalDetails, EvalResult, accuracy_cells
-from kdedge.records.tables import Grid, percent
+from kdedge.records.evaluation import EvalDetails, EvalResult, accuracies
+from kdedge.records.tables import Table, percent
 from kdedge.reporting.blocks import Block, Plot
 from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_per_cell, confusion
 
@@ -14,16 +15,16 @@ MOST_ROWS = 12
 """Rows of a table that is not folded."""
 
 
-def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Grid:
+def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     """Makes the table of accuracies from labels and results on the same images."""
-    header, cells = accuracy_cells(rows)
-    first = rows[0][1]
+    table, first = accuracies(rows), rows[0][1]
     n_classes = sum(value is not None for value in first.per_class.values())
     if first.largest_class_percent is not None and n_classes:
         constant = dict.fromkeys(("accuracy", "all"), first.largest_class_percent)
         constant["mean over classes"] = 100 / n_classes
         label = "always the most frequent class"
-        cells.append([label, *(percent(constant.get(name)) for name in header[1:])])
+        cells = [label, *(percent(constant.get(name)) for name in table.header[1:])]
+        table = replace(table, rows=[*table.rows, cells])
     caption = ""
     if first.split == "base-to-novel":
         caption = (
@@ -33,12 +34,13 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Grid:
     if "validation" in {result.selection for _, result in rows}:
         caption += "Some models have the weights of the best epoch on validation images. "
     caption += " ".join(f"{label}: {note}" for label, row in rows for note in row.notes)
-    return Grid(f"Accuracy on {first.n_images:,} test images, percent", header, cells, caption)
+    title = f"Accuracy on {first.n_images:,} test images, percent"
+    return replace(table, title=title, caption=caption)
 
 
 def class_table(
     results: Mapping[str, EvalResult], details: EvalDetails | None, *, least: int | None = None
-) -> Grid:
+) -> Table:
     """Makes the table of accuracies by class, the lowest first.
 
     Args:
@@ -64,10 +66,10 @@ def class_table(
         f" these classes: {main.mean_over_classes:.2f} %."
     )
     header = ["class", *(["images"] if images else []), *results]
-    return Grid("Accuracy by class, percent", header, cells, caption)
+    return Table("Accuracy by class, percent", header, cells, caption)
 
 
-def confusion_table(model: str, details: EvalDetails) -> Grid | None:
+def confusion_table(model: str, details: EvalDetails) -> Table | None:
     """Makes the table of a model's most frequent confusions; None if it made no mistake."""
     n_of_class: Counter[int] = Counter()
     for label, _, n in details.confusion:
@@ -89,7 +91,7 @@ def confusion_table(model: str, details: EvalDetails) -> Grid | None:
     if len(cells) < len(wrong):
         caption = f"The {len(cells)} most frequent of {len(wrong):,} confused pairs of classes."
     header = ["class", f"the {model} predicts", "images", "%"]
-    return Grid("Confusions", header, cells, caption, n_text=2)
+    return Table("Confusions", header, cells, caption, align="llr")
 
 
 def confusion_plot(model: str, details: EvalDetails, name: str) -> Plot:
@@ -119,5 +121,5 @@ def calibration_blocks(
     ece_caption = "Mean difference between score and accuracy over these groups, percent."
     return [
         Plot(name, "Calibration", lambda: calibration(models), caption),
-        Grid("Expected calibration error (ECE)", header, rows, ece_caption),
+        Table("Expected calibration error (ECE)", header, rows, ece_caption),
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from kdedge.records.tables import Grid
+from kdedge.records.tables import Table
 from kdedge.reporting.plots import Draw, render
 
 
@@ -70,7 +70,7 @@ class Note:
     lines: Sequence[str]
 
 
-Block = Grid | Plot | Cards | Text | Note
+Block = Table | Plot | Cards | Text | Note
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from kdedge.deploy import model_card
 from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.errors import DataError, SetupError
-from kdedge.records.tables import Grid, figure, percent
+from kdedge.records.tables import Table, figure, percent
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.run_records import RunRecords
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -62,7 +62,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         f"# here\nkdedge predict {folder} {options} --format csv",
         *(*commands, f"kdedge predict model {options}"),
     ]
-    return [Grid("", [], rows, n_text=2), Text("", "\n".join(commands))]
+    return [Table("", [], rows, align="l"), Text("", "\n".join(commands))]
 
 
 def _earlier_exports(records: RunRecords, newest: Artifact) -> list[list[str]]:
@@ -86,12 +86,11 @@ def exported_blocks(records: RunRecords) -> list[Block]:
     blocks: list[Block] = [compared_files(artifact)]
     for choice in readable_choices(artifact):
         title = f"Fastest on {choice.machine}: {choice.file}"
-        header, rows = choice.table  # its last column is a sentence
-        blocks += [Grid(title, header, rows, n_text=len(header)), Note(choice.notes)]
+        blocks += [replace(choice.table, title=title), Note(choice.notes)]
     return [*blocks, *_search_blocks(artifact)]
 
 
-def compared_files(artifact: Artifact) -> Grid:
+def compared_files(artifact: Artifact) -> Table:
     """The exported files and their comparisons with the float32 model."""
     parities = [file.parity for file in artifact.files if file.parity is not None]
     compared = sorted({f"{p.n_images:,} images ({p.images})" for p in parities})
@@ -146,6 +145,6 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
     most = sorted(layers, key=lambda name: -layers[name])[:_MOST_LAYERS]
     rows = [[name, percent(layers[name])] for name in most]
     return [
-        Grid("How the INT8 file was found", header, steps, steps_caption),
-        Grid("The layers that INT8 costs most", ["layer", "%"], rows, caption),
+        Table("How the INT8 file was found", header, steps, steps_caption),
+        Table("The layers that INT8 costs most", ["layer", "%"], rows, caption),
     ]

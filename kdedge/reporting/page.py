@@ -20,7 +20,7 @@ from kdedge.records.evaluation import (
     by_images,
 )
 from kdedge.records.speed import SpeedResult, named_rows
-from kdedge.records.tables import Grid, html_table
+from kdedge.records.tables import Table
 from kdedge.reporting.accuracy import (
     MOST_ROWS,
     accuracy_table,
@@ -194,10 +194,13 @@ def _unlabeled(result: UnlabeledResult | None) -> list[Block | None]:
     models = {"images": result.predicted}
     if result.teacher_predicted:
         models["the teacher's"] = result.teacher_predicted
-    return [Grid("", [], result.facts, n_text=2), _counts("Predicted classes", models, MOST_ROWS)]
+    return [
+        Table("", [], result.facts, align="l"),
+        _counts("Predicted classes", models, MOST_ROWS),
+    ]
 
 
-def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Grid:
+def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Table:
     """Table of images per class and model, sorted by the counts of the first model."""
     first = next(iter(models.values()))
     names = dict.fromkeys(name for counts in models.values() for name in counts)
@@ -207,7 +210,7 @@ def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> G
         for name in ordered[:most]
     ]
     caption = "" if len(cells) == len(ordered) else f"The {most} most frequent of {len(ordered):,}."
-    return Grid(title, ["class", *models], cells, caption)
+    return Table(title, ["class", *models], cells, caption)
 
 
 def _training(records: RunRecords, name: str) -> Plot:
@@ -293,7 +296,7 @@ def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Path
     )
     title = ", ".join(records.run.name for records in runs)
     values = {"chapters": make_chapters(runs), "title": title, "version": __version__}
-    page = environment.get_template("page.html.j2").render(html_table=html_table, **values) + "\n"
+    page = environment.get_template("page.html.j2").render(**values) + "\n"
     folder = runs[0].run.path / "report" if output is None else output
     with new_folder(folder, is_numbered=output is None) as new:
         write_atomic(new.part / PAGE, page.encode())

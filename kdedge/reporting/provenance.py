@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from kdedge.config.recipe import ModelSpec
-from kdedge.records.tables import Grid
+from kdedge.records.tables import Table
 from kdedge.reporting.blocks import Block, Text
 from kdedge.reporting.run_records import RunRecords
 
@@ -26,7 +26,7 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
         "artifact": None if records.artifact is None else records.artifact.path,
     }
     rows = [[key, str(value)] for key, value in facts.items() if value not in (None, "")]
-    blocks: list[Block] = [Grid("", [], rows, n_text=2)]
+    blocks: list[Block] = [Table("", [], rows, align="l")]
     commands = [shlex.join(provenance.command)] if provenance.command else []
     commands += [] if records.speed is None else [records.speed.command]
     if commands:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from kdedge.benchmarking.tables import machine, make_grids, notes
+from kdedge.benchmarking.tables import machine, make_tables, notes
 from kdedge.records.speed import (
     NamedRow,
     SpeedResult,
@@ -25,7 +25,7 @@ def speed_blocks(result: SpeedResult, name: str) -> list[Block]:
         name: prefix of the plots' names.
     """
     measured = f"{machine(result)}; {result.command}, {result.measured_at}."
-    tables = make_grids(result)
+    tables = make_tables(result)
     plots = front_plots(named_rows(result), name)
     return [*plots, *tables, Note([measured, *notes(result)])]
 

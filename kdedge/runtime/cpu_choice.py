@@ -24,7 +24,7 @@ from kdedge.records.record import (
     read_record,
 )
 from kdedge.records.speed import Measurement
-from kdedge.records.tables import Table, Tabled, images_text, markdown_table
+from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 
@@ -114,13 +114,14 @@ class CpuChoice(Record, Tabled):
 
     def as_markdown(self) -> str:
         """The table and its notes, in Markdown."""
-        return "\n\n".join([markdown_table(*self.table, align="l"), *self.notes])
+        return "\n\n".join([self.table.as_markdown(), *self.notes])
 
     @property
     def table(self) -> Table:
-        """Header and cells of the table that it prints."""
+        """The table that it prints."""
         header = ["file", "runtime", "agreement", "ms", "speedup", "result"]
-        return header, [self._row(candidate) for candidate in self.candidates]
+        rows = [self._row(candidate) for candidate in self.candidates]
+        return Table("", header, rows, align="l")
 
     def _row(self, timed: TimedFile) -> list[str]:
         cells = [timed.file, timed.runtime or "-"]

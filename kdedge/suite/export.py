@@ -18,7 +18,7 @@ from kdedge.errors import GateError, KdedgeError, first_line
 from kdedge.files import write_atomic, write_json, write_new_numbered_json
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.speed import SpeedRow, pareto_front
-from kdedge.records.tables import Grid, figure, percent
+from kdedge.records.tables import Table, figure, percent
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.suite.plan import Cell
@@ -26,7 +26,7 @@ from kdedge.suite.state import SuiteState
 
 log = logging.getLogger(__name__)
 
-Exported = tuple[dict[str, Any], Grid]
+Exported = tuple[dict[str, Any], Table]
 """The content of `exported.json`, and its table with a legend as caption."""
 
 HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]
@@ -93,7 +93,7 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
     return record, table
 
 
-def _table(record: dict[str, Any]) -> Grid:
+def _table(record: dict[str, Any]) -> Table:
     """The figures of each file, with notes on files that are not ranked."""
     notes = [
         "%: the file's accuracy over all names, on the images of its comparison. HM: the student's"
@@ -112,7 +112,7 @@ def _table(record: dict[str, Any]) -> Grid:
         )
         notes += [f"! {file['student']}, {name}: {doubt}"] if doubt else []
     notes += [f"{row} is left out: {why}" for row, why in record["left_out"].items()]
-    return Grid("", HEADER, rows, "\n".join(notes), n_text=3)
+    return Table("", HEADER, rows, "\n".join(notes), align="lllr")
 
 
 def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:

@@ -213,8 +213,7 @@ class Runner:
         parts = summary.rounds if summary.training is None else [summary.training]
         seconds = sum(part.seconds or 0.0 for part in parts) if parts else None
         self._state.write(cell, Outcome("finished", inputs.hash, path, result, seconds))
-        header, (cells,) = result.table
-        figures = ", ".join(map(" ".join, zip(header, cells, strict=True)))
+        figures = ", ".join(map(" ".join, zip(*result.table.lines, strict=True)))
         log.info("  %s: %s; %s", cell.label, figures, path)
         self._after_each()
 

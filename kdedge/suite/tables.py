@@ -14,7 +14,7 @@ from kdedge.config.suite import AVERAGE, PaperFigures
 from kdedge.files import write_atomic, write_json
 from kdedge.methods.registry import DataNeeds
 from kdedge.records.evaluation import harmonic_mean
-from kdedge.records.tables import Grid
+from kdedge.records.tables import Table
 from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.state import Outcome
 
@@ -144,13 +144,13 @@ def _harmonic_mean(values: Values) -> float | None:
     return None if base is None or novel is None else harmonic_mean(base, novel)
 
 
-def make_grids(lines: Sequence[Line]) -> list[Grid]:
+def make_tables(lines: Sequence[Line]) -> list[Table]:
     """One table per recipe and one for their average, each without empty columns."""
     recipes = dict.fromkeys(line.recipe for line in lines)
-    return [_grid(recipe, [line for line in lines if line.recipe == recipe]) for recipe in recipes]
+    return [_table(recipe, [line for line in lines if line.recipe == recipe]) for recipe in recipes]
 
 
-def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
+def _table(recipe: str, lines: Sequence[Line]) -> Table:
     """The table of one recipe, or of the average."""
     own = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
     pairs = [(line.mean["all"], line.mean["mean_over_classes"]) for line in lines]
@@ -169,7 +169,7 @@ def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
         cells.append(f"{line.n_seeds}{suffix}")
         cells += [_with_spread(_published(line, name), None) for name in paper]
         rows.append([line.label, *cells])
-    return Grid(recipe, header, rows)
+    return Table(recipe, header, rows)
 
 
 def _published(line: Line, name: str) -> float | None:
@@ -216,8 +216,8 @@ def write_tables(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
 def to_markdown(plan: Plan, lines: Sequence[Line]) -> str:
     """Formats the tables as Markdown."""
     blocks = [f"# {plan.loaded.suite.name}"]
-    for grid in make_grids(lines):
-        blocks += [f"## {grid.title}", grid.as_markdown()]
+    for table in make_tables(lines):
+        blocks += [f"## {table.title}", table.as_markdown()]
     return "\n\n".join([*blocks, *notes(plan)]) + "\n"
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from kdedge.benchmarking.tables import as_markdown, make_grids, notes
+from kdedge.benchmarking.tables import as_markdown, make_tables, notes
 from kdedge.records.speed import Accuracy
 
 Make = Callable[..., Any]
 
 
 def grid(result: Any, start: str) -> list[list[str]]:
-    return next(g.rows for g in make_grids(result) if g.title.startswith(start))
+    return next(g.rows for g in make_tables(result) if g.title.startswith(start))
 
 
 def test_gflops_are_twice_the_gmacs_and_class_texts_are_counted_with_the_call(
@@ -31,7 +31,7 @@ def test_the_first_table_has_a_line_a_model(
 ) -> None:
     row = make_row("CLIP", make_measurement(1, 10.0), make_measurement(8, 40.0))
     unknown = make_row("m.onnx", accuracy=None, gmacs_image=None)
-    first = make_grids(make_result(row, unknown))[0]
+    first = make_tables(make_result(row, unknown))[0]
     assert first.rows == [
         ["CLIP", "35.0", "10.0", "200", "1.00", "55.50"],
         ["m.onnx", "-", "-", "-", "-", "-"],
@@ -85,7 +85,7 @@ def test_a_time_in_doubt_is_marked_in_its_row_and_not_ranked(
     steady = make_row("CLIP", make_measurement(**quiet))
     busy = make_row("m.onnx", make_measurement(ratio=77.58, **(quiet | what)))
     result = make_result(steady, busy)
-    assert [cells[2:5] for cells in make_grids(result)[0].rows] == [
+    assert [cells[2:5] for cells in make_tables(result)[0].rows] == [
         ["10.0", "100", "1.00"],
         ["10.0!", "100!", "-"],
     ]
@@ -136,7 +136,7 @@ def test_sixty_columns_are_enough(
         make_row("Zero-shot CLIP", make_measurement(1, 123.4)),
         make_row("model.int8-cpu.onnx", make_measurement(1, 0.123, **wide), n_bytes=92_000_000),
     ]
-    for one in make_grids(make_result(*rows)):
+    for one in make_tables(make_result(*rows)):
         assert width([one.header, *one.rows]) <= 60, one.title
 
 

@@ -118,6 +118,7 @@ def test_accuracies_print_and_show_as_a_table() -> None:
     ]
     page = replace(RESULT, split="all", base=None, novel=None, harmonic_mean=None)._repr_html_()
     assert page == (
-        "<table><tr><th>test images</th><th>accuracy</th><th>calibration error</th></tr>"
-        "<tr><td>3</td><td>66.67</td><td>1.23</td></tr></table>"
+        '<table><tr><th>test images</th><th class="n">accuracy</th>'
+        '<th class="n">calibration error</th></tr>'
+        '<tr><td>3</td><td class="n">66.67</td><td class="n">1.23</td></tr></table>'
     )

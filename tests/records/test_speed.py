@@ -83,4 +83,6 @@ def test_it_prints_and_shows_as_a_table(result: SpeedResult) -> None:
     assert "(model.onnx, batch 8: a tenth of its calls" in doubt
     assert "whether it was throttled" in throttled
     assert left_out == "Left out: teacher: it is gone"
-    assert "<td>model.onnx</td><td>0.2</td><td>1.25!</td>" in result._repr_html_()
+    assert (
+        '<td>model.onnx</td><td class="n">0.2</td><td class="n">1.25!</td>' in result._repr_html_()
+    )

@@ -377,7 +377,7 @@ def test_latencies_are_all_of_one_batch(make_run: MakeRun) -> None:
     second[0] |= {"batch": 8, "p50_ms": 88.8}
     path.write_text(json.dumps(values))
     (latencies,) = re.findall(
-        r"Grid\(title='Latency, ms per call at batch 1'.*?caption='.*?'", said(run)
+        r"Table\(title='Latency, ms per call at batch 1'.*?caption='.*?'", said(run)
     )
     assert "'CLIP', '4" in latencies
     assert "77.7" not in latencies

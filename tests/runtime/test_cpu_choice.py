@@ -107,7 +107,7 @@ def test_a_newer_record_is_kept_and_no_page_fails_by_it(artifact: Artifact) -> N
 
 def test_the_table_shows_the_chosen_file_and_why_others_are_not(artifact: Artifact) -> None:
     choice = choice_of(artifact)
-    header, rows = choice.table
+    header, rows = choice.table.header, choice.table.rows
     assert header[0] == "file"
     assert [row[-1] for row in rows] == ["chosen", "agreement 97.00 %", "cannot be loaded"]
     assert rows[1][2:5] == ["97.00", "1.33", "3.50"]

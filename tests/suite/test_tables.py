@@ -15,7 +15,7 @@ import pytest
 from kdedge.records.evaluation import EvalResult
 from kdedge.suite.plan import Cell
 from kdedge.suite.state import Outcome
-from kdedge.suite.tables import make_grids, make_lines, to_csv, to_markdown, to_record
+from kdedge.suite.tables import make_lines, make_tables, to_csv, to_markdown, to_record
 
 PlanOf = Callable[..., Any]
 
@@ -96,7 +96,7 @@ def test_markdown_and_text_round_the_same_figures(plan_of: PlanOf, outcomes: Out
     for cell, base in zip(plan.cells, (60.0, 61.0), strict=True):
         finish(outcomes, cell, result(base, 40.0, 30.0))
     lines = make_lines(plan, outcomes)
-    (grid,) = make_grids(lines)
+    (grid,) = make_tables(lines)
     assert grid.header == ["method", "base", "novel", "HM", "all", "seeds"]
     row = ["coop", "60.50 ± 0.71", "40.00 ± 0.00", "48.16 ± 0.22", "30.00 ± 0.00", "2"]
     assert grid.rows == [row]
@@ -108,7 +108,7 @@ def test_one_seed_has_no_deviation_and_missing_ones_are_counted(
 ) -> None:
     plan = plan_of("coop, vpt", more="seeds: [1, 2, 3]\n")
     finish(outcomes, plan.of("tiny", "coop")[0], result(60.0, 40.0, 30.0))
-    (grid,) = make_grids(make_lines(plan, outcomes))
+    (grid,) = make_tables(make_lines(plan, outcomes))
     assert grid.rows == [
         ["coop", "60.00", "40.00", "48.00", "30.00", "1 of 3"],
         ["vpt", "-", "-", "-", "-", "0 of 3"],
@@ -141,7 +141,7 @@ def test_published_figures_stand_beside_ours(plan_of: PlanOf, outcomes: Outcomes
         more="seeds: [1]\npaper: {source: table 7, figures: {tiny: {vpt: {base: 80, all: 7.5}}}}\n",
     )
     lines = make_lines(plan, outcomes)
-    (grid,) = make_grids(lines)
+    (grid,) = make_tables(lines)
     assert grid.header == ["method", "seeds", "paper base", "paper all"]
     assert grid.rows == [["coop", "0 of 1", "-", "-"], ["vpt", "0 of 1", "80.00", "7.50"]]
     assert to_markdown(plan, lines).endswith("Paper: table 7\n")
@@ -159,7 +159,7 @@ def test_without_a_split_there_is_one_accuracy(
     write_recipe(split="all")
     plan = plan_of("coop", more="seeds: [1]\n")
     finish(outcomes, plan.cells[0], result(None, None, 30.0))
-    (grid,) = make_grids(make_lines(plan, outcomes))
+    (grid,) = make_tables(make_lines(plan, outcomes))
     assert (grid.header, grid.rows) == (["method", "all", "seeds"], [["coop", "30.00", "1"]])
 
 
@@ -175,7 +175,7 @@ def test_what_rows_learn_from_stands_beside_them_where_they_differ(
 ) -> None:
     plan = plan_of("zeroshot, coop, upl, pseudo_label, promptkd", more="seeds: [1]\n")
     lines = make_lines(plan, outcomes)
-    (grid,) = make_grids(lines)
+    (grid,) = make_tables(lines)
     assert grid.header == ["method", "labels", "unlabeled", "novel names", "seeds"]
     assert [row[:4] for row in grid.rows] == [
         ["zeroshot", "-", "-", "-"],
@@ -199,7 +199,7 @@ def test_a_file_of_pseudo_labels_shows_a_row_unlabeled_images(
         " null}}, {name: both, method: vpt, set: {data.pseudo_labels: labels.jsonl}}",
         more="seeds: [1]\n",
     )
-    (grid,) = make_grids(make_lines(plan, outcomes))
+    (grid,) = make_tables(make_lines(plan, outcomes))
     assert [row[:4] for row in grid.rows] == [
         ["coop", "yes", "-", "-"],
         ["alone", "-", "yes", "yes"],
@@ -214,7 +214,7 @@ def test_a_student_without_labels_has_a_teacher_without(
         "coop, {name: PromptKD, method: promptkd, set: {teacher.method: zeroshot}}",
         more="seeds: [1]\n",
     )
-    (grid,) = make_grids(make_lines(plan, outcomes))
+    (grid,) = make_tables(make_lines(plan, outcomes))
     assert grid.rows[1][:4] == ["PromptKD", "-", "yes", "yes"]
 
 
@@ -225,7 +225,7 @@ def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, outcomes:
         finish(outcomes, cell, result(60.0, 40.0, 30.0))
     lines = make_lines(plan, outcomes)
     assert [line.is_official for line in lines] == [False, False, True]
-    (grid,) = make_grids(lines)
+    (grid,) = make_tables(lines)
     assert [row[0] for row in grid.rows] == ["zeroshot", "promptkd", "theirs †"]
     assert "† official: true" in to_markdown(plan, lines)
     assert [row["official"] for row in csv.DictReader(io.StringIO(to_csv(lines)))] == [
