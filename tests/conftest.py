@@ -134,13 +134,18 @@ def reference_meta(reference_folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers of this run."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def made_once(_shared: Path) -> Callable[..., Path]:
     """Has a folder written by the first of all workers that needs it; the others wait for it."""
     from kdedge.files import locked
 
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # of all workers of this run
+    root = _shared
 
     def make(name: str, write: Callable[[Path], object]) -> Path:
         folder, finished = root / f"made {name}", root / f"made {name}.finished"
@@ -341,9 +346,23 @@ def load_module() -> Callable[..., ModuleType]:
 
 
 @pytest.fixture(scope="session")
-def _forking() -> Iterator[Any]:
+def traced_once(_shared: Path) -> Iterator[None]:
+    """Lets torch trace a model once for each structure: see `traces.py`."""
+    for name in ("torch", "onnx", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            yield
+            return
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", _load("traces").traced_once(_shared))
+        yield
+
+
+@pytest.fixture(scope="session")
+def _forking(_shared: Path) -> Iterator[Any]:
     """Starts processes of `kdedge` and of scripts."""
-    processes = _load("processes").Processes()
+    processes = _load("processes").Processes(_shared)
     yield processes
     processes.close()
 

@@ -53,11 +53,14 @@ sys.exit(code)
 class Processes:
     """The process that forks, as a test talks to it.
 
+    Args:
+        traces: where programs are stored that `traces.py` takes again.
+
     Attributes:
         python: an executable that is called as `python -m kdedge ARGUMENTS`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, traces: Path) -> None:
         package = str(Path(__file__).parents[1])
         # As in an activated environment: `python` is this one's
         found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -70,7 +73,7 @@ class Processes:
             listening.bind(str(place / "socket"))
             listening.listen()
             self._server = subprocess.Popen(
-                [sys.executable, "-W", "error", __file__, str(listening.fileno())],
+                [sys.executable, "-W", "error", __file__, str(listening.fileno()), str(traces)],
                 env={**os.environ, "PATH": found, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -149,7 +152,10 @@ class Process:
     def wait_until(self, is_so: Callable[[], Any]) -> None:
         """Waits until something is so, or the process has ended."""
         while not is_so() and self.poll() is None:
-            time.sleep(0.002)
+            for _ in range(10):  # a look costs less than to ask
+                time.sleep(0.002)
+                if is_so():
+                    return
 
 
 def _fork(become: Callable[[], None]) -> int:
@@ -216,6 +222,7 @@ def _poll(pid: int) -> int | None:
 
 def _serve() -> None:
     import torch
+    import traces
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import kdedge.cli.main
@@ -228,6 +235,7 @@ def _serve() -> None:
         warnings.simplefilter("ignore")  # the first export loads what each of them needs
         with contextlib.redirect_stdout(sys.stderr):
             torch.onnx.export(torch.nn.Linear(1, 1), (torch.ones(1, 1),), dynamo=True)
+        torch.onnx.export = traces.traced_once(Path(sys.argv[2]))
 
     listening = socket.socket(fileno=int(sys.argv[1]))
     started: dict[socket.socket, int] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import shutil
@@ -106,26 +104,6 @@ def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = copy_project(blank_project, tmp_path / "project")
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def traced_once() -> Iterator[None]:
-    """Lets torch trace a model, which takes 3 s, once: equal ones get the program of the first."""
-    import torch
-
-    export, traced = torch.onnx.export, {}
-
-    def export_once(model: Any, images: Any, **options: Any) -> Any:
-        file = io.BytesIO()
-        torch.save((model, images, repr(options)), file)
-        key = hashlib.sha256(file.getvalue()).digest()
-        if key not in traced:
-            traced[key] = export(model, images, **options)
-        return traced[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", export_once)
-        yield
 
 
 @pytest.fixture(scope="session")

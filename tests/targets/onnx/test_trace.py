@@ -26,6 +26,13 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-4}
 """Sums in another order; logits here are up to 20."""
 
 
+@pytest.fixture
+def traces_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is traced, also one whose structure was traced before."""
+    export = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", getattr(export, "traces_always", export))
+
+
 def run(path: Path, images: Tensor) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -38,6 +45,7 @@ def draw_images(n_images: int) -> Tensor:
     return torch.rand(n_images, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.usefixtures("traces_always")
 @pytest.mark.parametrize(
     ("options", "layers"),
     [
@@ -80,6 +88,7 @@ def test_a_fixed_batch_takes_that_many_images_and_no_other(
         run(path, draw_images(batch + 1))
 
 
+@pytest.mark.usefixtures("traces_always")
 @pytest.mark.parametrize("inside", [False, True])
 def test_other_weights_are_written_as_if_their_model_were_traced(
     fold_vit: Callable[..., FoldedModel], tmp_path: Path, inside: bool

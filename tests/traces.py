@@ -1,0 +1,65 @@
+"""Lets torch trace a model for ONNX, which takes 3 s, once for each structure.
+
+Models of one structure differ in their weights only, which `kdedge.targets.onnx.trace` puts into
+the program of each; tests of that trace every model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def traced_once(folder: Path) -> Callable[..., Any]:
+    """`torch.onnx.export` that takes equal programs from memory, or from a folder of all."""
+    import onnx
+    import onnx_ir
+    import torch
+
+    export, programs = torch.onnx.export, {}
+
+    def export_once(model: Any, images: Any, **options: Any) -> Any:
+        name = _structure(model, images, options)
+        path = folder / f"{name}.onnx"
+        if name not in programs and path.exists():
+            programs[name] = torch.onnx.ONNXProgram(onnx_ir.from_proto(onnx.load(path)), None)
+        elif name not in programs:
+            programs[name] = program = export(model, images, **options)
+            proto = program.model_proto
+            with contextlib.suppress(onnx_ir.serde.SerdeError):  # of names that are there twice
+                onnx_ir.from_proto(proto)
+                part = path.with_suffix(f".{os.getpid()}")
+                part.write_bytes(proto.SerializeToString())
+                part.rename(path)
+        return programs[name]
+
+    export_once.traces_always = export  # type: ignore[attr-defined]
+    return export_once
+
+
+def _structure(model: Any, images: Any, options: dict[str, Any]) -> str:
+    """A hash of all but the values of what a program gets anew: of parameters and buffers."""
+    import torch
+
+    weights = (*model.named_parameters(), *model.named_buffers())
+    names = {id(weight): name for name, weight in weights}
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, part: Any) -> Any:
+            if not isinstance(part, torch.Tensor):
+                return NotImplemented
+            if id(part) in names or any(part is image for image in images):
+                return str, (f"{names.get(id(part))} {part.shape} {part.dtype} {part.device}",)
+            file = io.BytesIO()
+            torch.save(part, file)
+            return bytes, (file.getvalue(),)
+
+    file = io.BytesIO()
+    Pickler(file).dump((model, images, repr(options)))
+    return hashlib.sha256(file.getvalue()).hexdigest()
