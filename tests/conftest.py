@@ -21,6 +21,10 @@ import hypothesis
 import numpy as np
 import pytest
 
+# What a process compiles, the next one takes
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Before torch is loaded: tests run side by side, and pinned sums are those of one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
