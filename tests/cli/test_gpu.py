@@ -62,8 +62,8 @@ STUDENTS = {
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1, "fp16-unscaled": 0.1}
 FEW = ("coop", "promptsrc", "promptkd")
 CASES = [
-    *((name, precision) for name in (*BASELINES, *STUDENTS) for precision in ("fp32", "fp16")),
-    *((name, precision) for name in FEW for precision in ("bf16", "fp16-unscaled")),
+    *((name, "fp32") for name in (*BASELINES, *STUDENTS)),
+    *((name, precision) for name in FEW for precision in ("fp16", "bf16", "fp16-unscaled")),
     *((name, "fp32") for name in MORE if name not in STUDENTS),
 ]
 
@@ -167,7 +167,7 @@ def make_job(name: str, precision: str) -> Job:
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*((name, "fp32") for name in (*BASELINES, *STUDENTS)), ("promptkd", "fp16")],
+    [*((name, "fp16") for name in (*BASELINES, *STUDENTS)), ("promptkd", "fp32")],
 )
 def test_a_step_waits_for_the_gpu_once(trained: Path, gpu: Any, name: str, precision: str) -> None:
     with gpu() as simulated:
@@ -191,9 +191,10 @@ def test_a_run_is_folded_on_a_gpu_to_the_file_that_the_cpu_writes(
     kdedge: Run, trained: Path, gpu: Any, name: str
 ) -> None:
     pytest.importorskip("onnxruntime")
-    assert kdedge("export", name, "--device", "cpu", "--output", "cpu").code == 0
+    export = ("export", name, "--set", "export.batch=1")  # is traced sooner
+    assert kdedge(*export, "--device", "cpu", "--output", "cpu").code == 0
     with gpu() as simulated:
-        done = kdedge("export", name, "--device", "cuda", "--output", "cuda")
+        done = kdedge(*export, "--device", "cuda", "--output", "cuda")
         assert done.code == 0, done.err
         measured = json.loads(kdedge("eval", name, "--device", "cuda", "--json").out)
     files = [(trained / device / "model.onnx").read_bytes() for device in ("cuda", "cpu")]
@@ -256,6 +257,7 @@ def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
     )
     for name in ("trt-int8", "torch-trt"):  # trt-fp16 is enough to see one fail
         del planned[name], planned[f"bench-{name}"]
+    del planned["bf16"], planned["fp16"]  # fp32 is enough to see a training
     assert gpu_hour.rows(project).count("not measured") == 10
     with gpu() as simulated:
         gpu_hour.measure(planned, project, run)
@@ -270,7 +272,7 @@ def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
         assert row["gmacs_image"] > 0
         assert {x["inputs"] for x in row["measurements"]} == {"on device", "copied"}
     rows = gpu_hour.rows(project)
-    assert rows.count("not measured") == 3 + sum(name.startswith("bench") for name in failed)
+    assert rows.count("not measured") == 5 + sum(name.startswith("bench") for name in failed)
     assert "| PromptKD | cached | PyTorch |" in rows
     asked: list[Any] = []
     gpu_hour.measure(planned, project, lambda arguments: asked.append(arguments) or (1, "", ""))
