@@ -131,7 +131,6 @@ EVERYTHING = (
     "student.settings.tune=prompts+lora",
     "student.optim.ema_decay=0.9",
     "student.optim.layer_decay=0.8",
-    "student.optim.epochs=3",
 )
 
 

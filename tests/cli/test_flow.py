@@ -160,7 +160,7 @@ def test_resume_of_a_finished_run_trains_nothing(kdedge, trained) -> None:
 
 
 def test_next_repeats_what_the_recipe_does_not_say(kdedge, project, quick_machine) -> None:
-    Path("my r.yaml").write_text(Path("r.yaml").read_text() + "export: {int8_minutes: 0}\n")
+    Path("my r.yaml").write_text(Path("r.yaml").read_text())
     options = ("--set", "data.test.folder=test", "--set", "name=a-b", "--runs", "all runs")
     done = kdedge("teach", "my r.yaml", *options)
     assert done.out.endswith(
@@ -173,7 +173,9 @@ def test_next_repeats_what_the_recipe_does_not_say(kdedge, project, quick_machin
     assert distilled.code == 0
     assert "\nUsed all runs/a-b/01 (" in distilled.out
     assert distilled.out.endswith("\nNext: kdedge export 'all runs/a-b/02' --cpu\n")
-    assert kdedge(*shlex.split(distilled.out.splitlines()[-1])[2:]).code == 0
+    _, _, export, run, _ = shlex.split(distilled.out.splitlines()[-1])
+    listed = kdedge(export, run, "--output", "all runs")  # the run is found, the folder not empty
+    assert (listed.code, "all runs" in listed.err) == (2, True)
 
 
 def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
@@ -184,7 +186,7 @@ def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
     teacher = open_run("other/tiny/01").teacher  # and not the student, which has its number
     assert teacher is not None
     assert teacher.path.resolve() == Path("runs/tiny/01").resolve()
-    Path("more.txt").write_text("cat\nforklift\n")
+    Path("more.txt").write_text("cat\nforklift\nred fox\nschool bus\n")
     exported = kdedge("export", "other/tiny/01", "--classes", "more.txt")
     assert exported.code == 0, exported.err
 

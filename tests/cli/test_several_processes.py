@@ -117,13 +117,13 @@ def test_a_run_that_loses_a_process_and_is_interrupted_goes_on_with_any_number_o
     trained: Path, kdedge: Any, torchrun: Torchrun
 ) -> None:
     taught = ("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01")
-    long = (*taught, "--set", "student.optim.epochs=15", "--resume")
+    long = (*taught, "--set", "student.optim.epochs=8", "--resume")
     often = (*long, "--set", "optim.checkpoint_every_s=0.001")
     assert kdedge(*long, "--runs", "alone").code == 0
     run = Path("runs/tiny/03")
 
     process = torchrun(2, *often)
-    wait_for_step(process, run, 20)
+    wait_for_step(process, run, 10)
     os.kill(workers(process)[1], signal.SIGKILL)
     _, said = process.communicate()
     assert process.returncode != 0
@@ -133,7 +133,7 @@ def test_a_run_that_loses_a_process_and_is_interrupted_goes_on_with_any_number_o
     assert json.loads((run / "provenance.json").read_text())["status"] != "finished"
 
     process = torchrun(3, *often)
-    wait_for_step(process, run, 60)
+    wait_for_step(process, run, 35)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
     assert "kdedge (process 1 of 3): Interrupted at epoch" in said

@@ -60,7 +60,7 @@ name: long
 recipes: [r.yaml]
 methods: [promptkd]
 seeds: [1, 2]
-set: {student.optim.epochs: 24, optim.checkpoint_every_s: 0.001}
+set: {student.optim.epochs: 12, optim.checkpoint_every_s: 0.001}
 """
 
 
@@ -277,7 +277,7 @@ def undisturbed(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -
     (folder / "s.yaml").write_text(LONG.replace("0.001", "60.0"))
     plan, outcomes = make_plan(load_suite(folder / "s.yaml")), {}
     for cell in plan.cells:
-        given = [f"seed={cell.seed}", "student.optim.epochs=24"]
+        given = [f"seed={cell.seed}", "student.optim.epochs=12"]
         recipe = load_recipe(folder / "r.yaml", parse_overrides(given))
         _, run = distill(recipe, Workspace(folder / "runs", CPU))
         outcomes[cell] = Outcome("finished", result=read_evaluation(run)["student"])
@@ -369,7 +369,7 @@ def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
         return len(students) == 2 and min(map(epoch_of, students)) > epoch
 
     process = start(*command)
-    process.wait_until(lambda: both_beyond(2))
+    process.wait_until(lambda: both_beyond(1))
     process.send(signal.SIGINT)
     assert process.wait() == 130, process.stderr
     assert process.stderr.endswith(
@@ -379,7 +379,7 @@ def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
     assert set(states(kdedge).values()) == {"interrupted"}
 
     process = start(*command)
-    process.wait_until(lambda: both_beyond(6))
+    process.wait_until(lambda: both_beyond(3))
     children = children_of(process.pid)
     assert len(children) == 2
     process.send(signal.SIGKILL)
@@ -389,7 +389,7 @@ def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
     assert set(states(kdedge).values()) == {"interrupted"}
 
     process = start(*command)
-    process.wait_until(lambda: both_beyond(10))
+    process.wait_until(lambda: both_beyond(5))
     children = children_of(process.pid)
     process.send(signal.SIGKILL)
     process.wait()
