@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdedge import __version__
 from kdedge.data.images import Images, spread
@@ -73,9 +73,8 @@ def export_artifact(
             run's `artifacts`.
 
     Returns:
-        The artifact, and the inputs for building and comparing other targets' files. The artifact's
-        provenance has GFLOPs per image (2 per multiply-add) of the image encoder alone, of the
-        model as trained, and of the folded model.
+        The artifact, whose provenance has the folded model's GFLOPs per image, and the inputs for
+        building and comparing other targets' files.
 
     Raises:
         RecipeError: the folder exists, or the recipe has no images to compare with.
@@ -163,7 +162,8 @@ class _Writer:
             self.artifact = write_classes(self.artifact, vectors, scale=reference.scale)
         limit = None if self._known is None else self._known.file_limit
         self.run = FoldedRun(model, reference.compare, file_limit=limit)
-        self._gflops = _count_gflops(trained, model)
+        size = trained.preprocess.size_px
+        self._gmacs = count_gmacs(model, torch.zeros(1, 3, size, size))
         self._trace = functools.partial(
             write_onnx,
             size_px=trained.preprocess.size_px,
@@ -198,7 +198,8 @@ class _Writer:
         write_smoke_set(
             folder / SMOKE_SET, shown.pixels, shown.logits, shown.images, output_name=name
         )
-        provenance = {**self.artifact.provenance, "gflops": self._gflops}  # not in file metadata
+        gflops = {"folded": 2 * self._gmacs}
+        provenance = {**self.artifact.provenance, "gflops": gflops}  # not in file metadata
         listed = self.artifact.with_others(SMOKE_SET)
         self.artifact = with_model_card(dataclasses.replace(listed, provenance=provenance))
         self.artifact.save()
@@ -289,29 +290,13 @@ class _Writer:
                 "tool": tool,
                 "version": __version__ if tool == "kdedge" else version(tool),
                 "normalized": model.normalization,
-                "gmacs": self._gflops["folded"] / 2,
+                "gmacs": self._gmacs,
                 "parameters": sum(values.numel() for values in model.state_dict().values()),
                 **facts,
             }
 
         artifact, entry = build_file(self.artifact, ONNX, file, build)
         self.artifact = artifact.with_files(with_parity(artifact, ONNX, entry, self.run))
-
-
-def _count_gflops(trained: RunModel, folded: nn.Module) -> dict[str, float]:
-    """GFLOPs per image of the image encoder alone, the model as trained, and the folded model."""
-    size = trained.preprocess.size_px
-    images, class_vectors = torch.zeros(1, 3, size, size), trained.class_vectors()
-    on_device = images.to(trained.device)
-
-    def unfused(batch: Tensor) -> Tensor:
-        return trained.forward_features(batch) @ class_vectors.T
-
-    return {
-        "clip_image_encoder": 2 * count_gmacs(trained.backbone.visual, on_device),
-        "unfused": 2 * count_gmacs(unfused, on_device),
-        "folded": 2 * count_gmacs(folded, images),
-    }
 
 
 def search_int8(

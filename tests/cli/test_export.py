@@ -87,9 +87,7 @@ def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> N
     assert f"Wrote {ARTIFACT}" in done.err
     assert "Next: kdedge report tiny/02 --runs runs\n" in done.out
     work = read(ARTIFACT / "artifact.json")["provenance"]["gflops"]
-    assert work["folded"] == pytest.approx(2 * file["built_with"]["gmacs"])
-    assert work["folded"] < work["unfused"]
-    assert 0.8 < work["clip_image_encoder"] / work["unfused"] < 1.6  # neither in GMACs
+    assert work == {"folded": pytest.approx(2 * file["built_with"]["gmacs"])}
 
     # Another order of the classes refolds without training
     Path("few.txt").write_text("school bus\ncat\n")
