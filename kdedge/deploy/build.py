@@ -166,7 +166,7 @@ def add_cpu_files(
     missing: dict[str, str] = {}
     present = {(f.target, f.precision) for f in artifact.files if f.device != "gpu"}
     for target in list_targets():
-        needs_run = target.name == "onnx" or target.source == "folded model"
+        needs_run = target.source == "folded model"
         for precision in target.cpu_precisions:
             # A file from the folded model exists already if its target was also requested
             if needs_run and (target.name, precision) in present:

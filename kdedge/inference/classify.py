@@ -96,9 +96,9 @@ class Classifier:
     ) -> Self:
         """Loads the file of an artifact that suits this machine.
 
-        By default this is an engine in fp16 or fp32 that this machine's GPU can run, or else the
-        float32 file for OpenVINO or ONNX Runtime on the CPU. A file in int8, or one that missed its
-        gate, is used only if its precision is given, or if `export --cpu` chose it on such a CPU.
+        By default this is an engine that this machine's GPU can run, or else the file that `export
+        --cpu` chose on such a CPU, or else the float32 file for OpenVINO or ONNX Runtime. A file
+        that missed its gate is used only if its precision is given.
 
         Args:
             path: the artifact's folder, or a certain file in it, of whatever precision.
@@ -111,7 +111,7 @@ class Classifier:
             DataError: the artifact or its file has changed since the export.
             RecipeError: there is no such backend, or no file of that precision for it; or a file
                 is named, and a precision or a backend that it may not have.
-            GateError: all suitable files missed their gates, or are in int8.
+            GateError: all suitable files missed their gates.
             SetupError: this machine cannot run any file of the artifact.
         """
         if model_file_at(path) is not None:

@@ -54,9 +54,6 @@ class RecipeData:
     ) -> None:
         self._recipe, self._classes, self._workspace = recipe, classes, workspace
         self._group = group or workspace.group
-        # The protocol seeds Python's global generator; a separate one gives the same stream.
-        self._stream = random.Random(recipe.seed)  # noqa: S311
-        self._has_drawn = False
 
     def load(self, key: DataPart) -> Images | None:
         """Opens a source and scans its images; None if the recipe does not name it.
@@ -103,7 +100,7 @@ class RecipeData:
         images = self.require("labeled", f"a {role} learns from labeled images")
         spec = self._recipe.data.labeled
         assert spec is not None  # `require` ensures it
-        chosen = self._few_shot(images, spec).of_classes(self._classes.labeled)
+        chosen = self._few_shot(images, spec, self._stream()).of_classes(self._classes.labeled)
         if len(set(chosen.class_labels().values())) < min(2, len(self._classes.labeled)):
             which = "" if self._recipe.data.split == "all" else "base "
             raise DataError(
@@ -132,8 +129,7 @@ class RecipeData:
     def validation(self, selection: str) -> Images | None:
         """The labeled images that choose the epoch; None unless `selection` is `validation`.
 
-        All draws come from one random stream, so the labeled images are drawn first, even for a
-        role that is not trained on them: all roles are validated on the same images.
+        Both draws come from one random stream, in which the labeled images are drawn first.
 
         Raises:
             RecipeError: the recipe has no validation images.
@@ -144,21 +140,22 @@ class RecipeData:
         images = self.require("validation", _selects("validation"))
         spec, labeled = self._recipe.data.validation, self._recipe.data.labeled
         assert spec is not None  # `require` ensures it
-        is_first_draw = spec.shots is not None and not self._has_drawn
-        if is_first_draw and labeled is not None and labeled.shots is not None:
-            drawn_first = self.load("labeled")
-            assert drawn_first is not None  # the recipe names it
-            self._few_shot(drawn_first, labeled)
-        chosen = self._few_shot(images, spec)
+        stream = self._stream()
+        if spec.shots is not None and labeled is not None and labeled.shots is not None:
+            self._few_shot(self._readable(labeled, "labeled", labeled=True), labeled, stream)
+        chosen = self._few_shot(images, spec, stream)
         self._check_selects(chosen, "validation")
         return chosen
 
-    def _few_shot(self, images: Images, spec: LabeledSpec) -> Images:
+    def _stream(self) -> random.Random:
+        """The protocol seeds Python's global generator; a separate one gives the same stream."""
+        return random.Random(self._recipe.seed)  # noqa: S311
+
+    def _few_shot(self, images: Images, spec: LabeledSpec, stream: random.Random) -> Images:
         """The images that a source's `shots` draws, or all if it has no `shots`."""
         if spec.shots is None:
             return images
-        self._has_drawn = True
-        return images.only(draw_shots(spec, images, spec.shots, self._stream))
+        return images.only(draw_shots(spec, images, spec.shots, stream))
 
     def _unlabeled(self, spec: UnlabeledSpec, *, held_out: bool) -> Images:
         """The unlabeled images for training, or the held-out ones.
@@ -168,8 +165,7 @@ class RecipeData:
         if spec.per_class is not None:
             # Draws images of every class; labels are used for this draw only
             images = self._readable(spec, "unlabeled", labeled=True)
-            stream = random.Random(self._recipe.seed)  # noqa: S311
-            drawn = tuple(draw_shots(spec, images, spec.per_class, stream))
+            drawn = tuple(draw_shots(spec, images, spec.per_class, self._stream()))
             images = replace(images, source=WithoutLabels(images.source), indices=drawn)
         else:
             images = self._readable(spec, "unlabeled", labeled=False)

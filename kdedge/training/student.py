@@ -49,7 +49,6 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
-    # Drawn before validation images, since the order of draws matters
     labeled = labeled_data(setup, images).images if setup.choice.data_needs.labels else None
     return make_job(setup, images, TrainingData(unlabeled, labeled=labeled))
 

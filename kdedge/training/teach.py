@@ -160,7 +160,6 @@ def job_on_training_images(setup: RoleSetup) -> Job:
     check_sizes((setup.loaded, setup.role, setup.backbone.sizes))
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
-    # Drawn before validation images, since the order of draws matters
     data = _training_data(setup, images)
     file = setup.loaded.recipe.classes.texts
     if file is not None and setup.choice.module.METHOD.learns_from_texts:
