@@ -47,7 +47,7 @@ def unlabeled_table(result: UnlabeledResult) -> str:
     most_predicted = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_N_NAMED]
     shares = [f"{name} {100 * n / result.n_images:.1f} %" for name, n in most_predicted]
     listed = [["" if i else "most often", share] for i, share in enumerate(shares)]
-    return table([*result.facts, *listed])
+    return table([*result.table.rows, *listed])
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:

@@ -212,23 +212,15 @@ class UnlabeledResult(Record, Tabled):
     samples: tuple[SampleImage, ...]
 
     @property
-    def facts(self) -> list[list[str]]:
+    def table(self) -> Table:
         """What was measured: a name and a value in each row."""
         rows, teacher = [["images", self.images]], ""
         if self.agreement_percent is not None:
             rows.append(["teacher agrees", f"{self.agreement_percent:.2f} %"])
             teacher = f", the teacher's {percent(self.teacher_confidence_percent)} %"
         rows.append(["mean confidence", f"{self.confidence_percent:.2f} %{teacher}"])
-        return [*rows, ["classes predicted", f"{len(self.predicted):,} of {self.n_classes:,}"]]
-
-    @property
-    def table(self) -> Table:
-        """Shares in percent, as one row of cells."""
-        values = {"teacher agrees": self.agreement_percent, "confidence": self.confidence_percent}
-        known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
-        known["classes predicted"] = f"{len(self.predicted):,} of {self.n_classes:,}"
-        header, cells = ["images without labels", *known], [f"{self.n_images:,}", *known.values()]
-        return Table("", header, [cells])
+        rows.append(["classes predicted", f"{len(self.predicted):,} of {self.n_classes:,}"])
+        return Table("", [], rows, align="l")
 
 
 def assumed_shares(prior: str | dict[str, float]) -> str:

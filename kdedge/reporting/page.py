@@ -194,10 +194,7 @@ def _unlabeled(result: UnlabeledResult | None) -> list[Block | None]:
     models = {"images": result.predicted}
     if result.teacher_predicted:
         models["the teacher's"] = result.teacher_predicted
-    return [
-        Table("", [], result.facts, align="l"),
-        _counts("Predicted classes", models, MOST_ROWS),
-    ]
+    return [result.table, _counts("Predicted classes", models, MOST_ROWS)]
 
 
 def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Table:
