@@ -13,7 +13,7 @@ from kdedge.api.model import load as load_model
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
-from kdedge.records.evaluation import EvalResult, accuracies
+from kdedge.records.evaluation import EvalResult, results_table
 from kdedge.records.tables import Table, Tabled
 from kdedge.reporting.headline import headline_of
 from kdedge.runs.find import find_run, runs_in
@@ -90,7 +90,7 @@ class Run(Tabled):
     def table(self) -> Table:
         """The run's name, kind, status and accuracies."""
         title, results = f"{self.name} ({self.kind}, {self.provenance.status})", self.results
-        return accuracies([*results.items()], first=title) if results else Table("", [title], [])
+        return results_table([*results.items()], first=title) if results else Table("", [title], [])
 
     @property
     def notes(self) -> list[str]:

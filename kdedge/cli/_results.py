@@ -10,9 +10,9 @@ from kdedge.cli._output import table, table_text
 from kdedge.records.evaluation import (
     EvalResult,
     UnlabeledResult,
-    accuracies,
     are_same_images,
     by_images,
+    results_table,
 )
 from kdedge.records.record import if_readable
 from kdedge.reporting.headline import deploy_line, headline_of
@@ -24,7 +24,7 @@ _N_NAMED = 5  # most often predicted classes to name
 
 def accuracy_text(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats accuracies in percent, one model per line; all results have the same split."""
-    text = table_text(accuracies(rows))
+    text = table_text(results_table(rows))
     notes = [f"\n{label}: {note}" for label, result in rows for note in result.notes]
     return text + "".join(notes)
 

@@ -139,10 +139,10 @@ class EvalResult(Record, Tabled):
     @property
     def table(self) -> Table:
         """Accuracies in percent, as one row of cells."""
-        return accuracies([(f"{self.n_images:,}", self)], first="test images")
+        return results_table([(f"{self.n_images:,}", self)], first="test images")
 
 
-def accuracies(rows: Sequence[tuple[str, EvalResult]], *, first: str = "model") -> Table:
+def results_table(rows: Sequence[tuple[str, EvalResult]], *, first: str = "model") -> Table:
     """The results of models by label, in percent, one a row; all results have the same split.
 
     Args:

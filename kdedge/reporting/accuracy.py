@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from kdedge.records.evaluation import EvalDetails, EvalResult, accuracies
+from kdedge.records.evaluation import EvalDetails, EvalResult, results_table
 from kdedge.records.tables import Table, percent
 from kdedge.reporting.blocks import Block, Plot
 from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_per_cell, confusion
@@ -17,7 +17,7 @@ MOST_ROWS = 12
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     """Makes the table of accuracies from labels and results on the same images."""
-    table, first = accuracies(rows), rows[0][1]
+    table, first = results_table(rows), rows[0][1]
     n_classes = sum(value is not None for value in first.per_class.values())
     if first.largest_class_percent is not None and n_classes:
         constant = dict.fromkeys(("accuracy", "all"), first.largest_class_percent)
