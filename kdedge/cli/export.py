@@ -186,9 +186,9 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     lines += _fitted_lines(artifact)
     if choice is not None:
         time = choice.time
-        doubts = [note for note in choice.notes if note.startswith("In doubt")]
         cost = "" if time is None else f": {figure(time.p50_ms)} ms for {images_text(choice.batch)}"
-        lines += [*doubts, f"\nFor a CPU like this, ship {choice.file}{cost}."]
+        # The first note explains the columns of the report's table
+        lines += [*choice.notes[1:], f"\nFor a CPU like this, ship {choice.file}{cost}."]
     elif (shipped := file_to_ship(artifact, None)) is not None:
         lines.append(f"\nFor a {shipped.processor}, ship {shipped.file.name}.")
         if shipped.processor == "CPU":
