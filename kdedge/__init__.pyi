@@ -69,6 +69,7 @@ from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
 from kdedge.serving.server import Server as Server
 from kdedge.setup.new_recipe import NewRecipe as NewRecipe, init as init
 from kdedge.records.speed import SpeedResult as SpeedResult
+from kdedge.records.tables import Table as Table
 from kdedge.training.label_pool import LabeledPool as LabeledPool
 from kdedge.training.preflight import Preflight as Preflight
 from kdedge.training.teacher_store.store import TeacherStore as TeacherStore
