@@ -59,6 +59,7 @@ _CLIP_HELP = (
     metavar="CLIP",
     help=f"The student's CLIP, in the same form. [default: {STUDENT_CLIP}]",
 )
+@click.option("--all-keys", is_flag=True, help="Write every key with its description.")
 @click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)
 @json_option
 def command(name: str, as_json: bool, **options: Any) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdedge.config.export_spec import GatesSpec
+from pydantic import BaseModel
+
+from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import NAME, looks_like_path
 from kdedge.config.load import check_paths, load_recipe
-from kdedge.config.optim_spec import OptimSettings
+from kdedge.config.optim_spec import OptimSettings, OptimSpec
+from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
@@ -103,6 +108,7 @@ def init(
     teacher: str | None = None,
     student: str | None = None,
     size: str | None = None,
+    all_keys: bool = False,
 ) -> NewRecipe:
     """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
 
@@ -118,6 +124,7 @@ def init(
         teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
         student: the student's CLIP, for the device; None for the CLIP of `size`.
         size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
+        all_keys: write every key with its description.
 
     Returns:
         The recipe's `path`, the class names, a summary of each folder (`surveys`), and which
@@ -198,7 +205,7 @@ def init(
     with explained(path):
         check_paths(load_recipe(values))
         with path.open("x", encoding="utf-8") as file:
-            file.write(_recipe_text(values))
+            file.write(_long_text(values) if all_keys else _short_text(values))
     return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
 
 
@@ -245,7 +252,7 @@ def _promptsrc_for_scale(clip: str | None) -> tuple[dict[str, Any], dict[str, An
     return settings, {"optim": {"lr": float(f"{lr / share:.2g}")}}
 
 
-def _recipe_text(values: dict[str, Any]) -> str:
+def _short_text(values: dict[str, Any]) -> str:
     """The recipe with one line per key and short comments."""
     lines = ["# `kdedge schema` explains every key. Relative paths start at this file's folder."]
     for key, value in values.items():
@@ -274,6 +281,16 @@ def _line(key: str, value: Any, why: str | None, indent: str = "") -> list[str]:
     if why is None:
         return [text]
     return [f"{text:<45}  # {why}"] if len(text) <= 45 else [f"{indent}# {why}", text]
+
+
+def _long_text(values: dict[str, Any]) -> str:
+    """The recipe with each key below its description in the schema."""
+    optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
+    head = [
+        f"# Recipe {values['name']}. Relative paths start at this file's folder. Lines such as",
+        "# `# momentum: 0.9` are defaults; remove the # to change them.",
+    ]
+    return "\n".join([*head, *_render(Recipe, {**values, "optim": optim}, "")]) + "\n"
 
 
 def _model(
@@ -316,3 +333,42 @@ def _model(
             )
     settings = {**fitting, **settings}
     return model | ({"settings": settings} if settings else {})
+
+
+def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:
+    """Lines of a mapping: keys below their descriptions, some unset keys commented out."""
+    for key, field in model.model_fields.items():
+        if key not in values:
+            if model in {OptimSpec, ExportSpec} and field.default is not None:
+                yield from _comment(field.description, indent)
+                yield f"{indent}# {key}: {dump_value(field.default)}"
+            continue
+        if not indent:
+            yield ""
+        yield from _comment(field.description, indent)
+        value, inner = values[key], _model_of(field.annotation)
+        if not isinstance(value, dict):
+            yield f"{indent}{key}: {dump_value(value)}"
+            continue
+        yield f"{indent}{key}:"
+        if inner is not None:
+            yield from _render(inner, value, f"{indent}  ")
+            continue
+        for name, item in value.items():
+            yield from _comment(_WHY.get(name), f"{indent}  ")
+            yield f"{indent}  {name}: {dump_value(item)}"
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model in a field's annotation; None if there is none."""
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    models = (kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next(models, None)
+
+
+def _comment(text: str | None, indent: str) -> list[str]:
+    """A text as comment lines."""
+    mark = f"{indent}# "
+    return textwrap.wrap(
+        text or "", 96, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False
+    )
