@@ -126,6 +126,11 @@ class EvalResult(Record, Tabled):
     calibrated_ece_percent: Percent | None = None
 
     @property
+    def main_accuracy(self) -> float:
+        """The harmonic mean; if there is none, the accuracy over all images."""
+        return self.all if self.harmonic_mean is None else self.harmonic_mean
+
+    @property
     def mean_over_classes(self) -> float:
         """Mean of `per_class`, in percent: each class counts the same, however many images."""
         known = [value for value in self.per_class.values() if value is not None]

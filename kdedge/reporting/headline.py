@@ -196,7 +196,7 @@ def _accuracy(student: EvalResult, results: Mapping[str, EvalResult]) -> tuple[l
         every respect.
     """
     zero_shot = results.get("zeroshot", student)
-    points = mean = _score(student) - _score(zero_shot)
+    points = mean = student.main_accuracy - zero_shot.main_accuracy
     if student.harmonic_mean is None:  # the harmonic mean is of fewer names at a time
         mean = student.mean_over_classes - zero_shot.mean_over_classes
     if points < 0 and mean <= 0:
@@ -221,8 +221,9 @@ def _accuracy(student: EvalResult, results: Mapping[str, EvalResult]) -> tuple[l
 def _of_teacher(run: RunFolder, student: EvalResult | None, teacher: EvalResult | None) -> str:
     """What a student does in comparison to its teacher; empty if that is not known."""
     parts = []
-    if student is not None and teacher is not None and _score(teacher):
-        share, (gain, images) = 100 * _score(student) / _score(teacher), _gain(student, teacher)
+    if student is not None and teacher is not None and teacher.main_accuracy:
+        share = 100 * student.main_accuracy / teacher.main_accuracy
+        gain, images = _gain(student, teacher)
         if share <= 100:
             parts = [f"keeps {share:.0f} % of its teacher's accuracy"]
         elif gain is None:
@@ -276,7 +277,7 @@ def _gain(student: EvalResult, other: EvalResult) -> tuple[float | None, str]:
         None if they are as good as each other, so far as the images tell; and the number of images
         in brackets where they are few.
     """
-    gain = _score(student) - _score(other)
+    gain = student.main_accuracy - other.main_accuracy
     if student.harmonic_mean is not None or student.n_images >= _FEW:
         return gain or None, ""
     n = round(abs(gain) * student.n_images / 100)
@@ -300,11 +301,6 @@ def accuracy_interval(n_right: float, n_images: int) -> tuple[float, float]:
     half = math.sqrt(z2 * (n_right * (n_images - n_right) / n_images + z2 / 4))
     low, high = (100 * max(0.0, end) / (n_images + z2) for end in (middle - half, middle + half))
     return low, high
-
-
-def _score(result: EvalResult) -> float:
-    """The harmonic mean; if there is none, the accuracy over all images."""
-    return result.all if result.harmonic_mean is None else result.harmonic_mean
 
 
 def _files(artifact: Artifact, shipped: FileToShip | None, judged: EvalResult | None) -> list[str]:

@@ -22,8 +22,7 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
     which, value, n_images = None, None, None
     if result is not None:
         which = "all" if result.harmonic_mean is None else "HM"
-        value = result.all if result.harmonic_mean is None else result.harmonic_mean
-        n_images = result.n_images
+        value, n_images = result.main_accuracy, result.n_images
     elif unlabeled is not None and unlabeled.agreement_percent is not None:
         which, value, n_images = "agrees", unlabeled.agreement_percent, unlabeled.n_images
     return {

@@ -210,6 +210,5 @@ def _accuracy_text(run: RunFolder) -> str:
     result = (if_readable(read_evaluation, run) or {}).get(run.kind)
     if result is None:
         return ""
-    if result.harmonic_mean is None:
-        return f": accuracy {result.all:.2f} %"
-    return f": harmonic mean {result.harmonic_mean:.2f} %"
+    what = "accuracy" if result.harmonic_mean is None else "harmonic mean"
+    return f": {what} {result.main_accuracy:.2f} %"

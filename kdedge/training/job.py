@@ -224,7 +224,7 @@ def zero_shot_model(job: Job) -> MethodModel:
 
 
 def make_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
-    """The job of a role and its training images, which are drawn before those that are held out.
+    """The job of a role on its training images, with the images that select an epoch and test it.
 
     Raises:
         RecipeError: the validation images that select an epoch are missing, or are test images.
