@@ -39,12 +39,17 @@ def distill(kdedge: Run, *changes: str) -> Any:
             ["tune=projector", "labeled_weight=1", "losses={feature_l1: {}, kl: {weight: 100}}"],
             {"projector"},
         ),
-        (["class_vectors=student", "prompt_depth_text=2"], {"visual_prompts", "text_prompts"}),
         (
             ["tune=lora", "lora={rank: 4, projections: [q, v, mlp]}", "projector_depth=3"],
             {"lora", "projector"},
         ),
-        (["tune=prompts+lora", "merge_tokens=5"], {"visual_prompts", "lora", "projector"}),
+        (
+            [
+                *("tune=prompts+lora", "merge_tokens=5"),
+                *("class_vectors=student", "prompt_depth_text=2"),
+            ],
+            {"visual_prompts", "text_prompts", "lora"},
+        ),
         (
             ["tune=full", "depth=2", "merge_tokens=8", "projector_depth=1"],
             {"visual", "projector"},
@@ -65,7 +70,7 @@ def test_an_ablation_is_trained_measured_again_and_exported(
     measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
     assert {key: measured[key] for key in reached} == reached
 
-    exported = kdedge("export", str(STUDENT))
+    exported = kdedge("export", str(STUDENT), *options("export.batch=1"))  # is traced sooner
     assert exported.code == 0, exported.err
     (file,) = json.loads((STUDENT / "artifacts/01/artifact.json").read_text())["files"]
     assert file["parity"]["agreement_percent"] == 100
@@ -117,7 +122,7 @@ def test_a_student_that_is_no_vit_learns_and_is_exported(kdedge: Run) -> None:
     reached = json.loads(done.out)["student"]["evaluation"]["student"]
     measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
     assert {key: measured[key] for key in reached} == reached
-    exported = kdedge("export", str(STUDENT), "--json")
+    exported = kdedge("export", str(STUDENT), "--json", *options("export.batch=1"))
     assert exported.code == 0, exported.err
     (file,) = json.loads(exported.out)["files"]
     assert (file["gate"], file["parity"]["agreement_percent"]) == ("passed", 100)
