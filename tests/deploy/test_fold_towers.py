@@ -18,11 +18,13 @@ import open_clip
 import pytest
 import timm
 import torch
+from timm.layers.norm import GroupNorm1
 from timm.layers.std_conv import StdConv2d
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.efficientvit_mit import EfficientVit
 from timm.models.fastvit import FastVit
 from timm.models.levit import Levit
+from timm.models.metaformer import MetaFormer
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,6 +92,21 @@ def mobileclip() -> nn.Module:
     return visual
 
 
+def cspnet() -> nn.Module:
+    """The first two of its four stages."""
+    model: Any = timm.create_model("cspresnet50", num_classes=0)
+    model.stages = model.stages[:2]
+    return cast(nn.Module, model)
+
+
+def mobilenetv3() -> nn.Module:
+    """The first three of its six stages, which have every kind of its blocks."""
+    model: Any = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    model.blocks = model.blocks[:3]
+    model.conv_head = nn.Conv2d(24, model.conv_head.out_channels, 1)
+    return cast(nn.Module, model)
+
+
 VIT = {"depth": 1, "embed_dim": 48, "num_heads": 2}
 CLIP_VIT = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
 FAMILIES = {
@@ -98,14 +115,18 @@ FAMILIES = {
         ResNetV2, 32, MEAN_BEFORE, layers=(1, 1), channels=(128, 256), conv_layer=StdConv2d
     ),
     "nfnet": of_timm("test_nfnet", 64),
-    "mobilenetv3": of_timm("mobilenetv3_small_050", 32),
+    "mobilenetv3": Family(mobilenetv3, 32, MEAN_BEFORE),
     "efficientnet-lite": of_timm("tf_efficientnet_lite0", 32),
     "edgenext": of_timm("edgenext_xx_small", 64, INSIDE, depths=(1, 1, 1, 1)),
     "repvgg": Family(repvgg, 32, MEAN_BEFORE),
     "fastvit": Family(fastvit, 64, MEAN_BEFORE),
-    "cspnet": of_timm("cspresnet50", 32),
+    "cspnet": Family(cspnet, 32, MEAN_BEFORE),
     "starnet": of_timm("starnet_s050", 32),
-    "poolformer": of_timm("poolformer_s12", 32),
+    "poolformer": of_class(
+        MetaFormer, 32, MEAN_BEFORE,
+        depths=(1, 1), dims=(32, 64), downsample_norm=None, mlp_act=nn.GELU, mlp_bias=True,
+        norm_layers=GroupNorm1, res_scale_init_values=None, use_mlp_head=False,
+    ),
     "levit": of_class(
         Levit, 64, MEAN_BEFORE,
         img_size=64, embed_dim=(32, 48), key_dim=8, num_heads=(2, 3), depth=(1, 1),

@@ -370,7 +370,8 @@ READERS = {
     "configs": Reader(_find, _configs, ("damage_json", "damage_bytes")),
     "recipes": Reader(_read_recipe, _files(r__yaml=RECIPE.encode())),
     "recipes, values": Reader(_read_recipe, _files(r__yaml=_recipe_values()), ("damage_json",)),
-    "suites": Reader(load_suite, _suites, ("damage_json", "damage_bytes")),
+    # ruamel is slow at thousands of brackets within each other
+    "suites": Reader(load_suite, _suites, ("damage_json", "damage_bytes"), cost=5),
     "class lists": Reader(read_class_file, _files(c__txt="cat\ndog\nred fox\né\n".encode())),
     "class texts": Reader(
         lambda path: read_class_texts(path, NAMES),
