@@ -200,7 +200,8 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if isinstance(error, click.ClickException):
         if isinstance(error, click.NoSuchOption):
             name, hint = error.option_name, ""
-            if not error.possibilities and _takes_keys(error):
+            options = [] if error.ctx is None else error.ctx.command.params
+            if not error.possibilities and any(one.name == "overrides" for one in options):
                 hint = (
                     " Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys."
                 )
@@ -232,11 +233,6 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
             7,
         )
     return _report_bug(error, arguments, run_log)
-
-
-def _takes_keys(error: click.NoSuchOption) -> bool:
-    """Whether an error's command has `--set`, which an unknown option may be meant for."""
-    return error.ctx is not None and any(o.name == "overrides" for o in error.ctx.command.params)
 
 
 def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:

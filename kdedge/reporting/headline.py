@@ -149,7 +149,8 @@ def deploy_line(
     if judged.all < (student.largest_class_percent or 0):
         return "Do not deploy it: always answering the most frequent class is right more often."
     alone = results.get("labels_alone")
-    if alone is not None and _is_clearly_worse(student, alone):
+    lost = 0.0 if alone is None else alone.all - student.all
+    if alone is not None and lost >= 1 and lost * student.n_images / 100 >= _TELLS:
         return (
             f"{LABELS_ALONE}: {alone.all:.1f} % right. Train it by kdedge train {run.recipe}"
             " --method ridge, and export that run."
@@ -176,12 +177,6 @@ def deploy_line(
         f"Deploy it if {judged.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
         f" weakest class, {names[weakest]} ({facts}).{doubts}"
     )
-
-
-def _is_clearly_worse(student: EvalResult, other: EvalResult) -> bool:
-    """By at least a point, and by as many answers as `_gain` asks for."""
-    points = other.all - student.all
-    return points >= 1 and points * student.n_images / 100 >= _TELLS
 
 
 def _accuracy(student: EvalResult, results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:

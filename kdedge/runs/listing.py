@@ -25,12 +25,13 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
         value, n_images = result.main_accuracy, result.n_images
     elif unlabeled is not None and unlabeled.agreement_percent is not None:
         which, value, n_images = "agrees", unlabeled.agreement_percent, unlabeled.n_images
+    was_killed = record.status == "running" and not run.is_in_use
     return {
         "run": run.name,
         "path": str(run.path),
         "kind": run.kind,
         "method": record.method,
-        "status": _status(run, record),
+        "status": "interrupted" if was_killed else str(record.status),
         "started_at": record.started_at,
         "command": record.command,
         "measure": which,
@@ -39,13 +40,6 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
         "n_bytes": size_of(run),
         "artifacts": [folder.name for folder in run.exports],
     }
-
-
-def _status(run: RunFolder, record: Provenance) -> str:
-    """The recorded status; a run that was killed counts as interrupted."""
-    if record.status == "running" and not run.is_in_use:
-        return "interrupted"
-    return str(record.status)
 
 
 def files_of(run: RunFolder) -> Iterator[Path]:

@@ -99,7 +99,7 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
             ) from error
         for entry in listed:
             name = f"{relative}/{entry.name}" if relative else entry.name
-            extension = _extension(entry.name)
+            extension = printable(Path(name).suffix[1:].lower())
             if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_FILES:
                 continue
             is_link = entry.is_symlink()
@@ -110,10 +110,6 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
                 yield name
             else:
                 left_out[f".{extension}" if extension else "other"] += 1
-
-
-def _extension(name: str) -> str:
-    return printable(Path(name).suffix[1:].lower())
 
 
 def _no_images_text(folder: Path, left_out: Counter[str]) -> str:
