@@ -47,9 +47,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leaves modules and tests, a million objects, out of each later garbage collection."""
+    """Leaves modules and tests, a million objects, out of later and rarer garbage collections."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 20)
 
 
 def clip_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:

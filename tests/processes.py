@@ -12,6 +12,7 @@ hands on its signals, and ends as the forked process ends.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -236,6 +237,9 @@ def _serve() -> None:
         with contextlib.redirect_stdout(sys.stderr):
             torch.onnx.export(torch.nn.Linear(1, 1), (torch.ones(1, 1),), dynamo=True)
         torch.onnx.export = traces.traced_once(Path(sys.argv[2]))
+
+    gc.collect()
+    gc.freeze()  # what is loaded is no garbage in any of the processes
 
     listening = socket.socket(fileno=int(sys.argv[1]))
     started: dict[socket.socket, int] = {}
