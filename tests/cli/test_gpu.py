@@ -273,7 +273,7 @@ def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
         assert {x["inputs"] for x in row["measurements"]} == {"on device", "copied"}
     rows = gpu_hour.rows(project)
     assert rows.count("not measured") == 5 + sum(name.startswith("bench") for name in failed)
-    assert "| PromptKD | cached | PyTorch |" in rows
+    assert "| student, PromptKD | cached | PyTorch |" in rows
     asked: list[Any] = []
     gpu_hour.measure(planned, project, lambda arguments: asked.append(arguments) or (1, "", ""))
     assert asked == [planned[name] for name in planned if name in failed]
