@@ -113,10 +113,11 @@ def read_model_config(
 def _incomplete_error(spec: BackboneSpec) -> RecipeError:
     near = suggestion(str(spec.weights), PACKAGED, "")
     return RecipeError(
-        f"A backbone needs a name and weights, got backbone: {spec.name} and weights:"
+        f"A model needs a name and weights, got the name {spec.name} and the weights"
         f" {spec.weights}.\n"
-        f"  {near}{' ' if near else ''}Set both (backbone: ViT-B-16, weights: openai), or only"
-        " weights: to a file in OpenAI's layout (.safetensors, .pt, .pth, .bin)."
+        f"  {near}{' ' if near else ''}Give both (ViT-B-16:openai; in a recipe"
+        " backbone: ViT-B-16, weights: openai), or only weights, as a file in OpenAI's layout"
+        " (.safetensors, .pt, .pth, .bin)."
     )
 
 

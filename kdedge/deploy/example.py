@@ -12,6 +12,7 @@ An artifact that was exported with --none-of-these gives none for an image of no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from itertools import chain
@@ -118,7 +119,7 @@ def main() -> None:
     as_json = bool(arguments) and arguments[0].endswith(".onnx")
     given = Path(arguments.pop(0)) if as_json else None
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.exit("Usage: python example.py [MODEL.onnx] IMAGE ...")
+        sys.exit("Usage: python example.py [MODEL.onnx] IMAGE|FOLDER ...")
     if given is not None and not given.is_file():
         given = folder / given  # next to this script
     folder = folder if given is None else given.parent
@@ -132,8 +133,11 @@ def main() -> None:
     classes = artifact.get("open_classes")
     matrix = None if classes is None else np.load(model.parent / classes["file"])
     none = NoneOfThese(artifact, model) if "none_of_these" in artifact else None
-    options = onnxruntime.SessionOptions()
-    if b'"\x0eQuantizeLinear' in model.read_bytes():  # fixed ranges, which may overflow without it
+    data, options = model.read_bytes(), onnxruntime.SessionOptions()
+    exported = [file["sha256"] for file in artifact["files"] if file["name"] == model.name]
+    if exported and hashlib.sha256(data).hexdigest() not in exported:
+        sys.exit(f"{model} is not the file that was exported. Copy it again.")
+    if b'"\x0eQuantizeLinear' in data:  # fixed ranges, which may overflow without it
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -259,7 +259,7 @@ def _of_unlabeled(run: RunFolder, student: EvalResult, alone: EvalResult) -> lis
     ]
     if gain is None and alone.all < 100:
         command = f"kdedge predict {run.name} IMAGES --uncertain 20"
-        sentences.append(f"More labels gain more. The images it is unsure of: {command}")
+        sentences.append(f"More labels would help. After the export, which to label: {command}")
     return sentences
 
 

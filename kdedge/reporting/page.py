@@ -140,7 +140,7 @@ def _sections(records: RunRecords, prefix: str) -> list[Section]:
         shown["Classes"] = [class_table(columns, own_details, least=least)]
         if own_details is not None:
             shown["Classes"].append(confusion_table(model_label(run, run.kind), own_details))
-    shown["Images"] = _images(records)
+    shown["Answers of the model before export" if ship else "Images"] = _images(records)
     shown["Not in this report"] = [Note(lines)] if (lines := missing_lines(records)) else []
 
     folded: dict[str, list[Block | None]] = {}

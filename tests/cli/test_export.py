@@ -49,12 +49,14 @@ def run_example(artifact: Path, *images: str) -> list[list[str]]:
     return [line.split("\t") for line in process.stdout.splitlines()]
 
 
-def test_the_example_says_how_it_is_used_and_what_it_cannot_read(exported: Path) -> None:
+def test_the_example_says_how_it_is_used_and_what_it_cannot_read(
+    exported: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "-I", exported / "example.py"]
     process = subprocess.run(command, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (
         1,
-        "Usage: python example.py [MODEL.onnx] IMAGE ...\n",
+        "Usage: python example.py [MODEL.onnx] IMAGE|FOLDER ...\n",
     )
     image = next(Path("test").rglob("*.jpg"))
     named = subprocess.run([*command, "model.onnx", image], capture_output=True, text=True)
@@ -62,6 +64,12 @@ def test_the_example_says_how_it_is_used_and_what_it_cannot_read(exported: Path)
     process = subprocess.run([*command, "missing.jpg", image], capture_output=True, text=True)
     assert (process.returncode, len(process.stdout.splitlines())) == (1, 1)
     assert process.stderr.startswith("missing.jpg cannot be read: ")
+    shutil.copy(exported / "artifact.json", tmp_path)
+    shutil.copy(exported / "model.int8.onnx", tmp_path / "model.onnx")
+    command = [*command, tmp_path / "model.onnx", image]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.endswith("is not the file that was exported. Copy it again.\n")
 
 
 def test_a_teacher_is_not_taken_where_the_student_is_not_finished(kdedge: Run) -> None:
