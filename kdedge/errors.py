@@ -37,7 +37,7 @@ _SAME_NAME = (
     " open-classes output pixels port precision resume size student teacher threads triton weights"
 )
 # Flag -> argument of the public function; messages keep flags that have no argument
-_ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
+_ARGUMENTS = {"set": "overrides:", "runs": "root", "data": "root", "from": "run", "as": "kind"} | {
     flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
 }
 

@@ -200,7 +200,7 @@ def new_file(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not path.stat().st_size:
+        if path.exists() and not path.stat().st_size:
             path.unlink()
 
 

@@ -28,7 +28,7 @@ def doctor() -> dict[str, Any]:
 
 
 def list_methods() -> dict[str, dict[str, Any]]:
-    """Lists the prompt methods that a recipe can name, and what each is trained on.
+    """Lists the methods that a recipe can name, and what each is trained on.
 
     Returns:
         By name: `label`, `paper`, `about`, whether it is trained on `labels`, `unlabeled_images`

@@ -132,7 +132,7 @@ def fill_teacher_store(
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
-        engine: processes that read the images and fill the stores: `local` is this process, `ray`
+        engine: processes that read the images and fill the store: `local` is this process, `ray`
             the workers of a Ray cluster.
 
     Returns:

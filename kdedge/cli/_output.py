@@ -82,11 +82,11 @@ def next_line(command: str, what: str | Path, *options: str) -> str:
 
 
 def same_options(overrides: Mapping[str, Any]) -> list[str]:
-    """Returns this command's `--set` and `--runs`, for a next command on the same recipe."""
+    """This command's `--set`, `--runs` and `--device`, for a next one on the same recipe."""
     from kdedge.config.load import override_texts
 
     options = [word for text in override_texts(overrides) for word in ("--set", text)]
-    return [*options, *given_options("root")]
+    return [*options, *given_options("root", "device")]
 
 
 def is_first_process() -> bool:
@@ -103,6 +103,7 @@ def given_options(*names: str) -> list[str]:
         if option.name in names
         and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
         for word in (option.opts[0], str(context.params[option.name]))
+        if word != "True"  # of a flag
     ]
 
 

@@ -192,11 +192,9 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
         # The first note explains the columns of the report's table
         lines += [*choice.notes[1:], f"\nFor a CPU like this, ship {choice.file}{cost}."]
     elif (shipped := file_to_ship(artifact, None)) is not None:
-        lines.append(f"\nFor a {shipped.processor}, ship {shipped.file.name}.")
-        if shipped.processor == "CPU":
-            folder = shlex.quote(str(artifact.path))
-            lines[-1] += " Whether another file is faster there, this measures:"
-            lines[-1] += f" kdedge export {folder} --cpu"
+        timing = f" To time all files: kdedge export {shlex.quote(str(artifact.path))} --cpu"
+        timing = timing if shipped.processor == "CPU" else ""
+        lines.append(f"\nFor a {shipped.processor}, ship {shipped.file.name}.{timing}")
     return "\n".join(lines)
 
 

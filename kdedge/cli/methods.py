@@ -1,4 +1,4 @@
-"""List the prompt methods that a recipe can name."""
+"""List the methods that a recipe can name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEADER = ("method", "label", "labels", "unlabeled", "novel names", "")
 @click.command("methods")
 @json_option
 def command(as_json: bool) -> None:
-    """List the prompt methods that a recipe can name, and what each learns from.
+    """List the methods that a recipe can name, and what each learns from.
 
     The list has the methods of kdedge and of installed packages. The columns say what a method is
     trained on. labels: images of data.labeled; a student gets labels through its teacher.

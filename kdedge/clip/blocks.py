@@ -46,7 +46,7 @@ class Attention(nn.Module):
         weights = source.state_dict()
         split_attention(weights)
         for name in ("q", "k", "v", "out"):
-            self.add_module(name, _linear(weights[f"{name}.weight"], weights[f"{name}.bias"]))
+            self.add_module(name, linear_of(weights[f"{name}.weight"], weights[f"{name}.bias"]))
         self.requires_grad_(source.in_proj_weight.requires_grad)
         # torch 2.4 has these two under private names only
         self._register_state_dict_hook(_write_open_clip_names)  # type: ignore[no-untyped-call]
@@ -241,7 +241,7 @@ def _run_mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
     return output.view(tokens.shape)
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear layer that holds copies of these values."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import ImageBackbone
+from kdedge.clip.blocks import linear_of
 from kdedge.clip.layers import BLOCKS
 
 Projection = Literal["q", "k", "v", "out", "mlp"]
@@ -79,11 +80,7 @@ class LowRankLinear(nn.Module):
 
     def as_linear(self) -> nn.Linear:
         """A plain, frozen layer with the merged weight."""
-        weight, bias = self.merged_weight(), self._frozen[0].bias
-        with torch.device("meta"):
-            linear = nn.Linear(weight.shape[1], weight.shape[0])
-        linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), bias
-        return linear
+        return linear_of(self.merged_weight(), self._frozen[0].bias).requires_grad_(False)
 
 
 class LowRankChanges(nn.ModuleDict):

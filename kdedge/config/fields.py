@@ -35,7 +35,7 @@ def class_key(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 class Strict(BaseModel):

@@ -79,12 +79,8 @@ def _type(root: dict[str, Any], field: dict[str, Any]) -> str:
     )
     if field.get("format") == "path":
         kind = "path"
-    bounds = [f"{words} {_number(field[key])}" for key, words in _BOUNDS.items() if key in field]
+    bounds = [f"{words} {field[key]:.12g}" for key, words in _BOUNDS.items() if key in field]
     return " ".join([kind or str(field.get("type", "any")), ", ".join(bounds)]).strip()
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _model(root: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:

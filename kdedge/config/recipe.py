@@ -34,7 +34,7 @@ SettingsMapping = Annotated[dict[str, Any], AfterValidator(plain_values)]
 
 
 class ModelSpec(Strict):
-    """A prompt method on a backbone."""
+    """A method on a backbone."""
 
     method: PlainText = Field(description="Name of the method; `kdedge methods` lists them.")
     backbone: PlainText | None = Field(

@@ -13,12 +13,35 @@ from logits (logit adjustment, arXiv:2007.07314), by one-sided Sinkhorn steps (a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from kdedge.errors import RecipeError
+
 _N_ROUNDS = 5
 _MAX_OFFSET, _MAX_RISK = 0.75, 0.01
+
+
+def class_shares(shares: Mapping[str, float] | None, names: Sequence[str], key: str) -> Tensor:
+    """The shares of the classes, [C], float64, sum 1, in class-list order; equal ones for None.
+
+    Raises:
+        RecipeError: the mapping, the recipe's value of `key`, has other names than the class list.
+    """
+    if shares is None:
+        return torch.full((len(names),), 1 / len(names), dtype=torch.float64)
+    missing = [name for name in names if name not in shares]
+    unknown = [name for name in shares if name not in names]
+    if missing or unknown:
+        what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is no class"
+        raise RecipeError(
+            f"{key} {what}: it gives the share of each of the {len(names)} classes.\n"
+            "  Name every class once, or leave it out for equal shares."
+        )
+    values = torch.tensor([shares[name] for name in names], dtype=torch.float64)
+    return values / values.sum()
 
 
 def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:

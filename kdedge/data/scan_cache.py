@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +95,8 @@ class ScanCache:
             file.parent.mkdir(parents=True, exist_ok=True)
             # Without the lock, entries of another process could be lost
             with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):
-                _write(file, new)
+                contents = {"decoder": _decoder(), "images": {**_read(file), **new}}
+                write_atomic(file, json.dumps(contents).encode())
                 caches = file.parent.glob("*.json")
                 for oldest in sorted(caches, key=lambda path: -path.stat().st_mtime)[MAX_FILES:]:
                     oldest.unlink(missing_ok=True)
@@ -165,8 +165,3 @@ def _read(file: Path) -> dict[str, str]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         log.info("The cache %s is ignored: %s", file, error)
     return {}
-
-
-def _write(file: Path, new: Mapping[str, str]) -> None:
-    contents = {"decoder": _decoder(), "images": {**_read(file), **new}}
-    write_atomic(file, json.dumps(contents).encode())

@@ -100,10 +100,7 @@ def choose_calibration_images(
     Raises:
         DataError: no image is left to choose, one is no longer readable, or all look the same.
     """
-    drawn: dict[str, int] = {}  # each image content only once
-    for index in np.random.default_rng(seed).permutation(sorted(digests)).tolist():
-        drawn.setdefault(digests[index], index)
-    candidates = list(drawn.values())[: N_CANDIDATES * n_images]
+    candidates = draw_contents(digests, seed)[: N_CANDIDATES * n_images]
     if not candidates:
         raise DataError(
             "No unlabeled image is left for INT8 calibration: all of them are used to measure the"
@@ -137,6 +134,14 @@ def choose_calibration_images(
         for i in chosen
     )
     return CalibrationSet(pixels, files, seed, preprocess)
+
+
+def draw_contents(digests: Mapping[int, str], seed: int) -> list[int]:
+    """Positions of images in random order, each content only once."""
+    drawn: dict[str, int] = {}
+    for index in np.random.default_rng(seed).permutation(sorted(digests)).tolist():
+        drawn.setdefault(digests[index], index)
+    return list(drawn.values())
 
 
 def _round_robin(predicted: Mapping[int, int]) -> Sequence[int]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kdedge.config.fields import percent_value
 from kdedge.data.images import Images
-from kdedge.deploy.calibrate import PixelArray, read_images, read_pixels
+from kdedge.deploy.calibrate import PixelArray, draw_contents, read_images, read_pixels
 from kdedge.deploy.parity import predict_pixels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic
@@ -198,13 +198,9 @@ def choose_known_images(
         )
     share_percent = percent_value(share)
     needed = 2 * min_known_images(share_percent)
-    contents: dict[str, int] = {}  # digest -> position, without duplicates
-    if pool is not None:
-        order = np.random.default_rng(trained.loaded.recipe.seed).permutation(sorted(pool.indices))
-        for index in order.tolist():
-            if pool.digests[index] not in exclude_digests:
-                contents.setdefault(pool.digests[index], index)
-    drawn = list(contents.values())
+    digests = {} if pool is None else {i: pool.digests[i] for i in pool.indices}
+    others = {i: digest for i, digest in digests.items() if digest not in exclude_digests}
+    drawn = draw_contents(others, trained.loaded.recipe.seed)
     chosen = drawn[: min(MAX_IMAGES, max(needed, len(drawn) // 2))]
     if pool is None or len(chosen) < needed:
         raise DataError(

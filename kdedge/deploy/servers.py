@@ -1,4 +1,4 @@
-"""Writes a model repository for the Triton Inference Server: model, configuration, labels.
+"""Writes a model repository for Triton, and a page that classifies in a browser.
 
 Source of the fields: Triton's model configuration reference (`model_config.proto`).
 """
@@ -142,7 +142,7 @@ def choose_file(
     server: str,
     built: Collection[str] = (),
 ) -> ModelFile:
-    """Chooses the first file of `rank_files` for a server, which has a GPU: engines, then FP16.
+    """Chooses the first file of `rank_files` for a server with a GPU: engines, then FP16.
 
     Args:
         artifact: the artifact.
@@ -171,7 +171,9 @@ def choose_file(
     for name in missed:
         log.warning("%s is not used for %s, as it missed its gate.", name, server)
     if passed:
-        file = min(passed, key=lambda file: (file.target == "onnx", file.precision != "fp16"))
+        file = min(
+            passed, key=lambda f: (f.target == "onnx", f.precision != "fp16", f.device == "cpu")
+        )
         same = [f for f in passed if (f.target, f.precision) == (file.target, file.precision)]
         just_built = [file for file in same if file.name in built]
         if len(just_built or same) > 1 and file.target != "onnx":

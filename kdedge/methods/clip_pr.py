@@ -10,7 +10,6 @@ and w a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated
 
@@ -23,8 +22,8 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import random_linear, readable
 from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSpec
+from kdedge.data.balance import class_shares
 from kdedge.data.batch import Batch
-from kdedge.errors import RecipeError
 from kdedge.methods.protocol import BaseMethod, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
@@ -117,7 +116,8 @@ class Method(BaseMethod):
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
         names, n_hidden = inputs.class_names, settings.n_hidden
-        self._prior = label_prior(settings, names).to(backbone.device)
+        shares = class_shares(settings.prior, names, "settings.prior")
+        self._prior = shares.float().to(backbone.device)
         module = Adapter(backbone.embed_dim, n_hidden, len(names), inputs.generator)
         self.module = module.to(backbone.device)
         self._texts = [inputs.template.format(readable(name)) for name in names]
@@ -159,24 +159,3 @@ class Method(BaseMethod):
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], frozen; encoded in chunks to save memory."""
         return in_chunks(lambda rows: self._backbone.image_features(images[rows]), len(images))
-
-
-def label_prior(settings: Settings, class_names: Sequence[str]) -> Tensor:
-    """[C], adds up to 1: the settings' prior in class-list order, or equal shares.
-
-    Raises:
-        RecipeError: names are missing or not in the class list.
-    """
-    shares = settings.prior
-    if shares is None:
-        return torch.full((len(class_names),), 1 / len(class_names))
-    mismatched = sorted(shares.keys() ^ set(class_names))
-    if mismatched:
-        problem = "is not in the class list" if mismatched[0] in shares else "is missing"
-        raise RecipeError(
-            f"settings.prior has {len(shares)} names, the class list {len(class_names)}:"
-            f' "{mismatched[0]}" {problem}.\n'
-            "  Name every class once, as the class list does, or leave prior out."
-        )
-    prior = torch.tensor([shares[name] for name in class_names])
-    return prior / prior.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -72,10 +73,10 @@ def headline_of(
         return None
     artifact = _newest_artifact(run)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
-    details = _confusions(run).get(run.kind)
-    only = only or (None if details is None else details.only_class)
+    if (details := _confusions(run).get(run.kind)) is not None:
+        only = only or details.only_class
     sentences += [f"But it predicts {only!r} for every image."] if only else []
-    sentences += [] if artifact is None or is_loss else _files(artifact, shipped, judged)
+    sentences += [] if artifact is None or is_loss else _files(artifact, shipped)
     return "\n".join(sentences)
 
 
@@ -93,13 +94,12 @@ def judged_model(
         or student.harmonic_mean is not None
         or shipped is None
         or parity is None
-        or parity.accuracy_percent is None
         or not parity.per_class
         or parity.agreement_percent == 100
         or not are_same_images(student, parity)
     ):
         return "The student", student
-    result = replace(student, all=parity.accuracy_percent, per_class=parity.per_class)
+    result = replace(student, all=parity.accuracy_percent or 0.0, per_class=parity.per_class)
     return f"The file to ship, {shipped.file.name},", result
 
 
@@ -129,7 +129,7 @@ def deploy_line(
             return None
         return (
             "Whether to deploy it is not known: put labeled images into a folder for each class,"
-            f" and run kdedge eval {run.name} --set data.test.folder=FOLDER"
+            f" and run kdedge eval {shlex.quote(str(run.path))} --set data.test.folder=FOLDER"
         )
     answers = (details or _confusions(run)).get("student")
     if answers is None or student.harmonic_mean is not None or _accuracy(judged, results)[1]:
@@ -152,7 +152,8 @@ def deploy_line(
     lost = 0.0 if alone is None else alone.all - student.all
     if alone is not None and lost >= 1 and lost * student.n_images / 100 >= _TELLS:
         return (
-            f"{LABELS_ALONE}: {alone.all:.1f} % right. Train it by kdedge train {run.recipe}"
+            f"{LABELS_ALONE}: {alone.all:.1f} % right. Train it by kdedge train"
+            f" {shlex.quote(str(run.recipe))}"
             " --method ridge, and export that run."
         )
     doubts = f" No test image shows {name_some(untested)}." if untested else ""
@@ -258,7 +259,7 @@ def _of_unlabeled(run: RunFolder, student: EvalResult, alone: EvalResult) -> lis
         f" on {alone.all:.1f} %."
     ]
     if gain is None and alone.all < 100:
-        command = f"kdedge predict {run.name} IMAGES --uncertain 20"
+        command = f"kdedge predict {shlex.quote(str(run.path))} IMAGES --uncertain 20"
         sentences.append(f"More labels would help. After the export, which to label: {command}")
     return sentences
 
@@ -298,7 +299,7 @@ def accuracy_interval(n_right: float, n_images: int) -> tuple[float, float]:
     return low, high
 
 
-def _files(artifact: Artifact, shipped: FileToShip | None, judged: EvalResult | None) -> list[str]:
+def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
     """Size, gate, agreement, time of the file to ship; which files missed their gates."""
     parts = []
     if shipped is not None:
@@ -309,9 +310,6 @@ def _files(artifact: Artifact, shipped: FileToShip | None, judged: EvalResult | 
             images = f"{file.parity.n_images:,} images"
             agreement = f"{file.parity.agreement_percent:.1f} % of {images}"
             facts.append(f"it agrees with the student on {agreement}")
-            is_judged = judged is not None and judged.all == file.parity.accuracy_percent
-            if file.parity.accuracy_drop and not is_judged:
-                facts.append(f"it is right on {file.parity.accuracy_percent:.1f} % of them")
         if time is not None and time.doubt is None:
             facts.append(f"a call takes {figure(time.p50_ms)} ms")
         parts.append(f"{file.name} {gate}: {', '.join(facts)}.")

@@ -9,7 +9,6 @@ from kdedge.benchmarking.tables import machine, make_tables, notes
 from kdedge.records.speed import (
     NamedRow,
     SpeedResult,
-    SpeedRow,
     accuracies,
     named_rows,
 )
@@ -49,7 +48,9 @@ def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
             row = dict(rows)[label]
             time = row.alone(batch)
             if time is not None and time.doubt is None:
-                points.append(CostPoint(label, _kind(row), time.p50_ms, getattr(entry, key)))
+                kind = "engine" if row.model.endswith(".engine") else "file"
+                kind = "model" if row.n_bytes is None else kind
+                points.append(CostPoint(label, kind, time.p50_ms, getattr(entry, key)))
         if not points:
             continue
         sources = "; ".join(dict.fromkeys(entry.source for _, entry in group))
@@ -71,9 +72,3 @@ def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
         own_name = f"{name}-{len(plots) + 1}" if plots else name
         plots.append(Plot(own_name, f"Accuracy against latency: {accuracy_name}", draw, caption))
     return plots
-
-
-def _kind(row: SpeedRow) -> str:
-    if row.n_bytes is None:
-        return "model"
-    return "engine" if row.model.endswith(".engine") else "file"

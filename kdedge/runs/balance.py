@@ -10,9 +10,8 @@ from torch import Tensor
 
 from kdedge.config.data_spec import BalanceSpec
 from kdedge.config.recipe import Recipe
-from kdedge.data.balance import careful_offsets, find_offsets
+from kdedge.data.balance import careful_offsets, class_shares, find_offsets
 from kdedge.distributed import SINGLE_PROCESS
-from kdedge.errors import RecipeError
 from kdedge.records.evaluation import BalanceResult
 from kdedge.runs.measure import compute_logits
 from kdedge.setup.classes import Classes
@@ -64,19 +63,10 @@ def _prior(spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]) -> Tenso
     if spec.prior == "auto":
         return None
     if spec.prior == "uniform":
-        return torch.full((len(names),), 1 / len(names), dtype=torch.float64)
+        return class_shares(None, names, "balance.prior")
     if spec.prior == "labels":
         labeled = data.require("labeled", "balance.prior is labels")
         counts = Counter(labeled.class_labels().values())
         shares = torch.tensor([counts[c] + 1.0 for c in range(len(names))], dtype=torch.float64)
         return shares / shares.sum()
-    assert isinstance(spec.prior, dict)
-    missing = [name for name in names if name not in spec.prior]
-    unknown = [name for name in spec.prior if name not in names]
-    if missing or unknown:
-        what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is no class"
-        raise RecipeError(
-            f"balance.prior {what}: it gives the share of each of the {len(names)} classes.\n"
-            "  Name every class once, or use prior: auto."
-        )
-    return torch.tensor([spec.prior[name] for name in names], dtype=torch.float64)
+    return class_shares(spec.prior, names, "balance.prior")

@@ -116,9 +116,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
 
 def find_artifact(argument: str | None, root: Path) -> Path | None:
     """The artifact folder that an argument names, also as `name/NN/artifacts/NN`; or None."""
-    if argument is None:
-        return None
-    return artifact_at(argument) or artifact_at(root / argument)
+    return None if argument is None else artifact_at(argument) or artifact_at(root / argument)
 
 
 def _unknown_run(argument: str, root: Path) -> RecipeError:

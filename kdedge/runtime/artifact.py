@@ -149,13 +149,11 @@ FEATURES_NAME = "features"
 _REMEDY = "Copy the folder from the export again, or export again."
 
 
-def artifact_at(path: str | Path | None) -> Path | None:
+def artifact_at(path: str | Path) -> Path | None:
     """The artifact that a path names, or the newest of a run's folder `artifacts`; else None.
 
     A path names an artifact by its folder or by its artifact.json.
     """
-    if path is None:
-        return None
     path = Path(path).expanduser()
     folder = path.parent if path.name == FILE_NAME else path
     if (folder / FILE_NAME).is_file():
@@ -189,7 +187,7 @@ class Artifact:
         gates: required agreement in percent by precision, and `max_drop` in percentage points.
         files: the model files.
         others: SHA-256 in hex of each other file in the folder, by name.
-        provenance: command, versions, seeds and hashes of everything it was made from.
+        provenance: run, versions, seed, settings and hashes of what it was made from.
         open_classes: the file with the class matrix; None if the classes are in the graphs.
         temperature: what the logits were divided by, so that scores are calibrated; None if they
             are the model's own.

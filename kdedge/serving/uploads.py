@@ -77,9 +77,7 @@ class Uploads:
             self.n_bytes += len(chunk)
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(
-            413, f"the body is larger than {self._limits.max_megabytes} MB (--max-megabytes)"
-        )
+        return HTTPException(413, f"the body is larger than {self._limits.max_megabytes} MB")
 
 
 async def image_in(request: Request, body: bytes) -> bytes:

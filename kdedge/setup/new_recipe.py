@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import BaseModel
 
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import NAME, looks_like_path
+from kdedge.config.keys import explain
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.optim_spec import OptimSettings, OptimSpec
 from kdedge.config.recipe import Recipe
@@ -41,6 +41,7 @@ _TUNED = {
     "crop_scale_min": 0.3,
 }
 # Key or method in a new recipe -> comment that explains it
+_DEFAULTS_OF: dict[str, type[BaseModel]] = {"optim": OptimSpec, "export": ExportSpec}
 _WHY = {
     "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",
     "unlabeled": "images of the cameras that the student learns from, the more the better",
@@ -285,12 +286,26 @@ def _line(key: str, value: Any, why: str | None, indent: str = "") -> list[str]:
 
 def _long_text(values: dict[str, Any]) -> str:
     """The recipe with each key below its description in the schema."""
+    about = {key.name: key.description for key in explain(Recipe.model_json_schema())}
     optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
-    head = [
+    lines = [
         f"# Recipe {values['name']}. Relative paths start at this file's folder. Lines such as",
         "# `# momentum: 0.9` are defaults; remove the # to change them.",
     ]
-    return "\n".join([*head, *_render(Recipe, {**values, "optim": optim}, "")]) + "\n"
+    for key, value in {**values, "optim": optim}.items():
+        lines += ["", *_comment(about[key], "")]
+        if not isinstance(value, dict):
+            lines.append(f"{key}: {dump_value(value)}")
+            continue
+        lines.append(f"{key}:")
+        for name, item in value.items():
+            lines += _comment(about.get(f"{key}.{name}"), "  ")
+            lines.append(f"  {name}: {dump_value(item)}")
+        for name, field in _DEFAULTS_OF[key].model_fields.items() if key in _DEFAULTS_OF else ():
+            if name not in value and field.default is not None:
+                lines += _comment(field.description, "  ")
+                lines.append(f"  # {name}: {dump_value(field.default)}")
+    return "\n".join(lines) + "\n"
 
 
 def _model(
@@ -333,37 +348,6 @@ def _model(
             )
     settings = {**fitting, **settings}
     return model | ({"settings": settings} if settings else {})
-
-
-def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:
-    """Lines of a mapping: keys below their descriptions, some unset keys commented out."""
-    for key, field in model.model_fields.items():
-        if key not in values:
-            if model in {OptimSpec, ExportSpec} and field.default is not None:
-                yield from _comment(field.description, indent)
-                yield f"{indent}# {key}: {dump_value(field.default)}"
-            continue
-        if not indent:
-            yield ""
-        yield from _comment(field.description, indent)
-        value, inner = values[key], _model_of(field.annotation)
-        if not isinstance(value, dict):
-            yield f"{indent}{key}: {dump_value(value)}"
-            continue
-        yield f"{indent}{key}:"
-        if inner is not None:
-            yield from _render(inner, value, f"{indent}  ")
-            continue
-        for name, item in value.items():
-            yield from _comment(_WHY.get(name), f"{indent}  ")
-            yield f"{indent}  {name}: {dump_value(item)}"
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in a field's annotation; None if there is none."""
-    options = [annotation, *getattr(annotation, "__args__", ())]
-    models = (kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return next(models, None)
 
 
 def _comment(text: str | None, indent: str) -> list[str]:

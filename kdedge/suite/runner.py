@@ -193,7 +193,10 @@ class Runner:
         """Records the outcome of a cell's process, or measures the run that it trained."""
         code = running.process.returncode
         if code != 0:
-            lines = _last_lines(self._state.file(cell, ".log"), running.log_start)
+            log_bytes = self._state.file(cell, ".log").read_bytes()[running.log_start :]
+            # The last error message; if there is none, the last lines
+            _, mark, message = f"\n{log_bytes.decode(errors='replace')}".rpartition("\nkdedge: ")
+            lines = f"{mark}{message}".strip("\n").splitlines()[-_LAST_LINES:]
             killed = [f"Its process was killed by signal {-code}."] if code < 0 else []
             self._fail(cell, code, *lines, *killed)
             return
@@ -228,13 +231,6 @@ class Runner:
             "\n  ".join(last_lines),
         )
         self._after_each()
-
-
-def _last_lines(path: Path, start: int) -> tuple[str, ...]:
-    """The last error message in a log after a byte; if there is none, the last lines."""
-    text = f"\n{path.read_bytes()[start:].decode(errors='replace')}"
-    _, mark, message = text.rpartition("\nkdedge: ")
-    return tuple(f"{mark}{message}".strip("\n").splitlines()[-_LAST_LINES:])
 
 
 def next_cell(

@@ -284,7 +284,7 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     assert kdedge("report").code == 0
     page = Path("runs/tiny/02/report/01/index.html").read_text()
     assert page.count('<img src="data:image/jpeg') == len(written["samples"]) == 10
-    assert "kdedge eval tiny/02 --set data.test.folder=FOLDER" in page
+    assert "kdedge eval runs/tiny/02 --set data.test.folder=FOLDER" in page
     for others in ("seed=2", "data.unlabeled=null"):
         assert kdedge("eval", "--set", "data.test.folder=test", "--set", others).code == 0
         assert not Path("runs/tiny/02/eval.json").exists()

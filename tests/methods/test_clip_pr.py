@@ -129,8 +129,8 @@ def test_features_are_those_of_the_frozen_tower_whatever_the_batch(
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
-        ({"cat": 1, "school_bus": 1, "fox": 1}, '"golden retriever" is missing'),
-        ({**dict.fromkeys(NAMES, 1), "dog": 1}, '"dog" is not in the class list'),
+        ({"cat": 1, "school_bus": 1, "fox": 1}, "settings.prior lacks 'golden retriever'"),
+        ({**dict.fromkeys(NAMES, 1), "dog": 1}, "settings.prior has 'dog', which is no class"),
     ],
 )
 def test_a_prior_of_other_names_is_refused(

@@ -121,7 +121,7 @@ def test_a_truncated_image_is_refused(ask: Any, url: str, color_file: ColorFile)
         ({"Content-Encoding": "gzip"}, 415, "send it without one"),
         ({"Content-Type": "multipart/form-data"}, 400, "boundary"),
         ({"Content-Type": "multipart/form-data; boundary=x"}, 400, "the form"),
-        ({"Content-Length": "99999999999"}, 413, "larger than 1 MB (--max-megabytes)"),
+        ({"Content-Length": "99999999999"}, 413, "larger than 1 MB"),
     ],
 )
 def test_content_that_the_path_does_not_take(

@@ -245,7 +245,8 @@ def _sample_label(sample: dict[str, Any], labels: LabelIndex) -> int | None:
     # As in WebDataset, a number is a position, even if a class has this number as its name
     if text.isdecimal() and len(text) < 10 and int(text) < len(labels.class_names):
         return int(text)
-    return labels.read(text[:80], f"{sample['__url__']}: {sample['__key__']}.cls")
+    # A class name has at most 200 characters
+    return labels.read(text[:200], f"{sample['__url__']}: {sample['__key__']}.cls")
 
 
 def _label_text(sample: dict[str, Any]) -> str | None:

@@ -95,9 +95,10 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
         package = ct.optimize.coreml.linear_quantize_weights(
             package, ct.optimize.coreml.OptimizationConfig(global_config=by_channel)
         )
+    is_squashed = artifact.preprocess.resize_mode == "squash"
     package.short_description = f"{artifact.name}, {len(artifact.class_names)} classes"
-    package.input_description[INPUT_NAME] = (
-        f"RGB image, {size_px} x {size_px} pixels, its shorter side resized and its center cropped"
+    package.input_description[INPUT_NAME] = f"RGB image, {size_px} x {size_px} pixels, " + (
+        "resized" if is_squashed else "its shorter side resized and its center cropped"
     )
     package.user_defined_metadata["kdedge"] = __version__
     package.user_defined_metadata["head"] = artifact.head

@@ -54,7 +54,7 @@ class Engine:
 
     Raises:
         BackendUnavailable: the Python module, the driver or the GPU is missing.
-        DataError: the engine's inputs and outputs are not images and logits.
+        DataError: the file cannot be read.
         SetupError: this TensorRT cannot run it, or the GPU has too little memory.
     """
 

@@ -30,6 +30,13 @@ def test_samples_come_in_the_order_of_shards_and_members(tmp_path, write_shard):
     assert [source.read(i) for i in range(3)] == [b"1", b"2", b"3"]
 
 
+def test_a_label_is_as_long_as_a_class_name_may_be(tmp_path, write_shard):
+    names = ("a" * 200, "b" * 200)
+    write_shard(tmp_path / "s.tar", ("a.jpg", b"1"), ("a.cls", names[1].encode()))
+    source = open_source(str(tmp_path / "s.tar"), class_names=names, labeled=True)
+    assert source.items[0].label == 1
+
+
 def test_a_sample_may_be_of_another_kind_and_without_a_label(tmp_path, write_shard):
     write_shard(
         tmp_path / "s.tar",
