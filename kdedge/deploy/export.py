@@ -39,7 +39,7 @@ from kdedge.quantization.search import search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import to_input
-from kdedge.runtime.none_of_these import FILE_NAME as NONE_OF_THESE
+from kdedge.runtime.none_of_these import GAUSSIANS_FILE
 from kdedge.runtime.open_classes import load_matrix
 from kdedge.targets.onnx import TARGET as ONNX
 from kdedge.targets.onnx import build as onnx_build
@@ -180,7 +180,7 @@ class _Writer:
         source = folder / onnx_build.FLOAT32.name
         self._add(onnx_build.FLOAT32, lambda path: self._trace(self.run.model, path), tool="torch")
         if self._known is not None:
-            listed = self.artifact.with_others(NONE_OF_THESE)
+            listed = self.artifact.with_others(GAUSSIANS_FILE)
             self.artifact = dataclasses.replace(listed, none_of_these=self._known.about)
         if "int8" in precisions:
             ranges, held_out = self._calibration_set().hold_out(N_HELD_OUT)

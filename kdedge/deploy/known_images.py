@@ -24,7 +24,7 @@ from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.none_of_these import (
-    FILE_NAME,
+    GAUSSIANS_FILE,
     N_PERCENTILES,
     NONE,
     Gaussians,
@@ -66,7 +66,7 @@ class KnownImages:
     def about(self) -> NoneOfThese:
         """The record of an artifact whose files have limits."""
         n_images = len(self.chosen.indices)
-        return NoneOfThese("mahalanobis", FILE_NAME, self.share_percent, self.what, n_images)
+        return NoneOfThese("mahalanobis", GAUSSIANS_FILE, self.share_percent, self.what, n_images)
 
     def file_limit(self, artifact: Artifact, file: ModelFile, backend: Backend) -> NoneBelow | None:
         """Fits the limit of a loaded file of the artifact; see `fit_limit`.
@@ -80,7 +80,7 @@ class KnownImages:
         outputs, predicted = self._outputs(artifact, backend)
         if (file.target, file.precision) == ("onnx", "fp32"):
             self._gaussians = fit_gaussians(outputs[_FOR_GAUSSIANS], predicted[_FOR_GAUSSIANS])
-            write_atomic(artifact.path / FILE_NAME, self._gaussians.to_bytes())
+            write_atomic(artifact.path / GAUSSIANS_FILE, self._gaussians.to_bytes())
         assert self._gaussians is not None
         held_out = outputs[_FOR_LIMIT]
         finite = held_out[np.isfinite(held_out).all(axis=1)]

@@ -18,7 +18,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.files import new_folder, write_atomic, write_json
 from kdedge.inference.choose import rank_files
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
-from kdedge.runtime.none_of_these import FILE_NAME
+from kdedge.runtime.none_of_these import GAUSSIANS_FILE
 from kdedge.targets.onnx import ONNX
 
 log = logging.getLogger(__name__)
@@ -238,14 +238,14 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     none, below, gaussians = artifact.none_of_these, artifact.none_below(file), None
     if none is not None and below is not None:
         gaussians = artifact.checked(none.file).read_bytes()
-        settings["none_of_these"] = {"file": FILE_NAME, "limit": below.limit}
+        settings["none_of_these"] = {"file": GAUSSIANS_FILE, "limit": below.limit}
     with new_folder(folder) as new:
         for name in _FILES:
             write_atomic(new.part / name, (files(__package__) / "browser_page" / name).read_bytes())
         for name, data in _split_graph(artifact.checked(file.name)).items():
             write_atomic(new.part / name, data)
         if gaussians is not None:
-            write_atomic(new.part / FILE_NAME, gaussians)
+            write_atomic(new.part / GAUSSIANS_FILE, gaussians)
         write_json(new.part / SETTINGS, settings)
     return folder / PAGE
 

@@ -21,7 +21,7 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import Encoder, MethodInputs, MethodSettings
+from kdedge.methods.protocol import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -52,7 +52,7 @@ class Settings(MethodSettings):
     )
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
         """See `MethodSettings.prompt_depths`."""
         return {"prompt_depth_text": ("text",), "prompt_depth_vision": ("image",)}
 

@@ -22,7 +22,7 @@ from kdedge.clip.prompts import (
     text_width,
 )
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import Encoder, MethodInputs, MethodSettings
+from kdedge.methods.protocol import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -50,7 +50,7 @@ class Settings(MethodSettings):
     )
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
         """See `MethodSettings.prompt_depths`."""
         return {"prompt_depth": ("image", "text")}
 

@@ -47,7 +47,7 @@ from kdedge.methods.losses import (
 )
 from kdedge.methods.protocol import (
     BaseMethod,
-    Encoder,
+    EncoderName,
     ImagePath,
     MethodInputs,
     MethodSettings,
@@ -242,9 +242,9 @@ class Settings(MethodSettings):
         return self.labeled_weight > 0
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
         """See `MethodSettings.prompt_depths`."""
-        used: dict[str, tuple[Encoder, ...]] = {}
+        used: dict[str, tuple[EncoderName, ...]] = {}
         if self.has_prompts:
             used["prompt_depth"] = ("image",)
         if self.class_vectors == "student":

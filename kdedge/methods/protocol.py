@@ -33,7 +33,7 @@ from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 
-Encoder = Literal["image", "text"]
+EncoderName = Literal["image", "text"]
 
 
 class MethodSettings(BaseModel):
@@ -78,7 +78,7 @@ class MethodSettings(BaseModel):
         return 0
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
         """Name of each setting that is a number of layers -> encoders that need so many layers."""
         return {}
 

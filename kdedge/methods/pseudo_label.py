@@ -32,7 +32,7 @@ from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
-from kdedge.methods.protocol import BaseMethod, Encoder, MethodInputs, RoundsSettings
+from kdedge.methods.protocol import BaseMethod, EncoderName, MethodInputs, RoundsSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(
@@ -84,7 +84,7 @@ class Settings(RoundsSettings):
         return self.coop is not None and self.coop.is_class_specific
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
         """The learner's settings; see `MethodSettings.prompt_depths`."""
         if self.coop is not None:
             return {}

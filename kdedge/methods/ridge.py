@@ -173,7 +173,7 @@ class Regression(nn.Module):
         return outputs
 
 
-class Encoder(nn.Module):
+class RidgeEncoder(nn.Module):
     """Images [B, 3, H, W] -> [B, D_out]: the deployed path."""
 
     def __init__(self, blocks: BlockFeatures, regression: Regression) -> None:
@@ -435,7 +435,8 @@ class Method(SolvedMethod):
             module.out.in_features = n_final
         if not has_text:
             module.text = None
-        return ImagePath(Encoder(blocks, module), has_unit_length=not self._settings.gives_logits)
+        encoder = RidgeEncoder(blocks, module)
+        return ImagePath(encoder, has_unit_length=not self._settings.gives_logits)
 
 
 class DualRidge:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import Encoder, MethodInputs, MethodSettings
+from kdedge.methods.protocol import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import SupervisedMethod
 
@@ -43,7 +43,7 @@ class Settings(MethodSettings):
     )
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
         """See `MethodSettings.prompt_depths`."""
         return {"prompt_depth": ("image",)}
 

@@ -29,8 +29,8 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 
-_FEW = 1000  # with fewer test images, chance moves an accuracy by more than about three points
-_TELLS = 6
+_FEW_TEST_IMAGES = 1000  # with fewer, chance moves an accuracy by more than about three points
+_SIGNIFICANT_ANSWERS = 6  # fewer right answers more may be chance (`_gain`)
 LABELS_ALONE = "Deploy rather the same network with the labels alone"
 """Begins the verdict on a student that such a network beats."""
 
@@ -150,7 +150,7 @@ def deploy_line(
         return "Do not deploy it: always answering the most frequent class is right more often."
     alone = results.get("labels_alone")
     lost = 0.0 if alone is None else alone.all - student.all
-    if alone is not None and lost >= 1 and lost * student.n_images / 100 >= _TELLS:
+    if alone is not None and lost >= 1 and lost * student.n_images / 100 >= _SIGNIFICANT_ANSWERS:
         return (
             f"{LABELS_ALONE}: {alone.all:.1f} % right. Train it by kdedge train"
             f" {shlex.quote(str(run.recipe))}"
@@ -274,10 +274,10 @@ def _gain(student: EvalResult, other: EvalResult) -> tuple[float | None, str]:
         in brackets where they are few.
     """
     gain = student.main_accuracy - other.main_accuracy
-    if student.harmonic_mean is not None or student.n_images >= _FEW:
+    if student.harmonic_mean is not None or student.n_images >= _FEW_TEST_IMAGES:
         return gain or None, ""
     n = round(abs(gain) * student.n_images / 100)
-    return (None if n < _TELLS else gain), f" ({images_text(n)})"
+    return (None if n < _SIGNIFICANT_ANSWERS else gain), f" ({images_text(n)})"
 
 
 def _apart(points: float, images: str = "") -> str:
@@ -287,7 +287,7 @@ def _apart(points: float, images: str = "") -> str:
 def _interval(n_right: float, n_images: int) -> str:
     """`accuracy_interval` in words; empty with many images."""
     low, high = accuracy_interval(n_right, n_images)
-    return "" if n_images >= _FEW else f"95 % interval: {low:.0f} to {high:.0f} %"
+    return "" if n_images >= _FEW_TEST_IMAGES else f"95 % interval: {low:.0f} to {high:.0f} %"
 
 
 def accuracy_interval(n_right: float, n_images: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from kdedge.records.record import if_readable, read_record
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_evaluation, read_unlabeled
-from kdedge.runtime.artifact import FILE_NAME
+from kdedge.runtime.artifact import ARTIFACT_FILE
 
 
 def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def record_export(run: RunFolder, artifact: Path) -> None:
     """Writes an artifact's hash into the run; an artifact outside the run gets its full path."""
     path = run.path / "exports.json"
     name = artifact.name if artifact.parent == run.path / "artifacts" else str(artifact.resolve())
-    write_json(path, {**_recorded(path), name: sha256_file(artifact / FILE_NAME)})
+    write_json(path, {**_recorded(path), name: sha256_file(artifact / ARTIFACT_FILE)})
 
 
 def changed_exports(run: RunFolder) -> list[Path]:
@@ -69,7 +69,7 @@ def changed_exports(run: RunFolder) -> list[Path]:
     return [
         folder
         for folder in run.exports
-        if recorded.get(folder.name) not in (None, sha256_file(folder / FILE_NAME))
+        if recorded.get(folder.name) not in (None, sha256_file(folder / ARTIFACT_FILE))
     ]
 
 

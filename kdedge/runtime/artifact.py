@@ -34,12 +34,12 @@ from kdedge.runtime.preprocess import Mean, Preprocess, Side, Std
 
 Matrix = npt.NDArray[np.float32]
 
-FILE_NAME = "artifact.json"
+ARTIFACT_FILE = "artifact.json"
 
 
 def _plain_name(name: str) -> str:
     is_plain = name.isprintable() and not set(name) & set("/\\:") and name not in ("", ".", "..")
-    if not is_plain or name == FILE_NAME:
+    if not is_plain or name == ARTIFACT_FILE:
         raise ValueError("a plain name of a file in the artifact's folder")
     return name
 
@@ -155,18 +155,18 @@ def artifact_at(path: str | Path) -> Path | None:
     A path names an artifact by its folder or by its artifact.json.
     """
     path = Path(path).expanduser()
-    folder = path.parent if path.name == FILE_NAME else path
-    if (folder / FILE_NAME).is_file():
+    folder = path.parent if path.name == ARTIFACT_FILE else path
+    if (folder / ARTIFACT_FILE).is_file():
         return folder
-    records = path.glob(f"*/{FILE_NAME}") if path.name == "artifacts" else ()
+    records = path.glob(f"*/{ARTIFACT_FILE}") if path.name == "artifacts" else ()
     return highest_number(file.parent for file in records)
 
 
 def model_file_at(path: str | Path | None) -> Path | None:
     """The file in an artifact's folder that a path names; None if it names something else."""
     path = Path(path or "").expanduser()
-    is_model = path.is_file() and path.name != FILE_NAME and artifact_at(path.parent) is not None
-    return path if is_model else None
+    is_file = path.is_file() and path.name != ARTIFACT_FILE
+    return path if is_file and artifact_at(path.parent) is not None else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -278,7 +278,7 @@ class Artifact:
         if got != expected:
             raise DataError(
                 f"{path} has changed since the export.\n"
-                f"  Its SHA-256 is {got},\n  {FILE_NAME} expects {expected}.\n  {_REMEDY}"
+                f"  Its SHA-256 is {got},\n  {ARTIFACT_FILE} expects {expected}.\n  {_REMEDY}"
             )
         return path
 
@@ -288,7 +288,7 @@ class Artifact:
         Raises:
             ResourceError: the file cannot be written.
         """
-        path = self.path / FILE_NAME
+        path = self.path / ARTIFACT_FILE
         optional = {
             "open_classes": self.open_classes,
             "temperature": self.temperature,
@@ -354,10 +354,10 @@ def load_artifact(path: Path) -> Artifact:
         raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
     if folder is None:
         raise DataError(
-            f"{path} {f'has no {FILE_NAME}' if is_folder else 'is not a folder'}.\n"
+            f"{path} {f'has no {ARTIFACT_FILE}' if is_folder else 'is not a folder'}.\n"
             "  An artifact is the folder that `kdedge export` writes."
         )
-    file = folder / FILE_NAME
+    file = folder / ARTIFACT_FILE
     contents = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
     values: dict[str, Any] = {**vars(contents), "path": folder}
     values["gates"] = contents.gates.model_dump(exclude_unset=True)

@@ -24,7 +24,7 @@ from kdedge.records.record import PositiveCount, Record
 NONE = "none"
 """The prediction for an image that shows none of the classes; no class may have this name."""
 
-FILE_NAME = "none_of_these.safetensors"
+GAUSSIANS_FILE = "none_of_these.safetensors"
 N_PERCENTILES = 101
 
 

@@ -25,7 +25,7 @@ from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.deploy.servers import write_browser
 from kdedge.files import sha256_file
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.runtime.none_of_these import FILE_NAME, NoneOfThese
+from kdedge.runtime.none_of_these import GAUSSIANS_FILE, NoneOfThese
 from kdedge.runtime.preprocess import resize_and_crop
 
 pytest.importorskip("onnx")
@@ -73,10 +73,10 @@ def telling(artifact: Artifact, tmp_path: Path) -> Artifact:
     gaussians = fit_gaussians(logits, logits.argmax(axis=1))
     limits = fit_limit(gaussians.scores(logits), 95.0)
     assert limits is not None
-    (folder / FILE_NAME).write_bytes(gaussians.to_bytes())
+    (folder / GAUSSIANS_FILE).write_bytes(gaussians.to_bytes())
     files = tuple(dataclasses.replace(file, none_below=limits) for file in artifact.files)
-    none = NoneOfThese("mahalanobis", FILE_NAME, 95.0, "colors", 200)
-    others = {**artifact.others, FILE_NAME: sha256_file(folder / FILE_NAME)}
+    none = NoneOfThese("mahalanobis", GAUSSIANS_FILE, 95.0, "colors", 200)
+    others = {**artifact.others, GAUSSIANS_FILE: sha256_file(folder / GAUSSIANS_FILE)}
     changes: dict[str, Any] = {"files": files, "none_of_these": none, "others": others}
     dataclasses.replace(artifact, path=folder, **changes).save()
     return load_artifact(folder)
@@ -362,7 +362,7 @@ def test_the_folder_has_the_limit_where_the_artifact_tells_none(
     assert artifact.none_of_these is None
     own = write_browser(telling, tmp_path / "telling_page").parent
     none = json.loads((own / "settings.json").read_text())["none_of_these"]
-    assert (own / none["file"]).read_bytes() == (telling.path / FILE_NAME).read_bytes()
+    assert (own / none["file"]).read_bytes() == (telling.path / GAUSSIANS_FILE).read_bytes()
     limits = telling.files[0].none_below
     assert limits is not None
     assert none["limit"] == limits.limit

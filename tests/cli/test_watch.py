@@ -29,7 +29,7 @@ from PIL import Image
 import kdedge as package
 from kdedge.errors import SetupError
 from kdedge.runtime.backend import softmax
-from kdedge.runtime.none_of_these import FILE_NAME, Gaussians, NoneBelow, NoneOfThese
+from kdedge.runtime.none_of_these import GAUSSIANS_FILE, Gaussians, NoneBelow, NoneOfThese
 
 pytestmark = pytest.mark.usefixtures("work")
 
@@ -343,15 +343,15 @@ def test_none_of_the_classes_is_an_answer_and_a_statistic(
 ) -> None:
     logits = [np.array(COLORS[name]) / 255 @ device.WEIGHT + device.BIAS for name in COLORS]
     gaussians = Gaussians(np.eye(4), np.stack(logits[:3]).astype(np.float64))
-    (work / "art" / FILE_NAME).write_bytes(gaussians.to_bytes())
+    (work / "art" / GAUSSIANS_FILE).write_bytes(gaussians.to_bytes())
     digest = hashlib.sha256(gaussians.to_bytes()).hexdigest()
     artifact = package.open_artifact("art")
     limits = NoneBelow(-15.0, tuple(np.linspace(-15.0, 0.0, 101).tolist()))
     dataclasses.replace(
         artifact,
         files=(dataclasses.replace(artifact.files[0], none_below=limits),),
-        others={FILE_NAME: digest},
-        none_of_these=NoneOfThese("mahalanobis", FILE_NAME, 95.0, "images", 100),
+        others={GAUSSIANS_FILE: digest},
+        none_of_these=NoneOfThese("mahalanobis", GAUSSIANS_FILE, 95.0, "images", 100),
     ).save()
     write_video(work / "v.avi", [*["red", "green", "blue"] * 70, *["gray"] * 20], n_frames=1)
     done = kdedge("watch", "art", "v.avi", "--shot", "1", "--window", "1", "--each")

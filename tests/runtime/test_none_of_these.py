@@ -12,7 +12,7 @@ import pytest
 from kdedge.errors import DataError
 from kdedge.runtime.artifact import Artifact, ModelFile, Temperature, load_artifact
 from kdedge.runtime.none_of_these import (
-    FILE_NAME,
+    GAUSSIANS_FILE,
     Gaussians,
     NoneBelow,
     NoneOfThese,
@@ -20,7 +20,9 @@ from kdedge.runtime.none_of_these import (
 )
 
 SHA = "0123456789abcdef" * 4
-RECORD = NoneOfThese("mahalanobis", FILE_NAME, 95.0, "100 of 200 images of data.unlabeled", 100)
+RECORD = NoneOfThese(
+    "mahalanobis", GAUSSIANS_FILE, 95.0, "100 of 200 images of data.unlabeled", 100
+)
 
 
 def limits(limit: float) -> NoneBelow:
@@ -64,7 +66,7 @@ def test_a_score_is_the_distance_to_the_nearest_mean() -> None:
 
 def test_gaussians_are_read_back_equal(tmp_path: Path) -> None:
     gaussians = Gaussians(np.eye(3), np.ones((2, 3)))
-    path = tmp_path / FILE_NAME
+    path = tmp_path / GAUSSIANS_FILE
     path.write_bytes(gaussians.to_bytes())
     found = read_gaussians(path)
     np.testing.assert_array_equal(found.whitening, gaussians.whitening)
