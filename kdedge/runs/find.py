@@ -86,8 +86,8 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
     """Finds the run that a command's argument RUN names.
 
     Args:
-        argument: a run folder or an artifact in it, `name/NN`, or a recipe's name or its folder
-            (its newest finished student, or any finished run if it has no student); None: the
+        argument: a run folder or an artifact in it, `name/NN`, or a recipe's name, file or
+            folder (its newest finished student, or any finished run if it has no student); None: the
             newest run of all recipes.
         root: folder of all runs.
 
@@ -103,6 +103,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
             )
         log.info("Using %s, the newest finished %s.", run.path, run.kind)
         return run
+    argument = Path(argument).stem if argument.endswith(".yaml") else argument
     for path in (Path(argument).expanduser(), root / argument):
         exported = artifact_at(path)
         path = path if exported is None else exported.resolve().parents[1]

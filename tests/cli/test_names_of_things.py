@@ -100,7 +100,7 @@ def test_a_call_takes_each_name_and_object(call: str, name: str, tmp_path: Path)
 
 
 def test_a_name_means_the_newest_run_with_an_artifact(exported: Path, kdedge: Run) -> None:
-    assert package.open_run("runs/tiny").name == "tiny/02"
+    assert package.open_run("runs/tiny").name == package.open_run("tiny.yaml").name == "tiny/02"
     shutil.copytree("runs/tiny/02", "runs/tiny/03")
     shutil.rmtree("runs/tiny/03/artifacts")
     for name in ("tiny", "tiny/02/artifacts", "runs/tiny/02/artifacts"):
