@@ -87,8 +87,8 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
 
     Args:
         argument: a run folder or an artifact in it, `name/NN`, or a recipe's name, file or
-            folder (its newest finished student, or any finished run if it has no student); None: the
-            newest run of all recipes.
+            folder (its newest finished student, or any finished run if it has no student); None:
+            the newest run of all recipes.
         root: folder of all runs.
 
     Raises:
