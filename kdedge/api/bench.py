@@ -50,7 +50,7 @@ def bench(
         against: methods on the student's backbone to compare a run with.
         batches: images per call.
         seconds: shortest measurement of each model at each batch size.
-        threads: CPU threads; None for one per physical core.
+        threads: CPU threads; None for OMP_NUM_THREADS, or one per physical core.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.

@@ -20,6 +20,8 @@ from kdedge.progress import progress
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 
+PixelArray = npt.NDArray[np.uint8]
+
 log = logging.getLogger(__name__)
 
 N_CANDIDATES = 2
@@ -152,9 +154,6 @@ def _round_robin(predicted: Mapping[int, int]) -> Sequence[int]:
         turns[index] = n_before[class_index], class_index
         n_before[class_index] += 1
     return sorted(turns, key=turns.__getitem__)
-
-
-PixelArray = npt.NDArray[np.uint8]
 
 
 def read_pixels(source: ImageSource, indices: Sequence[int], preprocess: Preprocess) -> PixelArray:

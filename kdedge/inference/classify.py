@@ -69,6 +69,9 @@ class Classifier:
 
     Attributes:
         artifact: class names, preprocessing, files, and each file's comparison.
+        file: the loaded model file.
+        backend: runs it.
+        none_below: the file's limit for images of no class; None if it knows none.
         n_decoders: number of threads that decode images.
     """
 

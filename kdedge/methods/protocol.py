@@ -215,14 +215,14 @@ class Teacher(Protocol):
         ...
 
     def class_vectors(self) -> Tensor:
-        """[C, D_teacher], unit length, float32, in class-list order, no graph.
+        """[C, D_teacher], float32, in class-list order, no graph; as `BaseMethod.class_vectors`.
 
         [C, 0] if the teacher has no class vectors: a classifier, or a file of probabilities.
         """
         ...
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher], unit length, float32, no graph."""
+        """[B, 3, H, W] -> [B, D_teacher], float32, no graph; unit length for class vectors."""
         ...
 
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:

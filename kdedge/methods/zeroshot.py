@@ -2,7 +2,7 @@
 
 Paper: Radford et al., CLIP, arXiv:2103.00020, section 3.1.4 for the ensemble: each template's
 features are scaled to unit length, averaged, and scaled again.
-Template lists: open_clip's OpenAI ImageNet list (80) and its simple subset (7), to which the
+Template lists: open_clip's OpenAI ImageNet list (80), and its simple subset (7); to the latter the
 recipe's own template is added if it is not one of them.
 """
 

@@ -56,11 +56,11 @@ def set_up_threads(n_threads: int | None = None) -> float | None:
         n_threads: the user's choice, which overrides the environment; None for this process's
             share of the physical cores.
 
-    Raises:
-        RecipeError: `n_threads` is below 1.
-
     Returns:
         Number of cores that other processes keep busy, if fewer cores than threads are left.
+
+    Raises:
+        RecipeError: `n_threads` is below 1.
     """
     check_at_least(1, threads=n_threads)
     torch = sys.modules.get("torch")

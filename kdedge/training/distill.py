@@ -93,7 +93,7 @@ def teacher_and_student(
 ) -> tuple[RunFolder | None, Job]:
     """The teacher's run, which is trained if it is missing, and the job of its student.
 
-    Runs one student step first, so that its errors surface before the teacher is trained.
+    If the teacher has to be trained, one student step runs first: its errors come before the wait.
     """
     spec = loaded.recipe.teacher
     source, student = find_teacher(student_job(loaded, workspace))

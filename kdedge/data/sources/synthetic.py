@@ -43,7 +43,6 @@ CLASS_NAMES = (
     "plain blue cross",
     "checkered red heart",
 )
-
 """In label order: the base half, then the novel half."""
 
 _PART_SIZES = {"train": 120, "val": 20, "test": 40}  # pictures per class
