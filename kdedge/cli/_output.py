@@ -102,8 +102,8 @@ def given_options(*names: str) -> list[str]:
         for option in context.command.params
         if option.name in names
         and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
-        for word in (option.opts[0], str(context.params[option.name]))
-        if word != "True"  # of a flag
+        for value in [context.params[option.name]]
+        for word in (option.opts[0], *([] if value is True else [str(value)]))
     ]
 
 

@@ -84,9 +84,8 @@ def _list_cells(state: SuiteState, *, as_json: bool) -> None:
     keys = ("recipe", "row", "seed", "status")
     rows = [[str(cell[key]) for key in keys] for cell in cells]
     listing = table(rows, header=["recipe", "method", "seed", "state"], align="llrl")
-    again = given_options(
-        "suites", "jobs", "root", "device", "threads", "export"
-    )  # without --dry-run
+    # Without --dry-run
+    again = given_options("suites", "jobs", "root", "device", "export")
     following = next_line("suite", state.plan.loaded.path, *again)
     record = {"suite": state.plan.loaded.suite.name, "left": left, "cells": cells}
     text = f"{listing}\n{left} of {len(cells)} cells are left.\n{following}"

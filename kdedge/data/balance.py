@@ -38,7 +38,7 @@ def class_shares(shares: Mapping[str, float] | None, names: Sequence[str], key: 
         what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is no class"
         raise RecipeError(
             f"{key} {what}: it gives the share of each of the {len(names)} classes.\n"
-            "  Name every class once, or leave it out for equal shares."
+            "  Name every class once, or leave it out."
         )
     values = torch.tensor([shares[name] for name in names], dtype=torch.float64)
     return values / values.sum()

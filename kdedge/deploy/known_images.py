@@ -198,9 +198,10 @@ def choose_known_images(
         )
     share_percent = percent_value(share)
     needed = 2 * min_known_images(share_percent)
-    digests = {} if pool is None else {i: pool.digests[i] for i in pool.indices}
-    others = {i: digest for i, digest in digests.items() if digest not in exclude_digests}
-    drawn = draw_contents(others, trained.loaded.recipe.seed)
+    allowed = {}
+    if pool is not None:
+        allowed = {i: d for i in pool.indices if (d := pool.digests[i]) not in exclude_digests}
+    drawn = draw_contents(allowed, trained.loaded.recipe.seed)
     chosen = drawn[: min(MAX_IMAGES, max(needed, len(drawn) // 2))]
     if pool is None or len(chosen) < needed:
         raise DataError(

@@ -162,12 +162,10 @@ def choose_file(
             f" {server} needs graphs that give logits.\n"
             "  Export the run again without --open-classes (export.open_classes)."
         )
-    for_server = [f for f in artifact.files if f.target in targets]
-    wanted = [f for f in for_server if precision in (None, f.precision)]
+    wanted = [f for f in artifact.files if f.target in targets and precision in (None, f.precision)]
     missed = [file.name for file in wanted if file.gate == "missed"]
-    passed = [
-        f for f in rank_files(artifact, precision=precision) if f in wanted and f.name not in missed
-    ]
+    ranked = rank_files(artifact, precision=precision)
+    passed = [f for f in ranked if f in wanted and f.gate != "missed"]
     for name in missed:
         log.warning("%s is not used for %s, as it missed its gate.", name, server)
     if passed:

@@ -23,7 +23,7 @@ from kdedge.records.evaluation import (
     on_same_images,
 )
 from kdedge.records.record import if_readable
-from kdedge.records.speed import SpeedResult, read_speed
+from kdedge.records.speed import read_speed
 from kdedge.records.tables import figure, images_text
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
@@ -52,7 +52,7 @@ def headline_of(
     results = _accuracies(run) if results is None else results
     student = results.get("student")
     results = on_same_images(results, student)
-    shipped = shipped_file(run)
+    artifact, shipped = _newest_export(run)
     model, judged = judged_model(student, shipped)
     first, is_loss = ([], False) if judged is None else _accuracy(judged, results)
     if judged is not None and student is not None and judged != student:
@@ -71,7 +71,6 @@ def headline_of(
             sentences += _of_unlabeled(run, student, results["labels_alone"])
     if not sentences:
         return None
-    artifact = _newest_artifact(run)
     only = None if artifact is None else artifact.provenance.get("predicts_only")
     if (details := _confusions(run).get(run.kind)) is not None:
         only = only or details.only_class
@@ -123,7 +122,8 @@ def deploy_line(
     results = _accuracies(run) if results is None else results
     student = results.get("student")
     results = on_same_images(results, student)
-    _, judged = judged_model(student, shipped_file(run))
+    _, shipped = _newest_export(run)
+    _, judged = judged_model(student, shipped)
     if judged is None or student is None:
         if if_readable(read_unlabeled, run) is None:
             return None
@@ -334,26 +334,19 @@ def _failed_figure(parity: ParityResult, precision: Precision, gates: Mapping[st
     return f"{parity.agreement_percent:.1f} %"
 
 
-def speed_of(run: RunFolder) -> SpeedResult | None:
-    """The newest speed measurement of a run; None if there is none, or if it is damaged."""
-    file = newest_speed(run)
-    return None if file is None else if_readable(read_speed, file)
-
-
-def shipped_file(run: RunFolder) -> FileToShip | None:
-    """The file to ship of a run's newest export; None if there is none."""
-    artifact = _newest_artifact(run)
-    return None if artifact is None else file_to_ship(artifact, speed_of(run))
-
-
 def newest_speed(run: RunFolder) -> Path | None:
     """The file of a run's newest speed measurement."""
     return highest_number((run.path / "bench").glob("*.json"))
 
 
-def _newest_artifact(run: RunFolder) -> Artifact | None:
-    newest = run.newest_export
-    return None if newest is None else if_readable(load_artifact, newest)
+def _newest_export(run: RunFolder) -> tuple[Artifact | None, FileToShip | None]:
+    """A run's newest artifact, and its file to ship; damaged records are left out."""
+    newest, measured = run.newest_export, newest_speed(run)
+    artifact = None if newest is None else if_readable(load_artifact, newest)
+    if artifact is None:
+        return None, None
+    speed = None if measured is None else if_readable(read_speed, measured)
+    return artifact, file_to_ship(artifact, speed)
 
 
 def _accuracies(run: RunFolder) -> Mapping[str, EvalResult]:

@@ -40,8 +40,9 @@ _TUNED = {
     "ema_decay": 0.999,
     "crop_scale_min": 0.3,
 }
-# Key or method in a new recipe -> comment that explains it
+# Section -> the model whose unset keys `--all-keys` writes as comments
 _DEFAULTS_OF: dict[str, type[BaseModel]] = {"optim": OptimSpec, "export": ExportSpec}
+# Key or method in a new recipe -> comment that explains it
 _WHY = {
     "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",
     "unlabeled": "images of the cameras that the student learns from, the more the better",

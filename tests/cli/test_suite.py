@@ -96,14 +96,16 @@ def evaluations(runs: Path, kind: str) -> list[dict[str, Any]]:
 def test_a_dry_run_lists_the_cells_and_writes_nothing(project: Path, kdedge: Run) -> None:
     (project / "s.yaml").write_text(SUITE)
     before = sorted(project.rglob("*"))
-    done = kdedge("suite", "s.yaml", "--dry-run", "--suites", "mine")
+    done = kdedge("suite", "s.yaml", "--dry-run", "--suites", "mine", "--export")
+    assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0].split() == ["recipe", "method", "seed", "state"]
     assert [line.split() for line in lines[1:3]] == [
         ["tiny", "zeroshot", "1", "not", "begun"],
         ["tiny", "teacher", "1", "not", "begun"],
     ]
-    assert lines[-2:] == ["5 of 5 cells are left.", "Next: kdedge suite s.yaml --suites mine"]
+    following = "Next: kdedge suite s.yaml --suites mine --export"
+    assert lines[-2:] == ["5 of 5 cells are left.", following]
     assert sorted(project.rglob("*")) == before
 
 
