@@ -9,6 +9,7 @@ from kdedge.api.artifact import (
     write_smoke_images as write_smoke_images,
 )
 from kdedge.api.bench import bench as bench
+from kdedge.api.check import check as check
 from kdedge.api.compare import compare as compare
 from kdedge.api.data import (
     BenchmarkSet as BenchmarkSet,
@@ -19,19 +20,19 @@ from kdedge.api.data import (
     verify_set as verify_set,
 )
 from kdedge.api.demo import Demo as Demo, demo as demo
-from kdedge.api.evaluate import evaluate as evaluate, report as report
+from kdedge.api.evaluate import evaluate as evaluate
 from kdedge.api.export import export as export
+from kdedge.api.import_checkpoint import import_checkpoint as import_checkpoint
 from kdedge.api.model import LoadedModel as LoadedModel, load as load
 from kdedge.api.predict import Predictions as Predictions, predict as predict
+from kdedge.api.pseudo_label import pseudo_label as pseudo_label
+from kdedge.api.report import report as report
 from kdedge.api.run import Run as Run, list_runs as list_runs, open_run as open_run
 from kdedge.api.serve import serve as serve, watch as watch
 from kdedge.api.suite import SuiteResult as SuiteResult, run_suite as run_suite
 from kdedge.api.train import (
-    check as check,
     distill as distill,
     fill_teacher_store as fill_teacher_store,
-    import_checkpoint as import_checkpoint,
-    pseudo_label as pseudo_label,
     teach as teach,
     train as train,
 )

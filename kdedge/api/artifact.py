@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.evaluate import AnyArtifact, AnyRun, run_argument
+from kdedge.api.arguments import RunOrArtifact, artifact_folder, run_argument
 from kdedge.errors import DataError, RecipeError
 from kdedge.plugins import need_training_packages
-from kdedge.runs.find import find_run, newest
+from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.artifact import Artifact, artifact_at, load_artifact
+from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
 from kdedge.runtime.threads import torch_as_before
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_artifact(artifact: AnyArtifact, *, root: str | Path | None = None) -> Artifact:
+def open_artifact(artifact: RunOrArtifact, *, root: str | Path | None = None) -> Artifact:
     """Reads an artifact: class names, files and their comparisons; loads no model.
 
     Args:
@@ -38,7 +38,7 @@ def open_artifact(artifact: AnyArtifact, *, root: str | Path | None = None) -> A
     return load_artifact(artifact_folder(artifact, root))
 
 
-def cpu_choice(artifact: AnyArtifact, *, root: str | Path | None = None) -> CpuChoice | None:
+def cpu_choice(artifact: RunOrArtifact, *, root: str | Path | None = None) -> CpuChoice | None:
     """The fastest file for this machine's CPU, with the table that shows why.
 
     Args:
@@ -55,44 +55,8 @@ def cpu_choice(artifact: AnyArtifact, *, root: str | Path | None = None) -> CpuC
     return choice_here(read_choices(open_artifact(artifact, root=root)))
 
 
-def artifact_folder(artifact: AnyArtifact, root: str | Path | None = None) -> Path:
-    """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
-
-    Args:
-        artifact: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`,
-            its folder of artifacts, or a recipe's name for its newest finished run with an
-            artifact.
-        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
-
-    Raises:
-        DataError: the argument names no artifact and no run that has one.
-    """
-    path = Path(str(getattr(artifact, "path", artifact))).expanduser()
-    in_runs_folder = runs_folder(root) / path
-    for folder in (path, in_runs_folder):
-        exported = artifact_at(folder) or artifact_at(folder / "artifacts")
-        if exported is not None:
-            return exported
-    for folder in (in_runs_folder, path):
-        newest_run = newest(folder.parent, folder.name)
-        if newest_run is None:
-            continue
-        if newest_run.newest_export is not None:
-            return newest_run.newest_export
-        run = newest(folder.parent, folder.name, exported=True)
-        if run is not None:
-            log.warning("%s is newer than %s, but was not exported.", newest_run.path, run.path)
-            return artifact_folder(run)
-    is_there = path.exists() or in_runs_folder.exists()
-    what = "is not an artifact, nor a run with one" if is_there else "does not exist"
-    raise DataError(
-        f"{path} {what}.\n  Name the folder that `kdedge export` wrote, or export the run first."
-        " Images come after it."
-    )
-
-
 def write_smoke_images(
-    artifact: AnyArtifact,
+    artifact: RunOrArtifact,
     folder: str | Path,
     *,
     pictures: Pictures = "ppm",
@@ -120,7 +84,7 @@ def write_smoke_images(
 
 
 def verify_client(
-    artifact: AnyArtifact,
+    artifact: RunOrArtifact,
     answers: str | Path,
     *,
     file: str | None = None,
@@ -165,11 +129,11 @@ def verify_client(
 
 @torch_as_before()
 def change_classes(
-    artifact: AnyArtifact,
+    artifact: RunOrArtifact,
     *,
     add: str | Sequence[str] = (),
     remove: str | Sequence[str] = (),
-    run: AnyRun | None = None,
+    run: RunOrArtifact | None = None,
     root: str | Path | None = None,
     device: str | None = None,
 ) -> Artifact:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdedge.api.evaluate import AnyArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
@@ -29,7 +29,7 @@ AGAINST = ("coop", "cocoop", "promptsrc")
 
 
 def bench(
-    *sources: AnyArtifact,
+    *sources: RunOrArtifact,
     against: Sequence[str] = AGAINST,
     batches: Sequence[int] = (1, 8, 32, 100),
     seconds: float = 2.0,

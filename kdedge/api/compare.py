@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import tee
 from pathlib import Path
 
-from kdedge.api.evaluate import AnyArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.api.model import load
 from kdedge.api.predict import AnyPath, open_inputs, path_list
 from kdedge.errors import DataError, GateError, RecipeError, check_at_least, some_of
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 def compare(
-    old: AnyArtifact,
-    new: AnyArtifact,
+    old: RunOrArtifact,
+    new: RunOrArtifact,
     *paths: AnyPath,
     labels: bool = False,
     require_no_worse: bool = False,

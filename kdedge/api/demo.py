@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.api.bench import bench
-from kdedge.api.evaluate import report
 from kdedge.api.export import export
+from kdedge.api.report import report
 from kdedge.api.run import Run
 from kdedge.config.load import load_recipe
 from kdedge.files import write_atomic
@@ -84,7 +84,7 @@ def demo(
     if _is_installed("matplotlib", "jinja2"):
         # Next to the demo's runs; replaces the page of an earlier demo
         page = student.path.parent / "report.html"
-        write_atomic(page, report(student, root=root).read_bytes())
+        write_atomic(page, report(student.path, root=root).read_bytes())
     seconds = time.monotonic() - began
     return Demo(Run(teacher), Run(student), speed, examples, artifact, page, seconds)
 

@@ -1,16 +1,15 @@
-"""Accuracy of a finished run, and a report of runs."""
+"""Accuracy of a finished run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
+from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
-from kdedge.files import refuse_existing
-from kdedge.plugins import need, need_training_packages
+from kdedge.plugins import need_training_packages
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
@@ -18,22 +17,13 @@ from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.runtime.threads import torch_as_before
 
 if TYPE_CHECKING:
-    from kdedge.api.run import Run
-    from kdedge.reporting.run_records import RunRecords
-    from kdedge.runs.folder import RunFolder
-    from kdedge.runtime.artifact import Artifact
+    pass
 
 log = logging.getLogger(__name__)
 
-AnyRun: TypeAlias = "Run | RunFolder | str | Path"
-"""A run: the object, its folder, `name/NN`, or a recipe's name for its newest finished student."""
-
-AnyArtifact: TypeAlias = "Artifact | AnyRun"
-"""An artifact, or a run with an artifact: the object, its folder, or a run's name."""
-
 
 def evaluate(
-    run: AnyRun | None = None,
+    run: RunOrArtifact | None = None,
     *,
     overrides: Overrides | None = None,
     root: str | Path | None = None,
@@ -93,51 +83,3 @@ def evaluate(
         except ResourceError as error:  # return the result all the same
             log.warning("%s", error)
     return measured if isinstance(measured, UnlabeledResult) else measured[0]
-
-
-def run_argument(run: AnyArtifact | None) -> str | None:
-    """The path of a `Run` or an artifact, or the name of a run."""
-    return None if run is None else str(getattr(run, "path", run))
-
-
-def report(*runs: AnyRun, output: str | Path | None = None, root: str | Path | None = None) -> Path:
-    """Writes one HTML page about runs.
-
-    It shows the records in the run folders; no model is loaded.
-
-    Args:
-        runs: `Run`s, folders or names; the newest finished student if left out.
-        output: the folder to write, which must not exist; `report/NN` in the first run if left out.
-        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
-
-    Returns:
-        The HTML file.
-
-    Raises:
-        RecipeError: no such run, or the output folder exists.
-        MissingPackage: the extra `report` is not installed.
-
-    Examples:
-        >>> page = kdedge.report("line3", "line3/01")
-    """
-    return write_page(runs, output, root)[0]
-
-
-def write_page(
-    runs: Sequence[AnyRun], output: str | Path | None, root: str | Path | None
-) -> tuple[Path, list[RunRecords]]:
-    """Writes the page of `report`; also returns the records that it shows."""
-    need("report", "A report", "jinja2", "matplotlib")
-    from kdedge.reporting.page import write_report
-    from kdedge.reporting.run_records import gather
-
-    folder = None if output is None else Path(output)
-    if folder is not None:
-        refuse_existing(folder)  # before reading runs
-    root = runs_folder(root, *runs)
-    folders = [find_run(run_argument(run), root) for run in runs or (None,)]
-    records = [gather(run) for run in {run.path.resolve(): run for run in folders}.values()]
-    page = write_report(records, folder)
-    for problem in (problem for record in records for problem in record.problems):
-        log.warning("%s", problem)
-    return page, records

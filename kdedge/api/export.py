@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdedge.api.evaluate import AnyArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.files import check_writable, held
@@ -108,7 +108,7 @@ class _Export:
 
 
 def export(
-    run: AnyArtifact | None = None,
+    run: RunOrArtifact | None = None,
     *,
     targets: Sequence[str] = (),
     fp16: bool = False,

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.api.artifact import artifact_folder
-from kdedge.api.evaluate import AnyArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact, artifact_folder, run_argument
 from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
@@ -103,7 +102,7 @@ class LoadedModel(Classifier):
 
 
 def load(
-    artifact: AnyArtifact,
+    artifact: RunOrArtifact,
     *,
     precision: Precision | None = None,
     backend: str | None = None,

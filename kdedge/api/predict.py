@@ -13,7 +13,7 @@ from itertools import chain, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdedge.api.evaluate import AnyArtifact
+from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.model import load
 from kdedge.data.sources import ImageSource, csv_list, folder, read_file
 from kdedge.errors import DataError, RecipeError, check_at_least, os_reason
@@ -204,7 +204,7 @@ class Predictions(Tabled, list[Result]):
 
 
 def predict(
-    artifact: AnyArtifact,
+    artifact: RunOrArtifact,
     *paths: AnyPath,
     top: int = 1,
     every: int = 1,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.api.bench import bench as bench_run
-from kdedge.api.evaluate import AnyRun, run_argument
 from kdedge.api.evaluate import evaluate as evaluate_run
-from kdedge.api.evaluate import report as report_run
 from kdedge.api.export import export as export_run
 from kdedge.api.model import load as load_model
+from kdedge.api.report import report as report_run
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
@@ -98,7 +98,7 @@ class Run(Tabled):
         return [*filter(None, [self.headline])]
 
 
-def open_run(run: AnyRun | None = None, *, root: str | Path | None = None) -> Run:
+def open_run(run: RunOrArtifact | None = None, *, root: str | Path | None = None) -> Run:
     """Finds a run.
 
     Args:

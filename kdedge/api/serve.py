@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdedge.api.artifact import artifact_folder
-from kdedge.api.evaluate import AnyArtifact
+from kdedge.api.arguments import RunOrArtifact, artifact_folder
 from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
@@ -28,7 +27,7 @@ PORT = 8000
 
 
 def serve(
-    artifact: AnyArtifact,
+    artifact: RunOrArtifact,
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
@@ -89,7 +88,7 @@ def serve(
 
 
 def watch(
-    artifact: AnyArtifact,
+    artifact: RunOrArtifact,
     source: str | Path | int,
     *,
     every: int = 1,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdedge.api.train import check
+from kdedge.api.check import check
 from kdedge.cli._options import run_options, set_option, size_option
 from kdedge.cli._output import given_options, next_line, print_result, same_options, table
 

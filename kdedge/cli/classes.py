@@ -37,10 +37,10 @@ def command(
     artifact.json names; earlier files stay. To a device that has the artifact, copy the new file,
     README.md and artifact.json, whose agreement and accuracy are of the exported classes.
     """
-    from kdedge.api.artifact import artifact_folder, change_classes, open_artifact
+    from kdedge.api.artifact import change_classes, open_artifact
 
     if not add and not remove:
-        result = open_artifact(artifact_folder(artifact, root))
+        result = open_artifact(artifact, root=root)
         text = "\n".join(result.class_names)
     else:
         result = change_classes(artifact, add=add, remove=remove, root=root, **options)

@@ -61,7 +61,7 @@ def command(
     """
     folder = find_run(run, root)
     with contextlib.nullcontext() if output is None else new_file(output):
-        result = evaluate(folder, overrides=overrides, root=root, device=device)
+        result = evaluate(folder.path, overrides=overrides, root=root, device=device)
         if output is not None:
             write_json(output, result.to_dict())
     if isinstance(result, UnlabeledResult):

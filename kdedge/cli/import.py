@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from kdedge.api.train import import_checkpoint
+from kdedge.api.import_checkpoint import import_checkpoint
 from kdedge.cli._options import run_options
 from kdedge.cli._output import next_line, print_result
 

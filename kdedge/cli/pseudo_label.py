@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdedge.api.train import pseudo_label
+from kdedge.api.pseudo_label import pseudo_label
 from kdedge.cli._options import engine_option, run_options, set_option
 from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.config.load import load_recipe, merged

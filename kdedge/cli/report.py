@@ -28,7 +28,7 @@ def command(runs: tuple[str, ...], output: Path | None, root: Path, as_json: boo
 
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
-    from kdedge.api.evaluate import write_page
+    from kdedge.api.report import write_page
     from kdedge.reporting.headline import deploy_line, headline_of
 
     page, shown = write_page(runs, output, root)

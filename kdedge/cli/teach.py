@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdedge.api.train import role_keys
+from kdedge.api.arguments import role_keys
 from kdedge.cli._options import engine_option, run_options, training_options
 from kdedge.cli._output import is_first_process, next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text

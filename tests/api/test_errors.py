@@ -196,7 +196,7 @@ def test_no_call_has_a_folder_of_runs_of_its_own() -> None:
 
 
 def test_whatever_takes_the_name_of_a_run_takes_the_folder_of_runs() -> None:
-    takes = {"AnyArtifact", "AnyRun", "AnyArtifact | None", "AnyRun | None"}
+    takes = {"RunOrArtifact", "RunOrArtifact | None"}
     found = {
         name: inspect.signature(getattr(kdedge, name)).parameters
         for name in kdedge.__all__

@@ -22,7 +22,7 @@ MISSING: list[tuple[str, tuple[str, ...], str]] = [
     *((package, ("report",), "report") for package in ("matplotlib", "jinja2")),
     ("ray", ("teach", "r.yaml", "--store", "--set", "student.views=1", "--engine", "ray"), "ray"),
 ]
-LOADED = ("kdedge.serving", "kdedge.reporting", "kdedge.api.serve", "kdedge.api.evaluate")
+LOADED = ("kdedge.serving", "kdedge.reporting", "kdedge.api.serve", "kdedge.api.report")
 
 
 @pytest.mark.parametrize(("package", "command", "extra"), MISSING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import open_clip
 import pytest
 
-from kdedge.api.train import load_for
+from kdedge.api.arguments import load_for
 from kdedge.clip.architecture import build_image_encoder
 from kdedge.config.student_sizes import SIZES
 from kdedge.errors import RecipeError

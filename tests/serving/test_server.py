@@ -388,7 +388,7 @@ def test_what_takes_too_long_is_not_compared(
 
 def quick(source: Path) -> Any:
     """A server that looks for a new artifact many times a second."""
-    from kdedge.api.artifact import artifact_folder
+    from kdedge.api.arguments import artifact_folder
     from kdedge.serving.limits import RequestLimits
     from kdedge.serving.server import Server
 

@@ -1,0 +1,91 @@
+"""The arguments of the API: a run or an artifact by object, folder or name; a recipe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, load_recipe, merged
+from kdedge.config.student_sizes import student_size
+from kdedge.errors import DataError
+from kdedge.records.evaluation import Role
+from kdedge.runs.find import newest
+from kdedge.runs.folder import runs_folder
+from kdedge.runtime.artifact import Artifact, artifact_at
+
+if TYPE_CHECKING:
+    from kdedge.api.run import Run
+
+log = logging.getLogger(__name__)
+
+RunOrArtifact: TypeAlias = "Run | Artifact | str | Path"
+"""A run or an artifact: the object, its folder, `name/NN`, or a recipe's name (newest run)."""
+
+
+def run_argument(run: RunOrArtifact | None) -> str | None:
+    """The argument for `find_run` and `find_artifact`: a folder or a name; None stays None."""
+    return None if run is None else str(getattr(run, "path", run))
+
+
+def artifact_folder(artifact: RunOrArtifact, root: str | Path | None = None) -> Path:
+    """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
+
+    Args:
+        artifact: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`,
+            its folder of artifacts, or a recipe's name for its newest finished run with an
+            artifact.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
+
+    Raises:
+        DataError: the argument names no artifact and no run that has one.
+    """
+    path = Path(str(run_argument(artifact))).expanduser()
+    in_runs_folder = runs_folder(root) / path
+    for folder in (path, in_runs_folder):
+        exported = artifact_at(folder) or artifact_at(folder / "artifacts")
+        if exported is not None:
+            return exported
+    for folder in (in_runs_folder, path):
+        run = newest(folder.parent, folder.name, exported=True)
+        if run is not None:
+            last = newest(folder.parent, folder.name) or run
+            if last.path != run.path:
+                log.warning("%s is newer than %s, but was not exported.", last.path, run.path)
+            return artifact_folder(run.path)
+    is_there = path.exists() or in_runs_folder.exists()
+    what = "is not an artifact, nor a run with one" if is_there else "does not exist"
+    raise DataError(
+        f"{path} {what}.\n  Name the folder that `kdedge export` wrote, or export the run first."
+        " Images come after it."
+    )
+
+
+def role_keys(role: Role, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns `epochs`, `batch_size`, `lr` and `seed` into keys such as `student.optim.epochs`."""
+    return {
+        key if key == "seed" else f"{role}.optim.{key}": value
+        for key, value in options.items()
+        if value is not None
+    }
+
+
+def load_for(
+    role: Role,
+    recipe: AnyRecipe,
+    overrides: Overrides | None,
+    *,
+    size: str | None = None,
+    **options: int | float | None,
+) -> LoadedRecipe:
+    """Loads a recipe with a student size, overrides and the options of `role_keys`; the last wins.
+
+    Raises:
+        RecipeError: the recipe is wrong, or there is no such size.
+    """
+    size_keys: dict[str, Any] = {}
+    if size is not None:
+        student = load_recipe(recipe).recipe.student
+        size_keys = student_size(size).overrides("promptkd" if student is None else student.method)
+    return load_recipe(recipe, merged(size_keys, overrides or {}, role_keys(role, options)))

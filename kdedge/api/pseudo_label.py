@@ -1,0 +1,72 @@
+"""Labels unlabeled images with a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdedge.api.train import training_workspace
+from kdedge.config.load import AnyRecipe, Overrides, load_recipe
+from kdedge.errors import check_at_least
+from kdedge.runtime.threads import torch_as_before
+from kdedge.workers import EngineName
+
+if TYPE_CHECKING:
+    from kdedge.training.label_pool import LabeledPool
+
+
+@torch_as_before()
+def pseudo_label(
+    recipe: AnyRecipe,
+    output: str | Path,
+    *,
+    per_class: int,
+    method: str | None = None,
+    overrides: Overrides | None = None,
+    root: str | Path | None = None,
+    device: str | None = None,
+    engine: EngineName = "local",
+) -> LabeledPool:
+    """Labels unlabeled images of a recipe with its teacher, or a model on the student's backbone.
+
+    Each class gets the images with the highest probability of it. An image that several classes
+    claim goes to the most probable one. Each line of the file has an image, its class and the
+    model's confidence. Train on the file with the key `data.pseudo_labels`.
+
+    Args:
+        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        output: the file to write, as JSON lines; it must not exist.
+        per_class: images of each class.
+        method: `zeroshot`, `teacher` (the recipe's), or a method; teachers and methods are trained
+            first unless a finished run exists. None for the teacher if the recipe has labeled
+            images and a student, else `zeroshot`.
+        overrides: keys of the recipe with other values.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        engine: processes that read and label the images: `local` is this process, `ray` the
+            workers of a Ray cluster.
+
+    Returns:
+        The facts of the file, and the share of correct labels if it is known.
+
+    Raises:
+        RecipeError: the recipe is wrong, the file exists, or `per_class` is below 1.
+        DataError: there are too few unlabeled images.
+        SetupError: torch, weights or the device is missing; or Ray, or a node of its cluster does
+            not see a file.
+    """
+    check_at_least(1, per_class=per_class)
+    overrides = overrides or {}
+    loaded = load_recipe(recipe, overrides)
+    if method is None:
+        given = loaded.recipe
+        has_teacher = None not in (given.teacher, given.student, given.data.labeled)
+        method = "teacher" if has_teacher else "zeroshot"
+    baseline = loaded.recipe.baseline
+    # The recipe's baseline settings may belong to another method
+    if method != "teacher" and baseline is not None and baseline.method not in {None, method}:
+        loaded = load_recipe(recipe, {"baseline": {}, **overrides})
+    with training_workspace(loaded, root, device, engine) as workspace:
+        from kdedge.training.label_pool import label_pool
+
+        return label_pool(loaded, workspace, method, Path(output), per_class=per_class)

@@ -1,0 +1,64 @@
+"""A page about runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdedge.api.arguments import RunOrArtifact, run_argument
+from kdedge.files import refuse_existing
+from kdedge.plugins import need
+from kdedge.runs.find import find_run
+from kdedge.runs.folder import runs_folder
+
+if TYPE_CHECKING:
+    from kdedge.reporting.run_records import RunRecords
+
+log = logging.getLogger(__name__)
+
+
+def report(
+    *runs: RunOrArtifact, output: str | Path | None = None, root: str | Path | None = None
+) -> Path:
+    """Writes one HTML page about runs.
+
+    It shows the records in the run folders; no model is loaded.
+
+    Args:
+        runs: `Run`s, folders or names; the newest finished student if left out.
+        output: the folder to write, which must not exist; `report/NN` in the first run if left out.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        RecipeError: no such run, or the output folder exists.
+        MissingPackage: the extra `report` is not installed.
+
+    Examples:
+        >>> page = kdedge.report("line3", "line3/01")
+    """
+    return write_page(runs, output, root)[0]
+
+
+def write_page(
+    runs: Sequence[RunOrArtifact], output: str | Path | None, root: str | Path | None
+) -> tuple[Path, list[RunRecords]]:
+    """Writes the page of `report`; also returns the records that it shows."""
+    need("report", "A report", "jinja2", "matplotlib")
+    from kdedge.reporting.page import write_report
+    from kdedge.reporting.run_records import gather
+
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        refuse_existing(folder)  # before reading runs
+    root = runs_folder(root, *runs)
+    folders = [find_run(run_argument(run), root) for run in runs or (None,)]
+    records = [gather(run) for run in {run.path.resolve(): run for run in folders}.values()]
+    page = write_report(records, folder)
+    for problem in (problem for record in records for problem in record.problems):
+        log.warning("%s", problem)
+    return page, records
