@@ -227,7 +227,7 @@ def _serve() -> None:
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import kdedge.cli.main
-    import kdedge.runs.evaluate
+    import kdedge.runs.evaluate_run
     import kdedge.training.distill
     import kdedge.training.import_public
     import kdedge.training.preflight  # noqa: F401

@@ -59,7 +59,7 @@ def evaluate(
     root = runs_folder(root, run)
     folder = find_run(run_argument(run), root)
     need_training_packages("Measuring accuracy")
-    from kdedge.runs.evaluate import evaluate_run
+    from kdedge.runs.evaluate_run import evaluate_run
     from kdedge.setup.workspace import Workspace, set_up_device
 
     with torch_as_before():

@@ -174,8 +174,9 @@ def export(
         >>> artifact = kdedge.export("line3", fp16=True, head="argmax")
         >>> print([(file.name, file.gate) for file in artifact.files])
     """
+    from kdedge.deploy.browser import write_browser
     from kdedge.deploy.build import check_precisions
-    from kdedge.deploy.servers import write_browser, write_triton
+    from kdedge.deploy.triton import write_triton
 
     recipe_options = {
         "export.head": head,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.errors import RecipeError
 from kdedge.runtime.artifact import Artifact, Matrix
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
 
@@ -45,6 +46,20 @@ def graph_of(backend: Backend) -> tuple[Any, Matrix | None]:
     if isinstance(backend, _OpenClasses):
         return backend.graph, backend.matrix
     return backend, None
+
+
+def check_gives_logits(artifact: Artifact, user: str) -> None:
+    """Checks that an artifact's graphs give logits, which a program without kdedge needs.
+
+    Raises:
+        RecipeError: they give image features, as the artifact has open classes.
+    """
+    if artifact.open_classes is not None:
+        raise RecipeError(
+            f"The graphs of {artifact.path} give image features, as its classes are open, but"
+            f" {user} needs graphs that give logits.\n"
+            "  Export the run again without --open-classes (export.open_classes)."
+        )
 
 
 def load_matrix(artifact: Artifact) -> Matrix:

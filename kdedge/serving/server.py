@@ -16,7 +16,7 @@ from pathlib import Path
 import uvicorn
 
 from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_failed_gates
-from kdedge.deploy.servers import model_name
+from kdedge.deploy.triton import model_name
 from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line
 from kdedge.inference.classify import Classifier
 from kdedge.serving.app import App

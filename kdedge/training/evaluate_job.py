@@ -28,7 +28,7 @@ from kdedge.runs.results import Evaluations, read_details, read_evaluation
 from kdedge.setup.data import RecipeData
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
-from kdedge.training.teachers import AnyTeacher, FileTeacher
+from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits, decisive_settings
+from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teachers import AnyTeacher, FileTeacher, teacher_for
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace, set_up_device
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
+from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.training.teachers import AnyTeacher, FileTeacher, teacher_for
 from kdedge.workers import WorkerResources
 
 

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 import kdedge as package
+from kdedge.deploy.browser import write_browser
 from kdedge.deploy.known_images import fit_gaussians, fit_limit
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
-from kdedge.deploy.servers import write_browser
 from kdedge.files import sha256_file
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.none_of_these import GAUSSIANS_FILE, NoneOfThese
@@ -376,6 +376,9 @@ def test_what_a_page_cannot_be_made_of_is_an_error_and_nothing_is_overwritten(
     assert done.code == 3
     assert f"Make it with: kdedge export {plain.path} --with-preprocess" in done.err
     assert not (tmp_path / "page").exists()
+    done = kdedge("export", str(artifact.path), "--fp16", "--browser", str(tmp_path / "page"))
+    assert done.code == 2
+    assert "no FP16 files; it has: fp32, int8" in done.err
     arguments = ("export", str(artifact.path), "--browser", str(tmp_path / "page"))
     assert kdedge(*arguments).code == 0
     kept = (tmp_path / "page" / "index.html").stat()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.deploy.servers import config_text, model_name, write_triton
+from kdedge.deploy.triton import config_text, model_name, write_triton
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.none_of_these import NoneBelow

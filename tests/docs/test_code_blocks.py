@@ -140,7 +140,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/deploy/coreml.md": {
         "let classifier = try model_fp16(configuration: MLModelConfiguration())": APPLE,
     },
-    "docs/deploy/servers.md": {
+    "docs/deploy/triton.md": {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
         " nvcr.io/nvidia/tritonserver:<version>-py3 tritonserver"
         " --model-repository=/models": SERVER,

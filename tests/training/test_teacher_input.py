@@ -14,7 +14,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.data.decoding import normalizer
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
-from kdedge.training.teachers import teacher_for
+from kdedge.training.teacher_adapters import teacher_for
 
 
 class Teacher:

@@ -1,4 +1,4 @@
-"""A student's frozen teacher: a run of kdedge, or a file of probabilities of any other model.
+"""A student's frozen teacher behind one interface: a run of kdedge, or a file of probabilities.
 
 Training images have the student's size and normalization; the teacher gets the same crops.
 """

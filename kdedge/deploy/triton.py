@@ -1,4 +1,4 @@
-"""Writes a model repository for Triton, and a page that classifies in a browser.
+"""Writes a model repository for NVIDIA's Triton Inference Server.
 
 Source of the fields: Triton's model configuration reference (`model_config.proto`).
 """
@@ -8,18 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shlex
 import shutil
 from collections.abc import Collection
-from importlib.resources import files
 from pathlib import Path
 
-from kdedge.errors import DataError, RecipeError
-from kdedge.files import new_folder, write_atomic, write_json
-from kdedge.inference.choose import rank_files
+from kdedge.errors import DataError
+from kdedge.files import new_folder
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
-from kdedge.runtime.none_of_these import GAUSSIANS_FILE
-from kdedge.targets.onnx import ONNX
+from kdedge.runtime.open_classes import check_gives_logits
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +25,7 @@ PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
 MAX_QUEUE_DELAY_US = 1000
 """Time in µs that a request waits for others to share its batch; 500 to 2000 is a usual start."""
 
+_PRECISION_ORDER = ("fp16", "fp32", "int8")
 _LABELS = "labels.txt"
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -59,7 +56,8 @@ def write_triton(
         DataError: the artifact has no file for Triton, or a file has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    file = choose_file(artifact, PLATFORMS, precision, server="Triton", built=built)
+    check_gives_logits(artifact, "Triton")
+    file = _choose_file(artifact, precision, built)
     if artifact.none_below(file) is not None:
         log.warning('Triton always gives a class: its graph cannot answer "none of these".')
     name = model_name(artifact.name)
@@ -134,130 +132,49 @@ def _instances(file: ModelFile) -> list[str]:
     ]
 
 
-def choose_file(
-    artifact: Artifact,
-    targets: Collection[str],
-    precision: Precision | None,
-    *,
-    server: str,
-    built: Collection[str] = (),
+def _choose_file(
+    artifact: Artifact, precision: Precision | None, built: Collection[str]
 ) -> ModelFile:
-    """Chooses the first file of `rank_files` for a server with a GPU: engines, then FP16.
+    """Chooses the file for a server with a GPU: engines first, then FP16.
 
     Args:
         artifact: the artifact.
-        targets: the targets whose files the server runs.
         precision: the wanted precision; None for any.
-        server: name of the server, for messages.
         built: names of the engines that were just built on this machine. If it is empty, an engine
             is used only if it is the only one, as several engines are for different GPUs.
 
     Raises:
-        RecipeError: the artifact has open classes.
-        DataError: there is no such file, or several engines, of which only one fits this server.
+        DataError: there is no such file, or several engines, of which only one fits the server.
     """
-    if artifact.open_classes is not None:
-        raise RecipeError(
-            f"The graphs of {artifact.path} give image features, as its classes are open, but"
-            f" {server} needs graphs that give logits.\n"
-            "  Export the run again without --open-classes (export.open_classes)."
-        )
-    wanted = [f for f in artifact.files if f.target in targets and precision in (None, f.precision)]
-    missed = [file.name for file in wanted if file.gate == "missed"]
-    ranked = rank_files(artifact, precision=precision)
-    passed = [f for f in ranked if f in wanted and f.gate != "missed"]
+    files = [
+        file
+        for file in artifact.files
+        if file.target in PLATFORMS and precision in (None, file.precision)
+    ]
+    missed = [file.name for file in files if file.gate == "missed"]
     for name in missed:
-        log.warning("%s is not used for %s, as it missed its gate.", name, server)
-    if passed:
-        file = min(
-            passed, key=lambda f: (f.target == "onnx", f.precision != "fp16", f.device == "cpu")
-        )
-        same = [f for f in passed if (f.target, f.precision) == (file.target, file.precision)]
-        just_built = [file for file in same if file.name in built]
-        if len(just_built or same) > 1 and file.target != "onnx":
-            raise DataError(
-                f"{artifact.path} has {len(same)} engines in {file.precision}, each for another GPU"
-                f" or version: {', '.join(file.name for file in same)}.\n"
-                f"  On {server}'s machine, run the command with the target's flag, such as --trt,"
-                " which selects its engine."
-            )
-        log.info("Using %s for %s.", (just_built or same)[0].name, server)
-        return (just_built or same)[0]
-    why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
-    raise DataError(
-        f"{artifact.path} has no file that {server} can run{why}.\n"
-        "  Export the run again with another precision, such as --fp16."
-    )
-
-
-PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
-SETTINGS, PAGE = "settings.json", "index.html"
-
-_FILES = (PAGE, "page.css", "page.mjs", "classify.mjs", "package.json", "README.md")
-_N_CLASSES_SHOWN = 5  # classes that the page shows
-
-
-def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | None = None) -> Path:
-    """Writes a folder with the page, the model and the class names, complete or not at all.
-
-    Args:
-        artifact: the artifact; the file's hash is checked before it is copied.
-        folder: the folder to create; must not exist.
-        precision: precision of the file, fp32 or int8; None for fp32.
-
-    Returns:
-        Path of the page.
-
-    Raises:
-        RecipeError: the folder exists, or the artifact has open classes.
-        DataError: the artifact has no file with preprocessing, or it has changed since the export.
-        MissingPackage: onnx is not installed.
-        ResourceError: the folder cannot be written.
-    """
-    precision = precision or "fp32"
-    kind = "onnx-image", precision
-    if not any((file.target, file.precision) == kind for file in artifact.files):
+        log.warning("%s is not used for Triton, as it missed its gate.", name)
+    passed = [file for file in files if file.gate != "missed"]
+    if not passed:
+        why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
         raise DataError(
-            f"{artifact.path} has no {precision} file with preprocessing, which a page needs.\n"
-            f"  Make it with: kdedge export {shlex.quote(str(artifact.path))} --with-preprocess"
+            f"{artifact.path} has no file that Triton can run{why}.\n"
+            "  Export the run again with another precision, such as --fp16."
         )
-    file = choose_file(artifact, ["onnx-image"], precision, server="browsers")
-    settings = {
-        "name": artifact.name,
-        "preprocess": PREPROCESS,
-        "model": MODEL,
-        "made_from": file.name,
-        "sha256": file.sha256,
-        "head": artifact.head,
-        "top": _N_CLASSES_SHOWN,
-        "class_names": list(artifact.class_names),
-        "none_of_these": None,
-    }
-    none, below, gaussians = artifact.none_of_these, artifact.none_below(file), None
-    if none is not None and below is not None:
-        gaussians = artifact.checked(none.file).read_bytes()
-        settings["none_of_these"] = {"file": GAUSSIANS_FILE, "limit": below.limit}
-    with new_folder(folder) as new:
-        for name in _FILES:
-            write_atomic(new.part / name, (files(__package__) / "browser_page" / name).read_bytes())
-        for name, data in _split_graph(artifact.checked(file.name)).items():
-            write_atomic(new.part / name, data)
-        if gaussians is not None:
-            write_atomic(new.part / GAUSSIANS_FILE, gaussians)
-        write_json(new.part / SETTINGS, settings)
-    return folder / PAGE
 
+    def rank(file: ModelFile) -> tuple[bool, int, bool]:
+        order = _PRECISION_ORDER.index(file.precision)
+        return file.target == "onnx", order, file.device == "cpu"
 
-def _split_graph(path: Path) -> dict[str, bytes]:
-    """Cuts a graph with preprocessing in two at its uint8 pixels, [1, 3, S, S]."""
-    onnx = ONNX.load()
-    from onnx.utils import Extractor
-
-    from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME
-
-    extractor = Extractor(onnx.load(path))
-    cuts = {PREPROCESS: (IMAGE_NAME, PIXELS_NAME), MODEL: (PIXELS_NAME, OUTPUT_NAME)}
-    return {
-        name: extractor.extract_model([start], [end]).SerializeToString()
-        for name, (start, end) in cuts.items()
-    }
+    best = min(passed, key=rank)
+    same = [file for file in passed if rank(file) == rank(best)]
+    chosen = [file for file in same if file.name in built] or same
+    if len(chosen) > 1:  # engines; an ONNX file is the only one of its kind
+        raise DataError(
+            f"{artifact.path} has {len(same)} engines in {best.precision}, each for another GPU"
+            f" or version: {', '.join(file.name for file in same)}.\n"
+            "  On Triton's machine, run the command with the target's flag, such as --trt,"
+            " which selects its engine."
+        )
+    log.info("Using %s for Triton.", chosen[0].name)
+    return chosen[0]
