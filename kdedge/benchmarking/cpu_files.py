@@ -6,6 +6,7 @@ The candidates are all in memory and timed in turns, so that a busy machine slow
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
 from kdedge.targets.registry import list_targets, load_file
+
+log = logging.getLogger(__name__)
 
 TIE_SHARE = 0.1
 """Candidates this close to the fastest count as equally fast, as noise alone may order them."""
@@ -133,7 +136,8 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
             candidates.append(
                 TimedFile(file.name, file.precision, runtime, agreement, None, None, out)
             )
-        with working(f"timing {len(calls)} candidates in turns"):
+        log.info("Timing %d files in turns.", len(calls))
+        with working(f"timing {len(calls)} files in turns"):
             timed = measure(calls, plan)
     first = next((one for one in timed.values() if one.rounds), None)
     for i, candidate in enumerate(candidates):

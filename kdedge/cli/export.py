@@ -20,6 +20,7 @@ from kdedge.cli._output import (
     table,
     table_text,
 )
+from kdedge.errors import Interrupted, signum_of
 from kdedge.records.tables import figure, images_text, percent
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
@@ -132,10 +133,17 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
     from kdedge.runs.find import find_artifact
 
     names = [target.name for target in list_targets() if options.pop(_parameter(target))]
-    artifact = show_result(
-        lambda: export(run, targets=names, **options),
-        lambda made: _print(made, has_choice=options["cpu"], as_json=as_json),
-    )
+    try:
+        artifact = show_result(
+            lambda: export(run, targets=names, **options),
+            lambda made: _print(made, has_choice=options["cpu"], as_json=as_json),
+        )
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(
+            "interrupted. Run the same command again.\n"
+            "  If an artifact was written already, this finishes it: kdedge export ARTIFACT --cpu",
+            signum=signum_of(interrupt),
+        ) from interrupt
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")
         if find_artifact(run, options["root"]) is None:
@@ -206,7 +214,7 @@ def _timed_table(artifact: Artifact, choice: CpuChoice) -> str:
         parity, time = file.parity, timed.time
         agreement = timed.agreement_percent if parity is None else parity.agreement_percent
         rows.append([
-            *(timed.file, timed.runtime or "-", figure(file.n_bytes, 1e6)),
+            *(timed.file, (timed.runtime or "-").partition(" ")[0], figure(file.n_bytes, 1e6)),
             *(percent(agreement), percent(None if parity is None else parity.accuracy_percent)),
             *("-" if time is None else figure(time.p50_ms), percent(timed.speedup)),
             "chosen" if timed.file == choice.file else timed.out or "",

@@ -143,15 +143,16 @@ def main() -> None:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common class
         sys.exit(f"{model} cannot be loaded: {error}\nCopy it again.")
-    unreadable = []
+    n_classified = 0
     folders = (sorted(map(str, Path(one).iterdir())) for one in arguments if Path(one).is_dir())
     files = [one for one in arguments if not Path(one).is_dir()]
     for path in chain(files, *folders):
         try:
             logits, pixels = run(session, path, artifact)
         except OSError as error:
-            unreadable.append(f"{path} cannot be read: {error}")
+            print(f"{path} cannot be read: {error}", file=sys.stderr)
             continue
+        n_classified += 1
         output = logits
         if matrix is not None:
             logits = matrix @ logits  # with open classes, the graph gives image features
@@ -167,7 +168,7 @@ def main() -> None:
         else:
             shown = "" if score is None else f"\t{score:.2f}"
             print(f"{path}\t{'none' if is_none else label}{shown}")
-    sys.exit("\n".join(unreadable) or None)
+    sys.exit(0 if n_classified else 3)  # as `kdedge predict` exits
 
 
 if __name__ == "__main__":

@@ -291,7 +291,7 @@ class Method(SolvedMethod):
             module.out.bias[train_classes] -= scale * share * texts[2]
         what = "all blocks" if n_columns > n_final else "the last layer"
         text = "" if texts is None else f", {share:g} of zero-shot CLIP's answers"
-        settings = f"features of {what}, regularization (lambda) {lam:g}{text}"
+        settings = f"features of {what}, lambda {lam:g}{text}"
         n_single = int((counts == 1).sum())
         if percent is None:
             summary = (
@@ -302,8 +302,8 @@ class Method(SolvedMethod):
         else:
             without = f", without {n_single} that have one label" if n_single else ""
             summary = (
-                f"right on {percent:.1f} % of its labeled images, each left out once (mean over"
-                f" classes{without}): {settings}"
+                f"right on {percent:.1f} % of its labeled images (mean over classes{without}), each"
+                f" judged by a fit to the others. Chosen for that: {settings}"
             )
         return {
             "summary": summary,
@@ -367,10 +367,10 @@ class Method(SolvedMethod):
             self._add_labels(data, sums)
             summary += f" and {data.n_labeled:,} labels"
             solution = sums.solve(lam)
-        summary += f"; regularization (lambda) {lam:g}"
+        summary += f". Lambda is {lam:g}"
         if n:
             record["divergence"] = divergence
-            summary += f" differs least from the teacher on {n:,} held-out images"
+            summary += f", which answers most like the teacher on {n:,} other images"
         self._set_solution(*solution)
         names = self._inputs.class_names
         if len(blocks) >= 5 * len(names) and (absent := (per_class == 0).nonzero()[:, 0].tolist()):

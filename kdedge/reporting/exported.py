@@ -13,7 +13,7 @@ from kdedge.records.tables import Table, figure, percent
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.run_records import RunRecords
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.runtime.cpu_choice import readable_choices
+from kdedge.runtime.cpu_choice import measured_choice, readable_choices
 
 _MOST_LAYERS = 10
 
@@ -47,7 +47,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         latency = f"{figure(time.p50_ms)} ms for {images}, on {machine}"
         latency += f"; in doubt: {time.doubt}" if time.doubt else ""
     rows.append(["latency", latency])
-    rows += _earlier_exports(records, artifact) if time is None else []
+    rows += _earlier_exports(records, artifact) if time is None else _in_float32(artifact)
     commands = [
         "# to the device, which needs no torch; the folder's README.md says how to run it\n"
         "# (the other model files in it may be left out)",
@@ -63,6 +63,19 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         *(*commands, f"kdedge predict model {options}"),
     ]
     return [Table("", [], rows, align="l"), Text("", "\n".join(commands))]
+
+
+def _in_float32(artifact: Artifact) -> list[list[str]]:
+    """What the float32 ONNX file costs, where the fastest on a CPU is another."""
+    choice, _ = measured_choice(artifact)
+    exact = None if choice is None else choice.candidates[0]
+    if choice is None or exact is None or exact.time is None or exact.file == choice.file:
+        return []
+    file = artifact.file(exact.file)
+    facts = f"{file.name}, {figure(file.n_bytes, 1e6)} MB, {figure(exact.time.p50_ms)} ms"
+    if file.parity is not None and file.parity.accuracy_percent is not None:
+        facts += f", accuracy {percent(file.parity.accuracy_percent)} %"
+    return [["in float32", facts]]
 
 
 def _earlier_exports(records: RunRecords, newest: Artifact) -> list[list[str]]:

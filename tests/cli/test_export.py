@@ -62,8 +62,10 @@ def test_the_example_says_how_it_is_used_and_what_it_cannot_read(
     named = subprocess.run([*command, "model.onnx", image], capture_output=True, text=True)
     assert json.loads(named.stdout)["label"]  # the file next to the script
     process = subprocess.run([*command, "missing.jpg", image], capture_output=True, text=True)
-    assert (process.returncode, len(process.stdout.splitlines())) == (1, 1)
+    assert (process.returncode, len(process.stdout.splitlines())) == (0, 1)
     assert process.stderr.startswith("missing.jpg cannot be read: ")
+    process = subprocess.run([*command, "missing.jpg"], capture_output=True, text=True)
+    assert process.returncode == 3
     shutil.copy(exported / "artifact.json", tmp_path)
     shutil.copy(exported / "model.int8.onnx", tmp_path / "model.onnx")
     command = [*command, tmp_path / "model.onnx", image]
@@ -439,6 +441,7 @@ def test_an_interrupted_export_leaves_no_artifact(start: Callable[..., Any]) -> 
     process.wait_until(lambda: list(folder.glob(".*/model.onnx")))
     process.send(signal.SIGINT)
     assert process.wait() == 130
+    assert "interrupted. Run the same command again" in process.stderr
     assert not folder.exists()
 
 
