@@ -47,7 +47,7 @@ def main(output: Path) -> int:
         for page in pages.rglob("*.md"):  # links that also work in the repository
             text = page.read_text(encoding="utf-8").replace("../benchmarks/README.md", "results.md")
             text = text.replace("../CONTRIBUTING.md", "contributing.md").replace("../docs/", "")
-            text = re.sub(r"^\* `(kdedge\.\w+)`$", _documented, text, flags=re.MULTILINE)
+            text = re.sub(r"^\* `(kdedge\.\w+)`(?:: .*)?$", _documented, text, flags=re.MULTILINE)
             page.write_text(text, encoding="utf-8")
         for name, text in generated_pages().items():
             (pages / name).write_text(text, encoding="utf-8")
