@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.api.artifact import artifact_folder
 from kdedge.api.model import load
 from kdedge.api.predict import InputImage, ResultStream, open_inputs
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
@@ -132,13 +131,13 @@ def command(
         if path is not None and _has_content(path):
             raise already_exists(path)
     _check_paths(paths)
-    artifact = artifact_folder(artifact, root)  # says first if an image is in its place
-    inputs = open_inputs(paths, every=every)
-    keys = [item.key for item in inputs] if isinstance(inputs, list) else None
     with contextlib.ExitStack() as stack:
         classifier = stack.enter_context(
             load(artifact, precision=precision, backend=backend, threads=threads, root=root)
         )
+        # After the artifact, whose error says that images come after it
+        inputs = open_inputs(paths, every=every)
+        keys = [item.key for item in inputs] if isinstance(inputs, list) else None
         names = classifier.artifact.class_names
         needs_scores = min_score is not None or uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":

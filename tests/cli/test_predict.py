@@ -262,6 +262,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
         (("art", "texts"), 3, "texts has no image files; found 1 .txt"),
         (("art", "pics/broken.jpg"), 3, "None of 1 image could be classified"),
         (("pics", "pics"), 3, "pics is not an artifact, nor a run with one"),
+        (("pics/a.jpg", "art"), 3, "a.jpg is not an artifact, nor a run with one"),
         (("art", "pics", "--backend", "tensort"), 2, 'no backend "tensort"'),
         (("art", "pics", "--backend", "tensorrt"), 2, "no file that tensorrt can run"),
         (("art", "pics", "--precision", "int8"), 2, "has no int8 file that can be run"),
