@@ -1,6 +1,6 @@
 // Classifies images of any size with ONNX Runtime's C++ API.
 //
-//     c++ -std=c++17 onnxruntime.cpp -I INCLUDE -lonnxruntime -o classify
+//     c++ -std=c++17 onnxruntime.cpp -I onnxruntime/include -L onnxruntime/lib -lonnxruntime -o classify
 //     ./classify model.image.onnx image.ppm ...
 //
 // The graph resizes, crops and scales. The answers are what `kdedge verify` asks for.

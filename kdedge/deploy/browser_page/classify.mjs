@@ -58,8 +58,8 @@ function knownScore({ whitening, means }, logits) {
   return -Math.min(...means.map((mean) => mean.reduce((sum, value, r) => sum + (white[r] - value) ** 2, 0)));
 }
 
-// Gives { name, about, classify(imageData) }; `say` is told what happens.
-export async function loadClassifier(say) {
+// Gives { name, about, classify(imageData) }; `say` is told what happens, if given.
+export async function loadClassifier(say = () => {}) {
   if (typeof WebAssembly !== "object" || !WebAssembly.validate(SIMD)) {
     throw new Error(
       "This browser has no WebAssembly SIMD, which ONNX Runtime needs.\n" +
