@@ -203,8 +203,7 @@ def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
 
 def _own_subject(trained: RunModel) -> Subject:
     """Subject of the run's own model, unfused."""
-    vectors, path = trained.class_vectors(), trained.method.image_path()
-    scale = trained.scale  # a tensor if there is no CLIP: counting would not see its value
+    vectors, path, scale = trained.class_vectors(), trained.method.image_path(), trained.scale
 
     def logits(images: Tensor) -> Tensor:
         return scale * trained.forward_features(images) @ vectors.T

@@ -173,7 +173,8 @@ def find_backbone(
     label, config = read_model_config(spec, file)
     has_texts = needs_texts or has_clip_text_encoder(label, config)
     build: Build = build_clip if has_texts else build_image_encoder
-    build(label, config, device="meta")  # raises its errors before weights are fetched
+    if file is None or spec.config is not None:
+        build(label, config, device="meta")  # raises its errors before weights are fetched or read
     weights, config, preprocess = find_weights(spec, label, config, file, hashes)
     keys = {key: key for key in weights.known.shapes}
     if not has_texts:

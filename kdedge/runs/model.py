@@ -188,7 +188,7 @@ class RunModel(MethodModel):
 
     @cached_property
     def scale(self) -> float:
-        """See `Teacher`; known before operations are counted on tensors without values."""
+        """See `Teacher`; read from the method once."""
         return self.method.scale
 
     @cached_property

@@ -130,13 +130,10 @@ def count_operations(job: Job) -> dict[str, float]:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaf tensors with gradients
     student, teacher = job.model(), job.teacher
-    # Computed before the counter runs, since tensors have no values in it
-    vectors = student.class_vectors()
-    # Not `logits`, which reads the value of the scale, a tensor for some backbones
-    counts = {"gmacs": _gmacs(student, lambda images: student.forward_features(images) @ vectors.T)}
-    counts["parameters"] = _n_parameters(student)
+    _ = student.class_vectors()  # computed before, since no image needs them anew
+    counts = {"gmacs": _gmacs(student, student.logits), "parameters": _n_parameters(student)}
     if not isinstance(teacher, FileTeacher):
-        _ = teacher.class_vectors(), teacher.scale
+        _ = teacher.class_vectors()
         counts["teacher_gmacs"] = _gmacs(teacher, teacher.logits)
         counts["teacher_parameters"] = _n_parameters(teacher)
     return counts

@@ -66,7 +66,9 @@ def test_clips_encoders_need_what_the_formula_says_and_what_is_published(name: s
     assert (2 * image, 2 * text) == pytest.approx(PUBLISHED_GFLOPS[name], abs=0.005)
 
 
-def test_counting_without_values_gives_what_a_real_call_executes(tiny_backbone: Any) -> None:
+def test_a_call_is_counted_as_matrix_products_and_leaves_torchs_fast_path(
+    tiny_backbone: Any,
+) -> None:
     method = coop.Method.build(
         tiny_backbone,
         coop.Settings(),
