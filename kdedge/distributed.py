@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import importlib
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kdedge import torchrun
 from kdedge.errors import ResourceError, is_out_of_memory
 
 _T = TypeVar("_T")
@@ -169,8 +169,8 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     Args:
         device: the device on which this process trains; a GPU is already torch's current device.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "MASTER_ADDR" not in os.environ:
+    size = torchrun.world_size()
+    if size == 1:
         yield SINGLE_PROCESS
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -184,8 +184,3 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     yield group
     # Not after an error, when other processes may be in the middle of an exchange
     dist.destroy_process_group()
-
-
-def local_rank() -> int:
-    """This process's number on its machine, from 0, which is also the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -11,7 +11,6 @@ import functools
 import importlib
 import importlib.util
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from importlib.metadata import (
 from pathlib import Path
 from types import ModuleType
 
+from kdedge import torchrun
 from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError, one_line, suggestion
 
 TRAINING_PACKAGES = {
@@ -80,7 +80,7 @@ def need_training_packages(purpose: str) -> None:
     need("train", purpose, *TRAINING_PACKAGES)
     log_pending_warnings()
     # Loading takes seconds, on a slow disk a minute; with several processes, only rank 0 logs it
-    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+    if "torch" not in sys.modules and torchrun.rank() == 0:
         logging.getLogger(__name__).info("Loading PyTorch.")
 
 

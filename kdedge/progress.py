@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from rich.filesize import decimal
 
@@ -116,7 +116,7 @@ def working(what: str) -> Iterator[None]:
     callback = _CALLBACK.get()
     if callback is not None:
         callback(what, 0, None)
-    if callback is not None or not _is_terminal():
+    if callback is not None or _is_silent() or not is_terminal(sys.stderr):
         yield
         return
     from rich.live import Live
@@ -131,10 +131,11 @@ def rate(per_second: float, unit: str) -> str:
     return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
 
 
-def _is_terminal() -> bool:
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether a stream is a terminal that can color and rewrite its lines."""
     is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
     # Not rich's own test, which FORCE_COLOR overrides
-    return sys.stderr.isatty() and not is_dumb and not _is_silent()
+    return stream is not None and stream.isatty() and not is_dumb
 
 
 def _is_notebook() -> bool:
@@ -175,7 +176,7 @@ def _display(
     what: str, total: int | None, done: int
 ) -> Iterator[tuple[Callable[[str, int], object], float]]:
     """Context with a function that shows a text and the finished pieces, and its interval in s."""
-    if _is_terminal():
+    if is_terminal(sys.stderr) and not _is_silent():
         from rich.live import Live
         from rich.progress_bar import ProgressBar
         from rich.table import Column, Table

@@ -18,6 +18,7 @@ import click
 from click.core import ParameterSource
 
 from kdedge.errors import KdedgeError
+from kdedge.progress import is_terminal
 from kdedge.records.tables import Table
 
 if TYPE_CHECKING:
@@ -64,10 +65,8 @@ def show_result(call: Callable[[], _T], show: Callable[[_T], object]) -> _T:
 
 def colored(text: str, color: str, stream: IO[str] | None) -> str:
     """Colors a text if the stream is a terminal with colors and NO_COLOR is not set."""
-    is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
-    if not text or stream is None or not stream.isatty() or is_dumb or os.environ.get("NO_COLOR"):
-        return text
-    return click.style(text, fg=color)
+    has_color = is_terminal(stream) and not os.environ.get("NO_COLOR")
+    return click.style(text, fg=color) if text and has_color else text
 
 
 def next_line(command: str, what: str | Path, *options: str) -> str:
@@ -87,11 +86,6 @@ def same_options(overrides: Mapping[str, Any]) -> list[str]:
 
     options = [word for text in override_texts(overrides) for word in ("--set", text)]
     return [*options, *given_options("root", "device")]
-
-
-def is_first_process() -> bool:
-    """Whether this is the one process that prints, if torchrun started several."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def given_options(*names: str) -> list[str]:

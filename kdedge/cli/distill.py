@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from kdedge import torchrun
 from kdedge.cli._options import run_options, size_option, training_options
-from kdedge.cli._output import is_first_process, next_line, print_result, same_options
+from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.config.student_sizes import student_size
@@ -40,7 +41,7 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
 
     used = finished_runs(root)
     student = distill(recipe, root=root, **options)
-    if not is_first_process():
+    if torchrun.rank() > 0:
         return
     runs = [run.folder for run in (student.teacher, student) if run is not None]
     following = next_line("export", student.path, "--cpu")

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 import click
 
-from kdedge import __version__
+from kdedge import __version__, torchrun
 from kdedge.cli._output import (
     colored,
     help_all_option,
@@ -259,13 +259,8 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _n_processes() -> int:
-    """Number of processes that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _terminated() -> str:
-    if _n_processes() == 1:
+    if torchrun.world_size() == 1:
         return "interrupted."
     return (
         "interrupted: another process ended, so torchrun ended this one. The message of that"
@@ -275,7 +270,7 @@ def _terminated() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    size = _n_processes()
-    which = f" (process {int(os.environ.get('RANK', '0')) + 1} of {size})" if size > 1 else ""
+    size = torchrun.world_size()
+    which = f" (process {torchrun.rank() + 1} of {size})" if size > 1 else ""
     click.echo(f"{colored(f'kdedge{which}:', 'red', sys.stderr)} {message}", err=True)
     return code

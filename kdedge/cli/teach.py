@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from kdedge import torchrun
 from kdedge.api.arguments import role_keys
 from kdedge.cli._options import engine_option, run_options, training_options
-from kdedge.cli._output import is_first_process, next_line, print_result, same_options
+from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.runs.find import finished_runs
@@ -57,13 +58,13 @@ def command(
     distilling = next_line("distill", recipe, *same_options(overrides))
     if is_stored:
         store = fill_teacher_store(recipe, engine=engine, **options)
-        if is_first_process():
+        if torchrun.rank() == 0:
             text = f"{store}\n{distilling}"
             print_result({"store": store.to_dict()}, as_json=as_json, text=text)
         return
     used = finished_runs(root)
     run = teach(recipe, **options)
-    if not is_first_process():
+    if torchrun.rank() > 0:
         return
     following = distilling
     if run.recipe.student is None:

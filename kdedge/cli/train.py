@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from kdedge import torchrun
 from kdedge.cli._options import run_options, training_options
-from kdedge.cli._output import is_first_process, next_line, print_result
+from kdedge.cli._output import next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.reporting.run_records import run_has_class_vectors
 from kdedge.runs.find import finished_runs
@@ -39,7 +40,7 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
 
     used = finished_runs(root)
     run = train(recipe, root=root, **options)
-    if not is_first_process():
+    if torchrun.rank() > 0:
         return
     following = ["show", str(run.path)]
     if run_has_class_vectors(run.folder):

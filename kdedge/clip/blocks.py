@@ -241,10 +241,10 @@ def _run_mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
     return output.view(tokens.shape)
 
 
-def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer that holds copies of these values."""
-    with torch.device("meta"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
+def linear_of(weight: Tensor, bias: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+    """A linear layer that holds copies of these values; it may have no inputs or outputs."""
+    linear = kind(1, 1, device="meta")  # torch would warn of a layer without inputs or outputs
+    linear.out_features, linear.in_features = weight.shape
     linear.weight, linear.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
     return linear
 

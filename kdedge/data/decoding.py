@@ -35,7 +35,7 @@ from kdedge.runtime.preprocess import (
     decode_image,
     resize_and_crop,
 )
-from kdedge.runtime.threads import local_world_size
+from kdedge.torchrun import local_world_size
 
 MAX_WORKERS = 8
 _MIN_IMAGES_FOR_WORKERS = 2000

@@ -10,6 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from kdedge.clip.blocks import linear_of
 from kdedge.runtime.artifact import PixelType
 from kdedge.runtime.preprocess import Preprocess
 
@@ -22,10 +23,7 @@ def plain_weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]
 
 def make_linear(weight: Tensor, bias: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """A float32 linear layer with this weight and bias."""
-    linear = kind(weight.shape[1], weight.shape[0])
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
-    return linear
+    return linear_of(weight.float(), bias.float(), kind)
 
 
 def with_layer_scale(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn.Linear:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
+from kdedge.clip.blocks import linear_of
 from kdedge.clip.vision import BlockFeatures
 from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
@@ -533,12 +534,9 @@ class NormalEquations:
 
 
 def _linear(n_in: int, n_out: int) -> nn.Linear:
-    """A linear layer of zeros, possibly without inputs or outputs, of which torch would warn."""
-    layer = FloatLinear(max(n_in, 1), max(n_out, 1), device="meta")
-    layer.in_features, layer.out_features = n_in, n_out
-    layer.weight = nn.Parameter(torch.zeros(n_out, n_in), requires_grad=False)
-    layer.bias = nn.Parameter(torch.zeros(n_out), requires_grad=False)
-    return layer
+    """A frozen linear layer of zeros."""
+    layer = linear_of(torch.zeros(n_out, n_in), torch.zeros(n_out), FloatLinear)
+    return layer.requires_grad_(False)
 
 
 def _mean_class_accuracy(logits: Tensor, labels: Tensor, weights: Tensor) -> float:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 from kdedge.errors import check_at_least
 from kdedge.runtime.machine import cpu_cores, physical_cores, watch_contention
+from kdedge.torchrun import local_world_size
 
 _NUMBER = "OMP_NUM_THREADS"
 _NUMBERS = (_NUMBER, "MKL_NUM_THREADS")
@@ -176,11 +177,6 @@ def is_number_given() -> bool:
     # torchrun itself sets one thread
     is_of_torchrun = local_world_size() > 1 and os.environ.get(_NUMBER) == "1"
     return bool(given) and not (given == {_NUMBER} and is_of_torchrun)
-
-
-def local_world_size() -> int:
-    """Number of processes that torchrun started on this machine; 1 without torchrun."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _share() -> int:

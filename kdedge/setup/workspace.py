@@ -13,10 +13,11 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights_file import HashCache
 from kdedge.data.images import Images
 from kdedge.data.scan_cache import ScanCache
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, local_rank
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError, SetupError
 from kdedge.progress import working
-from kdedge.runtime.threads import keep_freed_memory, local_world_size
+from kdedge.runtime.threads import keep_freed_memory
+from kdedge.torchrun import local_rank, local_world_size
 from kdedge.workers import Workers
 
 

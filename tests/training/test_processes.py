@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from kdedge import torchrun
 from kdedge.distributed import ProcessGroup, joined
 
 Pair = Callable[[str], list[tuple[int, str, str]]]
@@ -94,3 +95,10 @@ def test_what_processes_exchange_stays_on_the_gpu(gpu: Any) -> None:
         assert rows.grad.tolist() == [[1.0] * 3] * 2
         assert group.all_reduce_max(7) == 7
     dist.destroy_process_group()
+
+
+def test_a_rank_without_other_processes_prints_as_the_only_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert (torchrun.rank(), torchrun.world_size()) == (0, 1)
