@@ -111,7 +111,7 @@ def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
             raise
         if otherwise not in _WARNED:
             _WARNED.add(otherwise)
-            log.warning("The file system of %s is limited: %s.", path.absolute(), otherwise)
+            log.warning(f"The file system of {path.absolute()} is limited: {otherwise}.")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -66,7 +66,7 @@ def _loaded_methods(effect: str) -> dict[str, ModuleType]:
         except KdedgeError as error:
             problems.setdefault(getattr(error, "remedy", str(error)), []).append(name)
     for problem, names in problems.items():
-        log.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
+        log.warning(f"{', '.join(names)} cannot be loaded; {effect}.\n  {problem}")
     return modules
 
 

@@ -52,7 +52,7 @@ def artifact_folder(artifact: RunOrArtifact, root: str | Path | None = None) -> 
         if run is not None:
             last = newest(folder.parent, folder.name) or run
             if last.path != run.path:
-                log.warning("%s is newer than %s, but was not exported.", last.path, run.path)
+                log.warning(f"{last.path} is newer than {run.path}, but was not exported.")
             return artifact_folder(run.path)
     is_there = path.exists() or in_runs_folder.exists()
     what = "is not an artifact, nor a run with one" if is_there else "does not exist"

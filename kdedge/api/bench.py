@@ -157,4 +157,4 @@ def _write(result: SpeedResult, output: Path | None, run: RunFolder | None) -> N
         error.result = result
         raise
     if output is not None:
-        log.info("Wrote %s", output)
+        log.info(f"Wrote {output}")

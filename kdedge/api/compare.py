@@ -96,7 +96,7 @@ def compare(
             )
         files = [(model.artifact.path / model.file.name).resolve() for model in (first, second)]
         if files[0] == files[1]:
-            log.warning("%s is compared with itself. Name another artifact or file.", files[0])
+            log.warning(f"{files[0]} is compared with itself. Name another artifact or file.")
         comparison = _compare_models(first, second, given_paths, reads_labels=labels, batch=batch)
     labeled = comparison.labeled
     if require_no_worse and labeled is not None and labeled.verdict == "worse":

@@ -79,7 +79,7 @@ def evaluate(
             else:
                 written = add_evaluation(folder, *measured)
             for path in written:
-                log.info("Wrote %s", path)
+                log.info(f"Wrote {path}")
         except ResourceError as error:  # return the result all the same
             log.warning("%s", error)
     return measured if isinstance(measured, UnlabeledResult) else measured[0]

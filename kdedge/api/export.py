@@ -53,7 +53,7 @@ class _Export:
         chosen = precisions_of(target, precisions)
         left_out = sorted(precisions - set(target.precisions))
         if left_out and precisions & set(chosen):
-            log.info("%s has no %s files.", target.label, " and no ".join(left_out))
+            log.info(f"{target.label} has no {' and no '.join(left_out)} files.")
         with self.keeping_errors():
             self.artifact, names = build_files(self.artifact, target.name, chosen, run=self.inputs)
             self.names += names
@@ -81,7 +81,7 @@ class _Export:
             self.failed.append(error)
             self.artifact = load_artifact(before.path)
         if added := [file.name for file in self.artifact.files if file not in before.files]:
-            log.info("Wrote %s into %s", ", ".join(added), before.path)
+            log.info(f"Wrote {', '.join(added)} into {before.path}")
 
     def result(self) -> Artifact:
         """Returns the artifact.
@@ -236,11 +236,11 @@ def export(
                 with made.keeping_errors():
                     folder = Path(triton)
                     written = write_triton(made.artifact, folder, precision=first, built=made.names)
-                    log.info("Wrote %s", written)
+                    log.info(f"Wrote {written}")
             if browser is not None and not made.failed:
                 with made.keeping_errors():
                     written = write_browser(made.artifact, Path(browser), precision=first)
-                    log.info("Wrote %s", written)
+                    log.info(f"Wrote {written}")
     return made.result()
 
 
@@ -309,6 +309,6 @@ def _write_artifact(
         precisions=_with_fp16(needed | for_cpu),
         output=None if output is None else Path(output),
     )
-    log.info("Wrote %s", artifact.path)
+    log.info(f"Wrote {artifact.path}")
     names = [file.name for file in artifact.files if file.precision in needed]
     return artifact.path, inputs, names

@@ -105,7 +105,7 @@ def open_inputs(
             if has_videos or folder.has_pictures(source.left_out):
                 skipped = folder.left_out_text(source.left_out)
                 remedy = "\n  To classify a video, give its path." if has_videos else ""
-                log.warning("%s: skipped files: %s.%s", path, skipped, remedy)
+                log.warning(f"{path}: skipped files: {skipped}.{remedy}")
             parts.append(_source_images(source, path))
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")

@@ -59,7 +59,7 @@ class _Row:
 
     def fail(self, error: Exception) -> None:
         """Records the error that ends the model's measurement."""
-        log.warning("%s ended early: %s", self.subject.label, error)
+        log.warning(f"{self.subject.label} ended early: {error}")
         self.problem = error
 
     def result(self) -> SpeedRow:

@@ -73,8 +73,8 @@ def run_subjects(
         warn_of_other_test_images(trained, trained.images("test"))
     except KdedgeError as error:
         log.warning(
-            "The accuracies of %s were measured on test images that cannot be read now: %s",
-            *(run.name, first_line(error)),
+            f"The accuracies of {run.name} were measured on test images that cannot be read now:"
+            f" {first_line(error)}"
         )
     recipe = trained.loaded.recipe
     rows: list[Subject] = []

@@ -146,7 +146,7 @@ def command(
                 " with --head argmax, which gives no scores. Export again with --head scores."
             )
         path = classifier.artifact.path / classifier.file.name
-        log.info("Using %s on %s.", path, classifier.backend.describe())
+        log.info(f"Using {path} on {classifier.backend.describe()}.")
         write: Callable[[str], None] = click.echo
         if output is not None:
             write = stack.enter_context(_new_lines(output))
@@ -261,4 +261,4 @@ def _log_counts(
         parts.append(f"{counts['unanswered']:,} without finite logits")
     wrote = [str(path) for path in (output, save) if path and _has_content(path)]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
-    log.info("%s: %s%s", images_text(n_images), ", ".join(parts), written)
+    log.info(f"{images_text(n_images)}: {', '.join(parts)}{written}")

@@ -114,7 +114,7 @@ class TextFeatureCache:
             try:
                 self._in_memory[key] = read_tensors(file)[0][_FEATURES]
             except (DataError, KeyError) as error:
-                log.warning("%s Computing it again.", error)
+                log.warning(f"{error} Computing it again.")
         if key not in self._in_memory:
             self._in_memory[key] = features = compute().float()
             if file is not None:

@@ -312,7 +312,7 @@ def _connect(what: str, address: str, folder: str | Path) -> None:
     """Logs the file to fetch, and checks the connection once if no proxy is set."""
     parts = urlsplit(address)
     server = parts.netloc.rpartition("@")[2]  # the address without a password
-    log.info("Fetching the weights %s from %s into %s.", what, server, folder)
+    log.info(f"Fetching the weights {what} from {server} into {folder}.")
     if {"http", "https", "all"} & urllib.request.getproxies().keys():
         return
     port = parts.port or (80 if parts.scheme == "http" else 443)

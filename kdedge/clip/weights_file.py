@@ -73,7 +73,7 @@ class HashCache:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            log.warning("%s is damaged (%s). Making it again.", file, first_line(error))
+            log.warning(f"{file} is damaged ({first_line(error)}). Making it again.")
             return None
         return known if (known.path, known.stamp) == (str(path), stamp) else None
 
@@ -85,7 +85,7 @@ class HashCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self._file(Path(known.path)), known.model_dump_json().encode())
         except (OSError, ResourceError) as error:
-            log.warning("The hash of %s could not be cached: %s", known.path, error)
+            log.warning(f"The hash of {known.path} could not be cached: {error}")
 
 
 class WeightsFile:

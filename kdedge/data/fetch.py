@@ -113,7 +113,7 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
             f" {readable_bytes(needed)} more.\n"
             "  Free some space, or name another folder with --data."
         )
-    log.info("Fetching %s (%s) from %s.", mirror.name, readable_bytes(n_bytes), url)
+    log.info(f"Fetching {mirror.name} ({readable_bytes(n_bytes)}) from {url}.")
     try:
         with part.open("ab") as file:
             http_get(url, file, resume_size=n_downloaded, expected_size=n_bytes or None)

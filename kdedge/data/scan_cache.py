@@ -102,8 +102,8 @@ class ScanCache:
                     oldest.unlink(missing_ok=True)
         except (InUseError, ResourceError, OSError) as error:
             log.info(
-                "The scan of the images is not cached, so the next command repeats it: %s",
-                first_line(error),
+                "The scan of the images is not cached, so the next command repeats it:"
+                f" {first_line(error)}"
             )
 
     def _file(self, source: ImageSource) -> Path | None:
@@ -163,5 +163,5 @@ def _read(file: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        log.info("The cache %s is ignored: %s", file, error)
+        log.info(f"The cache {file} is ignored: {error}")
     return {}

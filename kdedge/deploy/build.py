@@ -195,8 +195,8 @@ def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> N
             planned_file(target, precision)
     except SetupError as error:
         log.warning(
-            "%s cannot be built on this machine: %s.\n  The ONNX files are still written.",
-            *(target.label, first_line(error)),
+            f"{target.label} cannot be built on this machine: {first_line(error)}.\n"
+            "  The ONNX files are still written."
         )
 
 
@@ -256,7 +256,7 @@ def _existing_entry(artifact: Artifact, name: str, source: ModelFile | None) -> 
             "  It is not overwritten: delete it and run the command again."
         )
     artifact.checked(name)
-    log.info("Keeping %s, which was built from this %s.", name, source.name)
+    log.info(f"Keeping {name}, which was built from this {source.name}.")
     return entry
 
 
@@ -277,7 +277,7 @@ def build_file(
         build: writes the file, and returns the tools and settings of the build.
         source: the artifact's ONNX file that it is built from; None for the folded model.
     """
-    log.info("Building %s from %s.", file.name, source.name if source else "the folded model")
+    log.info(f"Building {file.name} from {source.name if source else 'the folded model'}.")
     began = time.monotonic()
     built_with = {**build(), "seconds": round(time.monotonic() - began, 2)}
     if source is not None and source.data is not None:
@@ -339,5 +339,5 @@ def _with_parity_if_runnable(
         level = logging.WARNING
         return with_parity(artifact, target, entry, run)
     except SetupError as error:
-        log.log(level, "%s is not compared with the model: %s", entry.name, error)
+        log.log(level, f"{entry.name} is not compared with the model: {error}")
         return entry

@@ -119,10 +119,9 @@ def choose_calibration_images(
     chosen = _round_robin(predicted)[:n_images]
     if len(chosen) < min(N_ADVISED, n_images):
         log.warning(
-            "INT8 is calibrated on only %d images; with fewer than %d, results depend on"
-            " which images were chosen.\n"
-            "  Add more images to data.unlabeled, or raise export.calibration_images.",
-            *(len(chosen), N_ADVISED),
+            f"INT8 is calibrated on only {len(chosen)} images; with fewer than {N_ADVISED}, results"
+            " depend on which images were chosen.\n"
+            "  Add more images to data.unlabeled, or raise export.calibration_images."
         )
     pixels = read_pixels(source, chosen, preprocess)
     if len(chosen) > 1 and not (pixels != pixels[0]).any():

@@ -98,10 +98,10 @@ def export_artifact(
         reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
         if (only := reference.only_class) is not None:
             log.warning(
-                "The model predicts %r for each of %s, such as %s: files that agree with it are of"
-                " no use.\n  Look whether these images are black or all the same, then at the"
-                " training images.",
-                *(trained.class_names[only], reference.images, reference.keys[0]),
+                f"The model predicts {trained.class_names[only]!r} for each of {reference.images},"
+                f" such as {reference.keys[0]}: files that agree with it are of no use.\n"
+                "  Look whether these images are black or all the same, then at the training"
+                " images."
             )
         writer = _Writer(trained, new.part, pool, reference)
         writer.write(precisions)

@@ -153,7 +153,7 @@ def _choose_file(
     ]
     missed = [file.name for file in files if file.gate == "missed"]
     for name in missed:
-        log.warning("%s is not used for Triton, as it missed its gate.", name)
+        log.warning(f"{name} is not used for Triton, as it missed its gate.")
     passed = [file for file in files if file.gate != "missed"]
     if not passed:
         why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
@@ -176,5 +176,5 @@ def _choose_file(
             "  On Triton's machine, run the command with the target's flag, such as --trt,"
             " which selects its engine."
         )
-    log.info("Using %s for Triton.", chosen[0].name)
+    log.info(f"Using {chosen[0].name} for Triton.")
     return chosen[0]

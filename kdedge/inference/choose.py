@@ -127,14 +127,14 @@ def choose_and_load(
             problem = f"{chosen} was measured as the fastest, but cannot be used here"
         if problem is not None and not target.is_engine:
             log.warning(
-                "%s: using %s. Measure here with: kdedge export %s --cpu",
-                *(problem, file.name, shlex.quote(str(artifact.path))),
+                f"{problem}: using {file.name}. Measure here with: kdedge export"
+                f" {shlex.quote(str(artifact.path))} --cpu"
             )
         if target.is_engine and not _fits(file, size := _gpu_size()):
             log.warning(
-                "%s was built for a GPU with %s multiprocessors, but this one has %s. Build an"
-                " engine for this GPU with: %s",
-                *(file.name, _built_for(file), size, _export_command(artifact, target)),
+                f"{file.name} was built for a GPU with {_built_for(file)} multiprocessors, but this"
+                f" one has {size}. Build an engine for this GPU with:"
+                f" {_export_command(artifact, target)}"
             )
         return file, loaded
     if files:
@@ -180,20 +180,18 @@ def _warn(
     if file.gate == "missed":
         agreement = file.parity and f" ({file.parity.agreement_percent:.2f} % agreement)"
         log.warning(
-            "%s missed its gate%s. It is used because %s was asked for; artifact.json compares it"
-            " with the model.",
-            *(file.name, agreement or "", file.precision),
+            f"{file.name} missed its gate{agreement or ''}. It is used because {file.precision} was"
+            " asked for; artifact.json compares it with the model."
         )
     if target.name != "onnx" and file.gate == "not measured" and not was_asked_for:
         log.warning(
-            "%s was never compared with the model. Compare it on this machine with: %s",
-            file.name,
-            _export_command(artifact, target),
+            f"{file.name} was never compared with the model. Compare it on this machine with:"
+            f" {_export_command(artifact, target)}"
         )
     # A missing TensorRT or GPU needs no warning; one that is broken or does not fit the engine does
     for _, tried, error in failures:
         if tried.target != file.target and not isinstance(error, _ABSENT):
-            log.warning("Using %s instead of %s: %s", file.name, tried.name, error)
+            log.warning(f"Using {file.name} instead of {tried.name}: {error}")
             break
 
 

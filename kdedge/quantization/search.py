@@ -264,8 +264,8 @@ class _Search:
         if is_kept:  # the record has the other steps, too
             self.best, self.expected_percent = candidate, measured.expected_percent
             log.info(
-                "INT8, %s: %.1f %% of %d held-out images keep their class.",
-                *(name, measured.agreement_percent, len(self.held_out)),
+                f"INT8, {name}: {measured.agreement_percent:.1f} % of {len(self.held_out)} held-out"
+                " images keep their class."
             )
         if self.expected_percent >= self.target:
             raise _Stop("the target was reached")

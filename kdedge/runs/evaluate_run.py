@@ -56,10 +56,10 @@ def evaluate_run(
     trained_classes = model.setup.classes.names
     n_new = len({*model.class_names} - {*trained_classes})
     if run.kind == "student" and model.class_names != trained_classes:
+        change = f"{n_new} of its names are new" if n_new else "its order, or fewer names"
         log.warning(
-            "The class list differs from the run's: %s. Class vectors are looked up by name; base"
-            " and novel classes follow the current list.",
-            f"{n_new} of its names are new" if n_new else "its order, or fewer names",
+            f"The class list differs from the run's: {change}. Class vectors are looked up by name;"
+            " base and novel classes follow the current list."
         )
     temperature = None
     if model.loaded.recipe.export.calibrate:
@@ -68,7 +68,7 @@ def evaluate_run(
             fitted = fit_temperature(model, exclude_digests=measured_on)
             temperature = None if fitted is None else fitted.value
         except DataError as error:  # a teacher or baseline may have no images to fit it on
-            log.warning("The calibrated scores are not measured: %s", error)
+            log.warning(f"The calibrated scores are not measured: {error}")
     return measure_accuracy(
         *(model, images, model.classes),
         selection=model.setup.choice.optim.selection,

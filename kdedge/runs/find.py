@@ -101,7 +101,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
                 f"There is no finished run in {root}.\n"
                 "  Train one with `kdedge distill RECIPE`, or name a run folder."
             )
-        log.info("Using %s, the newest finished %s.", run.path, run.kind)
+        log.info(f"Using {run.path}, the newest finished {run.kind}.")
         return run
     argument = Path(argument).stem if argument.endswith(".yaml") else argument
     for path in (Path(argument).expanduser(), root / argument):

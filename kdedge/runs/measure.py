@@ -257,11 +257,9 @@ def unlabeled_sample(data: RecipeData, *, is_new: bool = False) -> tuple[Images,
         return None
     if len(images.indices) < _FEW_IMAGES:
         log.warning(
-            "There are no test images, and %d of data.unlabeled are too few to measure the"
-            " student.\n"
-            "  Raise data.unlabeled.hold_out, add images there, or add labeled images as"
-            " data.test.",
-            len(images.indices),
+            f"There are no test images, and {len(images.indices)} of data.unlabeled are too few to"
+            " measure the student.\n"
+            "  Raise data.unlabeled.hold_out, add images there, or add labeled images as data.test."
         )
     sample = images.spread(_MOST_UNLABELED)
     if images is held_out:

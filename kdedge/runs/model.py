@@ -403,8 +403,7 @@ def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
     measured_on = model.run.read_provenance().measured_on
     if images is not None and is_own and measured_on not in (None, images.list_hash):
         log.warning(
-            "The test images of %s are others than it was measured on: added, removed, renamed or"
-            " changed.\n"
-            "  Do not compare the figures from before with those from now.",
-            model.run.name,
+            f"The test images of {model.run.name} are others than it was measured on: added,"
+            " removed, renamed or changed.\n"
+            "  Do not compare the figures from before with those from now."
         )

@@ -26,7 +26,7 @@ def teacher_of(model: RunModel) -> RunModel | None:
             return None
         return load_run(folder, model.setup.workspace, names=model.class_names)
     except KdedgeError as error:
-        log.warning("The teacher's predictions are left out: %s", error)
+        log.warning(f"The teacher's predictions are left out: {error}")
         return None
 
 
@@ -77,9 +77,9 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
     n_images = len(sample.indices)
     if value is None:
         log.warning(
-            "The scores are not calibrated: no temperature fits the %d images of %s, as when all"
-            " are classified right.\n  Add other labeled images as data.validation.",
-            *(n_images, where),
+            f"The scores are not calibrated: no temperature fits the {n_images} images of {where},"
+            " as when all are classified right.\n"
+            "  Add other labeled images as data.validation."
         )
         return None
     description = f"{n_images} of {len(images.indices)} images of {where}"

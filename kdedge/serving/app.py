@@ -289,7 +289,7 @@ def _top(request: Request) -> int:
 
 async def _on_exception(request: Request, error: Exception) -> Response:
     """Answers a request that failed because of an error in the model or in kdedge."""
-    log.error("%s %s failed.", request.method, request.url.path, exc_info=error)
+    log.error(f"{request.method} {request.url.path} failed.", exc_info=error)
     return JSONResponse({"error": "the server failed; its log says why"}, 500)
 
 

@@ -151,8 +151,8 @@ class Server:
                 model = self._load_checked(path)
             except Exception as error:  # after any error, the old model is kept
                 log.error(  # noqa: TRY400 - the server's operator needs no traceback
-                    "The new artifact is refused, and the old one is served on.\n  %s",
-                    str(error) or type(error).__name__,
+                    "The new artifact is refused, and the old one is served on.\n"
+                    f"  {str(error) or type(error).__name__}"
                 )
                 outcomes.labels("refused").inc()
                 continue
@@ -160,7 +160,7 @@ class Server:
                 return
             self._app.model = model
             outcomes.labels("taken").inc()
-            log.info("Serving the new artifact %s: %s.", path, model.describe())
+            log.info(f"Serving the new artifact {path}: {model.describe()}.")
 
     def _folder_state(self) -> _FolderState:
         """A value that changes with the artifact's folder and with each of its files."""
@@ -185,7 +185,7 @@ class Server:
         with contextlib.ExitStack() as on_error:
             on_error.callback(model.close)
             if SMOKE_SET not in artifact.others:
-                log.warning("%s has no smoke set: its answers were not compared.", artifact.path)
+                log.warning(f"{artifact.path} has no smoke set: its answers were not compared.")
             else:
                 result = parity_on_smoke_set(artifact, classifier.backend)
                 error = gate_error(file, result, artifact.gates)
@@ -227,9 +227,9 @@ class Server:
             self.model.close()
         else:
             log.error(
-                "The model still runs a batch, %g seconds after its last request was given up: it"
-                " hangs.\n  The server ends without it. Look at the device and its driver.",
-                patience_s,
+                f"The model still runs a batch, {patience_s:g} seconds after its last request was"
+                " given up: it hangs.\n"
+                "  The server ends without it. Look at the device and its driver."
             )
             threading.Thread(target=self.model.close, name="closing", daemon=True).start()
 

@@ -139,7 +139,7 @@ def watch_source(
         for item in source.items:
             if not isinstance(item, Frame):
                 if item["event"] == "lost":
-                    log.warning("%s is lost: %s.", source.name, item["reason"])
+                    log.warning(f"{source.name} is lost: {item['reason']}.")
                 yield item
                 continue
             when, image = item.when(), decoded(item.image)
@@ -181,7 +181,7 @@ def watch_source(
             was_learning = monitor.reference is None
             for change in monitor.add(_scored(result, names), image):
                 if not change.is_over:
-                    log.warning("%s: %s", source.name, _warning(change))
+                    log.warning(f"{source.name}: {_warning(change)}")
                 yield {
                     "event": "drift over" if change.is_over else "drift",
                     **when,
@@ -202,7 +202,7 @@ def watch_source(
             parts.append(f"{counts['unreadable']:,} unreadable")
         if source.n_dropped():
             parts.append(f"{source.n_dropped():,} dropped for newer ones")
-        log.info("%s: %s.", source.name, ", ".join(parts))
+        log.info(f"{source.name}: {', '.join(parts)}.")
 
 
 def _rounded(percent: float | None) -> float | None:

@@ -230,11 +230,11 @@ class RecipeData:
                 f"{f'; or {all_the_same}' if key == 'unlabeled' else ''}."
             )
         if shared and self._workspace.group.is_rank0:
+            effect = "used all the same" if is_set else "left out"
+            remedy = f"\n  Or {all_the_same}." if key == "unlabeled" else ""
             log.warning(
-                "%d of %d images of data.%s are in data.test, too, and are %s: %s.%s",
-                *(len(shared), len(images.indices), key),
-                *("used all the same" if is_set else "left out", name_some(shared)),
-                f"\n  Or {all_the_same}." if key == "unlabeled" else "",
+                f"{len(shared)} of {len(images.indices)} images of data.{key} are in data.test,"
+                f" too, and are {effect}: {name_some(shared)}.{remedy}"
             )
         return images if is_set else images.without(test)
 
@@ -244,39 +244,39 @@ class RecipeData:
         if left_out:
             log.log(
                 logging.WARNING if has_pictures(left_out) else logging.INFO,
-                "data.%s: files that are not read as images are skipped: %s.",
-                *(key, left_out_text(left_out)),
+                f"data.{key}: files that are not read as images are skipped:"
+                f" {left_out_text(left_out)}.",
             )
         if not labeled or key == "unlabeled":
             return
         labels = images.class_labels()
-        if len(labels) < len(images.indices):
+        items, n_images = images.source.items, len(images.indices)
+        unlabeled = [items[index].key for index in images.indices if index not in labels]
+        if unlabeled:
             log.warning(
-                "data.%s: %d of %d images have no label and are skipped; the first is %s.",
-                *(key, len(images.indices) - len(labels), len(images.indices)),
-                next(images.source.items[i].key for i in images.indices if i not in labels),
+                f"data.{key}: {len(unlabeled)} of {n_images} images have no label and are skipped;"
+                f" the first is {unlabeled[0]}."
             )
         label_of: dict[str, int] = {}
         contradictory = [
-            index
+            items[index].key
             for index, label in labels.items()
             if label_of.setdefault(images.digests[index], label) != label
         ]
         if contradictory:
             log.warning(
-                "data.%s: %d of %d images are the same as one with another label, and are used with"
-                " both: %s.\n  Delete the wrong ones.",
-                *(key, len(contradictory), len(images.indices)),
-                name_some([images.source.items[index].key for index in contradictory]),
+                f"data.{key}: {len(contradictory)} of {n_images} images are the same as one with"
+                f" another label, and are used with both: {name_some(contradictory)}.\n"
+                "  Delete the wrong ones."
             )
         present = set(labels.values())
         among = range(len(self._classes.names)) if key == "test" else self._classes.labeled
         absent = [self._classes.names[label] for label in among if label not in present]
         if present and absent:
+            effect = "\n  Only the other classes are measured." if key == "test" else ""
             log.warning(
-                "data.%s has no images of %d of %d classes: %s.%s",
-                *(key, len(absent), len(among), name_some(absent)),
-                "\n  Only the other classes are measured." if key == "test" else "",
+                f"data.{key} has no images of {len(absent)} of {len(among)} classes:"
+                f" {name_some(absent)}.{effect}"
             )
 
     def _scan(self, source: ImageSource, key: DataPart) -> Images:
@@ -291,8 +291,8 @@ class RecipeData:
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
         if result.bad and group.is_rank0:
             log.warning(
-                "%d of %d images of data.%s cannot be read and are skipped. The first is %s: %s.",
-                *(len(result.bad), len(source.items), key, result.bad[0].key, result.bad[0].reason),
+                f"{len(result.bad)} of {len(source.items)} images of data.{key} cannot be read and"
+                f" are skipped. The first is {result.bad[0].key}: {result.bad[0].reason}."
             )
         digests = {position: facts.digest for position, facts in result.good.items()}
         return Images(source, tuple(digests), result.bad, digests)

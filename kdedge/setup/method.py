@@ -199,10 +199,9 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
         shared = getattr(loaded.recipe.optim, key)
         chosen = {f"{role}.optim.{key}": getattr(optim, key) for role, optim in optims.items()}
         if chosen and shared not in chosen.values():
+            (given,) = override_texts({f"optim.{key}": shared})
             others = " --set ".join(override_texts(dict.fromkeys(chosen, shared)))
             logging.getLogger(__name__).warning(
-                "--set %s has no effect, overridden by %s.\n  Set that instead: --set %s",
-                *override_texts({f"optim.{key}": shared}),
-                " and ".join(override_texts(chosen)),
-                others,
+                f"--set {given} has no effect, overridden by"
+                f" {' and '.join(override_texts(chosen))}.\n  Set that instead: --set {others}"
             )

@@ -59,7 +59,7 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
             try:
                 artifacts[label] = cell, _artifact(Path(str(state.outcomes[cell].run)), export)
             except KdedgeError as error:
-                log.warning("%s cannot be exported: %s", label, error)
+                log.warning(f"{label} cannot be exported: {error}")
                 first_error = first_error or error
                 left_out[label] = first_line(error)
     if not artifacts:

@@ -104,7 +104,7 @@ class Runner:
             self._state.read()
             self._queue = [cell for cell in self._cells if not self._state.is_finished(cell)]
             if self._n_done:
-                log.info("%d of %d cells are finished already.", self._n_done, len(self._cells))
+                log.info(f"{self._n_done} of {len(self._cells)} cells are finished already.")
             what = f"suite {self._state.plan.loaded.suite.name}"
             with progress(what, len(self._cells), done=self._n_done) as advance:
                 self._run(advance)
@@ -175,7 +175,7 @@ class Runner:
     def _start(self, cell: Cell, arguments: list[str], *, measures: str | None = None) -> None:
         """Starts a command of `kdedge` for a cell, with its output in the cell's files."""
         number = len(self._cells) - len(self._queue)
-        log.info("[%d/%d] %s: %s", number, len(self._cells), cell.label, arguments[0])
+        log.info(f"[{number}/{len(self._cells)}] {cell.label}: {arguments[0]}")
         file, answer = (self._state.file(cell, suffix) for suffix in (".log", ".answer.json"))
         with explained(file), file.open("ab") as stderr, answer.open("wb") as stdout:
             log_start = stderr.seek(0, os.SEEK_END)
@@ -207,7 +207,7 @@ class Runner:
             result = (if_readable(read_evaluation, run) or {}).get(cell.role)
             # An empty hash: the test images could not be read when the cell began
             if result is None or inputs.tested not in ("", result.images_hash):
-                log.info("%s was measured on other images; measuring it again.", path)
+                log.info(f"{path} was measured on other images; measuring it again.")
                 self._measure(cell, path)
                 return
         else:
@@ -217,18 +217,15 @@ class Runner:
         seconds = sum(part.seconds or 0.0 for part in parts) if parts else None
         self._state.write(cell, Outcome("finished", inputs.hash, path, result, seconds))
         figures = ", ".join(map(" ".join, zip(*result.table.lines, strict=True)))
-        log.info("  %s: %s; %s", cell.label, figures, path)
+        log.info(f"  {cell.label}: {figures}; {path}")
         self._after_each()
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
         """Records and logs that a cell has failed."""
         self._state.write(cell, Outcome("failed", exit_code=exit_code, last_lines=last_lines))
+        file, shown = self._state.file(cell, ".log"), "\n  ".join(last_lines)
         log.warning(
-            "%s failed with exit code %s; its log is %s.\n  %s",
-            cell.label,
-            exit_code,
-            self._state.file(cell, ".log"),
-            "\n  ".join(last_lines),
+            f"{cell.label} failed with exit code {exit_code}; its log is {file}.\n  {shown}"
         )
         self._after_each()
 

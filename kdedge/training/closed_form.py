@@ -38,7 +38,7 @@ def solve(job: Job) -> dict[str, Any]:
     if job.filler is not None:
         job.filler.fill()
     record = fit_now(job)
-    log.info("%s: %s.", job.choice.name, record.pop("summary"))
+    log.info(f"{job.choice.name}: {record.pop('summary')}.")
     return {"closed_form": record}
 
 

@@ -99,12 +99,12 @@ def teacher_and_student(
     source, student = find_teacher(student_job(loaded, workspace))
     assert spec is not None  # `find_teacher` refuses a recipe without a teacher
     if source is None:
-        log.info("Teacher 1/2: using the probabilities of %s.", spec.file)
+        log.info(f"Teacher 1/2: using the probabilities of {spec.file}.")
         return None, student
     if isinstance(source, RunFolder):
         run, is_named = source, spec.run is not None
         why = "which the recipe names" if is_named else "trained with the same settings and data"
-        log.info("Teacher 1/2: using %s, %s%s.", run.path, why, _accuracy_text(run))
+        log.info(f"Teacher 1/2: using {run.path}, {why}{_accuracy_text(run)}.")
         if is_named:
             return run, student
     else:
@@ -113,8 +113,8 @@ def teacher_and_student(
         other = newest(workspace.root, loaded.recipe.name, kind="teacher")
         if other is not None:
             log.info(
-                "Teacher 1/2: training another one than %s, which had different %s.",
-                *(other.path, changed_input(other, source)),
+                f"Teacher 1/2: training another one than {other.path}, which had different"
+                f" {changed_input(other, source)}."
             )
         run = _run_stage("Teacher 1/2", source, resume=resume)
         student = with_teacher(student, open_teacher(run, student))
@@ -147,10 +147,10 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
         remedy = "Using it anyway, because of --keep-teacher."
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
-        log.warning("%s\n  %s", summary, remedy)
+        log.warning(f"{summary}\n  {remedy}")
         return None
     chosen = max(better, key=better.__getitem__)
-    log.warning("%s\n  Using %s as the teacher; --keep-teacher keeps %s.", summary, chosen, method)
+    log.warning(f"{summary}\n  Using {chosen} as the teacher; --keep-teacher keeps {method}.")
     return chosen
 
 
@@ -180,11 +180,10 @@ def _is_one_pass_better(first: RunFolder, trained: RunFolder, student: Job) -> b
         ]
         does, where = "answers as its teacher", sample[1]
     is_better = scores[0] > scores[1]
+    kind, better = ("ridge", first) if is_better else ("trained", trained)
     log.info(
-        "Using the %s student %s: of %s, the ridge student %s on %.1f %% and the trained one on"
-        " %.1f %%.",
-        *("ridge" if is_better else "trained", (first if is_better else trained).path),
-        *(where, does, *scores),
+        f"Using the {kind} student {better.path}: of {where}, the ridge student {does} on"
+        f" {scores[0]:.1f} % and the trained one on {scores[1]:.1f} %."
     )
     if is_better:
         trained.update(better=first.name)
@@ -193,15 +192,17 @@ def _is_one_pass_better(first: RunFolder, trained: RunFolder, student: Job) -> b
 
 def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     """Trains one of the two models of a distillation, with a log line before and after."""
-    what = "%s on %s, which needs no training."
+    what = f"{job.choice.name} on {job.setup.backbone.name}"
     if job.choice.is_solved:
-        what = "solving %s on %s."
+        what = f"solving {what}."
     elif job.data.pool is not None or job.method.trainable_parameters():
-        what = "training %s on %s."
-    log.info(f"%s: {what}", stage, job.choice.name, job.setup.backbone.name)
+        what = f"training {what}."
+    else:
+        what = f"{what}, which needs no training."
+    log.info(f"{stage}: {what}")
     train = train_teacher if job.setup.role == "teacher" else run_job
     run = train(job, resume=resume)
-    log.info("%s done%s.", stage, _accuracy_text(run))
+    log.info(f"{stage} done{_accuracy_text(run)}.")
     return run
 
 

@@ -180,7 +180,7 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
         )
     else:
         return
-    log.warning("The %s %s\n  %s", role, problem, remedy)
+    log.warning(f"The {role} {problem}\n  {remedy}")
 
 
 def _deviation(share: float, n_images: int, other_share: float = 0.0) -> float:

@@ -137,8 +137,8 @@ def import_public(
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     log.info(
-        "%s: its backbone differs from %s by at most %.2g (relative, at %s).",
-        *(file, spec.name or spec.weights, *largest),
+        f"{file}: its backbone differs from {spec.name or spec.weights} by at most"
+        f" {largest[0]:.2g} (relative, at {largest[1]})."
     )
     return run
 

@@ -84,7 +84,7 @@ def train_rounds(
         accuracy = accuracy_percent(labels, truth)
         correct = "" if accuracy is None else f", {accuracy:.2f} % of them correct"
         n_rounds = job.choice.settings.n_rounds
-        log.info("Round %d of %d: %d pseudo-labels%s.", number, n_rounds, len(labels), correct)
+        log.info(f"Round {number} of {n_rounds}: {len(labels)} pseudo-labels{correct}.")
         module.load_state_dict(first_values)
         round_job = job_of_round(job, labels)
         result = train(
@@ -212,10 +212,9 @@ def warn_of_unpredicted(
     names = [classes.names[label] for label in among if label not in predicted]
     if names:
         log.warning(
-            "No unlabeled image is predicted as %s: such a class gets no pseudo-labels or wrong"
-            " ones.\n"
-            "  Check that the images show it, or try another classes.template.",
-            name_some(names),
+            f"No unlabeled image is predicted as {name_some(names)}: such a class gets no"
+            " pseudo-labels or wrong ones.\n"
+            "  Check that the images show it, or try another classes.template."
         )
 
 

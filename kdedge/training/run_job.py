@@ -125,25 +125,23 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
     root, key = job.setup.workspace.root, job.key()
     waiting = newest(root, key=key, is_finished=False)
     if resume and waiting is not None:
-        log.info("%s: resuming where it stopped.", waiting.path)
+        log.info(f"{waiting.path}: resuming where it stopped.")
         return waiting
     if waiting is not None:
-        log.info(
-            "%s is in use by another process. Starting a new run."
-            if waiting.is_in_use
-            else "%s was interrupted; add --resume to continue it. Starting a new run.",
-            waiting.path,
-        )
+        why = "was interrupted; add --resume to continue it"
+        if waiting.is_in_use:
+            why = "is in use by another process"
+        log.info(f"{waiting.path} {why}. Starting a new run.")
     elif resume:
         done = newest(root, key=key)
         if done is not None:
-            log.info("%s is already finished: there is nothing to resume.", done.path)
+            log.info(f"{done.path} is already finished: there is nothing to resume.")
             return done
         role, name = job.setup.role, job.setup.loaded.recipe.name
-        log.info("There is no interrupted run of this %s to resume. Starting a new run.", role)
+        log.info(f"There is no interrupted run of this {role} to resume. Starting a new run.")
         other = newest(root, name, kind=role, is_finished=False)
         if other is not None:
-            log.info("%s was interrupted with different %s.", other.path, changed_input(other, job))
+            log.info(f"{other.path} was interrupted with different {changed_input(other, job)}.")
     job.prepare()  # raises its errors before there is a folder
     recipe, teacher = job.setup.loaded.recipe, job.teacher
     return RunFolder.create(
@@ -226,10 +224,9 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     settings, group = job.choice.optim, job.setup.workspace.group
     if settings.warmup_epochs >= settings.epochs:
         log.warning(
-            "The %s's warm-up covers all of its epochs (%d), so its learning rate stays at"
-            " warmup_lr (%g).\n"
-            "  Raise optim.epochs, or lower optim.warmup_epochs.",
-            *(job.setup.role, settings.epochs, settings.warmup_lr),
+            f"The {job.setup.role}'s warm-up covers all of its epochs ({settings.epochs}), so its"
+            f" learning rate stays at warmup_lr ({settings.warmup_lr:g}).\n"
+            "  Raise optim.epochs, or lower optim.warmup_epochs."
         )
     if job.filler is not None:
         job.filler.fill()

@@ -249,7 +249,7 @@ def baseline_accuracies(job: Job) -> dict[str, float]:
     if not parts:
         return {}
     n_images = len(job.training_images.indices)
-    log.info("On %d labeled images, mean over classes: %s.", n_images, ", ".join(parts))
+    log.info(f"On {n_images} labeled images, mean over classes: {', '.join(parts)}.")
     return accuracies
 
 

@@ -104,9 +104,9 @@ class FolderSet(Benchmark):
             from timm.data import ImageNetInfo
 
             log.warning(
-                "%s is missing: ImageNet's class names are open_clip's, some of which differ from"
-                " CoOp's.\n  To get it: %s.",
-                *(files[0], self.downloads[-1].by_hand),
+                f"{files[0]} is missing: ImageNet's class names are open_clip's, some of which"
+                " differ from CoOp's.\n"
+                f"  To get it: {self.downloads[-1].by_hand}."
             )
             wordnet_ids = ImageNetInfo("imagenet-1k").label_names()
             names = dict(zip(wordnet_ids, IMAGENET_CLASSNAMES, strict=True))

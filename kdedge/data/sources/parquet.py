@@ -103,8 +103,8 @@ def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
     names = [name for name in (columns.image, columns.label) if name is not None]
     features = read_features(files[0].schema.remove_metadata())  # images stay bytes
     log.info(
-        "%s: the datasets package copies the images into its cache, unless they are there.",
-        files[0].path,
+        f"{files[0].path}: the datasets package copies the images into its cache, unless they are"
+        " there."
     )
     try:
         with quiet_datasets(datasets):

@@ -74,7 +74,7 @@ def in_a_thread(
         try:
             future = pool.submit(_run_and_release, work)
             while not wait([future], timeout=report_every_s).done:
-                log.info("%s: %.0f s so far.", what, time.monotonic() - began)
+                log.info(f"{what}: {time.monotonic() - began:.0f} s so far.")
         except KeyboardInterrupt:
             canceled.set()
             raise
@@ -240,7 +240,7 @@ class EngineBuilder:
             self._timing_cache.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self._timing_cache, bytes(cache.serialize()))
         except (OSError, ResourceError) as error:  # an engine is complete without a cache
-            log.debug("The timing cache could not be saved: %s", error)
+            log.debug(f"The timing cache could not be saved: {error}")
 
     def _failure(self, what: str, log: Any, onnx_path: Path) -> KdedgeError:
         """The error for a step of the builder that failed, with TensorRT's last messages."""

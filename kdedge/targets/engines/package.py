@@ -85,7 +85,7 @@ def _shared_logger(module: ModuleType) -> Any:
             if severity not in (levels.INTERNAL_ERROR, levels.ERROR, levels.WARNING):
                 return
             text = " ".join(msg.split())
-            log.debug("%s: %s", module.__name__, text)
+            log.debug(f"{module.__name__}: {text}")
             if severity != levels.WARNING:
                 self.errors.append(text)
 

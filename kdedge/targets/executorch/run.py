@@ -77,7 +77,6 @@ def _set_threads(native: Any, n_threads: int | None) -> None:
         current = n_threads
     if n_threads not in (None, current):
         log.warning(
-            "ExecuTorch runs on %d threads instead of %d: the programs of a process share their"
-            " threads, and one is loaded already.",
-            *(current, n_threads),
+            f"ExecuTorch runs on {current} threads instead of {n_threads}: the programs of a"
+            " process share their threads, and one is loaded already."
         )

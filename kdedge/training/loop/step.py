@@ -137,15 +137,13 @@ class Stepper:
         now = min(self.micro_batch or largest, largest)
         if not is_out_of_memory(error) or now == 1 or not self._can_halve:
             raise error
+        half = math.ceil(now / 2)
         log.warning(
-            "Memory ran out with %d images at a time. Continuing with %d, which gives the same"
-            " gradients but is slower.\n"
-            "  Set optim.micro_batch: %d to start with that number.",
-            now,
-            math.ceil(now / 2),
-            math.ceil(now / 2),
+            f"Memory ran out with {now} images at a time. Continuing with {half},"
+            " which gives the same gradients but is slower.\n"
+            f"  Set optim.micro_batch: {half} to start with that number."
         )
-        return math.ceil(now / 2)
+        return half
 
 
 _N_KEYS_SHOWN = 5

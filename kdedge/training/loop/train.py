@@ -169,7 +169,7 @@ class Training:
                 f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r}.\n"
                 "  Delete the newest one to resume from the one before it, or start a new run."
             ) from error
-        log.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
+        log.info(f"Resuming at epoch {self.epoch}, step {self.step + 1}.")
 
     def _restore(self, state: TrainingState) -> None:
         """Restores the state of a checkpoint."""
@@ -362,7 +362,7 @@ def train(
     training = Training(method, settings, n_steps, run, device, group)
     training.resume()
     if training.epoch > settings.epochs:
-        log.info("%s is already trained: nothing to do.", run.path)
+        log.info(f"{run.path} is already trained: nothing to do.")
         return training.keep()
     with training.stop, training.open_log():
         training.save()

@@ -91,7 +91,7 @@ class StoreFiller:
                 self.store.create()
             lock = self.store.path / ".lock"  # rank 0 holds it for all processes
             if self.group.is_rank0 and is_locked(lock):
-                log.info("Waiting for another process that is filling %s.", self.store.path)
+                log.info(f"Waiting for another process that is filling {self.store.path}.")
             with locked(lock, wait_s=math.inf) if self.group.is_rank0 else nullcontext():
                 missing = self.group.on_rank0(self.store.reload)
                 if missing:
@@ -99,7 +99,7 @@ class StoreFiller:
                     return
         if not self.group.is_rank0:
             self.store.load()
-        log.info("%s. It is complete: the teacher is not needed.", self.store)
+        log.info(f"{self.store}. It is complete: the teacher is not needed.")
 
     def seconds(self, missing: Sequence[Chunk]) -> float:
         """Estimates the time for chunks, from forward passes over the first images of one chunk."""
@@ -114,7 +114,7 @@ class StoreFiller:
         """Computes this process's share of missing chunks, and maps all new files."""
         n_missing = n_crops(missing)
         n_of_all = f"{n_missing:,} of {self.store.n_crops:,}"
-        log.info("%s. Computing %s crops, for later runs too.", self.store, n_of_all)
+        log.info(f"{self.store}. Computing {n_of_all} crops, for later runs too.")
         began = time.monotonic()
         share = missing[self.group.rank :: self.group.world_size]
         n_done, what = 0, f"filling the {self.store.name.lower()}"
@@ -128,7 +128,7 @@ class StoreFiller:
                 f"Files in {self.store.path} were damaged while they were written.\n"
                 "  Check the disk, or choose another folder with --runs."
             )
-        log.info("%s filled in %s.", self.store.name, rough_duration(time.monotonic() - began))
+        log.info(f"{self.store.name} filled in {rough_duration(time.monotonic() - began)}.")
 
     def _computed(self, chunks: Sequence[Chunk]) -> Iterator[int]:
         """Computes chunks here or by workers, and yields the size of each."""

@@ -191,8 +191,8 @@ class TeacherStore:
         missing = self._missing()
         if missing and damaged and not self._damaged:
             log.warning(
-                "Computing damaged files of the %s again: %d, for example %s.",
-                *(self.name.lower(), len(damaged), damaged[0]),
+                f"Computing damaged files of the {self.name.lower()} again: {len(damaged)}, for"
+                f" example {damaged[0]}."
             )
         self._damaged = damaged
         return missing
