@@ -217,13 +217,12 @@ def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) ->
 
 
 _OUT_OF_MEMORY = (
-    *("failed to map segment", "Cannot allocate memory"),  # while a library is loaded
-    *("std::bad_alloc", "can't start new thread"),
-    "DefaultCPUAllocator",
-    "CUDA out of memory",
+    "failed to map segment", "Cannot allocate memory",  # while a library is loaded
+    "std::bad_alloc", "can't start new thread",
+    "DefaultCPUAllocator", "CUDA out of memory",
     "CUDA error: out of memory",  # not raised by torch's allocator
-    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-)
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

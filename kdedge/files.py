@@ -76,13 +76,11 @@ def explain_os_error(error: OSError, path: Path) -> ResourceError:
 
 
 # Error codes of network and FAT file systems for calls that they do not support
-_UNSUPPORTED = frozenset(
-    {
-        *(errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
-        errno.ENOLCK,
-        errno.EBADF,  # NFS: an exclusive lock of a file that is open for reading only
-    }
-)
+_UNSUPPORTED = frozenset({
+    errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY,
+    errno.ENOLCK,
+    errno.EBADF,  # NFS: an exclusive lock of a file that is open for reading only
+})  # fmt: skip
 
 _WARNED: set[str] = set()
 

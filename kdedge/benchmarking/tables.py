@@ -39,9 +39,11 @@ def sizes(named: Sequence[NamedRow]) -> Table:
     rows = [
         [
             label,
-            *(figure(row.n_parameters, 1e6), figure(row.n_bytes, 1e6)),
+            figure(row.n_parameters, 1e6),
+            figure(row.n_bytes, 1e6),
             figure(row.memory_bytes, 2**20),
-            *(figure(row.gmacs(1)), figure(row.gflops(1))),
+            figure(row.gmacs(1)),
+            figure(row.gflops(1)),
         ]
         for label, row in named
     ]

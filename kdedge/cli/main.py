@@ -49,18 +49,14 @@ _GROUPS = {
     "Start": ("demo", "init", "check"),
     "Train": ("distill", "teach", "train", "pseudo-label", "suite"),
     "Look": ("runs", "show", "eval", "report"),
-    "Deploy": (
-        *("export", "classes", "bench", "predict", "compare"),
-        *("serve", "watch", "verify"),
-    ),
+    "Deploy": ("export", "classes", "bench", "predict", "compare", "serve", "watch", "verify"),
     "Data": ("data",),
     "Tools": ("doctor", "methods", "schema", "import"),
 }
 # The commands that lead from a folder of images to a deployed model
 _FLOW = (
-    *("demo", "init", "check", "distill", "eval"),
-    *("export", "bench", "report", "predict", "serve"),
-)
+    "demo", "init", "check", "distill", "eval", "export", "bench", "report", "predict", "serve",
+)  # fmt: skip
 # The exceptions that `_raise_signal` raised
 _RAISED: list[KeyboardInterrupt] = []
 _ORDER = [name for names in _GROUPS.values() for name in names]

@@ -36,8 +36,12 @@ def _text(records: list[dict[str, Any]]) -> str:
     header = ["run", "kind", "method", "status", "accuracy", "", "images", "size", "exports"]
     rows = [
         [
-            *(record["run"], record["kind"], str(record["method"]), record["status"]),
-            *(percent(record["percent"]), record["measure"] or "-"),
+            record["run"],
+            record["kind"],
+            str(record["method"]),
+            record["status"],
+            percent(record["percent"]),
+            record["measure"] or "-",
             "-" if record["n_images"] is None else f"{record['n_images']:,}",
             megabytes(record["n_bytes"]),
             str(len(record["artifacts"]) or "-"),

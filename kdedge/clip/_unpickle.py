@@ -155,9 +155,8 @@ class _Rebuild:
 
 
 _REBUILD = (
-    *("_rebuild_tensor", "_rebuild_tensor_v2"),
-    *("_rebuild_parameter", "_rebuild_parameter_with_state"),
-)
+    "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state",
+)  # fmt: skip
 
 
 # The Python unpickler, whose memo is a dictionary: the C one allocates as many slots as the file

@@ -24,9 +24,9 @@ _FREE_BYTES = 1 << 24  # unpacked bytes that are accepted whatever the ratio
 
 # Errors of `zipfile` for truncated, damaged, encrypted or unknown archives
 _DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
-    *(ValueError, LookupError, OverflowError, NotImplementedError, RuntimeError),
-)
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
+    ValueError, LookupError, OverflowError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
 def unpack(archive: Path, folder: Path, wanted: Sequence[str]) -> None:

@@ -58,10 +58,8 @@ def ship_blocks(records: RunRecords) -> list[Block]:
             "python model/example.py IMAGE  # needs numpy, pillow and onnxruntime alone"
         )
     options = " ".join(["IMAGES", *predict_flags(artifact, file)])
-    commands = [
-        f"# here\nkdedge predict {folder} {options} --format csv",
-        *(*commands, f"kdedge predict model {options}"),
-    ]
+    commands.insert(0, f"# here\nkdedge predict {folder} {options} --format csv")
+    commands.append(f"kdedge predict model {options}")
     return [Table("", [], rows, align="l"), Text("", "\n".join(commands))]
 
 

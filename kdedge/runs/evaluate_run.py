@@ -70,7 +70,9 @@ def evaluate_run(
         except DataError as error:  # a teacher or baseline may have no images to fit it on
             log.warning(f"The calibrated scores are not measured: {error}")
     return measure_accuracy(
-        *(model, images, model.classes),
+        model,
+        images,
+        model.classes,
         selection=model.setup.choice.optim.selection,
         temperature=temperature,
         with_samples=with_samples,

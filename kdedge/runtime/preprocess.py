@@ -341,9 +341,9 @@ def resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
 
 _ALWAYS = (
-    *("jpe", "jfif", "mpo", "apng", "gif", "dib", "pbm", "pgm", "pnm", "pcx", "tga", "sgi"),
-    *("qoi", "psd"),
-)
+    "jpe", "jfif", "mpo", "apng", "gif", "dib", "pbm", "pgm", "pnm", "pcx", "tga", "sgi", "qoi",
+    "psd",
+)  # fmt: skip
 _JPEG_2000 = ("jp2", "j2k", "jpf", "jpx")
 _AVIF = ("avif", "avifs")
 _HEIF = ("heic", "heif", "hif")
@@ -367,14 +367,11 @@ def more_extensions() -> frozenset[str]:
     """Extensions of readable images besides the usual ones, in lower case without the dot."""
     # `features.check` warns of a name that an older Pillow does not know
     has_avif = "avif" in features.modules and features.check("avif")
-    return frozenset(
-        (
-            *_ALWAYS,
-            *(_JPEG_2000 if features.check("jpg_2000") else ()),
-            *(_AVIF if has_avif else ()),
-            *(_HEIF if register_heif() else ()),
-        )
-    )
+    extensions = {*_ALWAYS}
+    extensions.update(_JPEG_2000 if features.check("jpg_2000") else ())
+    extensions.update(_AVIF if has_avif else ())
+    extensions.update(_HEIF if register_heif() else ())
+    return frozenset(extensions)
 
 
 @functools.cache

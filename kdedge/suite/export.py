@@ -102,14 +102,12 @@ def _table(record: dict[str, Any]) -> Table:
     rows = []
     for file in record["files"]:
         name, doubt = Path(file["file"]).name, file["doubt"]
-        rows.append(
-            [
-                *(file["student"], name, "yes" if file["is_on_front"] else ""),
-                *(percent(file["accuracy"]), percent(file["harmonic_mean"])),
-                f"{figure(file['p50_ms'])}{'!' if doubt else ''}",
-                *(figure(file["n_bytes"], 1e6), figure(file["gflops"])),
-            ]
-        )
+        rows.append([
+            file["student"], name, "yes" if file["is_on_front"] else "",
+            percent(file["accuracy"]), percent(file["harmonic_mean"]),
+            f"{figure(file['p50_ms'])}{'!' if doubt else ''}",
+            figure(file["n_bytes"], 1e6), figure(file["gflops"]),
+        ])  # fmt: skip
         notes += [f"! {file['student']}, {name}: {doubt}"] if doubt else []
     notes += [f"{row} is left out: {why}" for row, why in record["left_out"].items()]
     return Table("", HEADER, rows, "\n".join(notes), align="lllr")

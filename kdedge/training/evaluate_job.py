@@ -52,7 +52,9 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
         return {}
     results = {
         str(job.setup.role): measure_accuracy(
-            *(model, test, job.classes),
+            model,
+            test,
+            job.classes,
             selection=job.choice.optim.selection,
             with_samples=True,
             teacher=_answering(job.teacher, test),

@@ -286,9 +286,8 @@ def _validation(job: Job) -> Callable[[], float] | None:
         return None
 
     def validate() -> float:
-        result, _ = measure_accuracy(
-            *(job.model(), images, job.classes), selection=job.choice.optim.selection
-        )
+        selection = job.choice.optim.selection
+        result, _ = measure_accuracy(job.model(), images, job.classes, selection=selection)
         if result.split == "all":
             return result.all
         assert result.base is not None  # `RecipeData` ensures images of base classes

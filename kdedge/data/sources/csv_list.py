@@ -16,13 +16,13 @@ from kdedge.errors import DataError, some_of
 from kdedge.files import printable, read_text
 
 _IMAGE_HEADINGS = (
-    *("path", "image", "images", "image_path", "imagepath", "img", "img_path", "image_file"),
-    *("file", "filename", "file_name", "filepath", "file_path", "image_name", "image_id"),
-)
+    "path", "image", "images", "image_path", "imagepath", "img", "img_path", "image_file",
+    "file", "filename", "file_name", "filepath", "file_path", "image_name", "image_id",
+)  # fmt: skip
 _LABEL_HEADINGS = (
-    *("label", "labels", "class", "classes", "class_name", "classname", "category", "target"),
-    *("cls", "species", "tag"),
-)
+    "label", "labels", "class", "classes", "class_name", "classname", "category", "target", "cls",
+    "species", "tag",
+)  # fmt: skip
 _DELIMITERS = (",", ";", "\t")  # the heading decides; a comma if it does not
 _MAX_NAMED = 5
 
