@@ -34,7 +34,7 @@ def main(images: str, classes: str, labeled: str, test: str, **changes: object) 
     }
     run = kdedge.distill(recipe)
     print(run)
-    with kdedge.load(run.export(int8=True)) as model:
+    with kdedge.load(kdedge.export(run, int8=True)) as model:
         for path in sorted(Path(test).rglob("*.*")):
             print(path, model(path, top=3))
 

@@ -1,15 +1,10 @@
-"""A run: its results, and what can be made from it."""
+"""A run: its results, its recipe, its teacher and its artifacts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
-from kdedge.api.bench import bench as bench_run
-from kdedge.api.evaluate import evaluate as evaluate_run
-from kdedge.api.export import export as export_run
-from kdedge.api.model import load as load_model
-from kdedge.api.report import report as report_run
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
@@ -75,13 +70,6 @@ class Run(Tabled):
     def headline(self) -> str | None:
         """How good the student is, one sentence a line; None if that was not measured."""
         return headline_of(self.folder)
-
-    # Functions as methods: a notebook completes their keywords
-    evaluate = evaluate_run
-    export = export_run
-    bench = bench_run
-    report = report_run
-    load = load_model
 
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.kind}, {self.provenance.status}>"

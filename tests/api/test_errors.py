@@ -175,14 +175,6 @@ def test_what_a_call_returns_can_be_named() -> None:
             assert found is not None or hasattr(kdedge, name), (function, name)
 
 
-def test_a_run_completes_the_keywords_of_its_methods() -> None:
-    for method in ("evaluate", "export", "bench", "report", "load"):
-        bound = inspect.signature(getattr(kdedge.Run, method).__get__(object()))
-        of_function = inspect.signature(getattr(kdedge, method)).parameters.values()
-        keywords = {one.name for one in of_function if one.kind is one.KEYWORD_ONLY}
-        assert keywords <= set(bound.parameters), method
-
-
 def test_no_call_has_a_folder_of_runs_of_its_own() -> None:
     """`runs_folder` alone knows it, and reads KDEDGE_RUNS; `benchmark_root` reads KDEDGE_DATA."""
     functions = {name: getattr(kdedge, name) for name in kdedge.__all__}

@@ -172,9 +172,11 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     student: kdedge.Run, folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
-    assert student.evaluate(device="cpu") == student.result
-    artifact = student.export(device="cpu", overrides={"gates.agreement.fp16": "0%"}, head="argmax")
-    with student.load() as model:
+    assert kdedge.evaluate(student, device="cpu") == student.result
+    artifact = kdedge.export(
+        student, device="cpu", overrides={"gates.agreement.fp16": "0%"}, head="argmax"
+    )
+    with kdedge.load(student) as model:
         assert model.artifact.path == artifact.path
         image = folder / "images" / "red" / "2.png"
         assert model(image, top=3)[0].class_name in CLASSES
@@ -195,5 +197,5 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     with pytest.raises(kdedge.RecipeError, match="exists, and nothing is overwritten"):
         kdedge.bench(artifact, output=file)
     assert [one.path.name for one in student.artifacts] == ["01"]
-    page = student.report(output=tmp_path / "report")
+    page = kdedge.report(student, output=tmp_path / "report")
     assert "toy/02" in page.read_text(encoding="utf-8")
