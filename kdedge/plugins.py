@@ -107,9 +107,9 @@ class Plugins:
     def own(self) -> list[str]:
         """Names of kdedge's own plugins, sorted."""
         folder = Path(__file__).parents[1].joinpath(*self.package.split("."))
-        first = next(iter(self.parts))
-        if first:
-            paths = [file.parent.name.replace("_", "-") for file in folder.glob(f"*/{first}.py")]
+        part = next(iter(self.parts))
+        if part:
+            paths = [file.parent.name.replace("_", "-") for file in folder.glob(f"*/{part}.py")]
         else:
             paths = [file.stem for file in folder.glob("*.py")]
         return sorted(name for name in paths if name[0] != "_" and name not in self.shared)

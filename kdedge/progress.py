@@ -85,14 +85,14 @@ def progress(
 
         yield call
         return
-    first, as_text = done, readable_bytes if in_bytes else str
+    n_before, as_text = done, readable_bytes if in_bytes else str
     of_total = "" if total is None else f" of {as_text(total)}"
     with _display(what, total, done) as (show, every_s):
         start = shown = time.monotonic()
 
         def advance(done: int, detail: str = "") -> None:
             nonlocal shown
-            now, n_new = time.monotonic(), done - first
+            now, n_new = time.monotonic(), done - n_before
             if now - shown < every_s:
                 return
             shown = now

@@ -88,14 +88,14 @@ def bench(
         root = runs_folder(root, *sources)
         names = [against] if isinstance(against, str) else against
         left_out: dict[str, str] = {}
-        first: RunFolder | None = None
+        first_run: RunFolder | None = None
         subjects: list[Subject] = []
         for source in map(run_argument, sources or (None,)):
             model = model_file_at(source)
             folder = find_artifact(source, root) if model is None else model.parent
             if folder is None:
                 run = find_run(source, root)
-                first = first or run
+                first_run = first_run or run
                 rows, missing = _run_subjects(run, root, names, device, threads)
                 left_out |= missing
             else:
@@ -117,9 +117,9 @@ def bench(
                 left_out=left_out,
             )
         except Interrupted as error:
-            _write(error.result, file, first)
+            _write(error.result, file, first_run)
             raise
-        _write(result, file, first)
+        _write(result, file, first_run)
     return result
 
 

@@ -83,21 +83,20 @@ def compare(
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
     check_at_least(1, batch=batch, threads=threads)
     with contextlib.ExitStack() as stack:
-        first, second = (
-            stack.enter_context(load(source, threads=threads, root=root)) for source in (old, new)
-        )
+        sources = (old, new)
+        models = [stack.enter_context(load(x, threads=threads, root=root)) for x in sources]
         # Otherwise the comparison would also show the effect of the precision
-        if first.file.precision != second.file.precision:
-            first, second = (
+        if models[0].file.precision != models[1].file.precision:
+            models = [
                 stack.enter_context(load(source, precision="fp32", threads=threads, root=root))
                 if model.file.precision != "fp32" and model_file_at(run_argument(source)) is None
                 else model
-                for source, model in ((old, first), (new, second))
-            )
-        files = [(model.artifact.path / model.file.name).resolve() for model in (first, second)]
+                for source, model in zip(sources, models, strict=True)
+            ]
+        files = [(model.artifact.path / model.file.name).resolve() for model in models]
         if files[0] == files[1]:
             log.warning(f"{files[0]} is compared with itself. Name another artifact or file.")
-        comparison = _compare_models(first, second, given_paths, reads_labels=labels, batch=batch)
+        comparison = _compare_models(models, given_paths, reads_labels=labels, batch=batch)
     labeled = comparison.labeled
     if require_no_worse and labeled is not None and labeled.verdict == "worse":
         error = GateError(
@@ -110,18 +109,18 @@ def compare(
 
 
 def _compare_models(
-    old: Classifier, new: Classifier, paths: Sequence[str], *, reads_labels: bool, batch: int | None
+    models: Sequence[Classifier], paths: Sequence[str], *, reads_labels: bool, batch: int | None
 ) -> Comparison:
-    """Classifies the same images with two models and compares their predictions.
+    """Classifies the same images with the old and the new model and compares their predictions.
 
     Raises:
         DataError: no image can be read, or none has a label that both know.
     """
-    names = [classifier.artifact.class_names for classifier in (old, new)]
+    names = [model.artifact.class_names for model in models]
     if not set(names[0]) & set(names[1]):
-        first, second = (", ".join(some_of(some, 3)) for some in names)
+        shown = [", ".join(some_of(some, 3)) for some in names]
         raise DataError(
-            f"The two class lists have no name in common. Old: {first}. New: {second}.\n"
+            f"The two class lists have no name in common. Old: {shown[0]}. New: {shown[1]}.\n"
             "  Compare artifacts of the same classes."
         )
     label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # old classes keep their positions
@@ -129,7 +128,7 @@ def _compare_models(
     items, *copies = tee(inputs, 3)
     streams = [
         classifier.classify_many(((item.key, item.image) for item in own), batch=batch)
-        for classifier, own in zip((old, new), copies, strict=True)
+        for classifier, own in zip(models, copies, strict=True)
     ]
     compared: list[ComparedImage] = []
     unreadable: list[UnreadableImage] = []
@@ -151,17 +150,17 @@ def _compare_models(
             f"None of {images_text(len(unreadable))} can be read.\n  The first is"
             f" {unreadable[0].key}: {unreadable[0].reason}."
         )
-    models = [
+    described = [
         ComparedModel(
-            str(classifier.artifact.path / classifier.file.name),
-            classifier.file.precision,
-            classifier.backend.describe(),
-            len(classifier.artifact.class_names),
+            str(model.artifact.path / model.file.name),
+            model.file.precision,
+            model.backend.describe(),
+            len(model.artifact.class_names),
         )
-        for classifier in (old, new)
+        for model in models
     ]
     comparison = compare_predictions(
-        compared, *models, old_names=names[0], new_names=names[1], unreadable=unreadable
+        compared, *described, old_names=names[0], new_names=names[1], unreadable=unreadable
     )
     if reads_labels and comparison.labeled is None:
         raise DataError(

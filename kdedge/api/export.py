@@ -195,7 +195,7 @@ def export(
     chosen = [find_target(target_name) for target_name in requested if target_name != "onnx"]
     asked: list[Precision] = ["int8"] if int8 else []
     asked += ["fp16"] if fp16 else []
-    first = asked[0] if asked else None
+    precision = asked[0] if asked else None
     for target in chosen:  # fail before the slow work
         check_precisions(target, asked)
     with torch_as_before():
@@ -234,12 +234,13 @@ def export(
                 record_export(run_folder, path)
             if triton is not None and not made.failed:  # or it might serve another file
                 with made.keeping_errors():
-                    folder = Path(triton)
-                    written = write_triton(made.artifact, folder, precision=first, built=made.names)
+                    written = write_triton(
+                        made.artifact, Path(triton), precision=precision, built=made.names
+                    )
                     log.info(f"Wrote {written}")
             if browser is not None and not made.failed:
                 with made.keeping_errors():
-                    written = write_browser(made.artifact, Path(browser), precision=first)
+                    written = write_browser(made.artifact, Path(browser), precision=precision)
                     log.info(f"Wrote {written}")
     return made.result()
 

@@ -304,8 +304,8 @@ class ResultStream:
         """
         if self.counts["classified"]:
             return
-        first = self._first_failed
-        if first is None:
+        failed = self._first_failed
+        if failed is None:
             raise DataError(
                 "There is no image in standard input or the video.\n  Pipe an image into it, or"
                 " play the video to see whether it has frames."
@@ -313,5 +313,5 @@ class ResultStream:
         raise DataError(
             f"None of {images_text(self.counts.total())} could be classified with"
             f" {self._classifier.artifact.path / self._classifier.file.name}.\n  The first is"
-            f" {first.key}: {first.reason}."
+            f" {failed.key}: {failed.reason}."
         )

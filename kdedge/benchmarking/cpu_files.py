@@ -139,16 +139,17 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
         log.info("Timing %d files in turns.", len(calls))
         with working(f"timing {len(calls)} files in turns"):
             timed = measure(calls, plan)
-    first = next((one for one in timed.values() if one.rounds), None)
+    baseline = next((times for times in timed.values() if times.rounds), None)
     for i, candidate in enumerate(candidates):
-        one = timed.get(candidate.file)
-        if one is not None and one.problem is not None and candidate.out is None:
-            candidate = candidates[i] = replace(candidate, out=first_line(one.problem))
-        if one is not None and first is not None and one.rounds:
-            time = summarize(one, batch=batch, inputs="on device", baseline=first)
+        times = timed.get(candidate.file)
+        if times is not None and times.problem is not None and candidate.out is None:
+            candidate = candidates[i] = replace(candidate, out=first_line(times.problem))
+        if times is not None and baseline is not None and times.rounds:
+            time = summarize(times, batch=batch, inputs="on device", baseline=baseline)
             assert time is not None  # it has rounds
-            speedup = percentile(first.samples, _PERCENTILE) / percentile(one.samples, _PERCENTILE)
-            candidates[i] = replace(candidate, time=replace(time, samples_ms=()), speedup=speedup)
+            slow, fast = (percentile(each.samples, _PERCENTILE) for each in (baseline, times))
+            time = replace(time, samples_ms=())
+            candidates[i] = replace(candidate, time=time, speedup=slow / fast)
     return candidates
 
 

@@ -256,13 +256,14 @@ def _nvml_reader() -> Callable[[], float | None] | None:
     """Reads the power of the first GPU that CUDA may use."""
     nvml = _nvml()
     # NVML also counts the GPUs that CUDA_VISIBLE_DEVICES hides
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    device_id = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
     if nvml is None:
         return None
-    if first.startswith(("GPU-", "MIG-")):
-        gpu = _query(nvml, nvml.nvmlDeviceGetHandleByUUID, first)
+    if device_id.startswith(("GPU-", "MIG-")):
+        gpu = _query(nvml, nvml.nvmlDeviceGetHandleByUUID, device_id)
     else:
-        gpu = _query(nvml, nvml.nvmlDeviceGetHandleByIndex, int(first) if first.isdecimal() else 0)
+        index = int(device_id) if device_id.isdecimal() else 0
+        gpu = _query(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
 
     def read() -> float | None:
         milliwatts = _query(nvml, nvml.nvmlDeviceGetPowerUsage, gpu)

@@ -63,10 +63,10 @@ def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Table:
 
 def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Table:
     rows = []
-    for label, _, first in at_smallest_batch(named, "on device"):
-        if first is not None:
-            mark = "!" if first.doubt else ""
-            rows.append([label, *result.ratio_cells(first), f"{first.cv_percent:.1f}{mark}"])
+    for label, _, time in at_smallest_batch(named, "on device"):
+        if time is not None:
+            mark = "!" if time.doubt else ""
+            rows.append([label, *result.ratio_cells(time), f"{time.cv_percent:.1f}{mark}"])
     title = (
         f"Speed relative to {result.baseline}: median, lowest and highest of"
         f" {result.settings['n_rounds']} rounds; variation of the calls"

@@ -125,17 +125,17 @@ def measure(
             warm_ms[key] = min(warm_up)
     for number in range(plan.n_rounds):
         for key, call in calls.items():
-            one = timed[key]
-            n_calls = 0 if one.problem else _calls_in_round(plan, warm_ms[key], number)
+            times = timed[key]
+            n_calls = 0 if times.problem else _calls_in_round(plan, warm_ms[key], number)
             if n_calls:
-                with _recording_errors(one):
+                with _recording_errors(times):
                     time.sleep(_PAUSE_S)
                     for _ in range(_WARM_UP_CALLS if warm_ms[key] < 1000 * _WARM_UP_S else 0):
                         call()  # the first calls after a pause are slower
                     since = watch()
-                    with contextlib.nullcontext() if power is None else power.during(one.power):
-                        one.rounds.append([call() for _ in range(n_calls)])
-                    one.contention.append(since())
+                    with contextlib.nullcontext() if power is None else power.during(times.power):
+                        times.rounds.append([call() for _ in range(n_calls)])
+                    times.contention.append(since())
             if after_turn is not None:
                 after_turn(key)
     return timed

@@ -147,11 +147,11 @@ class _Rebuild:
     def __setstate__(self, state: object) -> None:
         raise pickle.UnpicklingError("a function with a state")
 
-    def __call__(self, first: object, *rest: Any) -> object:
-        if not isinstance(first, _Storage):
-            return first
+    def __call__(self, storage: object, *rest: Any) -> object:
+        if not isinstance(storage, _Storage):
+            return storage
         offset, size, stride, *_ = rest
-        return StoredTensor(first, offset, tuple(size), tuple(stride))
+        return StoredTensor(storage, offset, tuple(size), tuple(stride))
 
 
 _REBUILD = (

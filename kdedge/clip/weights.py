@@ -134,8 +134,8 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch also warns about files that it reads
             saved = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it names {named[1]}" if named else "it holds more than weights, or is damaged"
+        unknown = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it names {unknown[1]}" if unknown else "it holds more than weights, or is damaged"
         raise DataError(
             f"{path} is not loaded: {what}. Loading it could run code.\n"
             "  On a machine where you trust the file, save only its state dict:"

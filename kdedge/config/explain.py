@@ -73,21 +73,21 @@ def explain_validation(
 
 def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDetails]) -> str:
     """The problem of a key and its remedy, as the end of a sentence that begins with the key."""
-    first = problems[0]
-    if first["type"] in {"extra_forbidden", "missing"}:
+    problem = problems[0]
+    if problem["type"] in {"extra_forbidden", "missing"}:
         parent, key = _follow_location(model, path[:-1])[1], str(path[-1])
         fields = {} if parent is None else parent.model_fields
-        if first["type"] == "missing":
+        if problem["type"] == "missing":
             about = fields[key].description if key in fields else None
             return "is missing." + (f"\n  {about}" if about else "")
         known = sorted(field.alias or name for name, field in fields.items())
         all_known = f"Known keys: {', '.join(known)}."
         otherwise = all_known if known else "This section takes no keys; remove it."
         return f"is not a known key.\n  {suggestion(key, known, otherwise)}"
-    if first["type"] in {"value_error", "assertion_error"}:
-        return f"{first['ctx']['error']}."
+    if problem["type"] in {"value_error", "assertion_error"}:
+        return f"{problem['ctx']['error']}."
     expected = " or ".join(dict.fromkeys(map(_expected, problems)))
-    got = first["input"]
+    got = problem["input"]
     return f"must be {expected}, got {_show(got)}.{_hint(problems, got)}"
 
 

@@ -61,9 +61,9 @@ def read_class_file(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path} is not a class list in plain text.\n  {_REMEDY}")
     # Not str.splitlines, which also splits at characters that a name may contain.
     lines = read_text(path, remedy=_REMEDY).split("\n")
-    named = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
-    _check_names(named, str(path))
-    return tuple(name for _, name in named)
+    pairs = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
+    _check_names(pairs, str(path))
+    return tuple(name for _, name in pairs)
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:
@@ -79,24 +79,24 @@ def check_class_names(names: Sequence[str], where: str) -> None:
     _check_names([(f"name {i}", name) for i, name in enumerate(names, 1)], where)
 
 
-def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:
-    first: dict[str, tuple[str, str]] = {}
-    for place, name in named:
+def _check_names(pairs: Sequence[tuple[str, str]], where: str) -> None:
+    seen: dict[str, tuple[str, str]] = {}
+    for place, name in pairs:
         if len(name) > _MAX_NAME_CHARACTERS or not name.isprintable():
             raise DataError(
                 f"{where}, {place}: {name[:40]!r} is not a class name: expected up to"
                 f" {_MAX_NAME_CHARACTERS} printable characters."
             )
-        known = first.setdefault(class_key(name), (place, name))
+        known = seen.setdefault(class_key(name), (place, name))
         if known != (place, name):
             raise DataError(
                 f'{where}: "{known[1]}" ({known[0]}) and "{name}" ({place}) are one class name.\n'
                 "  Names must differ in more than case, blanks and underscores: CLIP reads both"
                 " alike. Remove or rename one."
             )
-    if len(named) < 2:
+    if len(pairs) < 2:
         raise DataError(
-            f"{where} has {len(named)} class name{'' if len(named) == 1 else 's'}, expected two or"
+            f"{where} has {len(pairs)} class name{'' if len(pairs) == 1 else 's'}, expected two or"
             " more.\n  Write one name per line."
         )
 

@@ -54,19 +54,19 @@ def read_probabilities(
             f" {path} goes by them.\n  Rename the images, or teach without that file."
         )
     values = np.empty((len(keys), len(class_names)), np.float32)
-    first: dict[str, int] = {}
+    lines: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             columns = _read_header(path, next(reader, []), class_names)
             for key, *cells in filter(None, reader):
                 place = f"{path}:{reader.line_num}"
-                if key in first:
+                if key in lines:
                     raise DataError(
-                        f"{place}: the image {key!r} is there twice, first in line {first[key]}.\n"
+                        f"{place}: the image {key!r} is there twice, first in line {lines[key]}.\n"
                         "  Keep one of the lines."
                     )
-                first[key] = reader.line_num
+                lines[key] = reader.line_num
                 row = _read_row(place, cells, len(columns))
                 if key in rows:
                     values[rows[key], columns] = row
@@ -74,7 +74,7 @@ def read_probabilities(
         raise DataError(
             f"{path} cannot be read as CSV text in UTF-8: {first_line(error)}.\n  Write it again."
         ) from error
-    missing = [key for key in keys if key not in first]
+    missing = [key for key in keys if key not in lines]
     if missing:
         raise DataError(
             f"{path} has no line for {len(missing)} of {len(keys)} images, first"

@@ -235,7 +235,7 @@ def read_pseudo_labels(path: Path, pool: Images, *, class_names: Sequence[str]) 
             f" some were added, removed or changed, or drawn with another seed.\n{remedy}"
         )
     index = LabelIndex(class_names)
-    first: dict[int, str] = {}
+    place_of: dict[int, str] = {}
     labels: dict[int, int] = {}
     for where, line in lines[1:]:
         entry = _parse(_ImageLine, where, line)
@@ -251,9 +251,9 @@ def read_pseudo_labels(path: Path, pool: Images, *, class_names: Sequence[str]) 
                 f'{where}: data.unlabeled has no image "{entry.image}".\n'
                 "  Use the image names that `kdedge pseudo-label` wrote."
             )
-        if first.setdefault(image, where) != where:
+        if place_of.setdefault(image, where) != where:
             raise DataError(
-                f'{where}: the image "{entry.image}" appears twice, first in {first[image]}.\n'
+                f'{where}: the image "{entry.image}" appears twice, first in {place_of[image]}.\n'
                 "  Keep the line with the right class."
             )
         labels[image] = label

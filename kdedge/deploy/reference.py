@@ -175,10 +175,10 @@ def run_reference(
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
     outputs = _run_unfused(trained, pixels, scale, offsets)
     files, squares = _uncropped_images(trained, chosen)
-    first = _run_unfused(trained, squares, scale, offsets)
+    smoke = _run_unfused(trained, squares, scale, offsets)
     sample = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
     has_open_classes = trained.loaded.recipe.export.open_classes
-    head, others = (part.features if has_open_classes else part.logits for part in (first, outputs))
+    head, others = (part.features if has_open_classes else part.logits for part in (smoke, outputs))
     values = np.concatenate([head, others[sample]])
     return Float32Reference(
         chosen=chosen,

@@ -338,11 +338,11 @@ class Method(SolvedMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         module = self.module
-        first = [
+        looked_at = [
             (self._blocks(images), *teacher_outputs)
             for images, *teacher_outputs in data.pool(slice(0, data.n_look))
         ]
-        blocks, features, logits = (torch.cat(parts) for parts in zip(*first, strict=True))
+        blocks, features, logits = (torch.cat(parts) for parts in zip(*looked_at, strict=True))
         _check_finite(blocks)
         module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
         per_class = torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])

@@ -109,10 +109,10 @@ def _explain(problems: list[ErrorDetails], where: str, remedy: str) -> DataError
                 f" {__version__} reads formats up to {problem['ctx']['le']}.\n"
                 "  Install the newer kdedge here, from its wheel or its folder."
             )
-    first = problems[0]
-    place = f" {'.'.join(map(str, first['loc']))}:" if first["loc"] else ""
-    if first["type"] == "json_invalid":
-        return DataError(f"{where} is not valid JSON: {first['ctx']['error']}.\n  {remedy}")
-    what = first["msg"].replace("Value error, ", "Input should be ")
-    got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+    problem = problems[0]
+    place = f" {'.'.join(map(str, problem['loc']))}:" if problem["loc"] else ""
+    if problem["type"] == "json_invalid":
+        return DataError(f"{where} is not valid JSON: {problem['ctx']['error']}.\n  {remedy}")
+    what = problem["msg"].replace("Value error, ", "Input should be ")
+    got = "" if problem["type"] == "missing" else f", got {problem['input']!r:.60}"
     return DataError(f"{where}:{place} {what}{got}.\n  {remedy}")

@@ -336,6 +336,6 @@ def _choose_unlabeled_samples(
         if teacher_classes is None
         else [i for i in positions if predicted[i] != teacher_classes[i]]
     )
-    first = sorted(different, key=lambda i: -scores[i])[:_N_DIFFERENT]
-    rest = [i for i in positions if i not in first]
-    return first + [rest[i] for i in spread(len(rest), _N_SAMPLES - len(first))]
+    surest = sorted(different, key=lambda i: -scores[i])[:_N_DIFFERENT]
+    rest = [i for i in positions if i not in surest]
+    return surest + [rest[i] for i in spread(len(rest), _N_SAMPLES - len(surest))]

@@ -164,10 +164,10 @@ class Batcher:
             batch: list[_Waiting] = []
             n_images = 0
             while self._waiting:
-                first = self._waiting[0]
-                n_images += len(first.inputs)
+                waiting = self._waiting[0]
+                n_images += len(waiting.inputs)
                 if batch and (
-                    first.model is not batch[0].model or n_images > first.model.max_batch
+                    waiting.model is not batch[0].model or n_images > waiting.model.max_batch
                 ):
                     break
                 batch.append(self._waiting.popleft())

@@ -113,9 +113,9 @@ def parse_request(body: bytes, length: str | None, artifact: Artifact) -> InferR
     try:
         request = _Request.model_validate_json(body[:n_bytes])
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _bad(f"{place}: {first['msg']}" if place else first["msg"]) from error
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise _bad(f"{place}: {problem['msg']}" if place else problem["msg"]) from error
     is_binary = request.parameters.binary_data_output
     if request.outputs and request.outputs[0].parameters.binary_data is not None:
         is_binary = request.outputs[0].parameters.binary_data

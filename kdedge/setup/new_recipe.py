@@ -319,8 +319,8 @@ def _model(
     """
     if clip is not None and clip in PACKAGED:
         clip = f"{PACKAGED[clip][0]}:package"
-    first, colon, weights = (clip or default).rpartition(":")
-    where = {"config": first} if first.endswith(".json") else {"backbone": first}
+    backbone, colon, weights = (clip or default).rpartition(":")
+    where = {"config": backbone} if backbone.endswith(".json") else {"backbone": backbone}
     model = {"method": method, **(where if colon else {}), "weights": weights}
     if clip is None:
         return model | ({"settings": settings} if settings else {})
@@ -328,7 +328,7 @@ def _model(
     from kdedge.clip.resolve import BackboneSpec, named_sizes
     from kdedge.methods.registry import load_method
 
-    config = Path(first).expanduser() if "config" in model else None
+    config = Path(backbone).expanduser() if "config" in model else None
     spec = BackboneSpec(model.get("backbone"), weights, config)
     n_layers = named_sizes(spec).n_layers
     if looks_like_path(weights) and Path(weights).expanduser().is_file():

@@ -147,12 +147,12 @@ def make_plan(loaded: LoadedSuite) -> Plan:
     trained: dict[int, list[Cell]] = {}
     for number, file in trained_on.items():
         trained[number] = _row_cells(loaded, file, names[file], number)
-        first = trained[number][0]
-        if first.is_zero_shot or first.role == "student":
+        cell = trained[number][0]
+        if cell.is_zero_shot or cell.role == "student":
             where = loaded.lines.where(("methods", number, "trained_on"))
             why = "can only predict the class names that its teacher knew"
-            why = "is not trained" if first.is_zero_shot else why
-            raise RecipeError(f"{where}: {first.row} {why}.\n{_REMEDY}")
+            why = "is not trained" if cell.is_zero_shot else why
+            raise RecipeError(f"{where}: {cell.row} {why}.\n{_REMEDY}")
     cells: list[Cell] = []
     for file, name in sorted(names.items(), key=lambda item: item[1] in recipes):
         recipe_cells: list[Cell] = []
@@ -194,14 +194,14 @@ def _measuring_cells(
 ) -> list[Cell]:
     """The cells that measure the runs of a row's source on a recipe's test images."""
     resolved = _load_to_test(loaded, file)
-    name, first = resolved.recipe.name, trained[0]
-    if choose_method(first.loaded, first.role).settings.is_class_specific:
-        known, names = (load_classes(each.recipe).names for each in (first.loaded, resolved))
+    name, cell = resolved.recipe.name, trained[0]
+    if choose_method(cell.loaded, cell.role).settings.is_class_specific:
+        known, names = (load_classes(each.recipe).names for each in (cell.loaded, resolved))
         new = [class_name for class_name in names if class_name not in known]
         if new:
             raise RecipeError(
-                f"{loaded.lines.where(('methods', number, 'trained_on'))}: {first.row} trains"
-                f" separate tensors for each class of {first.loaded.recipe.name}, and {len(new)} of"
+                f"{loaded.lines.where(('methods', number, 'trained_on'))}: {cell.row} trains"
+                f" separate tensors for each class of {cell.loaded.recipe.name}, and {len(new)} of"
                 f" the {len(names)} classes of {name} are not among them, first"
                 f' "{new[0]}".\n{_REMEDY}'
             )

@@ -53,16 +53,16 @@ def distill(
         The teacher's run, or None if the teacher is a file, and the student's run.
     """
     run, job = teacher_and_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
-    first = None
+    one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
-        first = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
-        first = first or _run_stage("First student", one_pass, resume=resume)
+        one_pass_run = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
+        one_pass_run = one_pass_run or _run_stage("First student", one_pass, resume=resume)
     student = _run_stage("Student 2/2", job, resume=resume)
-    if first is not None and workspace.group.on_rank0(
-        lambda: _is_one_pass_better(first, student, job)
+    if one_pass_run is not None and workspace.group.on_rank0(
+        lambda: _is_one_pass_better(one_pass_run, student, job)
     ):
-        student = first
+        student = one_pass_run
     return run, student
 
 
@@ -154,7 +154,7 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
     return chosen
 
 
-def _is_one_pass_better(first: RunFolder, trained: RunFolder, student: Job) -> bool:
+def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> bool:
     """Whether the student of one pass is better than the trained one, whose run then records it.
 
     The accuracy on `data.validation` decides, mean over classes. If there are no such images, the
@@ -163,7 +163,7 @@ def _is_one_pass_better(first: RunFolder, trained: RunFolder, student: Job) -> b
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
     images = RecipeData(setup.loaded.recipe, classes, workspace, group=SINGLE_PROCESS)
-    models = [load_run(run, workspace) for run in (first, trained)]
+    models = [load_run(run, workspace) for run in (ridge, trained)]
     labeled = images.load("validation")
     if labeled is not None:
         scores = [
@@ -180,13 +180,13 @@ def _is_one_pass_better(first: RunFolder, trained: RunFolder, student: Job) -> b
         ]
         does, where = "answers as its teacher", sample[1]
     is_better = scores[0] > scores[1]
-    kind, better = ("ridge", first) if is_better else ("trained", trained)
+    kind, better = ("ridge", ridge) if is_better else ("trained", trained)
     log.info(
         f"Using the {kind} student {better.path}: of {where}, the ridge student {does} on"
         f" {scores[0]:.1f} % and the trained one on {scores[1]:.1f} %."
     )
     if is_better:
-        trained.update(better=first.name)
+        trained.update(better=ridge.name)
     return is_better
 
 

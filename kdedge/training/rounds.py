@@ -120,11 +120,11 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
     """
     labeled, pseudo = job.data.images, _pool(job).labeled_as(labels)
     n_labeled = 0 if labeled is None else len(labeled.indices)
-    first = 0 if labeled is None else len(labeled.source.items)
+    n_items = 0 if labeled is None else len(labeled.source.items)
     settings = _settings(job)
 
     def weights(positions: Sequence[int]) -> Tensor:
-        is_pseudo = torch.tensor([position >= first for position in positions])
+        is_pseudo = torch.tensor([position >= n_items for position in positions])
         return settings.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
     images = pseudo if labeled is None else labeled.joined_with(pseudo)

@@ -257,8 +257,8 @@ def _choose(file: TableFile, image: str | None, label: str | None) -> Columns:
         raise _no_column_error(file, what, "image_column")
     if label is None:
         classes = [name for name in labels if hasattr(features[name], "names")]
-        named = [name for name in _LABEL_COLUMNS if name in labels]
-        label = next(iter(named or (classes if len(classes) == 1 else [])), None)
+        usual = [name for name in _LABEL_COLUMNS if name in labels]
+        label = next(iter(usual or (classes if len(classes) == 1 else [])), None)
     elif label not in labels:
         raise _no_column_error(file, f"column {label} of names or numbers", "label_column")
     names = getattr(features.get(label), "names", None)

@@ -62,13 +62,13 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
     """Describes how many files of each kind were skipped, and how to read pictures among them."""
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
     more = sum(n for _, n in kinds[_MAX_NAMED:])
-    named = ", ".join(f"{n} {kind}" for kind, n in kinds[:_MAX_NAMED])
+    counts = ", ".join(f"{n} {kind}" for kind, n in kinds[:_MAX_NAMED])
     remedies = [
         f"{kind}: {UNREAD_PICTURES[kind[1:]]}"
         for kind in sorted(left_out)
         if UNREAD_PICTURES.get(kind[1:])
     ]
-    return "; ".join([named + (f" and {more} others" if more else ""), *remedies])
+    return "; ".join([counts + (f" and {more} others" if more else ""), *remedies])
 
 
 def has_pictures(left_out: Mapping[str, int]) -> bool:
