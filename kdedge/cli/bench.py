@@ -16,7 +16,7 @@ from kdedge.benchmarking.tables import as_markdown, make_tables, notes
 from kdedge.cli._options import calls_option, device_option, plain_threads_option, runs_option
 from kdedge.cli._output import next_line, print_result, show_result, titled
 from kdedge.records.speed import SpeedResult
-from kdedge.runs.find import find_artifact, find_run, newest_student
+from kdedge.runs.find import find_artifact, find_run
 from kdedge.runtime.artifact import model_file_at
 
 log = logging.getLogger(__name__)
@@ -106,15 +106,18 @@ def command(
     Speed and work depend on a method's architecture only. Accuracies come from finished runs.
     """
     options["against"] = [] if against == "none" else [name.strip() for name in against.split(",")]
+    # Found before they are measured: meanwhile, another run may finish
+    runs = [
+        find_run(name, root)
+        for name in sources or (None,)
+        if not (find_artifact(name, root) or model_file_at(name))
+    ]
     show_result(
-        lambda: bench(*sources, root=root, **options),
+        lambda: bench(*(sources or [run.path for run in runs]), root=root, **options),
         lambda result: _print(result, kind, is_whole=is_whole),
     )
-    runs = [name for name in sources if not (find_artifact(name, root) or model_file_at(name))]
-    if runs or not sources:
-        run = find_run(runs[0], root) if runs else newest_student(root)
-        assert run is not None  # it was measured
-        log.info("%s", next_line("report", run.path))
+    if runs:
+        log.info("%s", next_line("report", runs[0].path))
 
 
 def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:

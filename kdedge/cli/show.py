@@ -102,7 +102,7 @@ def artifact_record(artifact: Artifact) -> dict[str, Any]:
         "name": artifact.name,
         "class_names": list(artifact.class_names),
         "open_classes": artifact.open_classes.to_dict() if artifact.open_classes else None,
-        **artifact.usage(),
+        **artifact.input_record(),
         "files": [file.to_dict() for file in artifact.files],
         "provenance": artifact.provenance,
     }
@@ -122,13 +122,14 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
         cost = ", not timed; kdedge export --cpu times it" if shipped.processor == "CPU" else ""
         cost = f", {figure(shipped.time.p50_ms)} ms" if shipped.time else cost
         to_ship[f"for a {shipped.processor}, ship"] = f"{shipped.file.name}{cost}"
+    dtype, size = artifact.input_record()["input"]["dtype"], artifact.preprocess.size_px
     facts = {
         "run": provenance.get("run"),
         **to_ship,
         "method": provenance.get("method"),
         "classes": f"{len(artifact.class_names)}: {shown}{more}{open_}",
-        "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"
-        f" {artifact.preprocess.size_px}], RGB; normalization is in the graph{normalized}",
+        "takes": f"{dtype} [batch, 3, {size}, {size}], RGB; normalization is in the graph"
+        f"{normalized}",
     }
     if is_whole:
         facts |= {

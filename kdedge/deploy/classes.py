@@ -26,9 +26,9 @@ from kdedge.runtime.artifact import (
     ClassChange,
     Matrix,
     OpenClasses,
-    file_name,
     load_artifact,
     matrix_bytes,
+    matrix_name,
 )
 from kdedge.runtime.none_of_these import NONE
 from kdedge.runtime.open_classes import load_matrix
@@ -62,7 +62,7 @@ def write_classes(
     Raises:
         ResourceError: the file cannot be written.
     """
-    classes = OpenClasses(file_name(1), vectors.shape[1], scale)
+    classes = OpenClasses(matrix_name(1), vectors.shape[1], scale)
     return _with_matrix(artifact, _matrix_rows(vectors, scale), classes)
 
 
@@ -115,7 +115,7 @@ def change_classes(
             class_vectors=None if added is None else added.provenance,
         )
         changes = (*classes.changes, change)
-        versions = map(file_name, itertools.count(len(changes) + 1))
+        versions = map(matrix_name, itertools.count(len(changes) + 1))
         # An interrupted change may have left a file that is not listed
         file = next(name for name in versions if not (folder / name).exists())
         artifact = dataclasses.replace(artifact, class_names=names)

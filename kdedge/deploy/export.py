@@ -214,7 +214,7 @@ class _Writer:
             **classes,
             "normalization": "in graph",
             "normalized": self.run.model.normalization,
-            **artifact.usage(),
+            **artifact.input_record(),
             "head": artifact.head,
             "kdedge": __version__,
             "provenance": artifact.provenance,

@@ -54,8 +54,8 @@ def renew_model_card(artifact: Artifact) -> Artifact:
 
 
 def _card_text(artifact: Artifact) -> str:
-    usage, names = artifact.usage(), artifact.class_names
-    tensor, preparation = usage["input"], usage["preprocess"]
+    record, names = artifact.input_record(), artifact.class_names
+    tensor, preparation = record["input"], record["preprocess"]
     size = preparation["size_px"]
     batch = f"1 to {artifact.max_batch}" if artifact.batch == "dynamic" else str(artifact.batch)
     low, high = tensor["values"]

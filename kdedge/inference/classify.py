@@ -41,7 +41,7 @@ Pixels = npt.NDArray[np.uint8] | UnusableImage
 """[H, W, 3], as a model file takes them, or the error of an image that has none."""
 
 
-def read(image: ImageInput) -> bytes | Image.Image | UnusableImage:
+def read_input(image: ImageInput) -> bytes | Image.Image | UnusableImage:
     """Reads an image file; an image in memory stays as it is."""
     try:
         return image() if callable(image) else image
@@ -49,9 +49,9 @@ def read(image: ImageInput) -> bytes | Image.Image | UnusableImage:
         return error
 
 
-def decoded(image: ImageInput) -> Image.Image | UnusableImage:
+def decode_input(image: ImageInput) -> Image.Image | UnusableImage:
     """Reads and decodes an image file."""
-    data = read(image)
+    data = read_input(image)
     try:
         return decode_image(data) if isinstance(data, bytes) else data
     except UnusableImage as error:
@@ -249,7 +249,7 @@ class Classifier:
         waiting: deque[tuple[str, Future[Pixels]]] = deque()
 
         def prepared(image: ImageInput) -> Pixels:
-            return self.prepare(decoded(image))
+            return self.prepare(decode_input(image))
 
         def classify_first() -> list[Result]:
             taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]

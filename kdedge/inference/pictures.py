@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from kdedge.files import explain_os_error
-from kdedge.inference.classify import ImageInput, decoded, read
+from kdedge.inference.classify import ImageInput, decode_input, read_input
 from kdedge.runtime.preprocess import UnusableImage
 
 _MIN_WIDTH_PX = 320
@@ -38,11 +38,11 @@ class PictureFolder:
         Raises:
             ResourceError: the file cannot be written.
         """
-        data = read(image)
+        data = read_input(image)
         if isinstance(data, bytes) and classes is None:
             self._write(name, data)
             return
-        picture = decoded(data)
+        picture = decode_input(data)
         if isinstance(picture, UnusableImage):  # since it was classified
             return
         if classes is not None:

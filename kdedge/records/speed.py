@@ -26,7 +26,7 @@ from kdedge.records.record import (
 )
 from kdedge.records.tables import Table, Tabled, figure, percent
 
-FORMAT_VERSION = 1
+SPEED_FORMAT = 1
 
 MOST_OTHERS_PERCENT = 10.0
 MOST_SPREAD = 2.0
@@ -34,7 +34,7 @@ MOST_SPREAD = 2.0
 cores, the 90th percentile was at most 1.3 times the median on a quiet machine, and up to 110 times
 while another process was busy."""
 
-TextEncoding = Literal["paper", "cached"]
+TextProtocol = Literal["paper", "cached"]
 TimedFrom = Literal["on device", "copied", "image file"]
 
 
@@ -159,7 +159,7 @@ class ModelFacts(Record):
 
     source: str
     model: str
-    protocol: TextEncoding
+    protocol: TextProtocol
     precision: str
     n_parameters: Bytes | None
     n_bytes: Bytes | None
@@ -227,9 +227,7 @@ class SpeedResult(Record, Tabled):
         left_out: name of each model that could not be measured here -> the reason.
     """
 
-    format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = field(
-        default=FORMAT_VERSION, kw_only=True
-    )
+    format: Annotated[int, Field(ge=1, le=SPEED_FORMAT)] = field(default=SPEED_FORMAT, kw_only=True)
     command: str
     measured_at: str
     settings: dict[str, Any]

@@ -87,7 +87,7 @@ class OpenClasses(Record):
     changes: tuple[ClassChange, ...] = ()
 
 
-def file_name(version: int) -> str:
+def matrix_name(version: int) -> str:
     """Name of the matrix file; each change of the classes writes the next version."""
     return f"classes.{version}.npy"
 
@@ -295,11 +295,11 @@ class Artifact:
             "none_of_these": self.none_of_these,
         }
         values: dict[str, Any] = {
-            "format": FORMAT_VERSION,
+            "format": ARTIFACT_FORMAT,
             "kdedge": __version__,
             "name": self.name,
             "class_names": list(self.class_names),
-            **self.usage(),
+            **self.input_record(),
             "output": {"name": self.output_name, "head": self.head},
             **{name: record.to_dict() for name, record in optional.items() if record is not None},
             "gates": self.gates,
@@ -310,7 +310,7 @@ class Artifact:
         write_json(path, values)
         return path
 
-    def usage(self) -> dict[str, Any]:
+    def input_record(self) -> dict[str, Any]:
         """How an image file becomes the graph's input, and what the graph does itself."""
         preprocess, is_float = self.preprocess, self.pixels == "float"
         return {
@@ -377,7 +377,7 @@ def load_artifact(path: Path) -> Artifact:
     return artifact
 
 
-FORMAT_VERSION = 6
+ARTIFACT_FORMAT = 6
 
 Head = Literal["scores", "argmax"]
 
@@ -400,7 +400,7 @@ class _Gates(BaseModel):
 class _Contents(Record):
     """What is read of `artifact.json`; its other keys tell readers how to prepare an image."""
 
-    format: Annotated[int, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+    format: Annotated[int, Field(ge=ARTIFACT_FORMAT, le=ARTIFACT_FORMAT)]
     kdedge: str
     name: str
     class_names: Annotated[tuple[str, ...], AfterValidator(check_recorded_names)]

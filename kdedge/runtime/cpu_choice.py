@@ -29,7 +29,7 @@ from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 
 CPU_CHOICE = "cpu_choice.json"
-FORMAT_VERSION = 1
+CHOICES_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class CpuChoice(Record, Tabled):
 class _Choices(Record):
     """The content of `cpu_choice.json`."""
 
-    format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]
+    format: Annotated[int, Field(ge=1, le=CHOICES_FORMAT)]
     choices: tuple[CpuChoice, ...]
 
 
@@ -198,7 +198,7 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     except DataError:
         choices = ()
     others = [other for other in choices if other.machine != choice.machine]
-    record = _Choices(FORMAT_VERSION, (*others, choice)).to_dict()
+    record = _Choices(CHOICES_FORMAT, (*others, choice)).to_dict()
     write_json(artifact.path / CPU_CHOICE, record)
     artifact = artifact.with_others(CPU_CHOICE)
     artifact.save()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
 from kdedge.errors import DataError, RecipeError
-from kdedge.inference.classify import Classifier, decoded
+from kdedge.inference.classify import Classifier, decode_input
 from kdedge.inference.lines import Prediction, best_name
 from kdedge.plugins import need
 from kdedge.runtime.none_of_these import NONE
@@ -142,7 +142,7 @@ def watch_source(
                     log.warning(f"{source.name} is lost: {item['reason']}.")
                 yield item
                 continue
-            when, image = item.when(), decoded(item.image)
+            when, image = item.when(), decode_input(item.image)
             pixels = classifier.prepare(image)
             (result,) = classifier.classify_batch([(str(item.number), pixels)], top=len(names))
             if not isinstance(result, Prediction):

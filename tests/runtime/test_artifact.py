@@ -14,7 +14,7 @@ from kdedge.errors import DataError, SetupError
 from kdedge.files import sha256_json
 from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import (
-    FORMAT_VERSION,
+    ARTIFACT_FORMAT,
     Artifact,
     ModelFile,
     load_artifact,
@@ -110,7 +110,7 @@ def test_artifact_json_has_the_documented_keys(written: Artifact) -> None:
 
 
 def test_a_newer_format_says_to_update(written: Artifact) -> None:
-    edit(written, "format", value=FORMAT_VERSION + 1)
+    edit(written, "format", value=ARTIFACT_FORMAT + 1)
     with pytest.raises(SetupError, match=r"a newer kdedge, in format 7.*up to 6") as caught:
         load_artifact(written.path)
     assert "Install the newer kdedge here, from its wheel or its folder." in str(caught.value)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import kdedge
 from kdedge.errors import DataError, RecipeError
-from kdedge.inference.classify import decoded
+from kdedge.inference.classify import decode_input
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import LiveVideo, without_password
 from kdedge.serving.source import (
@@ -229,7 +229,7 @@ def test_a_slow_reader_gets_the_newest_frame_and_the_number_of_others() -> None:
     items.close()
     assert last is not None
     assert last.number == 50
-    image = decoded(last.image)
+    image = decode_input(last.image)
     assert isinstance(image, Image.Image)
     assert image.getpixel((0, 0)) == (50, 0, 0)
     assert items.n_dropped in (48, 49)
@@ -252,7 +252,7 @@ def test_a_frame_that_is_no_picture_is_given_with_its_reason() -> None:
     frame = next(items)
     items.close()
     assert isinstance(frame, Frame)
-    assert isinstance(decoded(frame.image), UnusableImage)
+    assert isinstance(decode_input(frame.image), UnusableImage)
 
 
 def test_a_bug_in_the_thread_is_an_error_here() -> None:
