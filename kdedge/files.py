@@ -25,14 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdedge.errors import (
-    DataError,
-    InUseError,
-    KdedgeError,
-    RecipeError,
-    ResourceError,
-    os_reason,
-)
+from kdedge.errors import DataError, InUseError, KdedgeError, RecipeError, ResourceError, os_reason
 
 log = logging.getLogger(__name__)
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}

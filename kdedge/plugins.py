@@ -14,13 +14,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import (
-    EntryPoint,
-    EntryPoints,
-    PackageNotFoundError,
-    entry_points,
-    version,
-)
+from importlib.metadata import EntryPoint, EntryPoints, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import load_for
 from kdedge.api.run import Run
-from kdedge.config.load import (
-    AnyRecipe,
-    LoadedRecipe,
-    Overrides,
-    check_paths,
-    load_recipe,
-)
+from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, check_paths, load_recipe
 from kdedge.errors import RecipeError
 from kdedge.plugins import need_training_packages
 from kdedge.runs.folder import runs_folder

@@ -11,11 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from kdedge.config.data_spec import (
-    BalanceSpec,
-    ClassesSpec,
-    DataSpec,
-)
+from kdedge.config.data_spec import BalanceSpec, ClassesSpec, DataSpec
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import (
     Name,

@@ -29,12 +29,7 @@ from kdedge.data.sources import ImageSource
 from kdedge.data.views import SECOND_SET, Augmentation, decode_pixels
 from kdedge.errors import DataError, ResourceError
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import (
-    Preprocess,
-    UnusableImage,
-    decode_image,
-    resize_and_crop,
-)
+from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 from kdedge.torchrun import local_world_size
 
 MAX_WORKERS = 8

@@ -14,12 +14,7 @@ from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, HubArchive, by_hand
 from kdedge.data.unpack import unpack
-from kdedge.errors import (
-    DataError,
-    ResourceError,
-    SetupError,
-    first_line,
-)
+from kdedge.errors import DataError, ResourceError, SetupError, first_line
 from kdedge.files import explain_os_error, explained, locked, sha256_file
 from kdedge.plugins import need
 from kdedge.progress import progress, readable_bytes

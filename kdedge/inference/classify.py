@@ -17,13 +17,7 @@ from PIL import Image
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.choose import choose_and_load
 from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction, Result, UnreadableImage
-from kdedge.runtime.artifact import (
-    Artifact,
-    ModelFile,
-    Precision,
-    load_artifact,
-    model_file_at,
-)
+from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact, model_file_at
 from kdedge.runtime.backend import Backend, TakesImages, run_batches, run_inputs, softmax
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.none_of_these import Gaussians, read_gaussians

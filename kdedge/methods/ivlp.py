@@ -13,12 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.prompts import (
-    TextPrompts,
-    make_text_prompts,
-    make_visual_prompts,
-    prompted_texts,
-)
+from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts, prompted_texts
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.methods.protocol import EncoderName, MethodInputs, MethodSettings

@@ -12,14 +12,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from kdedge.records.record import (
-    Count,
-    Fraction,
-    Percent,
-    Positive,
-    PositiveCount,
-    Record,
-)
+from kdedge.records.record import Count, Fraction, Percent, Positive, PositiveCount, Record
 from kdedge.records.tables import Table, Tabled, percent
 
 Role = Literal["teacher", "student", "baseline"]

@@ -14,13 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from kdedge.records.evaluation import EvalDetails
 from kdedge.records.speed import pareto_front
-from kdedge.reporting.plots import (
-    FIRST,
-    MUTED,
-    SECOND,
-    SHARES,
-    THIRD,
-)
+from kdedge.reporting.plots import FIRST, MUTED, SECOND, SHARES, THIRD
 from kdedge.reporting.run_records import TrainingLog
 
 MOST_NAMED_CLASSES = 40

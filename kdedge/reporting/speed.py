@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from kdedge.benchmarking.tables import machine, make_tables, notes
-from kdedge.records.speed import (
-    NamedRow,
-    SpeedResult,
-    accuracies,
-    named_rows,
-)
+from kdedge.records.speed import NamedRow, SpeedResult, accuracies, named_rows
 from kdedge.reporting.blocks import Block, Note, Plot
 from kdedge.reporting.figures import CostPoint, accuracy_against_cost
 

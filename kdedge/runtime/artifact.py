@@ -21,14 +21,7 @@ from kdedge import __version__
 from kdedge.errors import DataError, os_reason
 from kdedge.files import highest_number, read_bytes, sha256_file, sha256_json, write_json
 from kdedge.records.evaluation import ParityResult
-from kdedge.records.record import (
-    Percent,
-    Positive,
-    PositiveCount,
-    Record,
-    Sha256,
-    parse_record,
-)
+from kdedge.records.record import Percent, Positive, PositiveCount, Record, Sha256, parse_record
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import Mean, Preprocess, Side, Std
 

@@ -15,14 +15,7 @@ from pydantic import Field
 
 from kdedge.errors import DataError, KdedgeError, SetupError, first_line
 from kdedge.files import write_json
-from kdedge.records.record import (
-    Percent,
-    Positive,
-    PositiveCount,
-    Record,
-    Sha256,
-    read_record,
-)
+from kdedge.records.record import Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.records.speed import Measurement
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision

@@ -23,11 +23,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import teacher_and_student
-from kdedge.training.rounds import (
-    accuracy_percent,
-    true_labels,
-    warn_of_unpredicted,
-)
+from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
 from kdedge.training.student import workspace_of
 from kdedge.training.teach import baseline_job, with_baseline

@@ -17,10 +17,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import ImageModel
 from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.data import RecipeData
-from kdedge.setup.method import (
-    check_needs_no_vectors,
-    has_class_vectors,
-)
+from kdedge.setup.method import check_needs_no_vectors, has_class_vectors
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace, set_up_device

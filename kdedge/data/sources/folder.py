@@ -7,13 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kdedge.data.sources import (
-    IMAGE_EXTENSIONS,
-    FileSource,
-    Item,
-    LabelIndex,
-    name_some,
-)
+from kdedge.data.sources import IMAGE_EXTENSIONS, FileSource, Item, LabelIndex, name_some
 from kdedge.errors import DataError, os_reason, some_of
 from kdedge.files import printable
 from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
