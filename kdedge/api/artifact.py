@@ -11,7 +11,7 @@ from kdedge.api.arguments import RunOrArtifact, artifact_folder, run_argument
 from kdedge.errors import DataError, RecipeError
 from kdedge.plugins import need_training_packages
 from kdedge.runs.find import find_run
-from kdedge.runs.folder import runs_folder
+from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
 from kdedge.runtime.threads import torch_as_before
@@ -19,7 +19,6 @@ from kdedge.runtime.threads import torch_as_before
 if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses
     from kdedge.deploy.client import ClientCheck, Pictures
-    from kdedge.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.model import load
@@ -29,11 +29,9 @@ from kdedge.inference.lines import (
 )
 from kdedge.progress import progress
 from kdedge.records.tables import Table, Tabled, images_text
+from kdedge.runtime.artifact import Precision
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import frames_of_video, import_pyav, is_video
-
-if TYPE_CHECKING:
-    from kdedge.runtime.artifact import Precision
 
 log = logging.getLogger(__name__)
 _MAX_STDIN_BYTES = 1 << 29  # no photo is larger

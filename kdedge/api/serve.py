@@ -13,13 +13,13 @@ from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
 from kdedge.plugins import need
+from kdedge.runtime.artifact import Precision
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_frames
 from kdedge.serving.watch import DRIFT, watch_source
 from kdedge.setup.doctor import SERVING
 
 if TYPE_CHECKING:
-    from kdedge.runtime.artifact import Precision
     from kdedge.serving.server import Server
 
 

@@ -12,12 +12,12 @@ from kdedge.api.run import Run
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, check_paths, load_recipe
 from kdedge.errors import RecipeError
 from kdedge.plugins import need_training_packages
+from kdedge.records.evaluation import Role
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.threads import torch_as_before
 from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
-    from kdedge.records.evaluation import Role
     from kdedge.setup.workspace import Workspace
     from kdedge.training.teacher_store.store import TeacherStore
 

@@ -15,11 +15,11 @@ import platform
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
+from kdedge.plugins import installed_version
 from kdedge.runtime import machine
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.runtime.threads import may_spin
@@ -52,11 +52,8 @@ def _versions() -> dict[str, str]:
     """Versions of torch, NumPy and the packages of targets with a backend."""
     targets = [target for target in list_targets() if target.backend is not None]
     packages = [name for t in targets for package in t.packages for name in package.distributions]
-    versions = {}
-    for package in ("torch", "numpy", *packages):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
+    versions = {name: installed_version(name) for name in ("torch", "numpy", *packages)}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def _read_files(pattern: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdedge.errors import RecipeError
 from kdedge.records.evaluation import Role
 from kdedge.records.record import if_readable
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import RunFolder, read_provenance
 from kdedge.runs.provenance import Provenance
 from kdedge.runtime.artifact import artifact_at, model_file_at
 
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
     """Yields every run and its provenance; skips other folders, and warns of damaged records."""
     for file in sorted(root.glob("*/*/provenance.json")):
-        run = if_readable(RunFolder.open, file.parent) if file.parent.name.isdecimal() else None
-        if run is not None:
-            yield run, run.read_provenance()
+        record = if_readable(read_provenance, file) if file.parent.name.isdecimal() else None
+        if record is not None:
+            yield RunFolder(file.parent, record.kind), record
 
 
 def finished_runs(root: Path) -> set[Path]:

@@ -126,7 +126,7 @@ class RunFolder:
                 f"{path} is not a run folder: it has no provenance.json.\n  `kdedge runs` lists"
                 " the runs."
             )
-        return cls(path, _read_record(file).kind)
+        return cls(path, read_provenance(file).kind)
 
     @property
     def name(self) -> str:
@@ -163,7 +163,7 @@ class RunFolder:
         Raises:
             DataError: the file is damaged.
         """
-        return _read_record(self.provenance)
+        return read_provenance(self.provenance)
 
     def open_teacher(self) -> RunFolder | None:
         """The run of a student's teacher; None for other runs and if the teacher has no run.
@@ -236,7 +236,12 @@ class RunFolder:
         return locked(self._lock_file, remedy=remedy)
 
 
-def _read_record(file: Path) -> Provenance:
+def read_provenance(file: Path) -> Provenance:
+    """Reads a run's provenance.json.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     remedy = "It is the record of this run: restore it from a copy, or train again."
     return read_record(Provenance, file, remedy=remedy)
 

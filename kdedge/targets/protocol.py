@@ -13,11 +13,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kdedge.errors import BackendUnavailable, MissingPackage, SetupError, is_out_of_memory
+from kdedge.plugins import installed_version
 from kdedge.runtime.native_lines import filter_native_stderr, quiet
 
 if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
@@ -87,11 +87,9 @@ class Package:
     @property
     def version(self) -> str | None:
         """The installed version; None if it is not installed."""
-        for distribution in self.distributions:
-            with contextlib.suppress(PackageNotFoundError):
-                return version(distribution)
         # The module's own version, if it is imported from a distribution with another name
-        return getattr(sys.modules.get(self.module), "__version__", None)
+        own = getattr(sys.modules.get(self.module), "__version__", None)
+        return next(filter(None, map(installed_version, self.distributions)), own)
 
     def load(self) -> Any:
         """Imports the module of `entry`, without output on stdout or stderr.
