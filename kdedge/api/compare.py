@@ -77,8 +77,6 @@ def compare(
             "  Add --labels, and name a folder with a subfolder for each class, or a CSV list."
         )
     given_paths = path_list(paths)
-    if not given_paths:
-        raise RecipeError("No path is given.\n  Name images, folders, shards or CSV lists.")
     if "-" in given_paths:
         raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
     check_at_least(1, batch=batch, threads=threads)

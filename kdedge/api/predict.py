@@ -62,10 +62,23 @@ AnyPath = str | Path | Iterable[str | Path]
 """A path, or several."""
 
 
-def path_list(paths: Iterable[AnyPath]) -> tuple[str, ...]:
-    """The paths of arguments, each of which is a path or a list of paths."""
-    lists = [[argument] if isinstance(argument, str | Path) else argument for argument in paths]
-    return tuple(str(path) for listed in lists for path in listed)
+def path_list(arguments: Iterable[AnyPath]) -> tuple[str, ...]:
+    """The paths of arguments, each of which is a path or a list of paths.
+
+    Raises:
+        RecipeError: there is no path, one is empty, or - (standard input) is not alone or has none.
+    """
+    lists = [[given] if isinstance(given, str | Path) else given for given in arguments]
+    paths = tuple(str(path) for listed in lists for path in listed)
+    if not paths:
+        raise RecipeError("No path is given.\n  Name images, a folder, or - for standard input.")
+    if "" in paths:
+        raise RecipeError("A path is empty.\n  Name an image or a folder; . is the current folder.")
+    if "-" in paths and len(paths) > 1:
+        raise RecipeError("- (standard input) cannot be combined with other paths.")
+    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
+        raise RecipeError("Standard input is a terminal.\n  Pipe an image into it.")
+    return paths
 
 
 def open_inputs(
@@ -245,8 +258,6 @@ def predict(
         ...     print(image.key, image.top)
     """
     given_paths = path_list(paths)
-    if not given_paths:
-        raise RecipeError("No path is given.\n  Name images, videos or folders.")
     check_at_least(1, top=top, every=every, batch=batch, threads=threads)
     inputs = open_inputs(given_paths, every=every)
     n_images = len(inputs) if isinstance(inputs, list) else None

@@ -7,14 +7,13 @@ import contextlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from kdedge.api.model import load
-from kdedge.api.predict import InputImage, ResultStream, open_inputs
+from kdedge.api.predict import InputImage, ResultStream, open_inputs, path_list
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
 from kdedge.files import already_exists, explained, new_file
 from kdedge.inference.lines import (
@@ -29,9 +28,7 @@ from kdedge.inference.lines import (
 from kdedge.inference.pictures import PictureFolder
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
-
-if TYPE_CHECKING:
-    from kdedge.runtime.artifact import Precision
+from kdedge.runtime.artifact import Precision
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +127,7 @@ def command(
     for path in (output, save):
         if path is not None and _has_content(path):
             raise already_exists(path)
-    _check_paths(paths)
+    paths = path_list(paths)
     with contextlib.ExitStack() as stack:
         classifier = stack.enter_context(
             load(artifact, precision=precision, backend=backend, threads=threads, root=root)
@@ -216,19 +213,6 @@ def _new_lines(path: Path) -> Iterator[Callable[[str], None]]:
 
         with file:
             yield write
-
-
-def _check_paths(paths: Sequence[str]) -> None:
-    if not paths:
-        raise click.UsageError("Name images, a folder, or - for standard input.")
-    if "" in paths:
-        raise click.UsageError(
-            "PATH is empty text. Name an image or a folder; . is the current folder."
-        )
-    if "-" in paths and len(paths) > 1:
-        raise click.UsageError("- (standard input) cannot be combined with other paths.")
-    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
-        raise click.UsageError("Standard input is a terminal. Pipe an image into it.")
 
 
 def _has_content(path: Path) -> bool:

@@ -123,13 +123,7 @@ def choose_calibration_images(
             " depend on which images were chosen.\n"
             "  Add more images to data.unlabeled, or raise export.calibration_images."
         )
-    pixels = read_pixels(source, chosen, preprocess)
-    if len(chosen) > 1 and not (pixels != pixels[0]).any():
-        raise DataError(
-            f"INT8: all {len(chosen)} calibration images have the same pixels, for example"
-            f" {source.items[chosen[0]].key}, so they show no ranges.\n"
-            "  Check data.unlabeled: it needs real images of the deployment."
-        )
+    pixels = read_different_pixels(source, chosen, preprocess, use="INT8 calibration")
     files = tuple(
         {"key": source.items[i].key, "sha256": digests[i], "predicted": predicted[i]}
         for i in chosen
@@ -153,6 +147,24 @@ def _round_robin(predicted: Mapping[int, int]) -> Sequence[int]:
         turns[index] = n_before[class_index], class_index
         n_before[class_index] += 1
     return sorted(turns, key=turns.__getitem__)
+
+
+def read_different_pixels(
+    source: ImageSource, indices: Sequence[int], preprocess: Preprocess, *, use: str
+) -> PixelArray:
+    """Reads images as `read_pixels` does; `use`, for the message, is what they are needed for.
+
+    Raises:
+        DataError: an image cannot be read, or all have the same pixels.
+    """
+    pixels = read_pixels(source, indices, preprocess)
+    if len(pixels) > 1 and not (pixels != pixels[0]).any():
+        raise DataError(
+            f"{use}: all {len(pixels)} images have the same pixels, for example"
+            f" {source.items[indices[0]].key}.\n"
+            "  Check data.unlabeled: it needs real images of the deployment."
+        )
+    return pixels
 
 
 def read_pixels(source: ImageSource, indices: Sequence[int], preprocess: Preprocess) -> PixelArray:

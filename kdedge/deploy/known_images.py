@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kdedge.config.fields import percent_value
 from kdedge.data.images import Images
-from kdedge.deploy.calibrate import PixelArray, draw_contents, read_images, read_pixels
+from kdedge.deploy.calibrate import PixelArray, draw_contents, read_different_pixels, read_images
 from kdedge.deploy.parity import predict_pixels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic
@@ -209,12 +209,7 @@ def choose_known_images(
             f" {len(chosen)} are left besides those that files are compared on.\n"
             "  Add images to data.unlabeled, or leave export.none_of_these out."
         )
-    pixels = read_pixels(pool.source, chosen, trained.preprocess)
-    if not (pixels != pixels[0]).any():
-        raise DataError(
-            f'"None of these": all {len(chosen)} unlabeled images have the same pixels, for example'
-            f" {pool.source.items[chosen[0]].key}, so they show no limit.\n"
-            "  Check data.unlabeled: it needs real images of the deployment."
-        )
+    use = '"None of these"'
+    pixels = read_different_pixels(pool.source, chosen, trained.preprocess, use=use)
     what = f"{len(chosen)} of {len(pool.indices)} images of data.unlabeled"
     return KnownImages(pool.only(chosen), pixels, share_percent, what)

@@ -507,7 +507,7 @@ def test_black_images_show_no_ranges(kdedge: Run) -> None:
         Image.new("RGB", (40 + number, 40)).save(path)  # other files, the same pixels
     done = kdedge("export", "tiny/02", "--int8")
     assert done.code == 3
-    assert "calibration images have the same pixels" in done.err
+    assert "INT8 calibration: all" in done.err
     assert "Check data.unlabeled" in done.err
     assert not ARTIFACT.exists()
 

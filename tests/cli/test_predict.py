@@ -250,7 +250,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("art", ""), 2, "PATH is empty text. Name an image or a folder"),
+        (("art", ""), 2, "A path is empty.\n  Name an image or a folder"),
         (("art", "x" * 300), 3, "cannot be read: file name too long"),
         (("x" * 300, "pics"), 3, "file name too long"),
         (("art", "pics", "--output", "x" * 300), 7, "could not be written: file name too long"),
