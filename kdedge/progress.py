@@ -17,8 +17,6 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import IO, Any, Protocol
 
-from rich.filesize import decimal
-
 _LOG = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
 _REDRAW_EVERY_S = 0.1
@@ -207,6 +205,8 @@ def _display(
 
 def readable_bytes(n_bytes: int) -> str:
     """Formats a number of bytes as in `1.5 GB` (1 GB = 1e9 bytes)."""
+    from rich.filesize import decimal
+
     return decimal(n_bytes)
 
 

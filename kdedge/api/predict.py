@@ -15,7 +15,7 @@ from typing import Any
 
 from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.model import load
-from kdedge.data.sources import ImageSource, csv_list, folder, read_file
+from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, read_file
 from kdedge.errors import DataError, RecipeError, check_at_least, os_reason
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import (
@@ -34,7 +34,6 @@ from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import frames_of_video, import_pyav, is_video
 
 log = logging.getLogger(__name__)
-_MAX_STDIN_BYTES = 1 << 29  # no photo is larger
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def open_inputs(
         MissingPackage: a video is named and PyAV is not installed.
     """
     if tuple(paths) == ("-",):
-        data = sys.stdin.buffer.read(_MAX_STDIN_BYTES)
+        data = sys.stdin.buffer.read(MAX_FILE_BYTES)
         return iter([InputImage("stdin", "stdin.jpg", data)] if data else [])
     labels: dict[str, Any] = {"class_names": label_names or (), "labeled": label_names is not None}
     parts: list[InputImages] = []
