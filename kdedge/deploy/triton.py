@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -27,7 +26,6 @@ MAX_QUEUE_DELAY_US = 1000
 
 _PRECISION_ORDER = ("fp16", "fp32", "int8")
 _LABELS = "labels.txt"
-_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def write_triton(
@@ -60,8 +58,7 @@ def write_triton(
     file = _choose_file(artifact, precision, built)
     if artifact.none_below(file) is not None:
         log.warning('Triton always gives a class: its graph cannot answer "none of these".')
-    name = model_name(artifact.name)
-    with new_folder(folder / name) as new:
+    with new_folder(folder / artifact.model_name) as new:
         version = new.part / "1"
         version.mkdir()
         suffix = "plan" if file.target == "tensorrt" else "onnx"
@@ -71,12 +68,7 @@ def write_triton(
         labels = "".join(f"{label}\n" for label in artifact.class_names)
         (new.part / _LABELS).write_bytes(labels.encode())
         (new.part / "config.pbtxt").write_bytes(config_text(artifact, file).encode())
-    return folder / name
-
-
-def model_name(name: str) -> str:
-    """Changes a name to a form that is valid as a folder, in a URL, and in quotes."""
-    return _UNSAFE_CHARACTERS.sub("_", name).strip("_") or "model"
+    return folder / artifact.model_name
 
 
 def config_text(artifact: Artifact, file: ModelFile) -> str:
@@ -95,7 +87,7 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
     lines = [
         f"# Made from {file.name}. Input: RGB from 0 to {255 if is_uint8 else 1},"
         f" {size} x {size} pixels after resize and crop; mean and std are in the model.",
-        f'name: "{model_name(artifact.name)}"',
+        f'name: "{artifact.model_name}"',
         f'platform: "{PLATFORMS[file.target]}"',
         f"max_batch_size: {0 if is_fixed else largest}",
         f'input [ {{ name: "{INPUT_NAME}" data_type: {kind} dims: {dims} }} ]',

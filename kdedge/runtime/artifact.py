@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -205,6 +206,11 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path}: {', '.join(file.name for file in self.files)}>"
+
+    @property
+    def model_name(self) -> str:
+        """Its name in a form that is valid as a folder, in a URL, and in quotes."""
+        return re.sub(r"[^A-Za-z0-9_-]+", "_", self.name).strip("_") or "model"
 
     @property
     def output_name(self) -> str:

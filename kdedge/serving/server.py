@@ -16,7 +16,6 @@ from pathlib import Path
 import uvicorn
 
 from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_failed_gates
-from kdedge.deploy.triton import model_name
 from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line
 from kdedge.inference.classify import Classifier
 from kdedge.serving.app import App
@@ -83,7 +82,7 @@ class Server:
             warn_of_failed_gates(loaded.artifact, loaded.file, loaded.backend)
             model = ServedModel(loaded, batch)
             model.warm_up()
-            self.name = model_name(model.artifact.name)
+            self.name = model.artifact.model_name
             self._app, self._limits = App(self.name, model, limits), limits
             n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             config = uvicorn.Config(

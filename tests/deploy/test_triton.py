@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.deploy.triton import config_text, model_name, write_triton
+from kdedge.deploy.triton import config_text, write_triton
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.none_of_these import NoneBelow
@@ -320,8 +320,10 @@ def test_a_folder_that_cannot_be_made_is_named(artifact: Artifact, tmp_path: Pat
         ("\u2026", "model"),
     ],
 )
-def test_a_models_name_is_safe_in_paths_addresses_and_quotes(name: str, expected: str) -> None:
-    assert model_name(name) == expected
+def test_a_models_name_is_safe_in_paths_addresses_and_quotes(
+    artifact: Artifact, name: str, expected: str
+) -> None:
+    assert dataclasses.replace(artifact, name=name).model_name == expected
 
 
 def in_triton_s_own_form(text: str) -> Any:
