@@ -258,19 +258,18 @@ def predict(
     """
     given_paths = path_list(paths)
     check_at_least(1, top=top, every=every, batch=batch, threads=threads)
-    inputs = open_inputs(given_paths, every=every)
-    n_images = len(inputs) if isinstance(inputs, list) else None
     results: list[Result] = []
-    with (
-        load(
-            artifact, precision=precision, backend=backend, threads=threads, root=root
-        ) as classifier,
-        progress("classifying", n_images, unit="images") as advance,
-    ):
+    with load(
+        artifact, precision=precision, backend=backend, threads=threads, root=root
+    ) as classifier:
+        # After the artifact, whose error says that images come after it
+        inputs = open_inputs(given_paths, every=every)
+        n_images = len(inputs) if isinstance(inputs, list) else None
         stream = ResultStream(inputs, classifier, top=top, batch=batch)
-        for number, (_, result) in enumerate(stream, 1):
-            results.append(result)
-            advance(number)
+        with progress("classifying", n_images, unit="images") as advance:
+            for number, (_, result) in enumerate(stream, 1):
+                results.append(result)
+                advance(number)
     stream.check_any_classified()
     n_shown = min(top, len(classifier.artifact.class_names))
     return Predictions(results, top=n_shown, tells_none=classifier.tells_none)
