@@ -139,12 +139,13 @@ set_option = click.option(
 )
 """`--set a.b=c`, given to the command as the mapping `overrides`."""
 
-_SHORTHANDS = {
+SHORTHANDS = {
     "epochs": (int, "Passes over the training images"),
     "batch_size": (int, "Images per step"),
     "lr": (float, "Learning rate after warm-up"),
     "seed": (int, "Seed of all random draws"),
 }
+"""Options of a training command that are short for keys of the recipe: type and help."""
 
 
 def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -156,7 +157,7 @@ def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         command = resume_option(command)
-        for name, (kind, what) in reversed(_SHORTHANDS.items()):
+        for name, (kind, what) in reversed(SHORTHANDS.items()):
             key = name if name == "seed" else f"{role}.optim.{name}"
             option, text = f"--{name.replace('_', '-')}", f"{what}: short for --set {key}=N."
             command = click.option(option, metavar="N", type=kind, help=text)(command)

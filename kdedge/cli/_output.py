@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -20,11 +20,6 @@ from click.core import ParameterSource
 from kdedge.errors import KdedgeError
 from kdedge.progress import is_terminal
 from kdedge.records.tables import Table
-
-if TYPE_CHECKING:
-    _StreamHandler = logging.StreamHandler[Any]
-else:
-    _StreamHandler = logging.StreamHandler  # no generic class before Python 3.11
 
 _T = TypeVar("_T")
 
@@ -204,7 +199,7 @@ def summary_of_module(file: Path) -> str:
     return text.partition("\n")[0]
 
 
-class _StderrHandler(_StreamHandler):
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]  # since Python 3.11
     """Writes to the current stderr, and each warning only once."""
 
     def __init__(self) -> None:

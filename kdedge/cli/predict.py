@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,7 +29,6 @@ from kdedge.inference.lines import (
 from kdedge.inference.pictures import PictureFolder
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
-from kdedge.runtime.artifact import Precision
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,8 @@ def command(
     output: Path | None,
     save: Path | None,
     uncertain: int | None,
-    precision: Precision | None,
-    backend: str | None,
     batch: int | None,
-    threads: int | None,
-    root: Path,
+    **options: Any,
 ) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 
@@ -129,9 +126,7 @@ def command(
             raise already_exists(path)
     paths = path_list(paths)
     with contextlib.ExitStack() as stack:
-        classifier = stack.enter_context(
-            load(artifact, precision=precision, backend=backend, threads=threads, root=root)
-        )
+        classifier = stack.enter_context(load(artifact, **options))
         # After the artifact, whose error says that images come after it
         inputs = open_inputs(paths, every=every)
         keys = [item.key for item in inputs] if isinstance(inputs, list) else None

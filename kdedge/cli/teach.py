@@ -9,7 +9,7 @@ import click
 
 from kdedge import torchrun
 from kdedge.api.arguments import role_keys
-from kdedge.cli._options import engine_option, run_options, training_options
+from kdedge.cli._options import SHORTHANDS, engine_option, run_options, training_options
 from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
@@ -34,11 +34,9 @@ def command(
     overrides: dict[str, Any],
     is_stored: bool,
     engine: EngineName,
-    resume: bool,
     root: Path,
-    device: str | None,
     as_json: bool,
-    **optim_options: Any,
+    **options: Any,
 ) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
 
@@ -48,13 +46,9 @@ def command(
 
     if engine != "local" and not is_stored:
         raise click.UsageError(f"--engine {engine} works only with --store: add --store.")
+    optim_options = {name: options.pop(name) for name in SHORTHANDS}
     overrides = merged(overrides, role_keys("teacher", optim_options))
-    options: dict[str, Any] = {
-        "overrides": overrides,
-        "root": root,
-        "device": device,
-        "resume": resume,
-    }
+    options |= {"overrides": overrides, "root": root}
     distilling = next_line("distill", recipe, *same_options(overrides))
     if is_stored:
         store = fill_teacher_store(recipe, engine=engine, **options)
