@@ -33,12 +33,11 @@ from kdedge.runs.results import labeled_results, with_stored
 @run_options
 def command(
     run: str | None,
-    overrides: dict[str, Any],
     per_class: bool,
     output: Path | None,
     root: Path,
-    device: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Evaluate RUN on its recipe's test images, or on unlabeled images if it has none.
 
@@ -61,7 +60,7 @@ def command(
     """
     folder = find_run(run, root)
     with contextlib.nullcontext() if output is None else new_file(output):
-        result = evaluate(folder.path, overrides=overrides, root=root, device=device)
+        result = evaluate(folder.path, root=root, **options)
         if output is not None:
             write_json(output, result.to_dict())
     if isinstance(result, UnlabeledResult):

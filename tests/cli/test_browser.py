@@ -379,6 +379,9 @@ def test_what_a_page_cannot_be_made_of_is_an_error_and_nothing_is_overwritten(
     done = kdedge("export", str(artifact.path), "--fp16", "--browser", str(tmp_path / "page"))
     assert done.code == 2
     assert "no FP16 files; it has: fp32, int8" in done.err
+    files = tuple(dataclasses.replace(file, gate="missed") for file in artifact.files)
+    with pytest.raises(package.DataError, match="missed its gate"):
+        write_browser(dataclasses.replace(artifact, files=files), tmp_path / "page")
     arguments = ("export", str(artifact.path), "--browser", str(tmp_path / "page"))
     assert kdedge(*arguments).code == 0
     kept = (tmp_path / "page" / "index.html").stat()
