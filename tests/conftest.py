@@ -350,17 +350,13 @@ def load_module() -> Callable[..., ModuleType]:
     return _load
 
 
-@pytest.fixture(scope="session")
-def traced_once(_shared: Path) -> Iterator[None]:
-    """Lets torch trace a model once for each structure: see `traces.py`."""
-    for name in ("torch", "onnx", "onnxscript"):
-        if importlib.util.find_spec(name) is None:
-            yield
-            return
-    import torch
-
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(_shared: Path) -> Iterator[None]:
+    """Lets torch, where the tests have loaded it, trace a model once: see `traces.py`."""
+    torch, packages = sys.modules.get("torch"), ("onnx", "onnxscript")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", _load("traces").traced_once(_shared))
+        if torch is not None and all(map(importlib.util.find_spec, packages)):
+            patch.setattr(torch.onnx, "export", _load("traces").traced_once(_shared))
         yield
 
 
@@ -435,7 +431,7 @@ def int8_by_maxima() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def gpu(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def gpu(made_once: Callable[..., Path]) -> Any:
     """Makes torch find a GPU, for the time of a `with`; see `simulated_cuda.py`.
 
     A real one, which does not count, where there is one.
@@ -445,5 +441,5 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if torch.cuda.is_available():
         return contextlib.nullcontext
     simulated = _load("simulated_cuda")
-    install = simulated.build_guard(tmp_path_factory.mktemp("guard"))
+    install = simulated.build_guard(made_once)
     return lambda: simulated.simulated_gpu(install)

@@ -235,8 +235,9 @@ def _serve() -> None:
     with contextlib.suppress(ImportError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first export loads what each of them needs
         with contextlib.redirect_stdout(sys.stderr):
-            torch.onnx.export(torch.nn.Linear(1, 1), (torch.ones(1, 1),), dynamo=True)
-        torch.onnx.export = traces.traced_once(Path(sys.argv[2]))
+            export = traces.traced_once(Path(sys.argv[2]))
+            export.traces_always(torch.nn.Linear(1, 1), (torch.ones(1, 1),), dynamo=True)
+        torch.onnx.export = export
 
     gc.collect()
     gc.freeze()  # what is loaded is no garbage in any of the processes

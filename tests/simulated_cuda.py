@@ -289,14 +289,15 @@ def _is_pinned(tensor: Tensor, *_: Any) -> bool:
     return hasattr(tensor.untyped_storage(), "is_pinned_here")
 
 
-def build_guard(folder: Path) -> Callable[[bool], None]:
+def build_guard(made_once: Callable[..., Path]) -> Callable[[bool], None]:
     """Compiles what C++ asks; skips where that, or a private part of torch, is not as expected."""
-    root, library = Path(torch.__file__).parent, folder / "guard.so"
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
+    root = Path(torch.__file__).parent
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-x", "c++", "-", "-o", "guard.so"]
     command += [f"-I{root / 'include'}", f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
+    how: dict[str, Any] = {"input": _CPP, "text": True, "check": True, "capture_output": True}
     try:
-        subprocess.run(command, input=_CPP, text=True, check=True, capture_output=True)
-        install: Callable[[bool], None] = ctypes.CDLL(str(library)).install
+        folder = made_once("guard", lambda folder: subprocess.run(command, cwd=folder, **how))
+        install: Callable[[bool], None] = ctypes.CDLL(str(folder / "guard.so")).install
         with simulated_gpu(install):
             layer = torch.nn.Linear(1, 1).to(GPU)
             layer(torch.ones(1, device=GPU)).backward()

@@ -107,7 +107,7 @@ def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def trained_project(blank_project: Path, made_once: Callable[..., Path], traced_once: None) -> Path:
+def trained_project(blank_project: Path, made_once: Callable[..., Path]) -> Path:
     """A project with the finished runs tiny/01 (teacher) and tiny/02 (student)."""
     from kdedge.config.load import load_recipe
     from kdedge.setup.workspace import Workspace, set_up_device

@@ -241,7 +241,7 @@ def test_public_weights_are_imported_on_a_gpu(
 
 @pytest.mark.slow
 def test_the_hour_with_a_gpu_runs_and_goes_on_after_what_is_done(
-    kdedge: Run, project: Path, gpu: Any, load_module: Any, quick_machine: None, traced_once: None
+    kdedge: Run, project: Path, gpu: Any, load_module: Any, quick_machine: None
 ) -> None:
     def run(arguments: list[str]) -> tuple[int, str, str]:
         done = kdedge(*arguments)
