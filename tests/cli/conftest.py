@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -78,11 +77,14 @@ def blank_project(
 
 
 def copy_project(source: Path, target: Path) -> Path:
-    """Copies a project, its runs too; the weights, which no test writes into, are linked."""
+    """Copies a project, its runs too; the weights, which no test writes into, are linked.
+
+    A symbolic link leaves their inode as it is, so that a run knows their hash.
+    """
 
     def copy(file: str, to: str) -> str:
         if file.endswith(".pt"):
-            os.link(file, to)
+            Path(to).symlink_to(Path(file).resolve())
             return to
         return shutil.copy2(file, to)
 
@@ -109,14 +111,20 @@ def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="session")
 def trained_project(blank_project: Path, made_once: Callable[..., Path]) -> Path:
     """A project with the finished runs tiny/01 (teacher) and tiny/02 (student)."""
+    from kdedge.clip.resolve import BackboneSpec
     from kdedge.config.load import load_recipe
+    from kdedge.files import SETTLED_NS
     from kdedge.setup.workspace import Workspace, set_up_device
     from kdedge.training.distill import distill
 
     def train(folder: Path) -> None:
-        copy_project(blank_project, folder / "project")
-        recipe = load_recipe(folder / "project" / "r.yaml")
-        distill(recipe, Workspace(folder / "project" / "runs", set_up_device("cpu")))
+        project = copy_project(blank_project, folder / "project")
+        runs, device = project / "runs", set_up_device("cpu")
+        distill(load_recipe(project / "r.yaml"), Workspace(runs, device))
+        for weights in project.glob("*.pt"):  # once they are old enough, their hash is kept
+            age_ns = time.time_ns() - weights.stat().st_ctime_ns
+            time.sleep(max(0, SETTLED_NS - age_ns) / 1e9)
+            Workspace(runs, device).identify(BackboneSpec(None, str(weights)))
 
     return made_once("trained", train) / "project"
 
