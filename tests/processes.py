@@ -153,8 +153,8 @@ class Process:
     def wait_until(self, is_so: Callable[[], Any]) -> None:
         """Waits until something is so, or the process has ended."""
         while not is_so() and self.poll() is None:
-            for _ in range(10):  # a look costs less than to ask
-                time.sleep(0.002)
+            for _ in range(4):  # a look costs less than to ask
+                time.sleep(0.005)
                 if is_so():
                     return
 
