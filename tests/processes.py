@@ -231,7 +231,11 @@ def _serve() -> None:
     import kdedge.training.distill
     import kdedge.training.import_public
     import kdedge.training.preflight  # noqa: F401
+    from kdedge.clip.find import find_backbone
+    from kdedge.clip.resolve import BackboneSpec
 
+    # Reads the words of the tokenizer
+    find_backbone(BackboneSpec("kdedge-demo-student", "builtin")).load()
     with contextlib.suppress(ImportError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first export loads what each of them needs
         with contextlib.redirect_stdout(sys.stderr):

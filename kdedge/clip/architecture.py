@@ -10,6 +10,7 @@ config. A config for which open_clip would fetch an encoder or a tokenizer is re
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -177,6 +178,8 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
     if timm_name:  # its values come from the CLIP's file of weights
         arguments["vision_cfg"] = {**vision, "timm_model_pretrained": False}
     try:
+        if device == "meta":
+            return _empty_clip(json.dumps(arguments))
         with torch.device(device):
             return CLIP(**arguments)
     # Wrong values make open_clip and torch raise different errors, depending on where they are used
@@ -186,6 +189,13 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
             "  Compare its vision_cfg and text_cfg with one of open_clip's own configs, such as"
             " ViT-B-16."
         ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _empty_clip(config: str) -> CLIP:
+    """Builds a config's CLIP without values; once for all who check it, so nobody may change it."""
+    with torch.device("meta"):
+        return CLIP(**json.loads(config))
 
 
 def is_promptable_vit(visual: nn.Module) -> bool:

@@ -157,15 +157,15 @@ def make_backbone(
         embed_dim=int(module.text_projection.shape[1]),
         is_trained_with_texts=True,
         model=module,
-        tokenizer=_tokenizer(module.context_length),
+        tokenizer=_tokenizer(),
         text_cache=TextFeatureCache(text_cache_folder),
     )
 
 
 @functools.cache
-def _tokenizer(context_length: int) -> SimpleTokenizer:
+def _tokenizer() -> SimpleTokenizer:
     """CLIP's tokenizer, cached: reading its table takes as long as loading a small model."""
-    return SimpleTokenizer(context_length=context_length)
+    return SimpleTokenizer()
 
 
 @torch.no_grad()
