@@ -78,26 +78,28 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def artifact(
-    tmp_path: Path, tiny_model: FoldedModel, save_artifact: Callable[..., Artifact]
+    tmp_path: Path, block_model: FoldedModel, save_artifact: Callable[..., Artifact]
 ) -> Artifact:
     """An artifact whose smoke set holds the model's answers."""
-    return save_artifact(tmp_path / "artifact", tiny_model)
+    return save_artifact(tmp_path / "artifact", block_model)
 
 
 @pytest.fixture
-def inputs(tiny_model: FoldedModel) -> FoldedRun:
+def inputs(block_model: FoldedModel) -> FoldedRun:
     """What a run's export has."""
-    return FoldedRun(tiny_model, parity_on_smoke_set)
+    return FoldedRun(block_model, parity_on_smoke_set)
 
 
 @pytest.fixture
 def compile_program(
-    tiny_model: FoldedModel, tiny_artifact: Callable[..., Artifact]
+    block_model: FoldedModel, tiny_artifact: Callable[..., Artifact]
 ) -> Callable[..., None]:
     """Compiles one program without an artifact's other files."""
 
     def build(path: Path, precision: Any, **batches: Any) -> None:
-        request = BuildRequest(tiny_artifact(path.parent, **batches), path.parent, model=tiny_model)
+        request = BuildRequest(
+            tiny_artifact(path.parent, **batches), path.parent, model=block_model
+        )
         target.build(PlannedFile(path.name, precision, "gpu"), request)
 
     return build
