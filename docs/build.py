@@ -23,7 +23,7 @@ import click
 
 import kdedge
 from kdedge.cli.main import cli
-from kdedge.config.keys import RecipeKey, explain
+from kdedge.config.keys import RecipeKey, list_keys
 from kdedge.config.recipe import Recipe
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.targets.registry import list_targets, target_records
@@ -47,7 +47,6 @@ def main(output: Path) -> int:
         for page in pages.rglob("*.md"):  # links that also work in the repository
             text = page.read_text(encoding="utf-8").replace("../benchmarks/README.md", "results.md")
             text = text.replace("../CONTRIBUTING.md", "contributing.md").replace("../docs/", "")
-            text = re.sub(r"^\* `(kdedge\.\w+)`(?:: .*)?$", _documented, text, flags=re.MULTILINE)
             page.write_text(text, encoding="utf-8")
         for name, text in generated_pages().items():
             (pages / name).write_text(text, encoding="utf-8")
@@ -61,12 +60,6 @@ def main(output: Path) -> int:
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(project / "site", output)
     return 0
-
-
-def _documented(name: re.Match[str]) -> str:
-    """The directive that the site generator replaces by a name's documentation."""
-    inherited = "\n    options:\n      inherited_members: [close, logits]"
-    return f"\n::: {name[1]}{inherited if name[1] == 'kdedge.LoadedModel' else ''}\n"
 
 
 def undocumented() -> Iterator[str]:
@@ -91,8 +84,29 @@ def generated_pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "recipe-keys.md": recipe_page(),
         "methods.md": methods_page(),
+        "python-names.md": python_page(),
         "deploy/targets.md": targets_page(),
     }
+
+
+def python_page() -> str:
+    """The documentation of every name of the Python API; the site generator fills it in."""
+    names = [name for name in kdedge.__all__ if name != "__version__"]
+    errors = [name for name in names if hasattr(kdedge.errors, name)]
+    classes = [name for name in names if isinstance(getattr(kdedge, name), type)]
+    groups = {
+        "Functions": [name for name in names if name not in classes and name != "errors"],
+        "Classes": [name for name in classes if name not in errors],
+        "Errors": ["errors"],
+    }
+    lines = ["# Names of the Python API", "", "[Python API](python.md) says which to use when.", ""]
+    for title, members in groups.items():
+        lines += [f"## {title}", ""]
+        for name in members:
+            lines += [f"::: kdedge.{name}", ""]
+            if name == "LoadedModel":
+                lines[-1:] = ["    options:", "      inherited_members: [close, logits]", ""]
+    return "\n".join(lines)
 
 
 def targets_page() -> str:
@@ -147,7 +161,7 @@ def recipe_page() -> str:
             "Every key of a recipe, as `kdedge schema` explains it. [Recipes](recipes.md) shows how"
             " they are used; [Methods and losses](methods.md) has each method's `settings`.",
             "",
-            *_table(explain(schema)),
+            *_table(list_keys(schema)),
         ]
     )
 
@@ -187,7 +201,7 @@ def methods_page() -> str:
         lines += ["", f"## {name}", "", _prose(module.__doc__ or ""), ""]
         settings: Mapping[str, Any] = module.Settings.model_json_schema()
         if settings.get("properties"):
-            lines += [*_table(explain(dict(settings)))]
+            lines += [*_table(list_keys(dict(settings)))]
     return "\n".join(lines)
 
 

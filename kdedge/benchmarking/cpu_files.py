@@ -155,5 +155,8 @@ def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[flo
     compared = [measured] if made is None else [made, measured]
     if made is not None and made.n_images > measured.n_images and not is_worse(measured, made):
         compared = [made]  # it has more images: the gate on few would refuse many good files
-    missed = (failed_gates(parity, file.precision, artifact.gates) for parity in compared)
-    return measured.agreement_percent, "; ".join(next(filter(None, missed), ())) or None
+    for parity in compared:
+        if missed := failed_gates(parity, file.precision, artifact.gates):
+            where = "on the sample images: " if parity is measured else ""
+            return measured.agreement_percent, where + "; ".join(missed)
+    return measured.agreement_percent, None

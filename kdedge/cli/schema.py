@@ -10,7 +10,7 @@ import click
 
 from kdedge.api.about import schema
 from kdedge.cli._output import json_option, print_result, shown_columns
-from kdedge.config.keys import explain
+from kdedge.config.keys import list_keys
 
 
 @click.command("schema")
@@ -36,7 +36,7 @@ def command(as_json: bool) -> None:
 
 
 def _lines(values: dict[str, Any]) -> Iterator[str]:
-    for key in explain(values):
+    for key in list_keys(values):
         yield f"  {key.name}  ({key.facts})"
         yield from textwrap.wrap(
             key.description,

@@ -31,7 +31,7 @@ class RecipeKey:
     description: str
 
 
-def explain(
+def list_keys(
     root: dict[str, Any], node: dict[str, Any] | None = None, prefix: str = ""
 ) -> Iterator[RecipeKey]:
     """Explains every key of a pydantic model's JSON schema, nested ones after their parent.
@@ -49,7 +49,7 @@ def explain(
         facts = _facts(root, field, is_required=key in required)
         yield RecipeKey(name, facts, field.get("description", ""))
         if inner is not None and name not in _SAME_AS_OPTIM:
-            yield from explain(root, inner, f"{name}.")
+            yield from list_keys(root, inner, f"{name}.")
 
 
 def _facts(root: dict[str, Any], field: dict[str, Any], *, is_required: bool) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def failed_gates(
 ) -> tuple[str, ...]:
     """Lists the gates that a file misses, in words; empty if it passes.
 
+    A gate's share is rounded up to whole images.
+
     Args:
         result: comparison of the file.
         precision: precision of the file.
@@ -99,16 +102,20 @@ def failed_gates(
     """
     lowest = gates.get("agreement", {}).get(precision, 0.0)
     max_drop = gates.get("max_drop", 100.0)
+    n, n_labeled = result.n_images, result.n_labeled
+    n_differ = round(n * (100 - result.agreement_percent) / 100)
+    n_lost = round(n_labeled * (result.accuracy_drop or 0) / 100)
+    may_differ = math.ceil(n * (100 - lowest) / 100 - 1e-6)
+    may_lose = math.ceil(n_labeled * max_drop / 100 - 1e-6)
     lines = []
     if result.n_nonfinite:
         lines.append(f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images")
-    if result.agreement_percent < lowest:
+    if n_differ > may_differ:
         lines.append(
-            f"agreement {result.agreement_percent:.2f} %, but at least {lowest:.2f} % is required"
-            f" (gates.agreement.{precision})"
+            f"agreement {result.agreement_percent:.2f} %, but at least {lowest:.2f} % is required:"
+            f" {n_differ} of {n} images differ, {may_differ} may (gates.agreement.{precision})"
         )
-    one_image = 100 / max(1, result.n_labeled)  # with few images, more than a point
-    if result.accuracy_drop is not None and result.accuracy_drop > max(max_drop, one_image):
+    if n_lost > may_lose:
         lines.append(
             f"accuracy {result.accuracy_drop:.2f} points lower, but at most {max_drop:.2f} is"
             " allowed (gates.max_drop)"

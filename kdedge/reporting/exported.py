@@ -107,7 +107,7 @@ def compared_files(artifact: Artifact) -> Table:
     compared = sorted({f"{p.n_images:,} images ({p.images})" for p in parities})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
     gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
-    gates += [] if max_drop is None else [f"drop at most {max_drop:g} points, or one image"]
+    gates += [] if max_drop is None else [f"drop at most {max_drop:g} points, in whole images"]
     caption = (
         f"Measured at export on {', '.join(compared) or 'no images yet'}. Agreement: share of the"
         " images with the float32 model's class. Drop: accuracy lost, in points; below 0, it is"

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import NAME, looks_like_path
-from kdedge.config.keys import explain
+from kdedge.config.keys import list_keys
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.optim_spec import OptimSettings, OptimSpec
 from kdedge.config.recipe import Recipe
@@ -64,7 +64,7 @@ _WHY = {
     "optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
     "balance": "corrects CLIP's preference for some classes; or the shares that you know",
     "precisions": "add int8 for a GPU or Jetson; export --cpu makes INT8 by itself",
-    "gates": "what an exported file must reach, but for one image, against the float32 student",
+    "gates": "what an exported file must reach against the float32 student, in whole images",
 }
 
 
@@ -287,7 +287,7 @@ def _line(key: str, value: Any, why: str | None, indent: str = "") -> list[str]:
 
 def _long_text(values: dict[str, Any]) -> str:
     """The recipe with each key below its description in the schema."""
-    about = {key.name: key.description for key in explain(Recipe.model_json_schema())}
+    about = {key.name: key.description for key in list_keys(Recipe.model_json_schema())}
     optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
     lines = [
         f"# Recipe {values['name']}. Relative paths start at this file's folder. Lines such as",

@@ -116,8 +116,13 @@ def test_uint8_graphs_get_the_pixels_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "precision", "expected"),
     [
-        ("agreement_percent", 97.21, "int8", "agreement 97.21 %, but at least 98.00 % is required"),
-        ("agreement_percent", 99.49, "fp16", "99.49 %, but at least 99.50 % is required"),
+        (
+            "agreement_percent",
+            97.2,
+            "int8",
+            "agreement 97.20 %, but at least 98.00 % is required: 56 of 2000 images differ, 40 may",
+        ),
+        ("agreement_percent", 99.4, "fp16", "99.40 %, but at least 99.50 % is required"),
         ("accuracy_drop", 1.234, "fp32", "accuracy 1.23 points lower, but at most 1.00 is allowed"),
         ("n_nonfinite", 1, "fp16", "NaN or infinity for 1 of 2000 images"),
     ],
@@ -142,6 +147,7 @@ def test_a_miss_is_a_sentence_with_got_asked_and_key(
         ({"agreement_percent": 98.0, "accuracy_drop": 1.0}, "int8"),
         ({"accuracy_drop": -5.0}, "int8"),
         ({"n_labeled": 96, "accuracy_drop": 100 / 96}, "int8"),  # one image
+        ({"n_images": 96, "agreement_percent": 100 * 94 / 96}, "int8"),  # 1.92 images, rounded up
         (
             dict.fromkeys(("accuracy_drop", "accuracy_percent", "reference_accuracy_percent")),
             "fp16",
@@ -161,8 +167,8 @@ def test_the_error_names_file_misses_images_and_what_to_do() -> None:
     assert error.exit_code == 6
     assert str(error).splitlines() == [
         "model.int8.onnx missed its gates against the float32 student: NaN or infinity for 1 of"
-        " 2000 images; agreement 97.00 %, but at least 98.00 % is required"
-        " (gates.agreement.int8).",
+        " 2000 images; agreement 97.00 %, but at least 98.00 % is required: 60 of 2000 images"
+        " differ, 40 may (gates.agreement.int8).",
         "  Compared on 2000 images (2000 of 4000 images of data.test) with onnxruntime 1.24.4 CPU.",
         "  Worst images: a.jpg (cat, here dog), b.jpg (fox, here NaN or infinity), c.jpg (fox, with"
         " other scores).",

@@ -111,7 +111,7 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: MakeRun) -> None:
     ]
     assert "Measured at export on 40 images (" in table.caption
     assert (
-        "Gates: agreement of int8 at least 98 %, drop at most 1 points, or one image."
+        "Gates: agreement of int8 at least 98 %, drop at most 1 points, in whole images."
         in table.caption
     )
 
