@@ -32,16 +32,23 @@ ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether the command line made the call: messages then name flags, else Python's arguments."""
 
 _SAME_NAME = (
-    "against backend browser calibrate classes config cpu device drift exact file fp16 head"
+    "against backend browser calibrate classes config cpu data device drift exact file fp16 head"
     " int8 int8-minutes keep-teacher labels max-megabytes method min-score none-of-these"
     " open-classes output pixels port precision resume size student teacher threads triton weights"
 )
 # Flag -> argument of the public function; messages keep flags that have no argument
-_ARGUMENTS = {"set": "overrides:", "runs": "root", "data": "root", "from": "run", "as": "kind"} | {
+_ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
     flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
 }
 
 _FLAG = re.compile(rf"`.*?`|\bkdedge \w+ .*|(?<![^\s(])--({'|'.join(_ARGUMENTS)})\b(?!-)")
+
+
+def in_words_of_caller(text: str) -> str:
+    """A message for a call from Python, in which `--device` becomes the argument `device`."""
+    if ON_COMMAND_LINE.get():
+        return text
+    return _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[0]), text)
 
 
 class KdedgeError(Exception):
@@ -56,11 +63,8 @@ class KdedgeError(Exception):
     result: Any = None
 
     def __str__(self) -> str:
-        """The message; for a call from Python, `--device` becomes the argument `device`."""
-        text = super().__str__()
-        if ON_COMMAND_LINE.get():
-            return text
-        return _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[0]), text)
+        """The message, by `in_words_of_caller`."""
+        return in_words_of_caller(super().__str__())
 
 
 class RecipeError(KdedgeError):

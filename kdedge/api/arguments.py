@@ -42,6 +42,7 @@ def artifact_folder(artifact: RunOrArtifact, root: str | Path | None = None) -> 
         DataError: the argument names no artifact and no run that has one.
     """
     path = Path(str(run_argument(artifact))).expanduser()
+    path = path.with_suffix("") if path.suffix == ".yaml" else path  # a recipe's file
     in_runs_folder = runs_folder(root) / path
     for folder in (path, in_runs_folder):
         exported = artifact_at(folder) or artifact_at(folder / "artifacts")
@@ -84,8 +85,9 @@ def load_for(
     Raises:
         RecipeError: the recipe is wrong, or there is no such size.
     """
-    size_keys: dict[str, Any] = {}
+    keys = merged(overrides or {}, role_keys(role, options))
     if size is not None:
-        student = load_recipe(recipe).recipe.student
-        size_keys = student_size(size).overrides("promptkd" if student is None else student.method)
-    return load_recipe(recipe, merged(size_keys, overrides or {}, role_keys(role, options)))
+        student = load_recipe(recipe, keys).recipe.student
+        method = "promptkd" if student is None else student.method
+        keys = merged(student_size(size).overrides(method), keys)
+    return load_recipe(recipe, keys)

@@ -35,41 +35,37 @@ class BenchmarkSet:
         return "no" if len(self.missing) == len(self.benchmark.downloads) else "partly"
 
 
-def list_sets(root: str | Path | None = None) -> dict[str, BenchmarkSet]:
+def list_sets(data: str | Path | None = None) -> dict[str, BenchmarkSet]:
     """Lists the benchmark sets by name, and which of them are on this machine.
 
     Args:
-        root: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
-
-    Raises:
-        SetupError: an installed package's set cannot be loaded.
+        data: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
     """
-    return {name: open_set(name, root) for name in list_benchmarks()}
+    return {name: open_set(name, data) for name in list_benchmarks()}
 
 
-def open_set(name: str, root: str | Path | None = None) -> BenchmarkSet:
+def open_set(name: str, data: str | Path | None = None) -> BenchmarkSet:
     """Describes a benchmark set, and finds which of its files are missing.
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
+        data: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
 
     Raises:
         DataError: there is no such set.
-        SetupError: the set of an installed package cannot be loaded.
     """
-    benchmark, place = load_benchmark(name), benchmark_root(root)
+    benchmark, place = load_benchmark(name), benchmark_root(data)
     return BenchmarkSet(benchmark, place / benchmark.folder, benchmark.missing(place))
 
 
-def fetch_set(name: str, root: str | Path | None = None) -> Fetched:
+def fetch_set(name: str, data: str | Path | None = None) -> Fetched:
     """Downloads the missing files of a benchmark set and unpacks them.
 
     They come from the Hugging Face Hub; an interrupted download continues where it stopped.
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
+        data: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
 
     Raises:
         DataError: there is no such set, or a file is not the published one.
@@ -77,17 +73,17 @@ def fetch_set(name: str, root: str | Path | None = None) -> Fetched:
         ResourceError: the disk is full, or the folder cannot be written.
         InUseError: another fetch uses the folder.
     """
-    return fetch(load_benchmark(name), benchmark_root(root))
+    return fetch(load_benchmark(name), benchmark_root(data))
 
 
 def verify_set(
-    name: str, root: str | Path | None = None, *, read_images: bool = False
+    name: str, data: str | Path | None = None, *, read_images: bool = False
 ) -> Verification:
     """Compares a benchmark set's counts, class names and split with the published ones.
 
     Args:
         name: name of the set.
-        root: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
+        data: folder of the benchmark sets; None for `$KDEDGE_DATA`, or `data` if it is not set.
         read_images: also decode every image.
 
     Returns:
@@ -96,7 +92,7 @@ def verify_set(
     Raises:
         DataError: there is no such set.
     """
-    return verify(load_benchmark(name), benchmark_root(root), read_images=read_images)
+    return verify(load_benchmark(name), benchmark_root(data), read_images=read_images)
 
 
 def scan_images(source: str | Path) -> Survey:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, load_recipe
@@ -15,9 +14,6 @@ from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.runtime.threads import torch_as_before
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, merged
-from kdedge.errors import KdedgeError, RecipeError
+from kdedge.errors import ON_COMMAND_LINE, Interrupted, KdedgeError, RecipeError, signum_of
 from kdedge.files import check_writable, held
 from kdedge.plugins import log_pending_warnings, need_training_packages
 from kdedge.runs.find import find_artifact, find_run
@@ -119,8 +121,8 @@ def export(
     classes: str | Path | Sequence[str] | None = None,
     head: Literal["scores", "argmax"] | None = None,
     pixels: Literal["float", "uint8"] | None = None,
-    open_classes: bool = False,
-    calibrate: bool = False,
+    open_classes: bool | None = None,
+    calibrate: bool | None = None,
     none_of_these: str | None = None,
     int8_minutes: float | None = None,
     output: str | Path | None = None,
@@ -147,8 +149,10 @@ def export(
             may be fewer or in another order; new ones need the teacher's run.
         head: `scores` for logits; `argmax` for their ranking alone. None: as the recipe says.
         pixels: the graph's input: `float` from 0 to 1, or `uint8`. None: as the recipe says.
-        open_classes: keep the class vectors in a file that `change_classes` changes.
-        calibrate: fit a temperature, so that a score is the share of correct predictions.
+        open_classes: keep the class vectors in a file that `change_classes` changes. None: as the
+            recipe says.
+        calibrate: fit a temperature, so that a score is the share of correct predictions. None: as
+            the recipe says.
         none_of_these: answer "none" for images unlike the known ones, of which this share, such as
             `"95%"`, still gets a class. None: as the recipe says.
         int8_minutes: time for the search of INT8's ranges and layers. None: as the recipe says.
@@ -181,8 +185,8 @@ def export(
     recipe_options = {
         "export.head": head,
         "export.pixels": pixels,
-        "export.open_classes": open_classes or None,
-        "export.calibrate": calibrate or None,
+        "export.open_classes": open_classes,
+        "export.calibrate": calibrate,
         "export.none_of_these": none_of_these,
         "export.int8_minutes": int8_minutes,
     }
@@ -206,25 +210,12 @@ def export(
             precisions = _with_fp16(trained.loaded.recipe.export.precisions)
             path, inputs, names = _write_artifact(trained, chosen, precisions, output, cpu=cpu)
         else:
-            run_options = {
-                "classes": classes,
-                "output": output,
-                "device": device,
-                "onnx": "onnx" in requested,
-            }
-            if given := [*(key for key, value in run_options.items() if value), *overrides]:
-                raise RecipeError(
-                    f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
-                    " exported.\n  Name its run instead."
-                )
-            if not (chosen or cpu or triton or browser):
-                flags = [known.flag for known in list_targets() if known.source == "ONNX file"]
-                raise RecipeError(
-                    f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
-                    " --triton DIR or --browser DIR."
-                )
+            run_options = {"classes": classes, "output": output, "device": device}
+            given = [*(key for key, value in run_options.items() if value), *overrides]
+            given += ["onnx"] if "onnx" in requested else []
+            _check_adds_files(str(name), given, is_asked=bool(chosen or cpu or triton or browser))
             path, inputs, names, precisions = existing, None, [], _with_fp16(asked)
-        with held(path):
+        with held(path), _telling_how_to_finish(path, [*chosen], cpu=cpu):
             made = _Export(load_artifact(path), inputs, names)
             for target in chosen:
                 made.build(target, precisions)
@@ -232,17 +223,51 @@ def export(
                 made.choose_for_cpu()
             if existing is None:
                 record_export(run_folder, path)
-            if triton is not None and not made.failed:  # or it might serve another file
-                with made.keeping_errors():
-                    written = write_triton(
-                        made.artifact, Path(triton), precision=precision, built=made.names
-                    )
-                    log.info(f"Wrote {written}")
-            if browser is not None and not made.failed:
-                with made.keeping_errors():
-                    written = write_browser(made.artifact, Path(browser), precision=precision)
-                    log.info(f"Wrote {written}")
+            for new, write in (
+                (triton, partial(write_triton, built=made.names)),
+                (browser, write_browser),
+            ):
+                if new is not None and not made.failed:  # or it might serve another file
+                    with made.keeping_errors():
+                        written = write(made.artifact, Path(new), precision=precision)
+                        log.info(f"Wrote {written}")
     return made.result()
+
+
+@contextlib.contextmanager
+def _telling_how_to_finish(path: Path, targets: Sequence[Target], *, cpu: bool) -> Iterator[None]:
+    """Context that an interruption leaves with the command for the missing files."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        flags = [*(target.flag for target in targets), *(["--cpu"] if cpu else [])]
+        command = shlex.join(["kdedge", "export", str(path), *flags])
+        message = f"interrupted. {path} is kept; this adds the other files: {command}"
+        raise Interrupted(message, signum=signum_of(interrupt)) from interrupt
+
+
+def _check_adds_files(name: str, given: Sequence[str], *, is_asked: bool) -> None:
+    """Checks the options for an artifact that exists, to which only files are added.
+
+    Args:
+        name: the artifact.
+        given: options that need its run.
+        is_asked: whether there is something to add.
+    """
+    if given:
+        raise RecipeError(
+            f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
+            " exported.\n  Name its run instead."
+        )
+    if not is_asked:
+        built = [target for target in list_targets() if target.source == "ONNX file"]
+        options = f"targets={[target.name for target in built]}"
+        if ON_COMMAND_LINE.get():
+            options = ", ".join(target.flag for target in built)
+        raise RecipeError(
+            f"{name} is an artifact. Name what to build from it: {options}, --cpu, --triton DIR or"
+            " --browser DIR."
+        )
 
 
 def _with_fp16(precisions: Iterable[Precision]) -> set[Precision]:

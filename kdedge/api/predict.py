@@ -101,7 +101,7 @@ def open_inputs(
     labels: dict[str, Any] = {"class_names": label_names or (), "labeled": label_names is not None}
     parts: list[InputImages] = []
     for name in paths:
-        path = Path(name)
+        path = Path(name).expanduser()
         try:
             is_folder, is_there = path.is_dir(), path.exists()
         except OSError as error:
@@ -119,7 +119,7 @@ def open_inputs(
             parts.append(_source_images(source, path))
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
-        elif path.suffix == ".tar":
+        elif path.suffix.lower() == ".tar":
             from kdedge.data.sources import webdataset  # only needed for shards
 
             shard = webdataset.open_source(str(path.absolute()), **labels)

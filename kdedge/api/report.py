@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
+from kdedge.errors import RecipeError
 from kdedge.files import refuse_existing
 from kdedge.plugins import need
-from kdedge.runs.find import find_run
+from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import runs_folder
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def report(
         The HTML file.
 
     Raises:
-        RecipeError: no such run, or the output folder exists.
+        RecipeError: no such run, an artifact that is not its run's newest, or the output folder
+            exists.
         MissingPackage: the extra `report` is not installed.
 
     Examples:
@@ -56,7 +59,16 @@ def write_page(
     if folder is not None:
         refuse_existing(folder)  # before reading runs
     root = runs_folder(root, *runs)
-    folders = [find_run(run_argument(run), root) for run in runs or (None,)]
+    names = [run_argument(run) for run in runs or (None,)]
+    folders = [find_run(name, root) for name in names]
+    for name, run in zip(names, folders, strict=True):
+        artifact = find_artifact(name, root)
+        if artifact is not None and artifact.resolve() != (run.newest_export or run.path).resolve():
+            raise RecipeError(
+                f"{name} is not the newest export of {run.path}, and a report shows that.\n"
+                "  Name the run, or look at the artifact with: kdedge show"
+                f" {shlex.quote(str(name))}"
+            )
     records = [gather(run) for run in {run.path.resolve(): run for run in folders}.values()]
     page = write_report(records, folder)
     for problem in (problem for record in records for problem in record.problems):

@@ -56,7 +56,7 @@ class Run(Tabled):
     def teacher(self) -> Run | None:
         """The run of a student's teacher; None for other runs, and if it is missing."""
         try:
-            folder = self.folder.open_teacher()
+            folder = self.folder.teacher_folder()
         except KdedgeError:
             return None
         return None if folder is None else Run(folder)

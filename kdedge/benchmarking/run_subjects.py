@@ -125,7 +125,7 @@ def _teacher(
 ) -> tuple[RunFolder, Subject] | None:
     """The teacher of a student; None if its run or its weights are missing."""
     try:
-        folder = run.open_teacher()
+        folder = run.teacher_folder()
         if folder is None:
             raise RecipeError("the teacher is not a run")
         if folder.kind != "teacher":

@@ -20,7 +20,6 @@ _MAX_NAMED = 20
 
 _data_option = click.option(
     "--data",
-    "root",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("data"),
     envvar="KDEDGE_DATA",
@@ -42,17 +41,17 @@ def command() -> None:
 @command.command("list")
 @_data_option
 @json_option
-def list_here(root: Path, as_json: bool) -> None:
+def list_here(data: Path, as_json: bool) -> None:
     """List the benchmark sets and which of them are here."""
     rows, records = [], []
-    for name, opened in list_sets(root).items():
+    for name, opened in list_sets(data).items():
         n_classes, n_images = opened.benchmark.n_classes, dict(opened.benchmark.n_images)
         about = {"license": opened.benchmark.license, "here": opened.is_here}
         records.append({"name": name, "n_classes": n_classes, "n_images": n_images, **about})
         cells = [str(n_classes), f"{sum(n_images.values()):,}", opened.is_here]
         rows.append([name, *cells, opened.benchmark.license])
     header = ("set", "classes", "images", "here", "license")
-    record = {"root": str(root), "sets": records}
+    record = {"root": str(data), "sets": records}
     print_result(record, as_json=as_json, text=table(rows, header=header, align="lrrll"))
 
 
@@ -60,9 +59,9 @@ def list_here(root: Path, as_json: bool) -> None:
 @click.argument("name")
 @_data_option
 @json_option
-def show(name: str, root: Path, as_json: bool) -> None:
+def show(name: str, data: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, terms, layout, and which are missing."""
-    opened = open_set(name, root)
+    opened = open_set(name, data)
     benchmark, folder, missing = opened.benchmark, opened.folder, opened.missing
     record = {
         "name": name,
@@ -89,7 +88,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
         sha256 = "" if file.sha256 is None else f"\n  SHA-256 {file.sha256}"
         blocks.append(f"{file.path}: {is_here}\n  {file.by_hand}{sha256}")
     if missing:
-        blocks.append(next_line("data", "fetch", name, *given_options("root")))
+        blocks.append(next_line("data", "fetch", name, *given_options("data")))
     print_result(record, as_json=as_json, text="\n\n".join(blocks))
 
 
@@ -97,20 +96,20 @@ def show(name: str, root: Path, as_json: bool) -> None:
 @click.argument("name")
 @_data_option
 @json_option
-def fetch(name: str, root: Path, as_json: bool) -> None:
+def fetch(name: str, data: Path, as_json: bool) -> None:
     """Download the missing files of a benchmark set and unpack them.
 
     They come from the Hugging Face Hub; an interrupted download continues where it stopped. If the
     Hub lacks a file, the message has its official address and where to put it.
     """
-    fetched = fetch_set(name, root)
+    fetched = fetch_set(name, data)
     if fetched.new:
         text = f"Wrote {fetched.folder} ({', '.join(fetched.new)})"
     else:
         text = f"{fetched.folder} has all of {name} already."
     if fetched.kept:
         text += f"\nNo longer needed: {', '.join(str(fetched.folder / k) for k in fetched.kept)}"
-    text += f"\n{next_line('data', 'verify', name, *given_options('root'))}"
+    text += f"\n{next_line('data', 'verify', name, *given_options('data'))}"
     print_result(asdict(fetched), as_json=as_json, text=text)
 
 
@@ -119,14 +118,14 @@ def fetch(name: str, root: Path, as_json: bool) -> None:
 @click.option("--images", "read_images", is_flag=True, help="Also decode every image.")
 @_data_option
 @json_option
-def verify(name: str, read_images: bool, root: Path, as_json: bool) -> None:
+def verify(name: str, read_images: bool, data: Path, as_json: bool) -> None:
     """Compare a benchmark set's counts, class names and split with the published ones."""
-    verification = verify_set(name, root, read_images=read_images)
+    verification = verify_set(name, data, read_images=read_images)
     print_result(asdict(verification), as_json=as_json, text=_verification_text(verification))
     if verification.problems:
         remedy = (
             "Fetch what is missing"
-            if open_set(name, root).missing
+            if open_set(name, data).missing
             else "A fetch only adds files and folders that are missing altogether."
             "\n  Move the files that differ away, and run"
         )
@@ -134,7 +133,7 @@ def verify(name: str, read_images: bool, root: Path, as_json: bool) -> None:
         raise DataError(
             f"{verification.folder} differs from the published {name}: {count} difference"
             f"{'s' if count > 1 else ''}.\n  {remedy}: "
-            + shlex.join(["kdedge", "data", "fetch", name, *given_options("root")])
+            + shlex.join(["kdedge", "data", "fetch", name, *given_options("data")])
         )
 
 

@@ -74,13 +74,13 @@ def _parameter(target: Target) -> str:
     help="Input of the graph: float32 pixels from 0 to 1, or uint8 pixels.",
 )
 @click.option(
-    "--open-classes",
-    is_flag=True,
+    "--open-classes/--no-open-classes",
+    default=None,
     help="Keep the class vectors in a file next to the graph, for `kdedge classes`.",
 )
 @click.option(
-    "--calibrate",
-    is_flag=True,
+    "--calibrate/--no-calibrate",
+    default=None,
     help="Fit a temperature, so that of answers with a score of 80 % about 80 % are right.",
 )
 @click.option(
@@ -140,9 +140,7 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
         )
     except KeyboardInterrupt as interrupt:
         raise Interrupted(
-            "interrupted. Run the same command again.\n"
-            "  If an artifact was written already, this finishes it: kdedge export ARTIFACT --cpu",
-            signum=signum_of(interrupt),
+            "interrupted. Run the same command again.", signum=signum_of(interrupt)
         ) from interrupt
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")

@@ -112,10 +112,10 @@ def read_model_config(
 
 def _incomplete_error(spec: BackboneSpec) -> RecipeError:
     near = suggestion(str(spec.weights), PACKAGED, "")
+    given = f"only the weights {spec.weights}" if spec.name is None else f"only {spec.name}"
     return RecipeError(
-        f"A model needs a name and weights, got the name {spec.name} and the weights"
-        f" {spec.weights}.\n"
-        f"  {near}{' ' if near else ''}Give both (ViT-B-16:openai; in a recipe"
+        f"A model needs a name and weights, got {given}.\n"
+        f"  {near}{' ' if near else ''}Or give both (ViT-B-16:openai; in a recipe"
         " backbone: ViT-B-16, weights: openai), or only weights, as a file in OpenAI's layout"
         " (.safetensors, .pt, .pth, .bin)."
     )

@@ -101,7 +101,9 @@ class OptimSettings(Strict):
         " of LaFTer's code (arXiv:2305.18287).",
     )
     n_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
-        "auto", description="Processes that read images. auto: one per CPU core, at most 8."
+        "auto",
+        description="Processes that read images. auto: one per CPU core but one, at most 8;"
+        " none for fewer than 2,000 images.",
     )
     checkpoint_every_s: float = Field(
         60.0, gt=0, description="Seconds between checkpoints; each epoch ends with one, too."

@@ -66,8 +66,8 @@ class Survey:
             text += f" and {len(sizes) - 2} other sizes, shorter side {min(sides)} to {max(sides)}"
         lines = [f"{self.n_images:,}, of {text}"]
         if self.bad:
-            first = self.bad[0].key
-            lines.append(f"{len(self.bad):,} of {self.n_read:,} cannot be read, such as {first}")
+            n_read = f"{self.n_read:,}{' opened' if self.n_read < self.n_images else ''}"
+            lines.append(f"{len(self.bad):,} of {n_read} cannot be read, such as {self.bad[0].key}")
         if self.n_duplicates:
             lines.append(f"{self.n_duplicates:,} of {self.n_read:,} are copies of others")
         present = [n for _, n in self.classes if n]

@@ -172,13 +172,14 @@ def add_cpu_files(
             if needs_run and (target.name, precision) in present:
                 continue
             what = f"{target.label} {precision}"
-            if needs_run and run is None:
-                missing[what] = _NEEDS_RUN
-                continue
             if needs_run and run is not None and run.calibration is None and precision == "int8":
                 missing[what] = _NO_IMAGES
                 continue
             try:
+                check_can_build(target)
+                if needs_run and run is None:
+                    missing[what] = _NEEDS_RUN
+                    continue
                 artifact, _ = build_files(artifact, target.name, [precision], run=run)
             except (MissingPackage, BackendUnavailable):
                 missing[what] = "not installed; kdedge doctor says how to"

@@ -165,8 +165,7 @@ def _choose_file(
         raise DataError(
             f"{artifact.path} has {len(same)} engines in {best.precision}, each for another GPU"
             f" or version: {', '.join(file.name for file in same)}.\n"
-            "  On Triton's machine, run the command with the target's flag, such as --trt,"
-            " which selects its engine."
+            "  On Triton's machine, build the engine in the same command, which then selects it."
         )
     log.info(f"Using {chosen[0].name} for Triton.")
     return chosen[0]

@@ -11,8 +11,8 @@ from kdedge.errors import DataError
 from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
-from kdedge.runs.model import load_run, warn_of_other_test_images
-from kdedge.runs.temperature import fit_temperature, teacher_of
+from kdedge.runs.model import load_run, load_teacher_of, warn_of_other_test_images
+from kdedge.runs.temperature import fit_temperature
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
@@ -50,7 +50,7 @@ def evaluate_run(
             recipe = recipe.model_copy(update={"data": data_spec})
         sample = unlabeled_sample(RecipeData(recipe, classes, workspace), is_new=is_new)
         if sample is not None:
-            return measure_without_labels(model, *sample, teacher=teacher_of(model))
+            return measure_without_labels(model, *sample, teacher=load_teacher_of(model))
     images = RecipeData(recipe, classes, workspace).require("test", "accuracy is measured on it")
     warn_of_other_test_images(model, images)
     trained_classes = model.setup.classes.names
@@ -76,5 +76,5 @@ def evaluate_run(
         selection=model.setup.choice.optim.selection,
         temperature=temperature,
         with_samples=with_samples,
-        teacher=teacher_of(model) if with_samples else None,
+        teacher=load_teacher_of(model) if with_samples else None,
     )

@@ -165,7 +165,7 @@ class RunFolder:
         """
         return read_provenance(self.provenance)
 
-    def open_teacher(self) -> RunFolder | None:
+    def teacher_folder(self) -> RunFolder | None:
         """The run of a student's teacher; None for other runs and if the teacher has no run.
 
         Raises:

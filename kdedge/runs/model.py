@@ -21,7 +21,7 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.methods.protocol import BaseMethod
 from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder
@@ -334,7 +334,7 @@ class RunModel(MethodModel):
             )
         problem = "its teacher is not a run"
         try:
-            folder = self.run.open_teacher()
+            folder = self.run.teacher_folder()
         except RecipeError:
             problem, folder = "its teacher's run is missing", None
         if folder is not None:
@@ -407,3 +407,15 @@ def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
             " removed, renamed or changed.\n"
             "  Do not compare the figures from before with those from now."
         )
+
+
+def load_teacher_of(model: RunModel) -> RunModel | None:
+    """The teacher of a student; None if it is missing or a file, or the model is no student."""
+    try:
+        folder = model.run.teacher_folder()
+        if folder is None:
+            return None
+        return load_run(folder, model.setup.workspace, names=model.class_names)
+    except KdedgeError as error:
+        log.warning(f"The teacher's predictions are left out: {error}")
+        return None

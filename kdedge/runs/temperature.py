@@ -8,26 +8,14 @@ from collections.abc import Collection
 import numpy as np
 
 from kdedge.data.images import Images
-from kdedge.errors import DataError, KdedgeError
+from kdedge.errors import DataError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 from kdedge.runs.measure import compute_logits
-from kdedge.runs.model import RunModel, load_run
+from kdedge.runs.model import RunModel, load_teacher_of
 from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
 
 log = logging.getLogger(__name__)
-
-
-def teacher_of(model: RunModel) -> RunModel | None:
-    """The teacher of a student; None if it is missing or a file, or the model is no student."""
-    try:
-        folder = model.run.open_teacher()
-        if folder is None:
-            return None
-        return load_run(folder, model.setup.workspace, names=model.class_names)
-    except KdedgeError as error:
-        log.warning(f"The teacher's predictions are left out: {error}")
-        return None
 
 
 MOST_IMAGES = 1000
@@ -59,7 +47,7 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
         logits = compute_logits(model, sample, what="fitting the temperature").numpy()
         value = temperature_of_labels(logits, np.array(model.labels_of(sample)))
     else:
-        pool, teacher, where = model.images("unlabeled"), teacher_of(model), "data.unlabeled"
+        pool, teacher, where = model.images("unlabeled"), load_teacher_of(model), "data.unlabeled"
         free = pool and [i for i in pool.indices if pool.digests[i] not in exclude_digests]
         if pool is None or not free or teacher is None:
             raise DataError(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.distributed import SINGLE_PROCESS
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, in_words_of_caller
 from kdedge.progress import working
 from kdedge.records.record import if_readable
 from kdedge.runs.find import newest
@@ -21,9 +21,9 @@ from kdedge.training.job import Job
 from kdedge.training.preflight import trial_steps
 from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
-    find_teacher,
+    load_teacher,
     one_pass_job,
-    open_teacher,
+    resolve_teacher,
     student_job,
     with_teacher,
 )
@@ -96,8 +96,8 @@ def teacher_and_student(
     If the teacher has to be trained, one student step runs first: its errors come before the wait.
     """
     spec = loaded.recipe.teacher
-    source, student = find_teacher(student_job(loaded, workspace))
-    assert spec is not None  # `find_teacher` refuses a recipe without a teacher
+    source, student = resolve_teacher(student_job(loaded, workspace))
+    assert spec is not None  # `resolve_teacher` refuses a recipe without a teacher
     if source is None:
         log.info(f"Teacher 1/2: using the probabilities of {spec.file}.")
         return None, student
@@ -117,7 +117,7 @@ def teacher_and_student(
                 f" {changed_input(other, source)}."
             )
         run = _run_stage("Teacher 1/2", source, resume=resume)
-        student = with_teacher(student, open_teacher(run, student))
+        student = with_teacher(student, load_teacher(run, student))
     better = _better_method(run, student, keep_teacher=keep_teacher)
     if better is None:
         return run, student
@@ -147,10 +147,11 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
         remedy = "Using it anyway, because of --keep-teacher."
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
-        log.warning(f"{summary}\n  {remedy}")
+        log.warning(f"{summary}\n  {in_words_of_caller(remedy)}")
         return None
     chosen = max(better, key=better.__getitem__)
-    log.warning(f"{summary}\n  Using {chosen} as the teacher; --keep-teacher keeps {method}.")
+    remedy = in_words_of_caller(f"--keep-teacher keeps {method}.")
+    log.warning(f"{summary}\n  Using {chosen} as the teacher; {remedy}")
     return chosen
 
 

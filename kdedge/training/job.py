@@ -30,7 +30,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits, decisive_settings
-from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, teacher_for
+from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, adapted_teacher
 from kdedge.training.teacher_store.fill import StoreFiller
 
 
@@ -98,7 +98,7 @@ class Job:
         assert self.teacher is not None
         if isinstance(self.teacher, FileTeacher) or (self.choice.is_solved and self.filler):
             return self.teacher
-        return teacher_for(self.setup.backbone, self.teacher)
+        return adapted_teacher(self.setup.backbone, self.teacher)
 
     def prepare(self) -> None:
         """Builds the method and loads the teacher's weights, so that their errors are raised."""

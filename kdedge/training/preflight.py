@@ -35,7 +35,7 @@ from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import state_kept
 from kdedge.training.loop.step import Stepper
 from kdedge.training.rounds import trial_round
-from kdedge.training.student import find_teacher, one_pass_job, student_job
+from kdedge.training.student import one_pass_job, resolve_teacher, student_job
 from kdedge.training.teach import baseline_job, teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller, check_disk_space
 from kdedge.training.teacher_store.store import n_crops
@@ -98,7 +98,7 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     device = workspace.device
     seconds = 0.0
     for job in jobs:
-        findings += [finding for finding in describe(job) if finding not in findings]
+        findings += [finding for finding in describe_job(job) if finding not in findings]
         if job.filler is not None:
             finding, took = store_finding(job.filler)
             findings.append(finding)
@@ -108,7 +108,7 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
         findings.append(
             Finding(f"{job.setup.role}: time", f"about {rough_duration(took)} on {device}")
         )
-    findings += [memory(device), disk(workspace.root)]
+    findings += [memory_finding(device), disk_finding(workspace.root)]
     return Preflight(tuple(findings), seconds)
 
 
@@ -123,7 +123,7 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
     if recipe.student is None:
         jobs.append(teacher_job(loaded, workspace))
     else:
-        source, student = find_teacher(student_job(loaded, workspace))
+        source, student = resolve_teacher(student_job(loaded, workspace))
         if isinstance(source, Job):
             jobs.append(source)
         else:
@@ -135,13 +135,13 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
     return [trial_round(job) if job.data.pool is not None else job for job in jobs], run
 
 
-def describe(job: Job) -> list[Finding]:
+def describe_job(job: Job) -> list[Finding]:
     """Findings about a job's classes, images, weights and method."""
     setup, data, test = job.setup, job.data, job.test
     recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
     is_half = len(classes.labeled) < len(classes.names)
     reads_labels = is_half and job.choice.data_needs.labels and recipe.data.labeled is not None
-    images = count(data.images) if data.images else "none are needed"
+    images = count_text(data.images) if data.images else "none are needed"
     if job.teacher is not None and data.images and len(data.images.indices) < _FEW_UNLABELED:
         images += "; few: a student needs hundreds"
     half = f", labels of the first {len(classes.labeled)} are used" if reads_labels else ""
@@ -153,7 +153,7 @@ def describe(job: Job) -> list[Finding]:
         (f"{role}: images", images),
         (f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),
         (f"{role}: method", f"{job.choice.name}, {_training(job)}"),
-        (f"{role}: test images", measured if test is None else count(test)),
+        (f"{role}: test images", measured if test is None else count_text(test)),
     ]
     return [Finding(*row) for row in rows]
 
@@ -172,7 +172,7 @@ def _training(job: Job) -> str:
     return f"{n_parameters:,} parameters, {rounds}{n_epochs} epochs of {steps} steps"
 
 
-def count(images: Images) -> str:
+def count_text(images: Images) -> str:
     """Number of images that are used and that cannot be read, in words."""
     skipped = f", {len(images.skipped)} unreadable" if images.skipped else ""
     return f"{len(images.indices):,} used of {len(images.source.items):,}{skipped}"
@@ -276,7 +276,7 @@ def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 
 
-def memory(device: torch.device) -> Finding:
+def memory_finding(device: torch.device) -> Finding:
     """Finding about the peak of memory so far, including the trial steps.
 
     Args:
@@ -300,7 +300,7 @@ def _share(part_bytes: int, total_bytes: int | None) -> str:
     return f"{part_bytes / 2**30:.1f} GiB{total}"
 
 
-def disk(root: Path) -> Finding:
+def disk_finding(root: Path) -> Finding:
     """Finding about the free space on the disk of the runs.
 
     Raises:

@@ -14,7 +14,7 @@ from kdedge.config.load import dump_recipe
 from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shares
-from kdedge.errors import Interrupted, RecipeError, signum_of
+from kdedge.errors import Interrupted, RecipeError, in_words_of_caller, signum_of
 from kdedge.files import write_json
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
@@ -128,7 +128,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         log.info(f"{waiting.path}: resuming where it stopped.")
         return waiting
     if waiting is not None:
-        why = "was interrupted; add --resume to continue it"
+        why = in_words_of_caller("was interrupted; add --resume to continue it")
         if waiting.is_in_use:
             why = "is in use by another process"
         log.info(f"{waiting.path} {why}. Starting a new run.")

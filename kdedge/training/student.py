@@ -23,7 +23,7 @@ from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace, set_up_device
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
-from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, teacher_for
+from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, adapted_teacher
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.workers import WorkerResources
@@ -31,7 +31,7 @@ from kdedge.workers import WorkerResources
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     """The job of the recipe's student, without its teacher, which may have to be trained first."""
-    named_teacher(loaded, workspace)  # raises errors of the teacher first
+    named_teacher_run(loaded, workspace)  # raises errors of the teacher first
     setup = set_up_role(loaded, "student", workspace)
     method = setup.choice.module.METHOD
     if not (method.needs_teacher or method.student_data_needs):
@@ -42,7 +42,7 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     setups, teacher = [setup], loaded.recipe.teacher
     if teacher is not None and teacher.is_trained:
         setups.insert(0, teacher_setup(loaded, workspace))
-        check_teaches(setups[0], setup)
+        check_can_teach(setups[0], setup)
     check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
@@ -79,7 +79,7 @@ def one_pass_job(student: Job) -> Job | None:
     )
 
 
-def check_teaches(teacher: RoleSetup, student: RoleSetup) -> None:
+def check_can_teach(teacher: RoleSetup, student: RoleSetup) -> None:
     """Checks that a teacher can teach a student.
 
     Raises:
@@ -127,7 +127,7 @@ def file_teacher(student: Job) -> FileTeacher | None:
     return FileTeacher(recipe.teacher.file, setup.classes, pool)
 
 
-def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
+def named_teacher_run(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
     """The finished run of any kind that the recipe names as its teacher, or None.
 
     Raises:
@@ -149,18 +149,18 @@ def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Non
     return run
 
 
-def open_teacher(run: RunFolder, student: Job) -> RunModel:
+def load_teacher(run: RunFolder, student: Job) -> RunModel:
     """Loads a finished run as a student's teacher, for the student's class list.
 
     Raises:
         RecipeError: the run's method cannot teach this student.
     """
     model = load_run(run, student.setup.workspace, names=student.setup.classes.names)
-    check_teaches(model.setup, student.setup)
+    check_can_teach(model.setup, student.setup)
     return model
 
 
-def find_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
+def resolve_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
     """Finds a student's teacher: its run, the job that trains it, or None for a file.
 
     The run is the one that the recipe names, or a finished run of the same job. A teacher that must
@@ -176,13 +176,13 @@ def find_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
     teacher: AnyTeacher | None = file_teacher(student)
     if teacher is not None:
         return None, with_teacher(student, teacher)
-    run = named_teacher(loaded, workspace)
+    run = named_teacher_run(loaded, workspace)
     if run is None:
         job = teacher_job(loaded, workspace)
         run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
         if run is None:
             return job, with_teacher(student, job.model())
-    return run, with_teacher(student, open_teacher(run, student))
+    return run, with_teacher(student, load_teacher(run, student))
 
 
 def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
@@ -191,7 +191,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     recipe, optim = setup.loaded.recipe, setup.choice.optim
     # A closed-form student and its teacher get images as in evaluation, without views
     is_solved = setup.choice.is_solved
-    prepared_teacher = teacher if is_solved else teacher_for(setup.backbone, teacher)
+    prepared_teacher = teacher if is_solved else adapted_teacher(setup.backbone, teacher)
     augment = None
     if not is_solved:
         seed = view_seed(recipe)
@@ -236,7 +236,7 @@ def _open_prepared(
     workspace = workspace_of(root, resources)
     teacher = load_run(RunFolder.open(run), workspace, names=names)
     student = set_up_role(loaded, "student", workspace)
-    return teacher if student.choice.is_solved else teacher_for(student.backbone, teacher)
+    return teacher if student.choice.is_solved else adapted_teacher(student.backbone, teacher)
 
 
 def workspace_of(root: Path, resources: WorkerResources) -> Workspace:

@@ -84,7 +84,9 @@ class FileTeacher:
 AnyTeacher: TypeAlias = MethodModel | FileTeacher
 
 
-def teacher_for(student: UnbuiltBackbone, teacher: MethodModel) -> MethodModel | ConvertingTeacher:
+def adapted_teacher(
+    student: UnbuiltBackbone, teacher: MethodModel
+) -> MethodModel | ConvertingTeacher:
     """The teacher for images that are preprocessed for a student.
 
     This is the same teacher if both have the same preprocessing.

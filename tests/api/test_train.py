@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import kdedge
+from kdedge.api.arguments import load_for
 
 torch = pytest.importorskip("torch")
 
@@ -169,19 +170,22 @@ def test_a_number_is_checked_as_on_the_command_line(
 
 
 def test_a_run_is_exported_loaded_measured_and_reported(
-    student: kdedge.Run, folder: Path, tmp_path: Path
+    student: kdedge.Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
     assert kdedge.evaluate(student, device="cpu") == student.result
+    keys = {"gates.agreement.fp16": "0%", "export.open_classes": True}
     artifact = kdedge.export(
-        student, device="cpu", overrides={"gates.agreement.fp16": "0%"}, head="argmax"
+        student, device="cpu", overrides=keys, head="argmax", open_classes=False
     )
+    assert artifact.open_classes is None
     with kdedge.load(student) as model:
         assert model.artifact.path == artifact.path
         image = folder / "images" / "red" / "2.png"
         assert model(image, top=3)[0].class_name in CLASSES
     root, images = folder / "runs", folder / "pool"
-    assert len(kdedge.predict("toy", images, root=root)) > 0
+    monkeypatch.setenv("HOME", str(folder))
+    assert len(kdedge.predict("toy", "~/pool", root=root)) == len(list(images.rglob("*.png")))
     found = kdedge.compare("toy/02", "toy", images, root=root)
     assert found.agreement_percent == 100
     with pytest.raises(kdedge.DataError, match="toy/02 does not exist"):
@@ -199,3 +203,18 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     assert [one.path.name for one in student.artifacts] == ["01"]
     page = kdedge.report(student, output=tmp_path / "report")
     assert "toy/02" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keys", "tune"),
+    [
+        ("sun397", {"student.method": "ridge", "student.settings": {}}, None),
+        ("own-images", {"student.method": "promptkd"}, "full"),
+    ],
+)
+def test_a_size_has_the_settings_of_the_method_that_the_call_names(
+    recipe: str, keys: dict[str, Any], tune: str | None
+) -> None:
+    student = load_for("student", recipe, keys, size="nano").recipe.student
+    assert student is not None
+    assert (student.backbone, student.settings.get("tune")) == ("MobileCLIP2-S0", tune)

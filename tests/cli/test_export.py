@@ -445,6 +445,17 @@ def test_an_interrupted_export_leaves_no_artifact(start: Callable[..., Any]) -> 
     assert not folder.exists()
 
 
+def test_an_interruption_after_the_artifact_names_the_command_for_the_other_files(
+    start: Callable[..., Any],
+) -> None:
+    process = start("export", "tiny/02", "--cpu", "--int8-minutes", "0")
+    process.wait_until(lambda: "Wrote runs/tiny/02/artifacts/01" in process.stderr)
+    process.send(signal.SIGINT)
+    assert process.wait() == 130
+    rest = "kdedge export runs/tiny/02/artifacts/01 --cpu"
+    assert f"is kept; this adds the other files: {rest}" in process.stderr
+
+
 def test_a_folder_that_another_export_fills_is_found_before_the_work(kdedge: Run) -> None:
     with new_folder(Path("out")):
         done = kdedge("export", "tiny/02", "--output", "out")

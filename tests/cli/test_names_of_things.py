@@ -15,7 +15,7 @@ from kdedge.errors import DataError
 
 Run = Callable[..., Any]
 ARTIFACT = "runs/tiny/02/artifacts/01"
-NAMES = ("tiny", "tiny/02/artifacts", "runs/tiny/02", ARTIFACT)
+NAMES = ("tiny", "tiny.yaml", "tiny/02/artifacts", "runs/tiny/02", ARTIFACT)
 OBJECTS = {"a Run": package.open_run, "an Artifact": package.open_artifact}
 # The texts of a call are found as those of the command of its name
 DEAR = ("bench", "export", "report", "verify")
@@ -111,6 +111,12 @@ def test_a_name_means_the_newest_run_with_an_artifact(exported: Path, kdedge: Ru
     said = kdedge("predict", "tiny", *IMAGES).err
     assert "runs/tiny/03 is newer than runs/tiny/02, but was not exported." in said
     assert "Using runs/tiny/02/artifacts/01/model.onnx on onnxruntime" in said
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_report_of_an_earlier_export_is_refused(kdedge: Run) -> None:
+    shutil.copytree(ARTIFACT, "runs/tiny/02/artifacts/02")
+    kdedge("report", ARTIFACT).fails(2, "is not the newest export of", "kdedge show")
 
 
 @pytest.mark.usefixtures("exported")

@@ -22,7 +22,7 @@ from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import distill
 from kdedge.training.job import Job
-from kdedge.training.student import find_teacher, student_job
+from kdedge.training.student import resolve_teacher, student_job
 
 pytestmark = pytest.mark.usefixtures("trained")
 
@@ -70,7 +70,7 @@ def job_of(recipe: str, *overrides: str) -> Job:
         Workspace(Path("runs"), CPU),
     )
     student = student_job(loaded, workspace)
-    return find_teacher(student)[1]
+    return resolve_teacher(student)[1]
 
 
 def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(

@@ -25,7 +25,7 @@ from kdedge.methods.protocol import StepOutput
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
-from kdedge.training.preflight import check, estimate_seconds, memory, trial_steps
+from kdedge.training.preflight import check, estimate_seconds, memory_finding, trial_steps
 from kdedge.training.teach import teacher_job
 
 CPU = torch.device("cpu")
@@ -201,7 +201,7 @@ GIB = 2**30
 def test_memory_on_the_cpu_is_that_of_this_process_and_this_machine() -> None:
     total = memory_bytes()
     assert total is not None
-    found = memory(CPU).result
+    found = memory_finding(CPU).result
     assert found.endswith(f" of {total / GIB:.1f} GiB at the peak")
     assert 0 < float(found.split()[0]) < total / GIB
 
@@ -215,5 +215,5 @@ def test_memory_on_a_gpu_is_judged_by_what_this_process_can_have(
 ) -> None:
     with gpu():
         monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: int(gib * GIB))
-        assert expected in memory(torch.device("cuda")).result
+        assert expected in memory_finding(torch.device("cuda")).result
         monkeypatch.undo()

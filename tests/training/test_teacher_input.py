@@ -14,7 +14,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.data.decoding import normalizer
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
-from kdedge.training.teacher_adapters import teacher_for
+from kdedge.training.teacher_adapters import adapted_teacher
 
 
 class Teacher:
@@ -63,8 +63,8 @@ def test_a_student_of_the_same_size_and_normalization_has_the_teacher_itself(
     teacher: Teacher,
 ) -> None:
     same = replace(teacher.preprocess, interpolation="bilinear", resize_mode="squash")
-    assert teacher_for(Student(teacher.preprocess), teacher) is teacher
-    view, images = teacher_for(Student(same), teacher), prepared(same)
+    assert adapted_teacher(Student(teacher.preprocess), teacher) is teacher
+    view, images = adapted_teacher(Student(same), teacher), prepared(same)
     assert torch.equal(view.forward_features(images), teacher.forward_features(images))
 
 
@@ -81,7 +81,7 @@ def test_another_normalization_or_size_is_undone(
 ) -> None:
     theirs = teacher.preprocess
     ours = replace(theirs, **change)
-    view = teacher_for(Student(ours), teacher)
+    view = adapted_teacher(Student(ours), teacher)
     assert view is not teacher
     assert (view.scale, view.class_vectors() is teacher.class_vectors()) == (teacher.scale, True)
     expected = teacher.forward_features(prepared(theirs))
@@ -102,7 +102,7 @@ def test_a_resized_view_has_no_colors_beyond_black_and_white(
     teacher.forward_features = seen.append
     edge = torch.zeros(1, 3, ours.size_px, ours.size_px)
     edge[..., 31:] = 1.0
-    teacher_for(Student(ours), teacher).forward_features(edge)
+    adapted_teacher(Student(ours), teacher).forward_features(edge)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (theirs.mean, theirs.std))
     pixels = seen[0] * std + mean
     assert pixels.min() > -1e-6
@@ -112,4 +112,4 @@ def test_a_resized_view_has_no_colors_beyond_black_and_white(
 def test_a_teacher_of_larger_images_is_refused(teacher: Teacher) -> None:
     small = replace(teacher.preprocess, size_px=16)
     with pytest.raises(RecipeError, match="takes images of 32 pixels, and student small of 16"):
-        teacher_for(Student(small), teacher)
+        adapted_teacher(Student(small), teacher)

@@ -174,19 +174,19 @@ class EngineBuilder:
         self, onnx_path: Path, batches: tuple[int, int], canceled: threading.Event
     ) -> tuple[bytes, list[dict[str, int]]]:
         """Builds the engine; returns its bytes and its profiles."""
-        log = open_log(self._module)
+        trt_log = open_log(self._module)
         try:
-            builder = self._trt.Builder(log)
+            builder = self._trt.Builder(trt_log)
         except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
-            raise self._failure("cannot start to build", log, onnx_path) from error
+            raise self._failure("cannot start to build", trt_log, onnx_path) from error
         kinds = self._trt.NetworkDefinitionCreationFlag
         # A version without this flag makes all networks strongly typed
         strong = getattr(kinds, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if strong is None else 1 << int(strong))
-        parser = self._trt.OnnxParser(network, log)
+        parser = self._trt.OnnxParser(network, trt_log)
         is_parsed = parser.parse_from_file(str(onnx_path))
         if not is_parsed or parser.num_errors:
-            raise self._failure("cannot read", log, onnx_path)
+            raise self._failure("cannot read", trt_log, onnx_path)
         images = network.get_input(0)
         config = builder.create_builder_config()
         profiles = self._add_profiles(builder, config, images, batches)
@@ -194,7 +194,7 @@ class EngineBuilder:
         config.progress_monitor = make_monitor(self._module, canceled)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise self._failure("could not build", log, onnx_path)
+            raise self._failure("could not build", trt_log, onnx_path)
         self._write_timing_cache(config)
         return bytes(serialized), profiles
 
@@ -242,9 +242,9 @@ class EngineBuilder:
         except (OSError, ResourceError) as error:  # an engine is complete without a cache
             log.debug(f"The timing cache could not be saved: {error}")
 
-    def _failure(self, what: str, log: Any, onnx_path: Path) -> KdedgeError:
+    def _failure(self, what: str, trt_log: Any, onnx_path: Path) -> KdedgeError:
         """The error for a step of the builder that failed, with TensorRT's last messages."""
-        detail = "\n  ".join(log.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
+        detail = "\n  ".join(trt_log.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
         text = f"{self._title} {what} {onnx_path}.\n  {detail}\n  "
         if "out of memory" in detail.lower() or "outofmemory" in detail.lower():
             return ResourceError(

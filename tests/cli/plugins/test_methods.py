@@ -18,7 +18,7 @@ TOY = '''
 
 import torch
 from torch.nn import functional as F
-from kdedge.config.recipe import OptimSpec
+from kdedge.config.optim_spec import OptimSpec
 from kdedge.methods import coop
 from kdedge.methods.protocol import StepOutput
 from kdedge.methods.registry import Declaration, DataNeeds
