@@ -163,7 +163,7 @@ def change_classes(
 
     added = (add,) if isinstance(add, str) else tuple(add)
     removed = (remove,) if isinstance(remove, str) else tuple(remove)
-    opened = load_artifact(artifact_folder(artifact, root))
+    opened = open_artifact(artifact, root=root)
     if not added and not removed:
         raise RecipeError("There is no class to add or to remove.\n  Name at least one.")
     names = classes.changed_names(opened, added, removed)  # before the slow work
