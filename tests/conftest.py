@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,23 @@ hypothesis.settings.register_profile("kdedge", deadline=None)
 hypothesis.settings.load_profile("kdedge")
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+# Tests of the other rows of CONTRIBUTING.md's table: papers, CPU runtimes, what never ran on its
+# hardware
+NOT_CORE = re.compile(
+    r"tests/(serving|suite|data/benchmarks|methods/losses|cli/plugins|docs|fuzz"
+    r"|targets/(openvino|litert|executorch|coreml|engines|torch_tensorrt)"
+    r"|methods/test_(?!ridge|promptkd|promptsrc|zeroshot|contract|registry)"
+    r"|cli/test_(gpu|suite\w*|several_processes|rounds|pseudo_label|ablations|watch|browser"
+    r"|benchmarks|import)|deploy/test_triton)\b"
+)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks the tests of the core."""
+    if not NOT_CORE.search(item.path.as_posix()):
+        item.add_marker("core")
 
 
 @pytest.hookimpl(trylast=True)

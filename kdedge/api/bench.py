@@ -20,7 +20,7 @@ from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import load_artifact, model_file_at
-from kdedge.runtime.threads import given_number, threads_of_a_call, torch_as_before
+from kdedge.runtime.threads import compute_threads, given_number, torch_as_before
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def bench(
     threads = given_number() if threads is None else threads
     with (
         contextlib.nullcontext() if file is None else new_file(file),
-        threads_of_a_call(threads),
+        compute_threads(threads),
         torch_as_before(),
     ):
         root = runs_folder(root, *sources)

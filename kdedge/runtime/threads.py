@@ -85,11 +85,18 @@ def set_up_threads(n_threads: int | None = None) -> float | None:
 
 
 @contextmanager
-def threads_of_a_call(n_threads: int | None) -> Iterator[None]:
-    """Context of a call with its own number of threads; later calls have the one from before.
+def compute_threads(n_threads: int | None) -> Iterator[None]:
+    """Context in which calls compute with a number of threads; later calls have the one before.
+
+    Args:
+        n_threads: CPU threads; None for OMP_NUM_THREADS, or one per physical core.
 
     Raises:
         RecipeError: `n_threads` is below 1.
+
+    Examples:
+        >>> with kdedge.compute_threads(2):
+        ...     kdedge.distill("line3.yaml")
     """
     names = (*_NUMBERS, _POLICY, *_SHORT_SPIN, _CHOSEN)
     before = {name: os.environ.get(name) for name in names}

@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 
 NO_MISTAKES = {
     *("__version__", "doctor", "list_methods", "schema", "list_runs", "list_sets"),  # take no input
-    "progress_to",
+    *("compute_threads", "progress_to"),
 }
 RECIPE = "nowhere.yaml"
 

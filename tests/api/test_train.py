@@ -194,6 +194,9 @@ def test_a_run_is_exported_loaded_measured_and_reported(
         kdedge.export(artifact, output=tmp_path / "other")
     file = tmp_path / "speed.json"
     before = dict(os.environ), torch.get_num_threads()
+    with kdedge.compute_threads(2):
+        assert torch.get_num_threads() == 2
+    assert (dict(os.environ), torch.get_num_threads()) == before
     speed = kdedge.bench(artifact, batches=[1], seconds=0.01, calls=3, output=file, threads=1)
     assert (dict(os.environ), torch.get_num_threads()) == before
     assert [row.model for row in speed.rows] == [file.name for file in artifact.files]
