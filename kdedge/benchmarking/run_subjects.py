@@ -28,13 +28,11 @@ from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.methods.supervised import TextPromptMethod
-from kdedge.records.evaluation import EvalResult
-from kdedge.records.record import if_readable
 from kdedge.records.speed import Accuracy, TimedFrom
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
-from kdedge.runs.results import read_evaluation
+from kdedge.runs.results import stored_evaluation
 from kdedge.setup.method import choose_method, has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
@@ -81,7 +79,7 @@ def run_subjects(
     left_out: dict[str, str] = {}
 
     def add(row: Subject, run: RunFolder | None, key: str) -> None:
-        result = None if run is None else _evaluation(run).get(key)
+        result = None if run is None else stored_evaluation(run).get(key)
         accuracy = None if run is None or result is None else Accuracy.of_run(result, run.name)
         rows.append(replace(row, source=recipe.name, accuracy=accuracy))
 
@@ -102,7 +100,7 @@ def run_subjects(
         teacher = _teacher(run, trained, left_out)
         if teacher is not None:
             folder, row = teacher
-            is_kept = "teacher" in _evaluation(run)  # accuracy on the student's test images
+            is_kept = "teacher" in stored_evaluation(run)  # accuracy on the student's test images
             add(row, *((run, "teacher") if is_kept else (folder, folder.kind)))
     add(_own_subject(trained), run, run.kind)
     return rows, left_out
@@ -145,10 +143,6 @@ def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
         if run.kind == "baseline" and run.path.parent.name == recipe and record.is_finished
     ]
     return {method: run for _, method, run in sorted(finished, key=lambda entry: entry[0])}
-
-
-def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
-    return if_readable(read_evaluation, run) or {}
 
 
 def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[Subject]:

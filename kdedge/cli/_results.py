@@ -17,7 +17,7 @@ from kdedge.records.evaluation import (
 from kdedge.records.record import if_readable
 from kdedge.reporting.headline import deploy_line, headline_of
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
+from kdedge.runs.results import labeled_results, read_unlabeled, stored_evaluation
 
 _N_NAMED = 5  # most often predicted classes to name
 
@@ -52,7 +52,7 @@ def unlabeled_table(result: UnlabeledResult) -> str:
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
     """Returns a run's accuracies, zero-shot CLIP first; empty if the record is damaged."""
-    return labeled_results(run, if_readable(read_evaluation, run) or {})
+    return labeled_results(run, stored_evaluation(run))
 
 
 def unlabeled_text(run: RunFolder) -> str | None:
@@ -68,7 +68,7 @@ def megabytes(n_bytes: int) -> str:
 
 def run_record(run: RunFolder) -> dict[str, Any]:
     """Returns a run as plain values."""
-    results = if_readable(read_evaluation, run) or {}
+    results = stored_evaluation(run)
     evaluation = {name: result.to_dict() for name, result in results.items()} or None
     unlabeled = if_readable(read_unlabeled, run)
     record = {"path": str(run.path), **run.read_provenance().to_dict(), "evaluation": evaluation}

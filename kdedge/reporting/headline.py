@@ -26,7 +26,7 @@ from kdedge.records.record import if_readable
 from kdedge.records.speed import read_speed
 from kdedge.records.tables import figure, images_text
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
+from kdedge.runs.results import read_unlabeled, stored_details, stored_evaluation
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 
 _FEW_TEST_IMAGES = 1000  # with fewer, chance moves an accuracy by more than about three points
@@ -49,7 +49,7 @@ def headline_of(
     """
     if run.kind != "student":
         return None
-    results = _accuracies(run) if results is None else results
+    results = stored_evaluation(run) if results is None else results
     student = results.get("student")
     results = on_same_images(results, student)
     artifact, shipped = _newest_export(run)
@@ -72,7 +72,7 @@ def headline_of(
     if not sentences:
         return None
     only = None if artifact is None else artifact.provenance.get("predicts_only")
-    if (details := _confusions(run).get(run.kind)) is not None:
+    if (details := stored_details(run).get(run.kind)) is not None:
         only = only or details.only_class
     sentences += [f"But it predicts {only!r} for every image."] if only else []
     sentences += [] if artifact is None or is_loss else _files(artifact, shipped)
@@ -119,7 +119,7 @@ def deploy_line(
     """
     if run.kind != "student":
         return None
-    results = _accuracies(run) if results is None else results
+    results = stored_evaluation(run) if results is None else results
     student = results.get("student")
     results = on_same_images(results, student)
     _, shipped = _newest_export(run)
@@ -131,7 +131,7 @@ def deploy_line(
             "Whether to deploy it is not known: put labeled images into a folder for each class,"
             f" and run kdedge eval {shlex.quote(str(run.path))} --set data.test.folder=FOLDER"
         )
-    answers = (details or _confusions(run)).get("student")
+    answers = (details or stored_details(run)).get("student")
     if answers is None or student.harmonic_mean is not None or _accuracy(judged, results)[1]:
         return None
     n_of = Counter[int]()
@@ -347,11 +347,3 @@ def _newest_export(run: RunFolder) -> tuple[Artifact | None, FileToShip | None]:
         return None, None
     speed = None if measured is None else if_readable(read_speed, measured)
     return artifact, file_to_ship(artifact, speed)
-
-
-def _accuracies(run: RunFolder) -> Mapping[str, EvalResult]:
-    return if_readable(read_evaluation, run) or {}
-
-
-def _confusions(run: RunFolder) -> Mapping[str, EvalDetails]:
-    return if_readable(read_details, run) or {}

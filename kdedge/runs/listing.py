@@ -11,13 +11,13 @@ from kdedge.files import sha256_file, write_json
 from kdedge.records.record import if_readable, read_record
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
-from kdedge.runs.results import read_evaluation, read_unlabeled
+from kdedge.runs.results import read_unlabeled, stored_evaluation
 from kdedge.runtime.artifact import ARTIFACT_FILE
 
 
 def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
     """Returns a run as plain values: status, accuracy, size, exports."""
-    result = (if_readable(read_evaluation, run) or {}).get(run.kind)
+    result = stored_evaluation(run).get(run.kind)
     unlabeled = if_readable(read_unlabeled, run)
     which, value, n_images = None, None, None
     if result is not None:

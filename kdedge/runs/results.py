@@ -50,8 +50,7 @@ def _write(
 
 def is_evaluated(run: RunFolder) -> bool:
     """Whether a run has the result and the details of its own model."""
-    records = if_readable(read_evaluation, run), if_readable(read_details, run)
-    return all(run.kind in (record or {}) for record in records)
+    return run.kind in stored_evaluation(run) and run.kind in stored_details(run)
 
 
 def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
@@ -62,8 +61,8 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     Raises:
         ResourceError: a file cannot be written.
     """
-    stored = if_readable(read_evaluation, run) or {}
-    known = if_readable(read_details, run) or {}
+    stored = stored_evaluation(run)
+    known = stored_details(run)
     before = stored.get(run.kind)
     if before is not None and (run.kind in known or not are_same_images(result, before)):
         return []
@@ -91,6 +90,11 @@ def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
     return _read(dict[str, EvalResult], run.evaluation) or {}
 
 
+def stored_evaluation(run: RunFolder) -> dict[str, EvalResult]:
+    """Reads eval.json; empty if the file is missing or damaged."""
+    return if_readable(read_evaluation, run) or {}
+
+
 def read_details(run: RunFolder) -> dict[str, EvalDetails]:
     """Reads eval_details.json; empty if the file is missing.
 
@@ -98,6 +102,11 @@ def read_details(run: RunFolder) -> dict[str, EvalDetails]:
         DataError: it is damaged.
     """
     return _read(dict[str, EvalDetails], run.evaluation_details) or {}
+
+
+def stored_details(run: RunFolder) -> dict[str, EvalDetails]:
+    """Reads eval_details.json; empty if the file is missing or damaged."""
+    return if_readable(read_details, run) or {}
 
 
 def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
@@ -120,7 +129,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
     """Returns a run's result, with other models' on the same images from its record."""
-    stored = if_readable(read_evaluation, run) or {}
+    stored = stored_evaluation(run)
     return {**on_same_images(stored, result), run.kind: result}
 
 

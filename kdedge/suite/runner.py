@@ -22,9 +22,9 @@ from kdedge.errors import CellsFailed, DataError, Interrupted, signum_of
 from kdedge.files import explained, locked
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
-from kdedge.records.record import if_readable, read_record
+from kdedge.records.record import read_record
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import read_evaluation
+from kdedge.runs.results import stored_evaluation
 from kdedge.runtime.threads import shared_threads
 from kdedge.setup.workspace import parse_device
 from kdedge.suite.plan import Cell, measuring_overrides
@@ -204,7 +204,7 @@ class Runner:
         path = running.measures or read_record(dict[str, Any], answer)[cell.role]["path"]
         run, inputs = RunFolder.open(Path(path)), self._state.inputs(cell)
         if running.measures is None:
-            result = (if_readable(read_evaluation, run) or {}).get(cell.role)
+            result = stored_evaluation(run).get(cell.role)
             # An empty hash: the test images could not be read when the cell began
             if result is None or inputs.tested not in ("", result.images_hash):
                 log.info(f"{path} was measured on other images; measuring it again.")

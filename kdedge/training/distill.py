@@ -9,12 +9,11 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError, in_words_of_caller
 from kdedge.progress import working
-from kdedge.records.record import if_readable
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
 from kdedge.runs.model import RunModel, load_run
-from kdedge.runs.results import read_evaluation
+from kdedge.runs.results import stored_evaluation
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
@@ -209,7 +208,7 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
 
 def _accuracy_text(run: RunFolder) -> str:
     """A run's accuracy, to end a message; empty if it has none or its record is damaged."""
-    result = (if_readable(read_evaluation, run) or {}).get(run.kind)
+    result = stored_evaluation(run).get(run.kind)
     if result is None:
         return ""
     what = "accuracy" if result.harmonic_mean is None else "harmonic mean"
