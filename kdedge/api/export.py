@@ -23,7 +23,7 @@ from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
 from kdedge.runtime.threads import torch_as_before
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import check_utf_8, find_target, list_targets
+from kdedge.targets.registry import check_precisions, check_utf_8, find_target, list_targets
 
 if TYPE_CHECKING:
     from kdedge.deploy.build import FoldedRun
@@ -57,7 +57,7 @@ class _Export:
         if left_out and precisions & set(chosen):
             log.info(f"{target.label} has no {' and no '.join(left_out)} files.")
         with self.keeping_errors():
-            self.artifact, names = build_files(self.artifact, target.name, chosen, run=self.inputs)
+            self.artifact, names = build_files(self.artifact, target, chosen, run=self.inputs)
             self.names += names
 
     def choose_for_cpu(self) -> None:
@@ -179,7 +179,6 @@ def export(
         >>> print([(file.name, file.gate) for file in artifact.files])
     """
     from kdedge.deploy.browser import write_browser
-    from kdedge.deploy.build import check_precisions
     from kdedge.deploy.triton import write_triton
 
     recipe_options = {

@@ -6,14 +6,13 @@ import shlex
 from importlib.resources import files
 from pathlib import Path
 
-from kdedge.deploy.build import check_precisions
 from kdedge.errors import DataError
 from kdedge.files import new_folder, write_atomic, write_json
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, Precision
 from kdedge.runtime.none_of_these import GAUSSIANS_FILE
 from kdedge.runtime.open_classes import check_gives_logits
 from kdedge.targets.onnx import ONNX
-from kdedge.targets.registry import find_target
+from kdedge.targets.registry import check_precisions, find_target
 
 PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
 SETTINGS, PAGE = "settings.json", "index.html"

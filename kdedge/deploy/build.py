@@ -41,7 +41,7 @@ from kdedge.targets.registry import (
     build_module,
     check_can_build,
     check_can_run,
-    find_target,
+    check_precisions,
     list_targets,
     load_file,
     planned_file,
@@ -75,7 +75,7 @@ class FoldedRun:
 
 def build_files(
     artifact: Artifact,
-    name: str,
+    target: Target,
     precisions: Sequence[Precision],
     *,
     run: FoldedRun | None = None,
@@ -84,7 +84,7 @@ def build_files(
 
     Args:
         artifact: the artifact that gets the files; `artifact.json` is saved after each.
-        name: name of the target. Files of `onnx` are written by `deploy.export`.
+        target: the target. Files of `onnx` are written by `deploy.export`.
         precisions: precisions of the files.
         run: inputs from the run; None for an artifact that was exported before.
 
@@ -93,13 +93,11 @@ def build_files(
         gate of a file that cannot run on this machine is `not measured`.
 
     Raises:
-        RecipeError: there is no such target, it has no files of a precision, or their source is
-            missing.
+        RecipeError: the target has no files of a precision, or their source is missing.
         SetupError: a package or device is missing; nothing else is built instead.
         DataError: a file has changed since the export, or a file of another export is in the way.
         ResourceError: memory or disk ran out.
     """
-    target = find_target(name)
     check_precisions(target, precisions)
     if target.source == "folded model" and run is None:
         raise RecipeError(
@@ -180,7 +178,7 @@ def add_cpu_files(
                 if needs_run and run is None:
                     missing[what] = _NEEDS_RUN
                     continue
-                artifact, _ = build_files(artifact, target.name, [precision], run=run)
+                artifact, _ = build_files(artifact, target, [precision], run=run)
             except (MissingPackage, BackendUnavailable):
                 missing[what] = "not installed; kdedge doctor says how to"
             except (DataError, RecipeError, SetupError) as error:
@@ -199,22 +197,6 @@ def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> N
             f"{target.label} cannot be built on this machine: {first_line(error)}.\n"
             "  The ONNX files are still written."
         )
-
-
-def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
-    """Checks that a target has files of these precisions.
-
-    Raises:
-        RecipeError: the target does not have them.
-    """
-    for precision in precisions:
-        if precision not in target.precisions:
-            remark = f" {target.remark}" if target.remark else ""
-            raise RecipeError(
-                f"{target.label} has no {precision.upper()} files; it has:"
-                f" {', '.join(target.precisions)}.\n"
-                f"  Leave --{precision} out.{remark}"
-            )
 
 
 def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFile:

@@ -7,6 +7,7 @@ cannot be imported is left out with a warning; using it raises an error with the
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,6 +53,22 @@ def find_target(name: str) -> Target:
     """
     target: Target = _TARGETS.load(name).TARGET
     return target
+
+
+def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
+    """Checks that a target has files of these precisions.
+
+    Raises:
+        RecipeError: the target does not have them.
+    """
+    for precision in precisions:
+        if precision not in target.precisions:
+            remark = f" {target.remark}" if target.remark else ""
+            raise RecipeError(
+                f"{target.label} has no {precision.upper()} files; it has:"
+                f" {', '.join(target.precisions)}.\n"
+                f"  Leave --{precision} out.{remark}"
+            )
 
 
 def list_backends() -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def built(
     artifact = artifact.with_files(listed(path))
     artifact.save()
     if case.target != "onnx":
-        build_files(artifact, case.target, ["fp32"], run=block_inputs)
+        build_files(artifact, find_target(case.target), ["fp32"], run=block_inputs)
     return folder
 
 

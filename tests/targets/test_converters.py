@@ -96,7 +96,9 @@ def built(
     """An artifact with the files in float32 and INT8; not to be changed."""
     folder = shutil.copytree(block_artifact.path, tmp_path_factory.mktemp("built") / "artifact")
     artifact = load_artifact(folder)
-    found, names = build_files(artifact, case.target, ["fp32", "int8"], run=block_inputs)
+    found, names = build_files(
+        artifact, find_target(case.target), ["fp32", "int8"], run=block_inputs
+    )
     assert names == case.files
     return found
 
@@ -131,9 +133,9 @@ def test_an_artifact_without_its_run_and_other_precisions_are_told(
     case: Case, block_copy: Artifact, target: Target
 ) -> None:
     with pytest.raises(RecipeError, match=r"has no folded model.*\n.*Give the run"):
-        build_files(block_copy, case.target, ["fp32"])
+        build_files(block_copy, find_target(case.target), ["fp32"])
     with pytest.raises(RecipeError, match=f"{target.label} has no FP16 files; it has: fp32, int8"):
-        build_files(block_copy, case.target, ["fp16"])
+        build_files(block_copy, find_target(case.target), ["fp16"])
 
 
 def test_without_a_package_the_line_is_told(
@@ -143,7 +145,7 @@ def test_without_a_package_the_line_is_told(
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
             with pytest.raises(SetupError, match=line):
-                build_files(block_copy, case.target, ["fp32"], run=block_inputs)
+                build_files(block_copy, find_target(case.target), ["fp32"], run=block_inputs)
     assert load_artifact(block_copy.path) == block_copy
 
 

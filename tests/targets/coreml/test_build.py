@@ -17,6 +17,7 @@ from kdedge.deploy.build import FoldedRun, build_files
 from kdedge.errors import RecipeError
 from kdedge.runtime.artifact import Artifact, OpenClasses, load_artifact
 from kdedge.targets.protocol import BuildRequest
+from kdedge.targets.registry import find_target
 
 pytestmark = pytest.mark.filterwarnings(  # coremltools removes its folders when it is collected
     "ignore:Implicitly cleaning up", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -142,7 +143,7 @@ def test_files_are_listed_as_not_measured_and_read_back(
     run = FoldedRun(model, lambda *_: pytest.fail("it cannot run"))
     artifact = tiny_artifact(tmp_path)
     artifact.save()
-    artifact, names = build_files(artifact, "coreml", ["fp16", "int8"], run=run)
+    artifact, names = build_files(artifact, find_target("coreml"), ["fp16", "int8"], run=run)
     assert names == ("model.fp16.mlpackage.zip", "model.int8.mlpackage.zip")
     assert load_artifact(tmp_path) == artifact
     sizes = {file.precision: file.n_bytes for file in artifact.files}

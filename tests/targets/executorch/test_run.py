@@ -13,6 +13,7 @@ import pytest
 
 from kdedge.deploy.build import FoldedRun, build_files
 from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.targets.registry import find_target
 
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
@@ -26,7 +27,9 @@ def files(
 ) -> Path:
     """The folder of an artifact with programs in float32 and INT8."""
     folder = shutil.copytree(block_artifact.path, tmp_path_factory.mktemp("built") / "artifact")
-    build_files(load_artifact(folder), "executorch", ["fp32", "int8"], run=block_inputs)
+    build_files(
+        load_artifact(folder), find_target("executorch"), ["fp32", "int8"], run=block_inputs
+    )
     return folder
 
 

@@ -27,6 +27,7 @@ from kdedge.runtime.preprocess import Preprocess, resize_and_crop  # noqa: E402
 from kdedge.targets.onnx_image import run  # noqa: E402
 from kdedge.targets.onnx_image.build import find_order, preprocess_graph  # noqa: E402
 from kdedge.targets.onnx_image.graph import Order  # noqa: E402
+from kdedge.targets.registry import find_target  # noqa: E402
 
 SIZE = 32
 # Height and width: the same, smaller, larger, odd rests of the crop, long, tall, a single pixel
@@ -142,7 +143,7 @@ def test_a_pillow_that_resizes_otherwise_is_refused(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def built(artifact: Artifact) -> Artifact:
-    return build_files(artifact, "onnx-image", ["fp32"])[0]
+    return build_files(artifact, find_target("onnx-image"), ["fp32"])[0]
 
 
 def rebuilt(built: Artifact, graph: Any, listed: Callable[..., Any], folder: Path) -> Artifact:
@@ -153,7 +154,7 @@ def rebuilt(built: Artifact, graph: Any, listed: Callable[..., Any], folder: Pat
     pixels = "uint8" if graph.graph.input[0].type.tensor_type.elem_type == 2 else "float"
     files = (listed(folder / "model.onnx"),)
     other = dataclasses.replace(built, path=folder, pixels=pixels, files=files)
-    return build_files(other, "onnx-image", ["fp32"])[0]
+    return build_files(other, find_target("onnx-image"), ["fp32"])[0]
 
 
 def test_the_file_is_compared_listed_and_described(built: Artifact) -> None:
@@ -242,7 +243,7 @@ def test_uint8_pixels_are_given_as_they_are(
 def test_a_fixed_batch_is_refused(artifact: Artifact) -> None:
     fixed = dataclasses.replace(artifact, batch=4)
     with pytest.raises(RecipeError, match=r"batches of 4 images.*\n.*export\.batch=dynamic"):
-        build_files(fixed, "onnx-image", ["fp32"])
+        build_files(fixed, find_target("onnx-image"), ["fp32"])
     assert not (artifact.path / "model.image.onnx").exists()
 
 
@@ -262,7 +263,9 @@ def test_whole_images_of_the_smoke_set_decide_the_gate(artifact: Artifact) -> No
     write_smoke_set(path, smoke.pixels, smoke.logits, turned)
     others = {SMOKE_SET: hashlib.sha256(path.read_bytes()).hexdigest()}
     changed = dataclasses.replace(artifact, others=others)
-    parity = build_files(changed, "onnx-image", ["fp32"])[0].file("model.image.onnx").parity
+    parity = (
+        build_files(changed, find_target("onnx-image"), ["fp32"])[0].file("model.image.onnx").parity
+    )
     assert parity is not None
     assert parity.max_softmax_distance is not None
     assert parity.max_softmax_distance > 0.01  # 0.00001 for the right images

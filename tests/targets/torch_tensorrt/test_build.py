@@ -28,6 +28,7 @@ from kdedge.errors import MissingPackage, RecipeError, SetupError
 from kdedge.fold import FoldedModel
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.registry import find_target
 from kdedge.targets.torch_tensorrt import build as target
 
 
@@ -115,7 +116,7 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(
     for call in (
         target.check_environment,
         lambda: target.plan("fp16"),
-        lambda: build_files(artifact, "torch-tensorrt", ["fp16"], run=inputs),
+        lambda: build_files(artifact, find_target("torch-tensorrt"), ["fp16"], run=inputs),
     ):
         with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[torch-tensorrt\]'"):
             call()
@@ -133,7 +134,7 @@ def test_int8_is_refused_before_anything_is_looked_for(
     absent: None, inputs: FoldedRun, artifact: Artifact
 ) -> None:
     with pytest.raises(RecipeError, match="Build INT8 engines from the ONNX file: `--trt --int8`"):
-        build_files(artifact, "torch-tensorrt", ["fp16", "int8"], run=inputs)
+        build_files(artifact, find_target("torch-tensorrt"), ["fp16", "int8"], run=inputs)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,9 @@ def test_a_fixed_program_is_compiled_for_its_one_batch(
 def test_programs_are_listed_in_the_artifact(
     recorder: Any, inputs: FoldedRun, artifact: Artifact
 ) -> None:
-    found, names = build_files(artifact, "torch-tensorrt", ["fp16", "fp32"], run=inputs)
+    found, names = build_files(
+        artifact, find_target("torch-tensorrt"), ["fp16", "fp32"], run=inputs
+    )
     assert load_artifact(artifact.path) == found
     expected = tuple(f"model.{kind}.torchtrt2.13.0-sm89.pt2" for kind in ("fp16", "fp32"))
     assert names == tuple(file.name for file in found.files) == expected
@@ -249,6 +252,6 @@ def test_a_program_that_misses_its_gate_is_marked(
     write_smoke_set(artifact.path / SMOKE_SET, smoke_set.pixels, -smoke_set.logits)
     others = {SMOKE_SET: sha256_file(artifact.path / SMOKE_SET)}
     other = dataclasses.replace(artifact, others=others)
-    found, _ = build_files(other, "torch-tensorrt", ["fp16"], run=inputs)
+    found, _ = build_files(other, find_target("torch-tensorrt"), ["fp16"], run=inputs)
     assert [file.gate for file in found.files] == ["missed"]
     assert load_artifact(artifact.path) == found
