@@ -68,7 +68,7 @@ class RecipeData:
             return None
         if isinstance(spec, UnlabeledSpec):
             return self._unlabeled(spec, held_out=False)
-        return self._readable(spec, key, labeled=True)
+        return self._readable(spec, key)
 
     def held_out(self) -> Images | None:
         """The held-out unlabeled images; None if the recipe has no unlabeled images."""
@@ -122,7 +122,7 @@ class RecipeData:
         """
         if selection != "test":
             return self.load("test")
-        images = self.require("test", _selects("test"))
+        images = self.require("test", "selection: test chooses the epoch on it")
         self._check_selects(images, "test")
         return images
 
@@ -137,12 +137,12 @@ class RecipeData:
         """
         if selection != "validation":
             return None
-        images = self.require("validation", _selects("validation"))
+        images = self.require("validation", "selection: validation chooses the epoch on it")
         spec, labeled = self._recipe.data.validation, self._recipe.data.labeled
         assert spec is not None  # `require` ensures it
         stream = self._stream()
         if spec.shots is not None and labeled is not None and labeled.shots is not None:
-            self._few_shot(self._readable(labeled, "labeled", labeled=True), labeled, stream)
+            self._few_shot(self._readable(labeled, "labeled"), labeled, stream)
         chosen = self._few_shot(images, spec, stream)
         self._check_selects(chosen, "validation")
         return chosen
@@ -162,13 +162,11 @@ class RecipeData:
 
         The choice depends on the seed and each image's contents, not on names or positions.
         """
+        images = self._readable(spec, "unlabeled")
         if spec.per_class is not None:
             # Draws images of every class; labels are used for this draw only
-            images = self._readable(spec, "unlabeled", labeled=True)
             drawn = tuple(draw_shots(spec, images, spec.per_class, self._stream()))
             images = replace(images, source=WithoutLabels(images.source), indices=drawn)
-        else:
-            images = self._readable(spec, "unlabeled", labeled=False)
         n_held = 0 if spec.hold_out is None else to_count(spec.hold_out, len(images.indices))
         if n_held >= max(1, len(images.indices)):
             raise DataError(
@@ -184,43 +182,45 @@ class RecipeData:
         held = set(digests[:n_held])
         return images.only([i for i in images.indices if (images.digests[i] in held) == held_out])
 
-    def _readable(self, spec: SourceSpec, key: DataPart, *, labeled: bool) -> Images:
-        """Opens and scans a source, once per workspace."""
-        data, cache = self._recipe.data, self._workspace.images
+    def _readable(self, spec: SourceSpec, key: DataPart) -> Images:
+        """The readable images of a source, without test images; scanned once per workspace."""
+        data, names, cache = self._recipe.data, self._classes.names, self._workspace.images
+        labeled = _needs_labels(spec)
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
-        names = self._classes.names
         tested = str(data.test) if key in ("labeled", "unlabeled") else ""
         entry = (key, labeled, place, names, benchmark_root(data.root), data.max_bad_images, tested)
         if entry not in cache:
-            try:
-                source = open_source(spec, class_names=names, labeled=labeled, data=data)
-            except DataError as error:
-                if not isinstance(spec, UnlabeledSpec) or not labeled:
-                    raise
-                raise DataError(
-                    f"data.unlabeled.per_class is {spec.per_class}, and drawing images per class"
-                    f" needs their labels:\n{error}\n  Remove per_class to use all images without"
-                    " labels."
-                ) from error
-            images = self._scan(source, key)
-            is_set = spec.benchmark is not None
-            is_kept = isinstance(spec, UnlabeledSpec) and (spec.include_test or is_set)
-            if tested and not is_kept:
-                images = self._without_test(images, key, is_set=is_set)
+            images = self._scan(self._open(spec), key)
+            if tested:
+                images = self._without_test(images, spec, key)
             cache[entry] = images.only(tuple(images.class_labels())) if labeled else images
             if self._workspace.group.is_rank0:
-                self._warn_of_problems(images, key, labeled=labeled)
+                self._warn_of_problems(images, key)
         return cache[entry]
 
-    def _without_test(self, images: Images, key: DataPart, *, is_set: bool) -> Images:
+    def _open(self, spec: SourceSpec) -> ImageSource:
+        data, names, labeled = self._recipe.data, self._classes.names, _needs_labels(spec)
+        try:
+            return open_source(spec, class_names=names, labeled=labeled, data=data)
+        except DataError as error:
+            if not isinstance(spec, UnlabeledSpec) or not labeled:
+                raise
+            raise DataError(
+                f"data.unlabeled.per_class is {spec.per_class}, and drawing images per class"
+                f" needs their labels:\n{error}\n  Remove per_class to use all images without"
+                " labels."
+            ) from error
+
+    def _without_test(self, images: Images, spec: SourceSpec, key: DataPart) -> Images:
         """The images without test images; warns if there are test images among them.
 
         A benchmark set keeps images that are also in its test set, since the protocol draws them.
         """
-        spec = self._recipe.data.test
-        if spec is None:
+        test_spec, is_set = self._recipe.data.test, spec.benchmark is not None
+        is_kept = isinstance(spec, UnlabeledSpec) and (spec.include_test or is_set)
+        if test_spec is None or is_kept:
             return images
-        test = self._readable(spec, "test", labeled=True)
+        test = self._readable(test_spec, "test")
         shared = [images.source.items[i].key for i in images.shared_with(test)]
         all_the_same = "set data.unlabeled.include_test to train on them all the same"
         if shared and len(shared) == len(images.indices) and not is_set:
@@ -238,7 +238,7 @@ class RecipeData:
             )
         return images if is_set else images.without(test)
 
-    def _warn_of_problems(self, images: Images, key: DataPart, *, labeled: bool) -> None:
+    def _warn_of_problems(self, images: Images, key: DataPart) -> None:
         """Warns about skipped files and images, contradictory labels and empty classes."""
         left_out = getattr(images.source, "left_out", {})
         if left_out:
@@ -247,29 +247,10 @@ class RecipeData:
                 f"data.{key}: files that are not read as images are skipped:"
                 f" {left_out_text(left_out)}.",
             )
-        if not labeled or key == "unlabeled":
+        if key == "unlabeled":
             return
-        labels = images.class_labels()
-        items, n_images = images.source.items, len(images.indices)
-        unlabeled = [items[index].key for index in images.indices if index not in labels]
-        if unlabeled:
-            log.warning(
-                f"data.{key}: {len(unlabeled)} of {n_images} images have no label and are skipped;"
-                f" the first is {unlabeled[0]}."
-            )
-        label_of: dict[str, int] = {}
-        contradictory = [
-            items[index].key
-            for index, label in labels.items()
-            if label_of.setdefault(images.digests[index], label) != label
-        ]
-        if contradictory:
-            log.warning(
-                f"data.{key}: {len(contradictory)} of {n_images} images are the same as one with"
-                f" another label, and are used with both: {name_some(contradictory)}.\n"
-                "  Delete the wrong ones."
-            )
-        present = set(labels.values())
+        _warn_of_labels(images, key)
+        present = set(images.class_labels().values())
         among = range(len(self._classes.names)) if key == "test" else self._classes.labeled
         absent = [self._classes.names[label] for label in among if label not in present]
         if present and absent:
@@ -306,8 +287,32 @@ class RecipeData:
             )
 
 
-def _selects(key: DataPart) -> str:
-    return f"selection: {key} chooses the epoch on it"
+def _needs_labels(spec: SourceSpec) -> bool:
+    return not isinstance(spec, UnlabeledSpec) or spec.per_class is not None
+
+
+def _warn_of_labels(images: Images, key: DataPart) -> None:
+    """Warns about images without a label, and about equal images with different labels."""
+    labels = images.class_labels()
+    items, n_images = images.source.items, len(images.indices)
+    unlabeled = [items[index].key for index in images.indices if index not in labels]
+    if unlabeled:
+        log.warning(
+            f"data.{key}: {len(unlabeled)} of {n_images} images have no label and are skipped;"
+            f" the first is {unlabeled[0]}."
+        )
+    label_of: dict[str, int] = {}
+    contradictory = [
+        items[index].key
+        for index, label in labels.items()
+        if label_of.setdefault(images.digests[index], label) != label
+    ]
+    if contradictory:
+        log.warning(
+            f"data.{key}: {len(contradictory)} of {n_images} images are the same as one with"
+            f" another label, and are used with both: {name_some(contradictory)}.\n"
+            "  Delete the wrong ones."
+        )
 
 
 def draw_shots(spec: SourceSpec, images: Images, shots: int, stream: random.Random) -> list[int]:
