@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -68,19 +68,26 @@ def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
     if not value or "\0" in value:
         raise ValueError("must be a path, got empty text" if not value else "is not a path")
     context = info.context or {}
+    path = _absolute(value, context)
+    has_wildcards = (kind == "shards" and set(value) & set("{:")) or glob.has_magic(value)
+    if context.get("must_exist") and not (is_pattern and has_wildcards):
+        _check_exists(path, kind)
+    return str(path) if is_pattern or kind == "weights" else path
+
+
+def _absolute(value: str, context: Mapping[str, Any]) -> Path:
     folder = context.get("folder") or ""
     if isinstance(value, CommandLineText):
         folder = context.get("override_folder") or Path.cwd()
-    path = folder / Path(value).expanduser()
-    has_wildcards = (kind == "shards" and set(value) & set("{:")) or glob.has_magic(value)
-    if context.get("must_exist") and not (is_pattern and has_wildcards):
-        kinds = {"dataset": "folder", "folder": "folder", "table": "file or folder"}
-        what = kinds.get(kind, "file")
-        if not path.exists():
-            raise ValueError(f"cannot be read: there is no {what} {path}")
-        if (what == "file" and path.is_dir()) or (what == "folder" and path.is_file()):
-            raise ValueError(f"must be a {what}, and {path} is none")
-    return str(path) if is_pattern or kind == "weights" else path
+    return folder / Path(value).expanduser()
+
+
+def _check_exists(path: Path, kind: PathKind) -> None:
+    what = {"dataset": "folder", "folder": "folder", "table": "file or folder"}.get(kind, "file")
+    if not path.exists():
+        raise ValueError(f"cannot be read: there is no {what} {path}")
+    if (what == "file" and path.is_dir()) or (what == "folder" and path.is_file()):
+        raise ValueError(f"must be a {what}, and {path} is none")
 
 
 def looks_like_path(weights: str) -> bool:
@@ -149,15 +156,16 @@ def percent_value(text: str) -> float:
     return float(text[:-1])
 
 
-_DATASET, _FILE, _FOLDER, _SHARDS, _TABLE, _WEIGHTS = (
-    BeforeValidator(partial(_resolve, kind)) for kind in get_args(PathKind)
-)
-DatasetPlace = Annotated[Path | str, _DATASET]
-RecipeFile = Annotated[Path, _FILE]
-RecipeFolder = Annotated[Path, _FOLDER]
-ShardPattern = Annotated[str, _SHARDS]
-TablePattern = Annotated[str, _TABLE]
-WeightsPlace = Annotated[str, Field(min_length=1), _WEIGHTS]
+def _path(kind: PathKind) -> BeforeValidator:
+    return BeforeValidator(partial(_resolve, kind))
+
+
+DatasetPlace = Annotated[Path | str, _path("dataset")]
+RecipeFile = Annotated[Path, _path("file")]
+RecipeFolder = Annotated[Path, _path("folder")]
+ShardPattern = Annotated[str, _path("shards")]
+TablePattern = Annotated[str, _path("table")]
+WeightsPlace = Annotated[str, Field(min_length=1), _path("weights")]
 PercentText = Annotated[str, BeforeValidator(_check_percent)]
 PercentOrCount = Annotated[str | int, BeforeValidator(partial(_check_percent, or_count=True))]
 PlainText = Annotated[str, Field(min_length=1), AfterValidator(str)]
