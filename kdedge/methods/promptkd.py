@@ -312,22 +312,9 @@ class Student(nn.Module):
         self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs, teacher_dim: int
     ) -> None:
         super().__init__()
-        if not backbone.is_trained_with_texts and settings.tune != "full":
-            raise RecipeError(
-                f"{backbone.name} was not trained with texts: with tune: {settings.tune} its"
-                " features cannot be compared with class vectors.\n"
-                "  Use tune: full, with an optim.lr far below 0.005, which is for prompts."
-            )
-        why = why_no_prompts(backbone.visual)
-        needs_vit = settings.has_lora or settings.depth is not None or settings.merge_tokens > 0
-        if why is not None and needs_vit:
-            raise RecipeError(
-                f"{backbone.name} takes neither low-rank changes nor depth nor merge_tokens: its"
-                f" image encoder {why}.\n"
-                "  Use tune: full without them, or CLIP's ViT, such as ViT-B-16."
-            )
-        lora, text_prompts, generator = None, None, inputs.generator
+        _check_encoder(backbone, settings)
         self.visual_prompts = self.projector = self.visual = None
+        lora, text_prompts, generator = None, None, inputs.generator
         if settings.has_prompts:
             self.visual_prompts = make_visual_prompts(
                 backbone,
@@ -369,14 +356,34 @@ class Student(nn.Module):
         has_scale = isinstance(backbone, Backbone)
         self.register_buffer("scale", None if has_scale else torch.tensor(scale))
         if self.projector is None and backbone.embed_dim != teacher_dim:
-            for name, loss in self.losses.items():
-                if loss.needs_equal_dims:
-                    raise RecipeError(
-                        f"loss {name} compares the student's features ({backbone.embed_dim}"
-                        f" dimensions) with the teacher's ({teacher_dim}), but class_vectors:"
-                        " student has no projector.\n"
-                        "  Use a loss on logits, such as the default, or class_vectors: teacher."
-                    )
+            self._check_losses(backbone.embed_dim, teacher_dim)
+
+    def _check_losses(self, student_dim: int, teacher_dim: int) -> None:
+        for name, loss in self.losses.items():
+            if loss.needs_equal_dims:
+                raise RecipeError(
+                    f"loss {name} compares the student's features ({student_dim} dimensions) with"
+                    f" the teacher's ({teacher_dim}), but class_vectors: student has no"
+                    " projector.\n"
+                    "  Use a loss on logits, such as the default, or class_vectors: teacher."
+                )
+
+
+def _check_encoder(backbone: ImageBackbone, settings: Settings) -> None:
+    if not backbone.is_trained_with_texts and settings.tune != "full":
+        raise RecipeError(
+            f"{backbone.name} was not trained with texts: with tune: {settings.tune} its features"
+            " cannot be compared with class vectors.\n"
+            "  Use tune: full, with an optim.lr far below 0.005, which is for prompts."
+        )
+    why = why_no_prompts(backbone.visual)
+    needs_vit = settings.has_lora or settings.depth is not None or settings.merge_tokens > 0
+    if why is not None and needs_vit:
+        raise RecipeError(
+            f"{backbone.name} takes neither low-rank changes nor depth nor merge_tokens: its image"
+            f" encoder {why}.\n"
+            "  Use tune: full without them, or CLIP's ViT, such as ViT-B-16."
+        )
 
 
 class Method(BaseMethod):
