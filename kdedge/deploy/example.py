@@ -53,21 +53,6 @@ def resize_and_crop(image: Image.Image, preprocess: dict[str, Any]) -> Image.Ima
     return image.crop((left, top, left + size, top + size))
 
 
-def run(session: Any, path: str, artifact: dict[str, Any]) -> tuple[Any, Any]:
-    """Returns the graph's output for an image, and its input pixels, [3, S, S] from 0 to 255."""
-    image = read_rgb(path)
-    if session.get_inputs()[0].name == "image":  # with preprocessing
-        outputs, pixels = session.run(None, {"image": np.asarray(image)})
-        return outputs[0], pixels[0]
-    pixels = np.asarray(resize_and_crop(image, artifact["preprocess"])).transpose(2, 0, 1)
-    values = pixels
-    if artifact["input"]["dtype"] == "float32":
-        values = pixels.astype(np.float32) / np.float32(255)
-    batch = artifact["input"]["batch"]
-    n_copies = 1 if batch == "dynamic" else batch  # a graph with a fixed batch takes no fewer
-    return session.run(None, {"images": np.stack([values] * n_copies)})[0][0], pixels
-
-
 def read_arrays(path: Path) -> dict[str, Any]:
     """Reads the arrays of a file in the format of safetensors, all float64."""
     data = path.read_bytes()
@@ -95,21 +80,68 @@ def choose(folder: Path, artifact: dict[str, Any]) -> str:
     return str(min(passed, key=lambda f: f["precision"] == "int8")["name"])
 
 
-class NoneOfThese:
-    """Recognizes images that look like none of the classes."""
+class Model:
+    """A loaded ONNX file of an artifact."""
 
-    def __init__(self, artifact: dict[str, Any], model: Path) -> None:
-        files = {file["name"]: file for file in artifact["files"]}
-        self.below = files.get(model.name, {}).get("none_below")
-        if self.below is not None:
-            self.arrays = read_arrays(model.parent / artifact["none_of_these"]["file"])
+    def __init__(self, file: Path, artifact: dict[str, Any]) -> None:
+        self.artifact = artifact
+        classes = artifact.get("open_classes")
+        self.matrix = None if classes is None else np.load(file.parent / classes["file"])
+        entries = {entry["name"]: entry for entry in artifact["files"]}
+        entry = entries.get(file.name, {})
+        self.none_below = entry.get("none_below") if "none_of_these" in artifact else None
+        if self.none_below is not None:
+            self.arrays = read_arrays(file.parent / artifact["none_of_these"]["file"])
+        data, options = file.read_bytes(), onnxruntime.SessionOptions()
+        if entry and hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            sys.exit(f"{file} is not the file that was exported. Copy it again.")
+        if b'"\x0eQuantizeLinear' in data:  # fixed ranges, which may overflow without it
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        providers = ["CPUExecutionProvider"]
+        try:
+            self.session = onnxruntime.InferenceSession(file, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's errors have no common class
+            sys.exit(f"{file} cannot be loaded: {error}\nCopy it again.")
 
-    def __call__(self, output: Any) -> bool:
+    def answer(self, path: str) -> dict[str, Any]:
+        """Returns an image's class, its score in percent, and the mean of its pixels by color.
+
+        The score is None if the model has none. `is_none` says whether the image shows none of the
+        classes, if the artifact can tell.
+        """
+        output, pixels = self.run(path)
+        # With open classes, the graph gives image features
+        logits = output if self.matrix is None else self.matrix @ output
+        best, score = int(logits.argmax()), None
+        if self.artifact["output"]["head"] == "scores":
+            shares = np.exp(logits.astype(np.float64) - logits.max())
+            score = 100 * float(shares[best] / shares.sum())
+        label, rgb_mean = self.artifact["class_names"][best], pixels.mean(axis=(1, 2)).tolist()
+        answer = {"label": label, "score": score, "rgb_mean": rgb_mean}
+        if "none_of_these" in self.artifact:
+            answer["is_none"] = self.is_none(output)
+        return answer
+
+    def run(self, path: str) -> tuple[Any, Any]:
+        """Returns the graph's output for an image, and its pixels, [3, S, S] from 0 to 255."""
+        image = read_rgb(path)
+        if self.session.get_inputs()[0].name == "image":  # with preprocessing
+            outputs, pixels = self.session.run(None, {"image": np.asarray(image)})
+            return outputs[0], pixels[0]
+        cropped = resize_and_crop(image, self.artifact["preprocess"])
+        pixels = values = np.asarray(cropped).transpose(2, 0, 1)
+        if self.artifact["input"]["dtype"] == "float32":
+            values = pixels.astype(np.float32) / np.float32(255)
+        batch = self.artifact["input"]["batch"]
+        n_copies = 1 if batch == "dynamic" else batch  # a graph with a fixed batch takes no fewer
+        return self.session.run(None, {"images": np.stack([values] * n_copies)})[0][0], pixels
+
+    def is_none(self, output: Any) -> bool:
         """Whether the graph's output for an image is too far from the outputs of known images."""
-        if self.below is None:
+        if self.none_below is None:
             return False
         distances = self.arrays["whitening"] @ output.astype(np.float64) - self.arrays["means"]
-        return bool(-(distances**2).sum(axis=1).min() < self.below["limit"])
+        return bool(-(distances**2).sum(axis=1).min() < self.none_below["limit"])
 
 
 def main() -> None:
@@ -124,50 +156,27 @@ def main() -> None:
         given = folder / given  # next to this script
     folder = folder if given is None else given.parent
     artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
-    model = given or folder / choose(folder, artifact)
-    if not model.is_file():
+    file = given or folder / choose(folder, artifact)
+    if not file.is_file():
         sys.exit(
-            f"{model} is missing. Copy it and cpu_choice.json, which names the fastest one, or"
+            f"{file} is missing. Copy it and cpu_choice.json, which names the fastest one, or"
             " name another: python example.py MODEL.onnx IMAGE"
         )
-    classes = artifact.get("open_classes")
-    matrix = None if classes is None else np.load(model.parent / classes["file"])
-    none = NoneOfThese(artifact, model) if "none_of_these" in artifact else None
-    data, options = model.read_bytes(), onnxruntime.SessionOptions()
-    exported = [file["sha256"] for file in artifact["files"] if file["name"] == model.name]
-    if exported and hashlib.sha256(data).hexdigest() not in exported:
-        sys.exit(f"{model} is not the file that was exported. Copy it again.")
-    if b'"\x0eQuantizeLinear' in data:  # fixed ranges, which may overflow without it
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common class
-        sys.exit(f"{model} cannot be loaded: {error}\nCopy it again.")
-    n_classified = 0
+    model, n_classified = Model(file, artifact), 0
     folders = (sorted(map(str, Path(one).iterdir())) for one in arguments if Path(one).is_dir())
     files = [one for one in arguments if not Path(one).is_dir()]
     for path in chain(files, *folders):
         try:
-            logits, pixels = run(session, path, artifact)
+            answer = model.answer(path)
         except OSError as error:
             print(f"{path} cannot be read: {error}", file=sys.stderr)
             continue
         n_classified += 1
-        output = logits
-        if matrix is not None:
-            logits = matrix @ logits  # with open classes, the graph gives image features
-        best = int(logits.argmax())
-        label, score = artifact["class_names"][best], None
-        if artifact["output"]["head"] == "scores":
-            shares = np.exp(logits.astype(np.float64) - logits.max())
-            score = 100 * float(shares[best] / shares.sum())
-        is_none = none is not None and none(output)
         if as_json:
-            answer = {"label": label, "score": score, "rgb_mean": pixels.mean(axis=(1, 2)).tolist()}
-            print(json.dumps(answer if none is None else {**answer, "is_none": is_none}))
+            print(json.dumps(answer))
         else:
-            shown = "" if score is None else f"\t{score:.2f}"
-            print(f"{path}\t{'none' if is_none else label}{shown}")
+            score = "" if answer["score"] is None else f"\t{answer['score']:.2f}"
+            print(f"{path}\t{'none' if answer.get('is_none') else answer['label']}{score}")
     sys.exit(0 if n_classified else 3)  # as `kdedge predict` exits
 
 
