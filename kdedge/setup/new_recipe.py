@@ -160,9 +160,41 @@ def init(
             surveys[key] = survey_sample(
                 Path(folder).expanduser(), class_names=class_names, labeled=True
             )
+    without_labels = class_names if labeled is None else surveys["labeled"].absent
+    data = _data_section(images, labeled, test, has_ridge=not without_labels)
+    if size is not None:
+        student = student_size(size).clip
+    values: dict[str, Any] = {
+        "name": name,
+        "seed": 1,
+        "classes": {"file": str(classes), "template": "a photo of a {}."},
+        "data": data,
+    }
+    if not without_labels:
+        values["teacher"] = _model("ridge", teacher, {}, default=TEACHER_CLIP)
+        ridge = _model("ridge", student, {"labeled_weight": 1.0}, default=STUDENT_CLIP)
+        values["student"] = ridge | {"views": 1}
+    elif teacher in PACKAGED:
+        raise DataError(
+            f'{teacher} knows classes by their labels alone, and "{without_labels[0]}" has none.\n'
+            "  Give labeled images of each class (--labeled), or no --teacher: CLIP needs none."
+        )
+    else:
+        values |= _prompt_models(teacher, student, has_labels=labeled is not None)
+    values |= {"export": {"precisions": ["fp16"]}, "gates": GatesSpec().model_dump()}
+    with explained(path):
+        check_paths(load_recipe(values))
+        with path.open("x", encoding="utf-8") as file:
+            file.write(_long_text(values) if all_keys else _short_text(values))
+    return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
+
+
+def _data_section(
+    images: str | Path, labeled: str | Path | None, test: str | Path | None, *, has_ridge: bool
+) -> dict[str, Any]:
     data: dict[str, Any] = {"unlabeled": {"folder": str(images)}}
     if labeled is not None:
-        data["labeled"] = {"folder": str(labeled)}
+        data["labeled"] = {"folder": str(labeled)} | ({} if has_ridge else {"shots": 16})
     if test is None:
         data["unlabeled"]["hold_out"] = "5%"
     else:
@@ -172,43 +204,22 @@ def init(
                 f"{test} is named for labels and for test images: accuracy would be of images that"
                 " the model has seen.\n  Move a part of each class to another folder for --test."
             )
-    data["max_bad_images"] = "1%"
-    unlabeled = class_names if labeled is None else surveys["labeled"].absent
-    clip, sized = student, {}
-    if size is not None:
-        clip, sized = student_size(size).clip, dict(student_size(size).settings)
-    values: dict[str, Any] = {
-        "name": name,
-        "seed": 1,
-        "classes": {"file": str(classes), "template": "a photo of a {}."},
-        "data": data,
-    }
-    if not unlabeled:
-        values["teacher"] = _model("ridge", teacher, {}, default=TEACHER_CLIP)
-        ridge = _model("ridge", clip, {"labeled_weight": 1.0}, default=STUDENT_CLIP)
-        values["student"] = ridge | {"views": 1}
+    return data | {"max_bad_images": "1%"}
+
+
+def _prompt_models(teacher: str | None, student: str | None, *, has_labels: bool) -> dict[str, Any]:
+    if has_labels:
+        settings, optim = _promptsrc_for_scale(teacher)
+        teacher_model = _model("promptsrc", teacher, settings, default=TEACHER_CLIP) | optim
     else:
-        if teacher in PACKAGED:
-            raise DataError(
-                f'{teacher} knows classes by their labels alone, and "{unlabeled[0]}" has none.\n'
-                "  Give labeled images of each class (--labeled), or no --teacher: CLIP needs none."
-            )
-        if labeled is None:
-            values["teacher"] = _model("zeroshot", teacher, {}, default=TEACHER_CLIP)
-        else:
-            data["labeled"]["shots"] = 16
-            settings, optim = _promptsrc_for_scale(teacher)
-            values["teacher"] = _model("promptsrc", teacher, settings, default=TEACHER_CLIP) | optim
-        settings = {"tune": "full", **sized, "losses": {"kl": {"weight_per_image": 2.5}}}
-        promptkd = _model("promptkd", clip, settings, default=STUDENT_CLIP)
-        values["student"] = promptkd | {"one_pass_first": True, "optim": _TUNED}
-        values["balance"] = {"prior": "auto"}
-    values |= {"export": {"precisions": ["fp16"]}, "gates": GatesSpec().model_dump()}
-    with explained(path):
-        check_paths(load_recipe(values))
-        with path.open("x", encoding="utf-8") as file:
-            file.write(_long_text(values) if all_keys else _short_text(values))
-    return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
+        teacher_model = _model("zeroshot", teacher, {}, default=TEACHER_CLIP)
+    settings = {"tune": "full", "losses": {"kl": {"weight_per_image": 2.5}}}
+    promptkd = _model("promptkd", student, settings, default=STUDENT_CLIP)
+    return {
+        "teacher": teacher_model,
+        "student": promptkd | {"one_pass_first": True, "optim": _TUNED},
+        "balance": {"prior": "auto"},
+    }
 
 
 def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
