@@ -15,7 +15,7 @@ from kdedge.records.evaluation import (
     results_table,
 )
 from kdedge.records.record import if_readable
-from kdedge.reporting.headline import deploy_line, headline_of
+from kdedge.reporting.headline import conclusion_of, headline_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, read_unlabeled, stored_evaluation
 
@@ -103,5 +103,5 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
         is_elsewhere = run.root.resolve() != trained.root.resolve()
         verb = "Used" if is_elsewhere or run.path.resolve() in used else "Wrote"
         lines.append(f"{verb} {run.path} ({run.weights.name}, {run.class_vectors.name})")
-    lines += filter(None, [headline_of(trained), deploy_line(trained)])
+    lines += conclusion_of(trained)
     return "\n".join(lines)

@@ -29,7 +29,7 @@ def command(runs: tuple[str, ...], output: Path | None, root: Path, as_json: boo
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
     from kdedge.api.report import write_page
-    from kdedge.reporting.headline import deploy_line, headline_of
+    from kdedge.reporting.headline import conclusion_of
 
     page, shown = write_page(runs, output, root)
     records = next((one for one in shown if one.run.kind == "student"), shown[0])
@@ -39,8 +39,7 @@ def command(runs: tuple[str, ...], output: Path | None, root: Path, as_json: boo
         following = ["predict", str(artifact.path), "IMAGES"]
     # If a record is missing, the next command is the one that writes it
     following = next(iter(records.missing.values()), following)
-    verdict = filter(None, [headline_of(student), deploy_line(student)])
-    text = "\n".join([f"Wrote {page}", *verdict, next_line(*following)])
+    text = "\n".join([f"Wrote {page}", *conclusion_of(student), next_line(*following)])
     record = {
         "runs": [str(one.run.path) for one in shown],
         "folder": str(page.parent),

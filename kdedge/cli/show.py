@@ -19,7 +19,7 @@ from kdedge.cli._results import (
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import file_to_ship
 from kdedge.records.tables import figure
-from kdedge.reporting.headline import deploy_line, headline_of
+from kdedge.reporting.headline import conclusion_of
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of
@@ -65,7 +65,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     summary += " versions and hashes"
     parts = [
         f"{run.path}: {run.kind}, {record.status}",
-        "\n".join(filter(None, [headline_of(run), deploy_line(run)])) or None,
+        "\n".join(conclusion_of(run)) or None,
         accuracy_texts(rows) if rows else None,
         unlabeled_text(run),
         table(_facts(run, record, is_whole=is_whole)),

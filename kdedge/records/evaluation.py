@@ -6,6 +6,7 @@ show.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, TypeVar
@@ -373,6 +374,14 @@ class EvalDetails(Record):
     confusion: tuple[tuple[Count, Count, PositiveCount], ...]
     bins: tuple[CalibrationBin, ...]
     samples: dict[SampleKind, tuple[SampleImage, ...]] | None = None
+
+    @property
+    def images_per_class(self) -> Counter[str]:
+        """Test images of each class that has any, in class-list order."""
+        counts = Counter[str]()
+        for label, _, n_images in self.confusion:
+            counts[self.class_names[label]] += n_images
+        return counts
 
     @property
     def accuracy_percent(self) -> float:

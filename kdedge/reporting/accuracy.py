@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -49,10 +48,7 @@ def class_table(
         least: number of classes in the table; None for all.
     """
     main = next(iter(results.values()))
-    images: Counter[str] = Counter()
-    if details is not None:
-        for label, _, n in details.confusion:
-            images[details.class_names[label]] += n
+    images = {} if details is None else details.images_per_class
     tested = [name for name, value in main.per_class.items() if value is not None]
     tested.sort(key=lambda name: (main.per_class[name], name))
     cells = []
@@ -71,19 +67,16 @@ def class_table(
 
 def confusion_table(model: str, details: EvalDetails) -> Table | None:
     """Makes the table of a model's most frequent confusions; None if it made no mistake."""
-    n_of_class: Counter[int] = Counter()
-    for label, _, n in details.confusion:
-        n_of_class[label] += n
+    names, images = details.class_names, details.images_per_class
     wrong = [entry for entry in details.confusion if entry[0] != entry[1]]
     if not wrong:
         return None
-    names = details.class_names
     cells = [
         [
             names[label],
             names[predicted],
-            f"{n:,} of {n_of_class[label]:,}",
-            percent(100 * n / n_of_class[label]),
+            f"{n:,} of {images[names[label]]:,}",
+            percent(100 * n / images[names[label]]),
         ]
         for label, predicted, n in sorted(wrong, key=lambda entry: (-entry[2], entry[:2]))
     ][:MOST_ROWS]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from kdedge.data.sources import name_some
 from kdedge.deploy.parity import failed_gates
@@ -31,8 +30,19 @@ from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 
 _FEW_TEST_IMAGES = 1000  # with fewer, chance moves an accuracy by more than about three points
 _SIGNIFICANT_ANSWERS = 6  # fewer right answers more may be chance (`_gain`)
-LABELS_ALONE = "Deploy rather the same network with the labels alone"
-"""Begins the verdict on a student that such a network beats."""
+
+
+class Verdict(NamedTuple):
+    """Whether to deploy a student.
+
+    Attributes:
+        kind: what it comes to; `labels alone`: the same network, trained on the labels alone, is
+            measurably better.
+        text: a sentence with its reason.
+    """
+
+    kind: Literal["deploy", "labels alone", "do not deploy", "unknown"]
+    text: str
 
 
 def headline_of(
@@ -102,12 +112,18 @@ def judged_model(
     return f"The file to ship, {shipped.file.name},", result
 
 
-def deploy_line(
+def conclusion_of(run: RunFolder) -> list[str]:
+    """The headline of a run and the text of its verdict, if there are any."""
+    verdict = verdict_of(run)
+    return [*filter(None, [headline_of(run), verdict and verdict.text])]
+
+
+def verdict_of(
     run: RunFolder,
     results: Mapping[str, EvalResult] | None = None,
     details: Mapping[str, EvalDetails] | None = None,
-) -> str | None:
-    """Returns on what condition to deploy a student: the accuracy of its weakest class.
+) -> Verdict | None:
+    """Returns whether to deploy a student: on condition of its weakest class's accuracy, at best.
 
     None where the headline says it already, and with the split base-to-novel, whose classes
     belong to a benchmark.
@@ -122,62 +138,87 @@ def deploy_line(
     results = stored_evaluation(run) if results is None else results
     student = results.get("student")
     results = on_same_images(results, student)
-    _, shipped = _newest_export(run)
-    _, judged = judged_model(student, shipped)
+    _, judged = judged_model(student, _newest_export(run)[1])
     if judged is None or student is None:
         if if_readable(read_unlabeled, run) is None:
             return None
-        return (
+        return Verdict(
+            "unknown",
             "Whether to deploy it is not known: put labeled images into a folder for each class,"
-            f" and run kdedge eval {shlex.quote(str(run.path))} --set data.test.folder=FOLDER"
+            f" and run kdedge eval {shlex.quote(str(run.path))} --set data.test.folder=FOLDER",
         )
     answers = (details or stored_details(run)).get("student")
     if answers is None or student.harmonic_mean is not None or _accuracy(judged, results)[1]:
         return None
-    n_of = Counter[int]()
-    for label, _, n_images in answers.confusion:
-        n_of[label] += n_images
-    names = answers.class_names
-    untested = [name for i, name in enumerate(names) if not n_of[i]]
-    if len(n_of) == 1:
-        return (
+    return (
+        _why_not(judged, student, answers)
+        or _labels_alone(run, student, results.get("labels_alone"))
+        or Verdict("deploy", _condition(judged, answers) + _doubts(run, answers))
+    )
+
+
+def _why_not(judged: EvalResult, student: EvalResult, answers: EvalDetails) -> Verdict | None:
+    """The verdict where one class is all that the test images or the answers show."""
+    tested = list(answers.images_per_class)
+    if len(tested) == 1:
+        return Verdict(
+            "unknown",
             "Whether to deploy it is not known: all test images are of one class,"
-            f" {names[next(iter(n_of))]}. Add images of the others to data.test."
+            f" {tested[0]}. Add images of the others to data.test.",
         )
     if answers.only_class is not None:
-        return "Do not deploy it: it predicts one class for every image."
-    if judged.all < (student.largest_class_percent or 0):
-        return "Do not deploy it: always answering the most frequent class is right more often."
-    alone = results.get("labels_alone")
+        reason = "it predicts one class for every image"
+    elif judged.all < (student.largest_class_percent or 0):
+        reason = "always answering the most frequent class is right more often"
+    else:
+        return None
+    return Verdict("do not deploy", f"Do not deploy it: {reason}.")
+
+
+def _labels_alone(run: RunFolder, student: EvalResult, alone: EvalResult | None) -> Verdict | None:
+    """The verdict where the same network is measurably better without the unlabeled images."""
     lost = 0.0 if alone is None else alone.all - student.all
-    if alone is not None and lost >= 1 and lost * student.n_images / 100 >= _SIGNIFICANT_ANSWERS:
-        return (
-            f"{LABELS_ALONE}: {alone.all:.1f} % right. Train it by kdedge train"
-            f" {shlex.quote(str(run.recipe))}"
-            " --method ridge, and export that run."
-        )
-    doubts = f" No test image shows {name_some(untested)}." if untested else ""
-    if unseen := run.read_provenance().summary.closed_form.get("unseen_classes"):
-        doubts += f" The teacher takes no unlabeled image for {name_some(unseen)}: add images."
-    shares = {i: (judged.per_class.get(names[i]) or 0.0) / 100 for i in n_of}
+    if alone is None or lost < 1 or lost * student.n_images / 100 < _SIGNIFICANT_ANSWERS:
+        return None
+    return Verdict(
+        "labels alone",
+        f"Deploy rather the same network with the labels alone: {alone.all:.1f} % right. Train it"
+        f" by kdedge train {shlex.quote(str(run.recipe))} --method ridge, and export that run.",
+    )
+
+
+def _condition(judged: EvalResult, answers: EvalDetails) -> str:
+    """The accuracy that has to be enough: of all images, and of the weakest class."""
+    n_of = answers.images_per_class
+    shares = {name: (judged.per_class.get(name) or 0.0) / 100 for name in n_of}
     weakest = min(shares, key=shares.__getitem__)
     n, n_right = n_of[weakest], round(shares[weakest] * n_of[weakest])
     if n == n_right:
         low = math.floor(10 * accuracy_interval(answers.n_images, answers.n_images)[0]) / 10
         return (
             f"Deploy it if {low:.1f} % right is enough: {images_text(answers.n_images)}, all of"
-            f" them right, show no more (95 % interval).{doubts}"
+            " them right, show no more (95 % interval)."
         )
     if n_right * len(n_of) < n:
         return (
-            f"Deploy it only where {names[weakest]} does not matter: {n_right:,} of"
-            f" {images_text(n)} of it are right, {judged.all:.1f} % of all.{doubts}"
+            f"Deploy it only where {weakest} does not matter: {n_right:,} of"
+            f" {images_text(n)} of it are right, {judged.all:.1f} % of all."
         )
     facts = "; ".join(filter(None, [f"{n_right:,} of {images_text(n)}", _interval(n_right, n)]))
     return (
         f"Deploy it if {judged.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
-        f" weakest class, {names[weakest]} ({facts}).{doubts}"
+        f" weakest class, {weakest} ({facts})."
     )
+
+
+def _doubts(run: RunFolder, answers: EvalDetails) -> str:
+    """Which classes have no test images, or none that taught the student."""
+    tested = answers.images_per_class
+    untested = [name for name in answers.class_names if name not in tested]
+    doubts = f" No test image shows {name_some(untested)}." if untested else ""
+    if unseen := run.read_provenance().summary.closed_form.get("unseen_classes"):
+        doubts += f" The teacher takes no unlabeled image for {name_some(unseen)}: add images."
+    return doubts
 
 
 def _accuracy(student: EvalResult, results: Mapping[str, EvalResult]) -> tuple[list[str], bool]:

@@ -32,7 +32,7 @@ from kdedge.reporting.accuracy import (
 from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
 from kdedge.reporting.exported import exported_blocks, ship_blocks
 from kdedge.reporting.figures import training_curves
-from kdedge.reporting.headline import deploy_line, headline_of, judged_model
+from kdedge.reporting.headline import headline_of, judged_model, verdict_of
 from kdedge.reporting.pictures import changed_cards, sample_cards
 from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.run_records import RunRecords
@@ -92,8 +92,8 @@ def _label(records: RunRecords, name: str) -> str:
 def _verdict(records: RunRecords) -> list[str]:
     """Sentences on whether to deploy the run's model, and on its accuracy."""
     headline = headline_of(records.run, records.results, records.unlabeled)
-    deploy = deploy_line(records.run, records.results, records.details)
-    lines = [*filter(None, [deploy]), *(headline or "").splitlines()]
+    verdict = verdict_of(records.run, records.results, records.details)
+    lines = [*([] if verdict is None else [verdict.text]), *(headline or "").splitlines()]
     if records.balance is not None:
         shares = assumed_shares(records.balance.prior)
         lines.append(

@@ -21,7 +21,7 @@ from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult, WorstImage
-from kdedge.reporting.headline import deploy_line, headline_of
+from kdedge.reporting.headline import headline_of, verdict_of
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.pictures import changed_cards
 from kdedge.reporting.run_records import gather
@@ -441,7 +441,8 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
             per_class=per_class,
         )
         others = {"labels_alone": replace(result, all=alone)}
-        return deploy_line(run, {"student": result, **others}, {"student": details})
+        verdict = verdict_of(run, {"student": result, **others}, {"student": details})
+        return None if verdict is None else verdict.text
 
     # No test image of owls: their accuracy is unknown, and not 0
     assert said_of([(0, 0, 8), (0, 1, 2), (1, 0, 1), (1, 1, 1)]) == (
@@ -536,7 +537,9 @@ def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
         f"The file to ship, i8.onnx, is right on 60.0 % of 20 test images (95 % interval: 39 to"
         f" 78 %), {below}."
     )
-    assert str(deploy_line(run, results)).startswith(
+    verdict = verdict_of(run, results)
+    assert verdict is not None
+    assert verdict.text.startswith(
         "Deploy it if 60.0 % right is enough, and 50 % of its weakest class, fox (5 of 10 images;"
     )
     assert re.search(
