@@ -16,7 +16,7 @@ from kdedge.plugins import need
 from kdedge.runtime.artifact import Precision
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_frames
-from kdedge.serving.watch import DRIFT, watch_source
+from kdedge.serving.watch import DRIFT, Watcher
 from kdedge.setup.doctor import SERVING
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def watch(
             ) as opened_source,
             load(folder, precision=precision, backend=backend, threads=threads) as classifier,
         ):
-            yield from watch_source(
+            yield from Watcher(
                 opened_source,
                 classifier,
                 each=each,
@@ -155,6 +155,6 @@ def watch(
                 min_score=min_score,
                 drift=drift,
                 shot=shot,
-            )
+            ).events()
 
     return events()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -80,19 +81,11 @@ class Decider:
         return sum(scores) / len(scores) if scores else None, frames[0][2]
 
 
-def watch_source(
-    source: FrameSource,
-    classifier: Classifier,
-    *,
-    each: bool = False,
-    window: int | None = None,
-    min_score: float | None = None,
-    drift: str | None = None,
-    shot: int | None = None,
-) -> Iterator[Event]:
+@dataclass
+class Watcher:
     """Classifies a source's frames and yields events, as docs/deploy/watch.md lists them.
 
-    Args:
+    Attributes:
         source: the source to watch.
         classifier: classifies its frames.
         each: whether to yield an event for each frame.
@@ -104,105 +97,142 @@ def watch_source(
 
     Raises:
         RecipeError: the artifact gives no scores, and a setting needs them.
-        DataError: a video has no frame, or no frame could be classified.
+        DataError: the smoke set is missing or too small, and `drift` is `artifact`.
         MissingPackage: SciPy is not installed, and the drift alarm is on.
     """
-    is_folder = source.kind == "folder"
-    each = each or (is_folder and window is None)
-    artifact, names = classifier.artifact, classifier.artifact.class_names
-    has_scores = artifact.head == "scores"
-    if not has_scores and (min_score is not None or drift not in (None, "off")):
-        raise RecipeError(
-            f"--min-score and --drift need scores, and {artifact.path} was exported with the head"
-            " argmax, which gives none.\n  Export again with --head scores."
-        )
-    monitor = None
-    if has_scores and drift != "off":
-        need("watch", "The drift alarm", "scipy")
-        reference = None if drift == "stream" else _reference(classifier, drift)
-        shot = shot or (1 if is_folder else SHOT)
-        monitor = DriftMonitor(reference, shot=shot, has_none=classifier.tells_none)
-    decider = Decider(window or (1 if is_folder else WINDOW))
-    counts = Counter(classified=0, unreadable=0, dropped=0)
-    first_failed = "It is empty: record it again, or name another video."
-    try:
-        yield {
-            **event("start"),
-            "source": source.name,
-            "kind": source.kind,
-            "artifact": str(artifact.path),
-            "file": classifier.file.name,
-            "runtime": classifier.backend.describe(),
-            "window": decider.window,
-            "drift": "off" if monitor is None else "artifact" if monitor.reference else "stream",
-        }
-        for item in source.items:
-            if not isinstance(item, Frame):
-                if item["event"] == "lost":
-                    log.warning(f"{source.name} is lost: {item['reason']}.")
-                yield item
-                continue
-            when, image = item.when(), decode_input(item.image)
-            pixels = classifier.prepare(image)
-            (result,) = classifier.classify_batch([(str(item.number), pixels)], top=len(names))
-            if not isinstance(result, Prediction):
-                if not counts["classified"] + counts["unreadable"]:
-                    first_failed = f"The first has no answer: {result.reason}."
-                counts["unreadable"] += 1
-                yield {"event": "unreadable", **when, "error": result.reason}
-                continue
-            counts["classified"] += 1
-            score, known = result.top[0].score_percent, result.known_percent
-            changed = decider.add(best_name(result, min_score), score, when)
-            if each:
-                yield {
-                    "event": "frame",
-                    **when,
-                    "class": best_name(result, None),
-                    "is_none": result.is_none,
-                    "score_percent": _rounded(score),
-                    **({} if known is None else {"known_percent": _rounded(known)}),
-                    "decision": decider.decision,
-                }
-            if changed is not None:
-                mean, since = changed
-                yield {
-                    "event": "decision",
-                    **when,
-                    "class": decider.decision,
-                    "is_none": classifier.tells_none and decider.decision == NONE,
-                    "score_percent": _rounded(mean),
-                    "since": since["time"],
-                    **{f"since_{key}": value for key, value in since.items() if key != "time"},
-                }
-            if monitor is None:
-                continue
-            assert isinstance(image, Image.Image)
-            was_learning = monitor.reference is None
-            for change in monitor.add(_scored(result, names), image):
-                if not change.is_over:
-                    log.warning(f"{source.name}: {_warning(change)}")
-                yield {
-                    "event": "drift over" if change.is_over else "drift",
-                    **when,
-                    **_drift_values(change, names),
-                }
-            if was_learning and monitor.reference is not None:
-                yield {"event": "learned", **when, "observations": monitor.reference.n_images}
-        if not counts["classified"]:
-            raise DataError(
-                f"{source.name} has no frame that could be classified.\n  {first_failed}"
+
+    source: FrameSource
+    classifier: Classifier
+    each: bool
+    window: int | None
+    min_score: float | None
+    drift: str | None
+    shot: int | None
+
+    def __post_init__(self) -> None:
+        artifact, is_folder = self.classifier.artifact, self.source.kind == "folder"
+        has_scores = artifact.head == "scores"
+        if not has_scores and (self.min_score is not None or self.drift not in (None, "off")):
+            raise RecipeError(
+                f"--min-score and --drift need scores, and {artifact.path} was exported with the"
+                " head argmax, which gives none.\n  Export again with --head scores."
             )
-        counts["dropped"] = source.n_dropped()
-        yield {**event("end"), **counts}
-    finally:
-        n = counts["classified"]
-        parts = [f"{n:,} frame{'' if n == 1 else 's'} classified"]
-        if counts["unreadable"]:
-            parts.append(f"{counts['unreadable']:,} unreadable")
-        if source.n_dropped():
-            parts.append(f"{source.n_dropped():,} dropped for newer ones")
-        log.info(f"{source.name}: {', '.join(parts)}.")
+        self.each = self.each or (is_folder and self.window is None)
+        self._decider = Decider(self.window or (1 if is_folder else WINDOW))
+        self._monitor: DriftMonitor | None = None
+        if has_scores and self.drift != "off":
+            need("watch", "The drift alarm", "scipy")
+            reference = None if self.drift == "stream" else _reference(self.classifier, self.drift)
+            shot, has_none = self.shot or (1 if is_folder else SHOT), self.classifier.tells_none
+            self._monitor = DriftMonitor(reference, shot=shot, has_none=has_none)
+        self._n_classified = self._n_unreadable = 0
+        self._first_reason: str | None = None
+
+    def events(self) -> Iterator[Event]:
+        """Watches until the source ends or the iterator is closed.
+
+        Raises:
+            DataError: a video has no frame, or no frame could be classified.
+        """
+        try:
+            yield self._start()
+            for item in self.source.items:
+                if isinstance(item, Frame):
+                    yield from self._events_of(item)
+                    continue
+                if item["event"] == "lost":
+                    log.warning(f"{self.source.name} is lost: {item['reason']}.")
+                yield item
+            yield self._end()
+        finally:
+            n, n_dropped = self._n_classified, self.source.n_dropped()
+            parts = [f"{n:,} frame{'' if n == 1 else 's'} classified"]
+            if self._n_unreadable:
+                parts.append(f"{self._n_unreadable:,} unreadable")
+            if n_dropped:
+                parts.append(f"{n_dropped:,} dropped for newer ones")
+            log.info(f"{self.source.name}: {', '.join(parts)}.")
+
+    def _start(self) -> Event:
+        monitor, classifier = self._monitor, self.classifier
+        return event(
+            "start",
+            source=self.source.name,
+            kind=self.source.kind,
+            artifact=str(classifier.artifact.path),
+            file=classifier.file.name,
+            runtime=classifier.backend.describe(),
+            window=self._decider.window,
+            drift="off" if monitor is None else "artifact" if monitor.reference else "stream",
+        )
+
+    def _events_of(self, frame: Frame) -> Iterator[Event]:
+        """Classifies a frame; yields what is known of it, or that it is unreadable."""
+        classifier, when, image = self.classifier, frame.when(), decode_input(frame.image)
+        batch = [(str(frame.number), classifier.prepare(image))]
+        (result,) = classifier.classify_batch(batch, top=len(classifier.artifact.class_names))
+        if not isinstance(result, Prediction):
+            self._n_unreadable += 1
+            self._first_reason = self._first_reason or result.reason
+            yield {"event": "unreadable", **when, "error": result.reason}
+            return
+        self._n_classified += 1
+        answer = best_name(result, self.min_score)
+        change = self._decider.add(answer, result.top[0].score_percent, when)
+        if self.each:
+            yield {"event": "frame", **when, **_answer(result), "decision": self._decider.decision}
+        if change is not None:
+            yield self._decision(when, *change)
+        if self._monitor is not None:
+            assert isinstance(image, Image.Image)
+            yield from self._drifts(self._monitor, result, image, when)
+
+    def _decision(self, when: Event, mean_score: float | None, since: Event) -> Event:
+        decision = self._decider.decision
+        return {
+            "event": "decision",
+            **when,
+            "class": decision,
+            "is_none": self.classifier.tells_none and decision == NONE,
+            "score_percent": _rounded(mean_score),
+            "since": since["time"],
+            **{f"since_{key}": value for key, value in since.items() if key != "time"},
+        }
+
+    def _drifts(
+        self, monitor: DriftMonitor, result: Prediction, image: Image.Image, when: Event
+    ) -> Iterator[Event]:
+        """The alarms that a frame begins or ends, and that the reference is learned."""
+        names, was_learning = self.classifier.artifact.class_names, monitor.reference is None
+        for drift in monitor.add(_scored(result, names), image):
+            if not drift.is_over:
+                log.warning(f"{self.source.name}: {_warning(drift)}")
+            name = "drift over" if drift.is_over else "drift"
+            yield {"event": name, **when, **_drift_values(drift, names)}
+        if was_learning and monitor.reference is not None:
+            yield {"event": "learned", **when, "observations": monitor.reference.n_images}
+
+    def _end(self) -> Event:
+        if not self._n_classified:
+            reason = "It is empty: record it again, or name another video."
+            if self._first_reason is not None:
+                reason = f"The first has no answer: {self._first_reason}."
+            name = self.source.name
+            raise DataError(f"{name} has no frame that could be classified.\n  {reason}")
+        counts = {"classified": self._n_classified, "unreadable": self._n_unreadable}
+        return event("end", **counts, dropped=self.source.n_dropped())
+
+
+def _answer(result: Prediction) -> Event:
+    """The values of a frame's event that its prediction gives."""
+    values = {
+        "class": best_name(result, None),
+        "is_none": result.is_none,
+        "score_percent": _rounded(result.top[0].score_percent),
+    }
+    if result.known_percent is not None:
+        values["known_percent"] = _rounded(result.known_percent)
+    return values
 
 
 def _rounded(percent: float | None) -> float | None:
