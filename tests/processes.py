@@ -75,7 +75,14 @@ class Processes:
             listening.listen()
             self._server = subprocess.Popen(
                 [sys.executable, "-W", "error", __file__, str(listening.fileno()), str(traces)],
-                env={**os.environ, "PATH": found, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
+                # With threads of its own, OpenMP would wait for them in what is forked
+                env={
+                    **os.environ,
+                    "PATH": found,
+                    "PYTHONPATH": package,
+                    "OMP_NUM_THREADS": "1",
+                    "MKL_NUM_THREADS": "1",
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

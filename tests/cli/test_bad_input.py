@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tupl
     ),
     "weights that are a text": (
         *(None, ("student.weights=classes.txt",), 2),
-        ("got the name None and the weights classes.txt",),
+        ("got only the weights classes.txt",),
     ),
     "weights that are cut off": (
         *(lambda: halve("student.pt"), (), 3),
