@@ -10,7 +10,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
 from kdedge.records.evaluation import EvalResult, results_table
 from kdedge.records.tables import Table, Tabled
-from kdedge.reporting.headline import headline_of
+from kdedge.reporting.headline import conclusion_of
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance
@@ -68,8 +68,8 @@ class Run(Tabled):
 
     @property
     def headline(self) -> str | None:
-        """How good the student is, one sentence a line; None if that was not measured."""
-        return headline_of(self.folder)
+        """How good a student is and whether to deploy it, a sentence a line; None if not known."""
+        return "\n".join(conclusion_of(self.folder)) or None
 
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.kind}, {self.provenance.status}>"

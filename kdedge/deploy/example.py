@@ -155,6 +155,8 @@ def main() -> None:
     if given is not None and not given.is_file():
         given = folder / given  # next to this script
     folder = folder if given is None else given.parent
+    if not (folder / "artifact.json").is_file():
+        sys.exit(f"{folder / 'artifact.json'} is missing. Copy the artifact's .json files, too.")
     artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
     file = given or folder / choose(folder, artifact)
     if not file.is_file():

@@ -30,6 +30,8 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
             "Base and novel images are classified among the names of their own half, in the column"
             " all among all names. HM is the harmonic mean of base and novel. "
         )
+    if "calibration error" in table.header:
+        caption += "Calibration error: how far the scores are from the share of right answers. "
     if "validation" in {result.selection for _, result in rows}:
         caption += "Some models have the weights of the best epoch on validation images. "
     caption += " ".join(f"{label}: {note}" for label, row in rows for note in row.notes)

@@ -59,7 +59,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         )
     options = " ".join(["IMAGES", *predict_flags(artifact, file)])
     commands.insert(0, f"# here\nkdedge predict {folder} {options} --format csv")
-    commands.append(f"kdedge predict model {options}")
+    commands.append(f"kdedge predict model {options}  # needs kdedge's wheel")
     return [Table("", [], rows, align="l"), Text("", "\n".join(commands))]
 
 

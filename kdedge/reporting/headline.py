@@ -264,7 +264,7 @@ def _of_teacher(run: RunFolder, student: EvalResult | None, teacher: EvalResult 
         if share <= 100:
             parts = [f"keeps {share:.0f} % of its teacher's accuracy"]
         elif gain is None:
-            parts = ["is not measurably better than its teacher"]
+            parts = [f"is as good as its teacher, so far as {student.n_images:,} images show"]
         else:
             parts = [f"is {_apart(gain, images)} its teacher"]
     summary = run.read_provenance().summary
@@ -274,7 +274,10 @@ def _of_teacher(run: RunFolder, student: EvalResult | None, teacher: EvalResult 
     ]
     if costs:
         than = "" if parts else f" {'as' if 'as many' in costs[-1] else 'than'} its teacher"
-        parts.append(f"needs {' and '.join(costs)}{than}")
+        joint = (
+            " but " if len(costs) > 1 and "fewer" in costs[0] and "more" in costs[1] else " and "
+        )
+        parts.append(f"needs {joint.join(costs)}{than}")
     return ", and ".join(parts)
 
 
@@ -360,8 +363,10 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
         if file.gate == "missed" and file.parity is not None
     ]
     if missed:
-        gates = "its gate" if len(missed) == 1 else "their gates"
-        parts.append(f"{' and '.join(missed)} missed {gates}.")
+        gates = "its gate, and is" if len(missed) == 1 else "their gates, and are"
+        parts.append(
+            f"{' and '.join(missed)} missed {gates} used only where --precision asks for it."
+        )
     return parts
 
 

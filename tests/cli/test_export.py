@@ -66,6 +66,9 @@ def test_the_example_says_how_it_is_used_and_what_it_cannot_read(
     assert process.stderr.startswith("missing.jpg cannot be read: ")
     process = subprocess.run([*command, "missing.jpg"], capture_output=True, text=True)
     assert process.returncode == 3
+    process = subprocess.run([*command, tmp_path / "a.onnx", image], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert f"{tmp_path / 'artifact.json'} is missing. Copy" in process.stderr
     shutil.copy(exported / "artifact.json", tmp_path)
     shutil.copy(exported / "model.int8.onnx", tmp_path / "model.onnx")
     command = [*command, tmp_path / "model.onnx", image]
