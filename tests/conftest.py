@@ -242,7 +242,7 @@ def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
 
     from kdedge.fold import FoldRequest, fold
     from kdedge.methods import promptkd
-    from kdedge.methods.protocol import MethodInputs
+    from kdedge.methods.base import MethodInputs
 
     class Teacher:
         scale = 20.0

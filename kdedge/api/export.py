@@ -22,7 +22,7 @@ from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
 from kdedge.runtime.threads import torch_as_before
-from kdedge.targets.protocol import Target
+from kdedge.targets.base import Target
 from kdedge.targets.registry import check_precisions, check_utf_8, find_target, list_targets
 
 if TYPE_CHECKING:
@@ -215,6 +215,8 @@ def export(
             _check_adds_files(str(name), given, is_asked=bool(chosen or cpu or triton or browser))
             path, inputs, names, precisions = existing, None, [], _with_fp16(asked)
         with held(path), _telling_how_to_finish(path, [*chosen], cpu=cpu):
+            if existing is None:
+                log.info(f"Wrote {path}")
             made = _Export(load_artifact(path), inputs, names)
             for target in chosen:
                 made.build(target, precisions)
@@ -334,6 +336,5 @@ def _write_artifact(
         precisions=_with_fp16(needed | for_cpu),
         output=None if output is None else Path(output),
     )
-    log.info(f"Wrote {artifact.path}")
     names = [file.name for file in artifact.files if file.precision in needed]
     return artifact.path, inputs, names

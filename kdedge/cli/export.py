@@ -22,7 +22,7 @@ from kdedge.cli._output import (
 )
 from kdedge.errors import Interrupted, signum_of
 from kdedge.records.tables import figure, images_text, percent
-from kdedge.targets.protocol import Target
+from kdedge.targets.base import Target
 from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy

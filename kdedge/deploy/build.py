@@ -36,7 +36,7 @@ from kdedge.runtime.artifact import Artifact, Gate, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.none_of_these import NoneBelow
 from kdedge.runtime.open_classes import with_classes
-from kdedge.targets.protocol import BuildRequest, PlannedFile, Target
+from kdedge.targets.base import BuildRequest, PlannedFile, Target
 from kdedge.targets.registry import (
     build_module,
     check_can_build,

@@ -41,6 +41,7 @@ from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.none_of_these import GAUSSIANS_FILE
 from kdedge.runtime.open_classes import load_matrix
+from kdedge.targets.base import PlannedFile
 from kdedge.targets.onnx import TARGET as ONNX
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx.graph import load_graph
@@ -48,7 +49,6 @@ from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.insert import find_sites
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import Tracer, write_onnx
-from kdedge.targets.protocol import PlannedFile
 from kdedge.targets.registry import check_can_build, load_file
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from kdedge.errors import ShapeError
 from kdedge.fold.encoder import FoldedEncoder
 from kdedge.fold.head import FoldedModel, FoldRequest
 from kdedge.fold.vit import FoldedViT
-from kdedge.methods.protocol import ImagePath
+from kdedge.methods.base import ImagePath
 
 __all__ = ["FoldRequest", "FoldedModel", "fold"]
 

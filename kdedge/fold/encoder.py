@@ -39,7 +39,7 @@ from kdedge.fold.head import (
 )
 from kdedge.fold.linear import fold_pixels, pixel_statistics, plain_weight_and_bias, with_batch_norm
 from kdedge.fold.pooling import fold_pooling
-from kdedge.methods.protocol import ImagePath
+from kdedge.methods.base import ImagePath
 from kdedge.quantization.sites import FloatLinear
 
 

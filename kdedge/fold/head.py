@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.fold.linear import make_linear, with_batch_norm
-from kdedge.methods.protocol import ImagePath, Projector
+from kdedge.methods.base import ImagePath, Projector
 from kdedge.quantization.sites import FloatLinear
 from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, PixelType
 from kdedge.runtime.preprocess import Preprocess

@@ -21,7 +21,7 @@ from kdedge.clip.blocks import AttentionBlock, weight_and_bias
 from kdedge.clip.token_merging import log_sizes, merge
 from kdedge.fold.head import FoldedModel, FoldRequest
 from kdedge.fold.linear import fold_pixels, make_linear, with_layer_scale
-from kdedge.methods.protocol import ImagePath
+from kdedge.methods.base import ImagePath
 
 
 class FoldedBlock(nn.Module):

@@ -19,7 +19,7 @@ from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import measured_choice
 from kdedge.runtime.cuda import find_gpu
-from kdedge.targets.protocol import Target
+from kdedge.targets.base import Target
 from kdedge.targets.registry import find_target, list_targets, load_file, target_of_backend
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import ivlp, promptsrc
-from kdedge.methods.protocol import StepOutput
+from kdedge.methods.base import StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(

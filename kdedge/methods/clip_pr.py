@@ -24,7 +24,7 @@ from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.balance import class_shares
 from kdedge.data.batch import Batch
-from kdedge.methods.protocol import BaseMethod, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
 

@@ -16,7 +16,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, random_linear, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import MethodInputs, MethodSettings
+from kdedge.methods.base import MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 

@@ -15,7 +15,7 @@ from kdedge.clip.prompts import INIT_STD, first_context, prompted_text_features,
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import MethodInputs, MethodSettings
+from kdedge.methods.base import MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 

@@ -16,7 +16,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts, prompted_texts
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import EncoderName, MethodInputs, MethodSettings
+from kdedge.methods.base import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 

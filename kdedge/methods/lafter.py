@@ -29,7 +29,7 @@ from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
-from kdedge.methods.protocol import BaseMethod, ImagePath, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.base import BaseMethod, ImagePath, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
 from kdedge.methods.zeroshot import template_list

@@ -22,7 +22,7 @@ from kdedge.clip.prompts import (
     text_width,
 )
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import EncoderName, MethodInputs, MethodSettings
+from kdedge.methods.base import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 

@@ -37,15 +37,7 @@ from kdedge.clip.token_merging import max_merge_tokens
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.losses import (
-    DEFAULT,
-    ChosenLosses,
-    DistillationLoss,
-    Outputs,
-    chosen_losses_model,
-    load_loss,
-)
-from kdedge.methods.protocol import (
+from kdedge.methods.base import (
     BaseMethod,
     EncoderName,
     ImagePath,
@@ -53,6 +45,14 @@ from kdedge.methods.protocol import (
     MethodSettings,
     Projector,
     StepOutput,
+)
+from kdedge.methods.losses import (
+    DEFAULT,
+    ChosenLosses,
+    DistillationLoss,
+    Outputs,
+    chosen_losses_model,
+    load_loss,
 )
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images, is_splittable, labels_of

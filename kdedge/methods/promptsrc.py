@@ -21,7 +21,7 @@ from kdedge.clip.prompts import readable
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
-from kdedge.methods.protocol import StepOutput
+from kdedge.methods.base import StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import cross_entropy, encode_images, labels_of
 

@@ -28,11 +28,11 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_probable
+from kdedge.methods.base import BaseMethod, EncoderName, MethodInputs, RoundsSettings
 from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
-from kdedge.methods.protocol import BaseMethod, EncoderName, MethodInputs, RoundsSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(

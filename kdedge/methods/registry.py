@@ -1,6 +1,6 @@
 """The methods by name, and their declarations. Imports no torch until a method is loaded.
 
-Each file in `kdedge/methods` is a method, except for this one, `protocol.py` and `supervised.py`.
+Each file in `kdedge/methods` is a method, except for this one, `base.py` and `supervised.py`.
 Installed packages join through the entry-point group `kdedge.methods`.
 """
 
@@ -75,11 +75,11 @@ _METHODS = Plugins(
         "": {
             "METHOD": 'METHOD = Declaration(label="...", paper="arXiv:...",'
             " data_needs=DataNeeds(labels=True)), from kdedge.methods.registry.",
-            "Settings": "a subclass of kdedge.methods.protocol.MethodSettings.",
-            "Method": "a subclass of kdedge.methods.protocol.BaseMethod.",
+            "Settings": "a subclass of kdedge.methods.base.MethodSettings.",
+            "Method": "a subclass of kdedge.methods.base.BaseMethod.",
         }
     },
-    shared=("protocol", "registry", "supervised"),
+    shared=("base", "registry", "supervised"),
 )
 
 

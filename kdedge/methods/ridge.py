@@ -40,7 +40,7 @@ from kdedge.clip.blocks import linear_of
 from kdedge.clip.vision import BlockFeatures
 from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
-from kdedge.methods.protocol import (
+from kdedge.methods.base import (
     ClosedFormData,
     ImagePath,
     MethodInputs,

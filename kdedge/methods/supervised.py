@@ -17,7 +17,7 @@ from kdedge.clip.prompts import prompted_text_features, prompted_texts
 from kdedge.clip.text import TokenizedTexts, in_chunks
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods.protocol import BaseMethod, ImagePath, MethodInputs, StepOutput
+from kdedge.methods.base import BaseMethod, ImagePath, MethodInputs, StepOutput
 
 
 def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
-from kdedge.methods.protocol import MethodInputs, RoundsSettings, StepOutput
+from kdedge.methods.base import MethodInputs, RoundsSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod, cross_entropy, encode_images, labels_of
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.optim_spec import OptimSpec
-from kdedge.methods.protocol import EncoderName, MethodInputs, MethodSettings
+from kdedge.methods.base import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import SupervisedMethod
 

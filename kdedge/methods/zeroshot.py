@@ -20,7 +20,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import BaseMethod, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(label="Zero-shot CLIP", paper="arXiv:2103.00020", data_needs=DataNeeds())

@@ -22,7 +22,7 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
 from kdedge.errors import DataError, KdedgeError, RecipeError
-from kdedge.methods.protocol import BaseMethod
+from kdedge.methods.base import BaseMethod
 from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class MethodModel(ABC):
-    """A method as a model of a class list, which can teach (`methods.protocol.Teacher`).
+    """A method as a model of a class list, which can teach (`methods.base.Teacher`).
 
     Class vectors are computed once.
 

@@ -17,7 +17,7 @@ from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.clip.weights import hash_weights
 from kdedge.errors import DataError
 from kdedge.files import sha256_json
-from kdedge.methods.protocol import BaseMethod
+from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.classes import Classes
 from kdedge.setup.method import settings_record

@@ -13,7 +13,7 @@ from kdedge.config.student_sizes import PACKAGED
 from kdedge.errors import SetupError, first_line
 from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
-from kdedge.targets.protocol import Package
+from kdedge.targets.base import Package
 from kdedge.targets.registry import list_targets
 
 SERVING = ("starlette", "uvicorn", "python_multipart", "prometheus_client")

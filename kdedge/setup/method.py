@@ -14,7 +14,7 @@ from kdedge.config.load import LoadedRecipe, override_texts
 from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import MethodSettings, SolvedMethod
+from kdedge.methods.base import MethodSettings, SolvedMethod
 from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.records.evaluation import Role
 

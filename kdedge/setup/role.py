@@ -13,7 +13,7 @@ from kdedge.clip.find import UnbuiltBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
-from kdedge.methods.protocol import BaseMethod, MethodInputs, Teacher
+from kdedge.methods.base import BaseMethod, MethodInputs, Teacher
 from kdedge.methods.registry import DataNeeds
 from kdedge.records.evaluation import Role
 from kdedge.setup.classes import Classes, load_classes

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kdedge.errors import DataError, RecipeError, SetupError, suggestion
 from kdedge.plugins import Plugins
-from kdedge.targets.protocol import BuildModule, PlannedFile, RunModule, Target
+from kdedge.targets.base import BuildModule, PlannedFile, RunModule, Target
 
 if TYPE_CHECKING:
     from kdedge.runtime.artifact import Artifact, ModelFile, Precision
@@ -26,9 +26,9 @@ _TARGETS = Plugins(
     package="kdedge.targets",
     group="kdedge.targets",
     parts={
-        "build": {"build": "see kdedge.targets.protocol.BuildModule."},
-        "run": {"load": "see kdedge.targets.protocol.RunModule."},
-        "": {"TARGET": "a kdedge.targets.protocol.Target."},
+        "build": {"build": "see kdedge.targets.base.BuildModule."},
+        "run": {"load": "see kdedge.targets.base.RunModule."},
+        "": {"TARGET": "a kdedge.targets.base.Target."},
     },
 )
 

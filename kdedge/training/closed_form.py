@@ -15,7 +15,7 @@ from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
 from kdedge.methods import ridge
-from kdedge.methods.protocol import ClosedFormData, SolvedMethod
+from kdedge.methods.base import ClosedFormData, SolvedMethod
 from kdedge.runs.model import MethodModel
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup

@@ -34,7 +34,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
 from kdedge.files import sha256_file, write_atomic
 from kdedge.methods import promptkd, promptsrc
-from kdedge.methods.protocol import MethodSettings
+from kdedge.methods.base import MethodSettings
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import LiveModel

@@ -21,7 +21,7 @@ from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import BaseMethod, Teacher
+from kdedge.methods.base import BaseMethod, Teacher
 from kdedge.progress import working
 from kdedge.records.evaluation import Role
 from kdedge.runs.model import LiveModel, MethodModel

@@ -23,7 +23,7 @@ from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.batch import FeaturesOfViews
 from kdedge.data.images import Images
 from kdedge.errors import ResourceError
-from kdedge.methods.protocol import BaseMethod
+from kdedge.methods.base import BaseMethod
 from kdedge.progress import rough_duration
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.machine import memory_bytes

@@ -30,7 +30,7 @@ from kdedge.data.pseudo_labels import (
 from kdedge.data.sources import name_some
 from kdedge.errors import DataError
 from kdedge.files import explained, sha256_json
-from kdedge.methods.protocol import RoundsSettings
+from kdedge.methods.base import RoundsSettings
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import MethodModel

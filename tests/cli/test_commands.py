@@ -115,7 +115,7 @@ def test_methods_lists_the_folder_with_labels_first_lines_and_what_they_see():
     pytest.importorskip("torch")
     listed = json.loads(CliRunner().invoke(methods.command, ["--json"]).output)
     assert {"promptkd", "promptsrc", "zeroshot"} <= set(listed)
-    assert not {"registry", "protocol", "supervised", "losses", "__init__"} & set(listed)
+    assert not {"registry", "base", "supervised", "losses", "__init__"} & set(listed)
     assert listed["promptkd"]["about"].startswith("PromptKD: ")
     assert listed["promptkd"]["unlabeled_images"]
     assert {"kl", "feature"} <= listed["promptkd"]["losses"].keys()

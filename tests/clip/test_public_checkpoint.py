@@ -20,7 +20,7 @@ from kdedge.clip.public_checkpoint import (
     read_public_checkpoint,
 )
 from kdedge.errors import DataError, ShapeError
-from kdedge.methods.protocol import Projector
+from kdedge.methods.base import Projector
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DEEP_CONTEXT = "text_prompts.deep_context"

@@ -22,7 +22,7 @@ from kdedge.errors import ShapeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
-from kdedge.methods.protocol import ImagePath, MethodInputs, Projector
+from kdedge.methods.base import ImagePath, MethodInputs, Projector
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -495,7 +495,7 @@ def test_files_with_merging_give_the_models_logits_and_engines_are_built_from_th
 
     pytest.importorskip("tensorrt_rtx")
     from kdedge.runtime.artifact import Artifact
-    from kdedge.targets.protocol import BuildRequest
+    from kdedge.targets.base import BuildRequest
     from kdedge.targets.tensorrt_rtx import build as target
 
     artifact = Artifact(

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from kdedge.errors import RecipeError
 from kdedge.fold import FoldedModel, FoldRequest, fold
-from kdedge.methods.protocol import ImagePath, Projector
+from kdedge.methods.base import ImagePath, Projector
 from kdedge.runtime.preprocess import Preprocess
 
 SCALE = 20.0

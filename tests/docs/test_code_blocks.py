@@ -98,6 +98,7 @@ NOWHERE_RUN = {
 # A block of another language is listed by its first line after its imports.
 NOT_RUN: dict[str, dict[str, str]] = {
     "CONTRIBUTING.md": {
+        "python -m pytest -m core -n auto": STEP,
         "python -m pytest tests/methods -n 0": STEP,
     },
     "docs/benchmark-sets.md": {

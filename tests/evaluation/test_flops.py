@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods import coop
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 
 
 def block(n: int, width: int) -> int:

@@ -16,7 +16,7 @@ from kdedge.clip.weights import hash_weights
 from kdedge.data.batch import Batch
 from kdedge.fold import FoldRequest, fold
 from kdedge.methods import promptkd, zeroshot
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 from kdedge.methods.registry import load_method
 from kdedge.runtime.preprocess import Preprocess
 

@@ -13,7 +13,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods import lafter
-from kdedge.methods.protocol import MethodInputs, StepOutput
+from kdedge.methods.base import MethodInputs, StepOutput
 from kdedge.training.loop.step import Stepper
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]

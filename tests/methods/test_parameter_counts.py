@@ -12,7 +12,7 @@ from torch import nn
 from kdedge.clip.architecture import build_clip
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import TextFeatureCache
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 from kdedge.methods.registry import load_method
 from kdedge.runtime.preprocess import Preprocess
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import promptkd, zeroshot
+from kdedge.methods.base import MethodInputs, Projector
 from kdedge.methods.losses.kl import distillation_loss
-from kdedge.methods.protocol import MethodInputs, Projector
 
 Student = Callable[..., promptkd.Method]
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]

@@ -15,9 +15,9 @@ from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import promptkd
+from kdedge.methods.base import Projector
 from kdedge.methods.losses import list_losses
 from kdedge.methods.losses.kl import distillation_loss
-from kdedge.methods.protocol import Projector
 
 Student = Callable[..., promptkd.Method]
 OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 2}

@@ -22,7 +22,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import hash_weights
 from kdedge.data.batch import Batch
 from kdedge.methods import promptkd, promptsrc, zeroshot
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 from kdedge.methods.registry import load_method
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}

@@ -14,7 +14,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.clip.vision import BlockFeatures
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods import ridge, zeroshot
-from kdedge.methods.protocol import ClosedFormData, MethodInputs
+from kdedge.methods.base import ClosedFormData, MethodInputs
 from kdedge.runtime.artifact import Head
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]

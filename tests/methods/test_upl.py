@@ -14,7 +14,7 @@ from kdedge.clip.class_vectors import ClassVectors
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import most_confident_predicted
 from kdedge.methods import coop, upl
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}

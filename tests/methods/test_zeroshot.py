@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdedge.clip.backbone import Backbone
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 from kdedge.methods.zeroshot import Method, Settings, template_list
 
 TEMPLATE = "{} texture."

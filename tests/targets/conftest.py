@@ -54,7 +54,7 @@ def fold_vit() -> Callable[..., FoldedModel]:
 
     from kdedge.clip.blocks import make_wrappable
     from kdedge.fold import FoldRequest, fold
-    from kdedge.methods.protocol import ImagePath
+    from kdedge.methods.base import ImagePath
 
     def make(n: int, *, inside: bool = False) -> FoldedModel:
         torch.manual_seed(0)
@@ -267,7 +267,7 @@ def cnn_files(write_precisions: Callable[..., dict[str, Path]]) -> dict[str, Pat
     import torch
 
     from kdedge.fold import FoldRequest, fold
-    from kdedge.methods.protocol import ImagePath
+    from kdedge.methods.base import ImagePath
 
     torch.manual_seed(0)
     encoder = timm.create_model("test_efficientnet", num_classes=0).eval().requires_grad_(False)

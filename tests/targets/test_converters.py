@@ -19,7 +19,7 @@ import kdedge
 from kdedge.deploy.build import FoldedRun, build_files
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.targets.protocol import BuildRequest, Target
+from kdedge.targets.base import BuildRequest, Target
 from kdedge.targets.registry import build_module, find_target, run_module
 
 if TYPE_CHECKING:

@@ -146,7 +146,7 @@ def test_a_package_without_its_libraries_is_told(
 
 
 DESCRIBE = """
-from kdedge.targets.protocol import Target
+from kdedge.targets.base import Target
 TARGET = Target(
     {name!r}, "Broken", {flag!r}, "A flag.", "*.x", "folded model", ("fp32",), backend={backend!r}
 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kdedge.errors import DataError, DivergedError, ResourceError
-from kdedge.methods.protocol import StepOutput
+from kdedge.methods.base import StepOutput
 from kdedge.training.loop.checkpoint import (
     list_checkpoints,
     load_checkpoint,

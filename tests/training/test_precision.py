@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdedge.methods.protocol import Projector
+from kdedge.methods.base import Projector
 from kdedge.training.loop.precision import MixedPrecision
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from kdedge.data.batch import Batch
 from kdedge.data.sources import ImageSource, Item
 from kdedge.errors import DivergedError
 from kdedge.methods import promptsrc
-from kdedge.methods.protocol import StepOutput
+from kdedge.methods.base import StepOutput
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job

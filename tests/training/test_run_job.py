@@ -17,7 +17,7 @@ from kdedge.data.images import Images
 from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.methods import vpt
-from kdedge.methods.protocol import StepOutput
+from kdedge.methods.base import StepOutput
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace

@@ -28,7 +28,7 @@ from pydantic import (
 from torch import Tensor, nn
 
 from kdedge.errors import KdedgeError
-from kdedge.methods.protocol import MethodSettings
+from kdedge.methods.base import MethodSettings
 from kdedge.plugins import Plugins
 
 

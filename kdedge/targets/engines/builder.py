@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdedge.errors import KdedgeError, ResourceError, SetupError
 from kdedge.files import write_atomic
+from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.engines.package import open_log
-from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 _T = TypeVar("_T")
 log = logging.getLogger(__name__)

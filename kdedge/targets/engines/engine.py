@@ -20,8 +20,8 @@ from kdedge.errors import SetupError
 from kdedge.files import read_bytes
 from kdedge.runtime.artifact import INPUT_NAME, PixelType
 from kdedge.runtime.cuda import open_cuda
+from kdedge.targets.base import Target
 from kdedge.targets.engines.package import engine_package, open_log
-from kdedge.targets.protocol import Target
 
 _DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
 

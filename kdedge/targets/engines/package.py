@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.errors import SetupError
 from kdedge.runtime.machine import is_jetson
-from kdedge.targets.protocol import Package
+from kdedge.targets.base import Package
 
 log = logging.getLogger(__name__)
 

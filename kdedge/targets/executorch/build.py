@@ -21,11 +21,11 @@ import numpy.typing as npt
 import torch
 
 from kdedge.runtime.native_lines import filter_native_stderr, quiet
+from kdedge.targets.base import HEAD_LAYERS, LOG_LINES, BuildRequest, PlannedFile
 from kdedge.targets.executorch import EXECUTORCH
 from kdedge.targets.executorch.run import SMALLEST_BATCH, open_runtime
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, export_program, write_converted
-from kdedge.targets.protocol import HEAD_LAYERS, LOG_LINES, BuildRequest, PlannedFile
 
 _HEAD = {name.rstrip("/") for name in HEAD_LAYERS}
 _CALIBRATION_BATCH = 32

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from kdedge.files import read_bytes
 from kdedge.runtime.native_lines import filter_native_stderr
+from kdedge.targets.base import LOG_LINES
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.executorch import EXECUTORCH
-from kdedge.targets.protocol import LOG_LINES
 
 SMALLEST_BATCH = "smallest_batch"
 """Name of the method that returns the smallest batch; a program's shapes have only the largest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdedge.targets.protocol import Package, Target
+from kdedge.targets.base import Package, Target
 
 LITERT = Package(
     "ai_edge_litert",

@@ -22,10 +22,10 @@ import numpy.typing as npt
 import torch
 
 from kdedge.runtime.artifact import INPUT_NAME
+from kdedge.targets.base import ANY_LINE, HEAD_LAYERS, BuildRequest, PlannedFile, silenced
 from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, write_converted
-from kdedge.targets.protocol import ANY_LINE, HEAD_LAYERS, BuildRequest, PlannedFile, silenced
 
 _LINEAR = "FULLY_CONNECTED"
 # A weight's name ends with its layer's class and name: .../torch.nn.modules.linear.Linear_hidden;1

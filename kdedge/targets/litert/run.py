@@ -13,9 +13,9 @@ import numpy.typing as npt
 from kdedge.files import read_bytes
 from kdedge.runtime.machine import physical_cores
 from kdedge.runtime.native_lines import filter_native_stderr
+from kdedge.targets.base import LOG_LINES
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.litert import LITERT
-from kdedge.targets.protocol import LOG_LINES
 
 SIGNATURE = "serving_default"
 """Name that the converter gives to the function in a file."""

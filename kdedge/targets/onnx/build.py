@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdedge.targets.protocol import PlannedFile
+from kdedge.targets.base import PlannedFile
 
 FLOAT32 = PlannedFile("model.onnx", "fp32", "any")
 FP16 = PlannedFile("model.fp16.onnx", "fp16", "gpu")

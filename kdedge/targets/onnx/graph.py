@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError
 from kdedge.files import write_atomic
-from kdedge.targets.protocol import HEAD_LAYERS
+from kdedge.targets.base import HEAD_LAYERS
 
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
 """Maximum size of a protobuf message (2 GiB), minus room for the graph itself."""

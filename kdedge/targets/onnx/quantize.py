@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.quantization.fake import QuantizedLayer
+from kdedge.targets.base import CPU_WEIGHT_LEVELS
 from kdedge.targets.onnx import half
 from kdedge.targets.onnx.graph import (
     MIN_CHANNELS,
@@ -42,7 +43,6 @@ from kdedge.targets.onnx.graph import (
     weight_matmuls,
 )
 from kdedge.targets.onnx.insert import insert_qdq
-from kdedge.targets.protocol import CPU_WEIGHT_LEVELS
 
 HEAD_NODE = "fused_head/Gemm"
 """Name of the node that gives a closed list of classes its logits; torch's exporter makes it, with

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kdedge.targets.base import Target
 from kdedge.targets.onnx import ONNX, ONNX_RUNTIME
-from kdedge.targets.protocol import Target
 
 TARGET = Target(
     name="onnx-image",

@@ -17,10 +17,10 @@ from kdedge import __version__
 from kdedge.errors import RecipeError, SetupError
 from kdedge.runtime.artifact import INPUT_NAME, PixelType, Precision
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
+from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.onnx.graph import load_graph, save_graph, set_nodes
 from kdedge.targets.onnx_image import run
 from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME, Nodes, Order, add_preprocessing
-from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 # Height and width in halves of the model's side: smaller, equal, larger, long, and tall enough for
 # Pillow's other order of the axes

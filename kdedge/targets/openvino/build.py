@@ -18,9 +18,9 @@ import numpy as np
 from kdedge.errors import ResourceError
 from kdedge.files import written_together
 from kdedge.runtime.machine import lacks_vnni
+from kdedge.targets.base import CPU_WEIGHT_LEVELS, BuildRequest, PlannedFile
 from kdedge.targets.cpu_backend import explaining
 from kdedge.targets.openvino import OPENVINO
-from kdedge.targets.protocol import CPU_WEIGHT_LEVELS, BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
 

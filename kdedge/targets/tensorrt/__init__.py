@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kdedge.targets.base import Package, Target
 from kdedge.targets.engines.package import jetson_wheel_problem
-from kdedge.targets.protocol import Package, Target
 
 TENSORRT = Package(
     "tensorrt",

@@ -13,9 +13,9 @@ from typing import Any
 from kdedge.errors import SetupError
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.cuda import Gpu, find_gpu
+from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.engines.builder import EngineBuilder
 from kdedge.targets.engines.package import engine_package, jetson_wheel_problem, short_version
-from kdedge.targets.protocol import BuildRequest, PlannedFile
 from kdedge.targets.tensorrt import TENSORRT
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdedge.targets.protocol import Package, Target
+from kdedge.targets.base import Package, Target
 
 TENSORRT_RTX = Package(
     "tensorrt_rtx",

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from kdedge.runtime.artifact import Precision
+from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.engines.builder import EngineBuilder
 from kdedge.targets.engines.package import engine_package, short_version
-from kdedge.targets.protocol import BuildRequest, PlannedFile
 from kdedge.targets.tensorrt_rtx import TENSORRT_RTX
 
 _DEVICE = {

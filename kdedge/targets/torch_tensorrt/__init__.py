@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdedge.targets.protocol import Package, Target
+from kdedge.targets.base import Package, Target
 
 TORCH_TENSORRT = Package(
     "torch_tensorrt", "building Torch-TensorRT programs", extra="torch-tensorrt"

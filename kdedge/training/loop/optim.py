@@ -12,7 +12,7 @@ from torch import nn
 
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import BaseMethod
+from kdedge.methods.base import BaseMethod
 
 
 def decisive_settings(settings: OptimSettings) -> dict[str, Any]:

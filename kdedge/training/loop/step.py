@@ -20,7 +20,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
-from kdedge.methods.protocol import BaseMethod, StepOutput
+from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer
 from kdedge.training.loop.precision import MixedPrecision

@@ -34,7 +34,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, Interrupted, ResourceError
-from kdedge.methods.protocol import BaseMethod
+from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import TrainingSummary
 from kdedge.training.loop.checkpoint import (

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.methods import coop
-from kdedge.methods.protocol import StepOutput
+from kdedge.methods.base import StepOutput
 from kdedge.methods.registry import Declaration, DataNeeds
 
 METHOD = Declaration(
@@ -134,7 +134,7 @@ STUDENT = '''
 import torch
 from torch.nn import functional as F
 from kdedge.methods import promptkd
-from kdedge.methods.protocol import StepOutput
+from kdedge.methods.base import StepOutput
 from kdedge.methods.registry import Declaration, DataNeeds
 
 METHOD = Declaration(

@@ -16,7 +16,7 @@ import pytest
 from kdedge.deploy.build import FoldedRun, build_files
 from kdedge.errors import RecipeError
 from kdedge.runtime.artifact import Artifact, OpenClasses, load_artifact
-from kdedge.targets.protocol import BuildRequest
+from kdedge.targets.base import BuildRequest
 from kdedge.targets.registry import find_target
 
 pytestmark = pytest.mark.filterwarnings(  # coremltools removes its folders when it is collected

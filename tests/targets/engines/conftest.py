@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kdedge.targets.protocol import BuildRequest
+from kdedge.targets.base import BuildRequest
 
 
 class Built(NamedTuple):

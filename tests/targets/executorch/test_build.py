@@ -9,7 +9,7 @@ import pytest
 
 from kdedge.errors import RecipeError
 from kdedge.runtime.artifact import Artifact
-from kdedge.targets.protocol import BuildRequest
+from kdedge.targets.base import BuildRequest
 
 if TYPE_CHECKING:
     from kdedge.fold import FoldedModel

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdedge.runtime.artifact import Artifact
-from kdedge.targets.protocol import ANY_LINE, BuildRequest, silenced
+from kdedge.targets.base import ANY_LINE, BuildRequest, silenced
 
 if TYPE_CHECKING:
     from kdedge.fold import FoldedModel

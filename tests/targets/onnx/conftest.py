@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 
 METADATA = {"class_names": ["a", "é", "c", "d", "e", "f"], "head": "scores"}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdedge.fold import FoldRequest, fold
-from kdedge.methods.protocol import ImagePath
+from kdedge.methods.base import ImagePath
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.graph import initializers, run_outputs, wide_convs
 from kdedge.targets.onnx.half import to_fp16

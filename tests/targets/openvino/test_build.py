@@ -16,9 +16,9 @@ import pytest
 from kdedge.deploy.build import build_files
 from kdedge.errors import DataError, ResourceError
 from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.targets.base import BuildRequest
 from kdedge.targets.openvino import TARGET
 from kdedge.targets.openvino import build as target
-from kdedge.targets.protocol import BuildRequest
 from kdedge.targets.registry import find_target
 
 openvino = pytest.importorskip("openvino")

@@ -27,7 +27,7 @@ from kdedge.deploy.parity import (
 from kdedge.errors import MissingPackage, RecipeError, SetupError
 from kdedge.fold import FoldedModel
 from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.registry import find_target
 from kdedge.targets.torch_tensorrt import build as target
 

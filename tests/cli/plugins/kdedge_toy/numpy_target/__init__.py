@@ -1,6 +1,6 @@
 """A target: the folded model's weights as NumPy arrays, and NumPy to run them."""
 
-from kdedge.targets.protocol import Package, Target
+from kdedge.targets.base import Package, Target
 
 TARGET = Target(
     name="toy",

@@ -1,4 +1,4 @@
-"""The protocol of targets: `TARGET` in `__init__.py`, and the functions of build.py and run.py.
+"""What a target is: `TARGET` in `__init__.py`, and the functions of build.py and run.py.
 
 An installed package adds a target by an entry point of the group `kdedge.targets`, which names a
 package with the same modules.
