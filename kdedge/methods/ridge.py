@@ -27,8 +27,8 @@ labels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -238,90 +238,41 @@ class Method(SolvedMethod):
 
     def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to labeled images; leave-one-out chooses the settings."""
-        module, n_final, train_classes = self.module, self.module.n_own, self._train_classes
-        batches = [(self._blocks(x), labels) for x, labels in data.labeled(slice(0, _MOST_ROWS))]
-        blocks = torch.cat([rows for rows, _ in batches])
-        _check_finite(blocks)
-        labels = torch.cat([labels for _, labels in batches]).to(blocks.device)
+        module, n_classes = self.module, len(self._train_classes)
+        blocks, labels = self._gathered(data.labeled(slice(0, _MOST_ROWS)))
+        labels = labels.to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
-        rows, targets = module.rows(blocks).double(), F.one_hot(labels, len(train_classes)).double()
-        texts = self._text_logits(blocks, labels)
+        rows, targets = module.rows(blocks).double(), F.one_hot(labels, n_classes).double()
         solvers = {
-            n: DualRidge(rows[:, :n], targets, weights) for n in sorted({n_final, rows.shape[1]})
+            n: DualRidge(rows[:, :n], targets, weights)
+            for n in sorted({module.n_own, rows.shape[1]})
         }
-
-        counts = torch.bincount(labels, minlength=len(train_classes))
-        loss_weights = weights * (counts[labels] > 1)  # 0 for the only image of a class
-
-        def leave_one_out() -> Iterator[tuple[float, float, float, float, int, float | None]]:
-            for n_columns, solver in solvers.items():
-                for lam in _LAMBDAS_LABELS:
-                    predictions = solver.leave_one_out(lam)
-                    for share in (0.0,) if texts is None else _TEXT_SHARES:
-                        mixed = predictions if texts is None else predictions + share * texts[0]
-                        scale, loss = _fit_scale(mixed, labels, loss_weights)
-                        percent = _mean_class_accuracy(mixed, labels, loss_weights)
-                        yield loss, lam, share, scale, n_columns, percent
-
-        def with_fixed_settings(share: float) -> tuple[float, float, float, float, int, None]:
-            scale, loss = _ONE_LABEL_SCALE, 0.0
-            if texts is not None:
-                loss = _mean_loss(scale * share * texts[0], labels, weights)
-            return loss, _ONE_LABEL_LAMBDA, share, scale, rows.shape[1], None
-
-        attempts: Iterable[tuple[float, float, float, float, int, float | None]] = leave_one_out()
-        if (counts == 1).sum() > (counts > 1).sum():
-            attempts = map(with_fixed_settings, (0.0,) if texts is None else _TEXT_SHARES)
-        _, lam, share, scale, n_columns, percent = min(attempts, key=lambda attempt: attempt[0])
-        if data.n_labeled > _MOST_ROWS:
-            sums = NormalEquations(n_columns, len(train_classes), rows.device)
-            for images, labels in data.labeled(slice(None)):
-                one_hot = F.one_hot(labels.to(rows.device), len(train_classes))
-                rows = module.rows(self._blocks(images))[:, :n_columns]
-                sums.add(rows, one_hot, data.equal_classes(labels.to(rows.device)))
-            weight, bias = sums.solve(lam)
-        else:
-            weight, bias = solvers[n_columns].solve(lam)
-        module.out.weight[train_classes, :n_columns] = (scale * weight.T).float()
-        module.out.bias.fill_(IMPOSSIBLE)
-        module.out.bias[train_classes] = (scale * bias).float()
-        if texts is not None:
-            assert module.text is not None
-            module.text.weight[train_classes] = scale * share * texts[1]
-            module.out.bias[train_classes] -= scale * share * texts[2]
-        what = "all blocks" if n_columns > n_final else "the last layer"
-        text = "" if texts is None else f", {share:g} of zero-shot CLIP's answers"
-        settings = f"features of {what}, lambda {lam:g}{text}"
+        texts = self._text_logits(blocks, labels)
+        counts = torch.bincount(labels, minlength=n_classes)
         n_single = int((counts == 1).sum())
-        if percent is None:
-            summary = (
-                f"learned from {data.n_labeled:,} labels: {settings}. {n_single} of"
-                f" {len(train_classes)} classes have one label, so that these settings are fixed"
-                " and no accuracy can be foreseen; label four images of each class or more"
-            )
+        if n_single > (counts > 1).sum():
+            attempts = _with_fixed_settings(rows.shape[1], texts, labels, weights)
         else:
-            without = f", without {n_single} that have one label" if n_single else ""
-            summary = (
-                f"right on {percent:.1f} % of its labeled images (mean over classes{without}), each"
-                f" judged by a fit to the others. Chosen for that: {settings}"
-            )
-        return {
-            "summary": summary,
-            "features": what,
-            "lambda": lam,
-            "text_share": share,
-            "scale": scale,
-            "leave_one_out_percent": percent,
-        }
+            weights = weights * (counts[labels] > 1)  # 0 for the only image of a class
+            attempts = _leave_one_out(solvers, texts, labels, weights)
+        best = min(attempts, key=lambda attempt: attempt.loss)
+        if data.n_labeled > _MOST_ROWS:
+            solution = self._solve_for_all(data, best)
+        else:
+            solution = solvers[best.n_columns].solve(best.lam)
+        self._set_label_solution(best, *solution, texts)
+        return self._label_record(best, data.n_labeled, n_single)
 
-    def _text_logits(self, blocks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Zero-shot CLIP's logits, balanced over the classes, with standard deviation 1.
+    def _gathered(self, batches: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The block features of images, and what comes with them, of all batches."""
+        parts = [(self._blocks(images), *others) for images, *others in batches]
+        blocks, *others = (torch.cat(part) for part in zip(*parts, strict=True))
+        _check_finite(blocks)
+        return blocks, *others
 
-        Returns:
-            The logits [n, C_known], the weight [C_known, D] and the offsets [C_known] from which
-            they are computed; None if the backbone has no text encoder.
-        """
+    def _text_logits(self, blocks: Tensor, labels: Tensor) -> _TextLogits | None:
+        """Zero-shot CLIP's logits, balanced; None if the backbone has no text encoder."""
         if not isinstance(self._backbone, Backbone):
             return None
         vectors = ensemble_text_features(
@@ -333,17 +284,62 @@ class Method(SolvedMethod):
         offsets = find_offsets(logits, counts / counts.sum()).float()
         std = (logits - offsets).std().clamp_min(1e-6)
         weight = self._backbone.scale * vectors[self._train_classes] / std
-        return ((logits - offsets) / std).double(), weight, offsets / std
+        return _TextLogits(((logits - offsets) / std).double(), weight, offsets / std)
+
+    def _solve_for_all(self, data: ClosedFormData, chosen: _Attempt) -> tuple[Tensor, Tensor]:
+        """Weight and bias from all labeled images, with the settings chosen on some of them."""
+        n_columns, n_classes = chosen.n_columns, len(self._train_classes)
+        sums = NormalEquations(n_columns, n_classes, self.module.mean.device)
+        for images, labels in data.labeled(slice(None)):
+            rows = self.module.rows(self._blocks(images))[:, :n_columns]
+            labels = labels.to(rows.device)
+            sums.add(rows, F.one_hot(labels, n_classes), data.equal_classes(labels))
+        return sums.solve(chosen.lam)
+
+    def _set_label_solution(
+        self, chosen: _Attempt, weight: Tensor, bias: Tensor, texts: _TextLogits | None
+    ) -> None:
+        """Sets the layers of classes with labels; all others become impossible."""
+        module, known, scale = self.module, self._train_classes, chosen.scale
+        module.out.weight[known, : chosen.n_columns] = (scale * weight.T).float()
+        module.out.bias.fill_(IMPOSSIBLE)
+        module.out.bias[known] = (scale * bias).float()
+        if texts is not None:
+            assert module.text is not None
+            module.text.weight[known] = scale * chosen.text_share * texts.weight
+            module.out.bias[known] -= scale * chosen.text_share * texts.offsets
+
+    def _label_record(self, chosen: _Attempt, n_labeled: int, n_single: int) -> dict[str, Any]:
+        features = "all blocks" if chosen.n_columns > self.module.n_own else "the last layer"
+        settings = f"features of {features}, lambda {chosen.lam:g}"
+        if isinstance(self._backbone, Backbone):
+            settings += f", {chosen.text_share:g} of zero-shot CLIP's answers"
+        if chosen.percent is None:
+            summary = (
+                f"learned from {n_labeled:,} labels: {settings}. {n_single} of"
+                f" {len(self._train_classes)} classes have one label, so that these settings are"
+                " fixed and no accuracy can be foreseen; label four images of each class or more"
+            )
+        else:
+            without = f", without {n_single} that have one label" if n_single else ""
+            summary = (
+                f"right on {chosen.percent:.1f} % of its labeled images (mean over"
+                f" classes{without}), each judged by a fit to the others. Chosen for that:"
+                f" {settings}"
+            )
+        return {
+            "summary": summary,
+            "features": features,
+            "lambda": chosen.lam,
+            "text_share": chosen.text_share,
+            "scale": chosen.scale,
+            "leave_one_out_percent": chosen.percent,
+        }
 
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         module = self.module
-        looked_at = [
-            (self._blocks(images), *teacher_outputs)
-            for images, *teacher_outputs in data.pool(slice(0, data.n_look))
-        ]
-        blocks, features, logits = (torch.cat(parts) for parts in zip(*looked_at, strict=True))
-        _check_finite(blocks)
+        blocks, features, logits = self._gathered(data.pool(slice(0, data.n_look)))
         module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
         per_class = torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
         sums = NormalEquations(module.out.in_features, module.out.out_features, blocks.device)
@@ -537,6 +533,54 @@ def _linear(n_in: int, n_out: int) -> nn.Linear:
     """A frozen linear layer of zeros."""
     layer = linear_of(torch.zeros(n_out, n_in), torch.zeros(n_out), FloatLinear)
     return layer.requires_grad_(False)
+
+
+class _TextLogits(NamedTuple):
+    """Zero-shot CLIP's logits, balanced over the classes, with standard deviation 1.
+
+    Attributes:
+        logits: [n, C_known].
+        weight: [C_known, D], of unit-length features.
+        offsets: [C_known], subtracted from the logits.
+    """
+
+    logits: Tensor
+    weight: Tensor
+    offsets: Tensor
+
+
+class _Attempt(NamedTuple):
+    """Settings of a regression on labels, and its results if they were left out."""
+
+    loss: float
+    percent: float | None
+    n_columns: int
+    lam: float
+    text_share: float
+    scale: float
+
+
+def _leave_one_out(
+    solvers: Mapping[int, DualRidge], texts: _TextLogits | None, labels: Tensor, weights: Tensor
+) -> Iterator[_Attempt]:
+    for n_columns, solver in solvers.items():
+        for lam in _LAMBDAS_LABELS:
+            predictions = solver.leave_one_out(lam)
+            for share in (0.0,) if texts is None else _TEXT_SHARES:
+                mixed = predictions if texts is None else predictions + share * texts.logits
+                scale, loss = _fit_scale(mixed, labels, weights)
+                percent = _mean_class_accuracy(mixed, labels, weights)
+                yield _Attempt(loss, percent, n_columns, lam, share, scale)
+
+
+def _with_fixed_settings(
+    n_columns: int, texts: _TextLogits | None, labels: Tensor, weights: Tensor
+) -> Iterator[_Attempt]:
+    for share in (0.0,) if texts is None else _TEXT_SHARES:
+        loss = 0.0
+        if texts is not None:
+            loss = _mean_loss(_ONE_LABEL_SCALE * share * texts.logits, labels, weights)
+        yield _Attempt(loss, None, n_columns, _ONE_LABEL_LAMBDA, share, _ONE_LABEL_SCALE)
 
 
 def _mean_class_accuracy(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
