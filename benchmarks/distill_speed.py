@@ -56,7 +56,7 @@ from kdedge.data.loader import training_batches
 from kdedge.data.sources.webdataset import open_source
 from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.runtime.threads import keep_freed_memory, torch_as_before
 from kdedge.training.teacher_store.store import TeacherStore

@@ -46,15 +46,18 @@ from kdedge.deploy.calibrate import (
     choose_calibration_images,
     read_pixels,
 )
-from kdedge.deploy.export import N_HELD_OUT, search_int8
+from kdedge.deploy.export import N_HELD_OUT
 from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.progress import progress
+from kdedge.quantization.search import search
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.backend import run_batches, to_input
 from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as backend
+from kdedge.targets.onnx.graph import load_graph
 from kdedge.targets.onnx.half import to_fp16
+from kdedge.targets.onnx.insert import find_sites
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import write_onnx
 
@@ -177,9 +180,12 @@ class Table:
     def add_search(self, name: str, gate_percent: float, minutes: float) -> None:
         """Makes a file by `kdedge export`'s search."""
         began = time.monotonic()
-        best, record = search_int8(self.model, self.source, self.ranges, self.held_out,
-                                   gate_percent=gate_percent, minutes=minutes, class_matrix=None,
-                                   )  # fmt: skip
+        best, record = search(
+            self.model, find_sites(load_graph(self.source), self.model),
+            torch.from_numpy(self.ranges), torch.from_numpy(self.held_out),
+            target_percent=(gate_percent + 100) / 2,
+            enough_percent=gate_percent + (100 - gate_percent) / 4, minutes=minutes,
+        )  # fmt: skip
         seconds = time.monotonic() - began
         path = self._write(best.model, partial(to_int8, layers=best.layers))
         facts = {"in_float": len(record["in_float"]), "ended": record["ended"],

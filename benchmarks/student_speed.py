@@ -30,7 +30,7 @@ from kdedge.config.student_sizes import student_size
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldRequest, fold
 from kdedge.methods import promptkd
-from kdedge.methods.protocol import MethodInputs
+from kdedge.methods.base import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.run import load
 from kdedge.targets.onnx.trace import write_onnx

@@ -33,8 +33,9 @@ ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 
 _SAME_NAME = (
     "against backend browser calibrate classes config cpu data device drift exact file fp16 head"
-    " int8 int8-minutes keep-teacher labels max-megabytes method min-score none-of-these"
-    " open-classes output pixels port precision resume size student teacher threads triton weights"
+    " images int8 int8-minutes keep-teacher labeled labels max-megabytes method min-score"
+    " none-of-these open-classes output pixels port precision resume size student teacher test"
+    " threads triton weights"
 )
 # Flag -> argument of the public function; messages keep flags that have no argument
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {

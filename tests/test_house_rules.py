@@ -103,6 +103,20 @@ def test_no_test_reaches_for_a_private_name_of_kdedge() -> None:
     assert not found, "\n".join(["private names of kdedge:", *found])
 
 
+def test_what_benchmarks_and_examples_import_from_kdedge_exists() -> None:
+    missing = []
+    for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
+        for name in _origins(ast.parse(path.read_text(encoding="utf-8"))).values():
+            *module, member = name.split(".")
+            place = ROOT.joinpath(*module)
+            files = (place.with_suffix(".py"), place / "__init__.py", place / "__init__.pyi")
+            text = "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+            is_module = place.joinpath(f"{member}.py").exists() or place.joinpath(member).is_dir()
+            if name.startswith("kdedge.") and not (is_module or re.search(rf"\b{member}\b", text)):
+                missing.append(f"{path.name}: {name}")
+    assert not missing
+
+
 def _origins(tree: ast.Module) -> dict[str, str]:
     """Name -> what it was imported from, wherever in a file that was."""
     found = {}

@@ -42,7 +42,7 @@ def artifact_folder(artifact: RunOrArtifact, root: str | Path | None = None) -> 
         DataError: the argument names no artifact and no run that has one.
     """
     path = Path(str(run_argument(artifact))).expanduser()
-    path = path.with_suffix("") if path.suffix == ".yaml" else path  # a recipe's file
+    path = Path(path.stem) if path.suffix == ".yaml" else path  # a recipe's file
     in_runs_folder = runs_folder(root) / path
     for folder in (path, in_runs_folder):
         exported = artifact_at(folder) or artifact_at(folder / "artifacts")

@@ -214,7 +214,11 @@ def export(
             given += ["onnx"] if "onnx" in requested else []
             _check_adds_files(str(name), given, is_asked=bool(chosen or cpu or triton or browser))
             path, inputs, names, precisions = existing, None, [], _with_fp16(asked)
-        with held(path), _telling_how_to_finish(path, [*chosen], cpu=cpu):
+        options = [*(f"--{precision}" for precision in asked), *(target.flag for target in chosen)]
+        options += ["--cpu"] * cpu
+        for flag, new in (("--triton", triton), ("--browser", browser)):
+            options += [] if new is None else [flag, str(new)]
+        with held(path), _telling_how_to_finish(path, options):
             if existing is None:
                 log.info(f"Wrote {path}")
             made = _Export(load_artifact(path), inputs, names)
@@ -236,13 +240,12 @@ def export(
 
 
 @contextlib.contextmanager
-def _telling_how_to_finish(path: Path, targets: Sequence[Target], *, cpu: bool) -> Iterator[None]:
+def _telling_how_to_finish(path: Path, options: Sequence[str]) -> Iterator[None]:
     """Context that an interruption leaves with the command for the missing files."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        flags = [*(target.flag for target in targets), *(["--cpu"] if cpu else [])]
-        command = shlex.join(["kdedge", "export", str(path), *flags])
+        command = shlex.join(["kdedge", "export", str(path), *options])
         message = f"interrupted. {path} is kept; this adds the other files: {command}"
         raise Interrupted(message, signum=signum_of(interrupt)) from interrupt
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from kdedge import __version__
 from kdedge.data.images import Images, spread
@@ -34,7 +33,6 @@ from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, write_json
 from kdedge.fold import FoldRequest, fold
-from kdedge.quantization.candidate import Candidate
 from kdedge.quantization.search import search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
 from kdedge.runtime.artifact import Artifact, Precision
@@ -222,16 +220,21 @@ class _Writer:
 
     def _add_int8(self, float32: Path, held_out: npt.NDArray[Any]) -> None:
         """Searches for the best INT8 model, and writes its files from float graphs of it."""
-        images = self.run.calibration
+        images, gate = self.run.calibration, self.artifact.gates["agreement"]["int8"]
         assert images is not None
-        best, record = search_int8(
+        is_open = self._spec.open_classes
+        # The best of several candidates is better on the images that chose it than on other images:
+        # the search goes on until half-way from the gate to 100 %. Layers in float cost speed, so
+        # leaving them ends at a quarter of the way.
+        best, record = search(
             self.run.model,
-            float32,
-            images,
-            held_out,
-            gate_percent=self.artifact.gates["agreement"]["int8"],
+            find_sites(load_graph(float32), self.run.model),
+            torch.from_numpy(images),
+            torch.from_numpy(held_out),
+            target_percent=(gate + 100) / 2,
+            enough_percent=gate + (100 - gate) / 4,
             minutes=self._spec.int8_minutes,
-            class_matrix=load_matrix(self.artifact) if self._spec.open_classes else None,
+            class_matrix=torch.tensor(load_matrix(self.artifact)) if is_open else None,
         )
         with tempfile.TemporaryDirectory(dir=self.artifact.path, prefix=".int8.") as scratch:
             graph, exact = Path(scratch) / "model.onnx", Path(scratch) / "exact.onnx"
@@ -297,43 +300,3 @@ class _Writer:
 
         artifact, entry = build_file(self.artifact, ONNX, file, build)
         self.artifact = artifact.with_files(with_parity(artifact, ONNX, entry, self.run))
-
-
-def search_int8(
-    model: nn.Module,
-    onnx_path: Path,
-    images: npt.NDArray[Any],
-    held_out: npt.NDArray[Any],
-    *,
-    gate_percent: float,
-    minutes: float,
-    class_matrix: npt.NDArray[Any] | None,
-) -> tuple[Candidate, dict[str, Any]]:
-    """Finds an INT8 model that should pass its gate on other images.
-
-    The best of several candidates is better on the images that chose it than on other images. So
-    the search goes on until the expected agreement is half-way from the gate to 100 %. Leaving
-    layers in float costs speed, so that stops at a quarter of the way.
-
-    Args:
-        model: the folded model.
-        onnx_path: its float32 file.
-        images: [N, 3, S, S], in the form of the model's input, for ranges.
-        held_out: [M, 3, S, S], other images.
-        gate_percent: the agreement that the file needs.
-        minutes: time for the search.
-        class_matrix: [C, D]; None if the classes are not open.
-
-    Raises:
-        DataError: an image or the model's values are not finite.
-    """
-    return search(
-        model,
-        find_sites(load_graph(onnx_path), model),
-        torch.from_numpy(images),
-        torch.from_numpy(held_out),
-        target_percent=(gate_percent + 100) / 2,
-        enough_percent=gate_percent + (100 - gate_percent) / 4,
-        minutes=minutes,
-        class_matrix=None if class_matrix is None else torch.tensor(class_matrix),  # a copy
-    )

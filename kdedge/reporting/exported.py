@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from dataclasses import replace
 
 from kdedge.deploy import model_card
 from kdedge.deploy.ship import file_to_ship, predict_flags
-from kdedge.errors import DataError, SetupError
 from kdedge.records.tables import Table, figure, percent
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.run_records import RunRecords
-from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.cpu_choice import measured_choice, readable_choices
 
 _MOST_LAYERS = 10
@@ -47,7 +45,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         latency = f"{figure(time.p50_ms)} ms for {images}, on {machine}"
         latency += f"; in doubt: {time.doubt}" if time.doubt else ""
     rows.append(["latency", latency])
-    rows += _earlier_exports(records, artifact) if time is None else _in_float32(artifact)
+    rows += _in_float32(artifact)
     commands = [
         "# to the device, which needs no torch; the folder's README.md says how to run it\n"
         "# (the other model files in it may be left out)",
@@ -74,19 +72,6 @@ def _in_float32(artifact: Artifact) -> list[list[str]]:
     if file.parity is not None and file.parity.accuracy_percent is not None:
         facts += f", accuracy {percent(file.parity.accuracy_percent)} %"
     return [["in float32", facts]]
-
-
-def _earlier_exports(records: RunRecords, newest: Artifact) -> list[list[str]]:
-    """The measured files of other exports of the run."""
-    rows = []
-    for path in records.run.exports:
-        with contextlib.suppress(DataError, SetupError):  # damaged, or written by a newer kdedge
-            artifact = load_artifact(path)
-            shipped = file_to_ship(artifact, None)
-            if artifact.path != newest.path and shipped is not None and shipped.time is not None:
-                name, time = f"artifacts/{path.name}/{shipped.file.name}", shipped.time
-                rows.append(["earlier export", f"{name}: {figure(time.p50_ms)} ms, measured"])
-    return rows
 
 
 def exported_blocks(records: RunRecords) -> list[Block]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from kdedge.config.load import LoadedRecipe, check_paths
+from kdedge.config.load import LoadedRecipe
 from kdedge.data.batch import FeaturesOfViews
 from kdedge.data.images import Images
 from kdedge.errors import ResourceError
@@ -90,7 +90,6 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     Raises:
         KdedgeError: any error that would stop the run.
     """
-    check_paths(loaded)
     findings = [Finding("recipe", f"{loaded.path}: valid")]
     jobs, run = _jobs(loaded, workspace)
     if run is not None:
