@@ -246,7 +246,7 @@ def _telling_how_to_finish(path: Path, options: Sequence[str]) -> Iterator[None]
         yield
     except KeyboardInterrupt as interrupt:
         command = shlex.join(["kdedge", "export", str(path), *options])
-        message = f"interrupted. {path} is kept; this adds the other files: {command}"
+        message = f"interrupted. {path} is kept; this goes on: {command}"
         raise Interrupted(message, signum=signum_of(interrupt)) from interrupt
 
 

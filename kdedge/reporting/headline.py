@@ -29,6 +29,8 @@ from kdedge.runs.results import read_unlabeled, stored_details, stored_evaluatio
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 
 _FEW_TEST_IMAGES = 1000  # with fewer, chance moves an accuracy by more than about three points
+_FEW_OF_A_CLASS = 30  # with fewer, its interval is at least about 30 points wide
+_GOOD_PERCENT = 95  # from here on, more labels are no longer the first advice
 _SIGNIFICANT_ANSWERS = 6  # fewer right answers more may be chance (`_gain`)
 
 
@@ -208,6 +210,7 @@ def _condition(judged: EvalResult, answers: EvalDetails) -> str:
     return (
         f"Deploy it if {judged.all:.1f} % right is enough, and {100 * n_right / n:.0f} % of its"
         f" weakest class, {weakest} ({facts})."
+        f"{' More test images would tell more.' if n < _FEW_OF_A_CLASS else ''}"
     )
 
 
@@ -302,7 +305,7 @@ def _of_unlabeled(run: RunFolder, student: EvalResult, alone: EvalResult) -> lis
         f"The unlabeled images {brought}: the same network, trained on the labels alone, is right"
         f" on {alone.all:.1f} %."
     ]
-    if gain is None and alone.all < 100:
+    if gain is None and student.all < _GOOD_PERCENT:
         command = f"kdedge predict {shlex.quote(str(run.path))} IMAGES --uncertain 20"
         sentences.append(f"More labels would help. After the export, which to label: {command}")
     return sentences

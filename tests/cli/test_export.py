@@ -456,7 +456,7 @@ def test_an_interruption_after_the_artifact_names_the_command_for_the_other_file
     process.send(signal.SIGINT)
     assert process.wait() == 130
     rest = "kdedge export runs/tiny/02/artifacts/01 --cpu"
-    assert f"is kept; this adds the other files: {rest}" in process.stderr
+    assert f"is kept; this goes on: {rest}" in process.stderr
 
 
 def test_a_folder_that_another_export_fills_is_found_before_the_work(kdedge: Run) -> None:

@@ -442,7 +442,8 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
     # No test image of owls: their accuracy is unknown, and not 0
     assert said_of([(0, 0, 8), (0, 1, 2), (1, 0, 1), (1, 1, 1)]) == (
         "Deploy it if 75.0 % right is enough, and 50 % of its weakest class, fox (1 of 2 images;"
-        ' 95 % interval: 9 to 91 %). No test image shows "owl".'
+        " 95 % interval: 9 to 91 %). More test images would tell more. No test image shows"
+        ' "owl".'
     )
     assert said_of([(0, 0, 8), (1, 1, 1), (2, 2, 1)]) == (
         "Deploy it if 72.2 % right is enough: 10 images, all of them right, show no more (95 %"
