@@ -461,7 +461,7 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
     record["summary"]["closed_form"] = {"lambda": 1.0, "unseen_classes": ["fox"]}
     (run.path / "provenance.json").write_text(json.dumps(record))
     assert str(said_of([(0, 0, 8), (1, 1, 1), (1, 0, 1), (2, 2, 1)])).endswith(
-        '). The teacher takes no unlabeled image for "fox": add images.'
+        ' more. The teacher takes no unlabeled image for "fox": add images.'
     )
     many = [(0, 0, 2000), (0, 1, 1000), (1, 1, 9)]
     assert (
