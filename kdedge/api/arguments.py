@@ -11,7 +11,7 @@ from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, load_recipe, 
 from kdedge.config.student_sizes import student_size
 from kdedge.errors import DataError
 from kdedge.records.evaluation import Role
-from kdedge.runs.find import newest
+from kdedge.runs.find import name_of, newest
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Artifact, artifact_at
 
@@ -41,8 +41,7 @@ def artifact_folder(artifact: RunOrArtifact, root: str | Path | None = None) -> 
     Raises:
         DataError: the argument names no artifact and no run that has one.
     """
-    path = Path(str(run_argument(artifact))).expanduser()
-    path = Path(path.stem) if path.suffix == ".yaml" else path  # a recipe's file
+    path = Path(name_of(str(run_argument(artifact)))).expanduser()
     in_runs_folder = runs_folder(root) / path
     for folder in (path, in_runs_folder):
         exported = artifact_at(folder) or artifact_at(folder / "artifacts")

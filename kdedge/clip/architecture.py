@@ -183,7 +183,10 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
         with torch.device(device):
             return CLIP(**arguments)
     # Wrong values make open_clip and torch raise different errors, depending on where they are used
-    except Exception as error:
+    except (
+        TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, LookupError,
+        RuntimeError,
+    ) as error:  # fmt: skip
         raise RecipeError(
             f"{label}: open_clip cannot build this model config: {one_line(error)}.\n"
             "  Compare its vision_cfg and text_cfg with one of open_clip's own configs, such as"

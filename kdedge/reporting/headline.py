@@ -277,9 +277,7 @@ def _of_teacher(run: RunFolder, student: EvalResult | None, teacher: EvalResult 
     ]
     if costs:
         than = "" if parts else f" {'as' if 'as many' in costs[-1] else 'than'} its teacher"
-        joint = (
-            " but " if len(costs) > 1 and "fewer" in costs[0] and "more" in costs[1] else " and "
-        )
+        joint = " but " if "fewer" in costs[0] and "more" in costs[-1] else " and "
         parts.append(f"needs {joint.join(costs)}{than}")
     return ", and ".join(parts)
 

@@ -82,6 +82,11 @@ def newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     return run
 
 
+def name_of(argument: str) -> str:
+    """The name that an argument gives a run: a recipe's file stands for its name."""
+    return Path(argument).stem if argument.endswith(".yaml") else argument
+
+
 def find_run(argument: str | None, root: Path) -> RunFolder:
     """Finds the run that a command's argument RUN names.
 
@@ -103,7 +108,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
             )
         log.info(f"Using {run.path}, the newest finished {run.kind}.")
         return run
-    argument = Path(argument).stem if argument.endswith(".yaml") else argument
+    argument = name_of(argument)
     for path in (Path(argument).expanduser(), root / argument):
         exported = artifact_at(path)
         path = path if exported is None else exported.resolve().parents[1]
