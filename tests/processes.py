@@ -1,8 +1,9 @@
 """Real processes of `kdedge` and of scripts, without two seconds of imports each.
 
 As a script: imports what they need, then forks a process for every request that comes as a line of
-JSON on stdin, and answers on stdout. What is forked runs `kdedge.cli.main.main`, or a script as
-`python SCRIPT` would, with its own signals, exit code, standard streams and current folder.
+JSON on a socket, and answers there; all workers of a test run have one, which ends after the last.
+What is forked runs `kdedge.cli.main.main`, or a script as `python SCRIPT` would, with its own
+signals, exit code, standard streams and current folder.
 
 It also forks for `Processes.python`, an executable that takes the place of `python -m kdedge` where
 kdedge itself starts a process: it hands over its arguments, environment, folder and open files,
@@ -19,13 +20,12 @@ import runpy
 import select
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,39 +55,34 @@ class Processes:
     """The process that forks, as a test talks to it.
 
     Args:
-        traces: where programs are stored that `traces.py` takes again.
+        shared: a folder of all workers: the first of them starts it; programs are stored there
+            that `traces.py` takes again.
 
     Attributes:
         python: an executable that is called as `python -m kdedge ARGUMENTS`.
     """
 
-    def __init__(self, traces: Path) -> None:
-        package = str(Path(__file__).parents[1])
-        # As in an activated environment: `python` is this one's
-        found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._folder = tempfile.TemporaryDirectory(prefix="kdedge-")
-        place = Path(self._folder.name)
+    def __init__(self, shared: Path) -> None:
+        from kdedge.files import locked
+
+        place = shared / "processes"
         self.python = place / "python"
-        self.python.write_text(PYTHON.format(python=sys.executable, socket=str(place / "socket")))
-        self.python.chmod(0o755)
-        with socket.socket(socket.AF_UNIX) as listening:  # before there is who answers
-            listening.bind(str(place / "socket"))
-            listening.listen()
-            self._server = subprocess.Popen(
-                [sys.executable, "-W", "error", __file__, str(listening.fileno()), str(traces)],
-                # With threads of its own, OpenMP would wait for them in what is forked
-                env={
-                    **os.environ,
-                    "PATH": found,
-                    "PYTHONPATH": package,
-                    "OMP_NUM_THREADS": "1",
-                    "MKL_NUM_THREADS": "1",
-                },
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                pass_fds=(listening.fileno(),),
-            )
+        with locked(shared / "processes.lock", wait_s=300):
+            try:
+                self._connect(place)
+            except OSError:  # there is none, or it has ended with an earlier worker
+                _start_server(place)
+                self._connect(place)
+
+    def _connect(self, place: Path) -> None:
+        self._server = socket.socket(socket.AF_UNIX)
+        self._answers = self._server.makefile()
+        try:
+            self._server.connect(str(place / "socket"))
+            self.ask(poll=None)
+        except OSError:
+            self.close()
+            raise
 
     def start(self, *arguments: str, cwd: Path, script: Path | None = None) -> Process:
         """Starts `kdedge ARGUMENTS`, or a script with them, in a folder.
@@ -98,16 +93,48 @@ class Processes:
 
     def ask(self, **request: Any) -> Any:
         """Sends a request and waits for its answer."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        self._server.sendall(json.dumps(request).encode() + b"\n")
+        if not (answer := self._answers.readline()):
+            raise ConnectionError("the process that forks has ended")
+        return json.loads(answer)
 
     def close(self) -> None:
-        """Ends it."""
-        self._server.communicate("")
-        self._folder.cleanup()
+        """Leaves it; it ends when all have."""
+        self._answers.close()
+        self._server.close()
+
+
+def _start_server(place: Path) -> None:
+    """Starts the process that forks, in a folder of its own."""
+    place.mkdir(exist_ok=True)
+    python, address = place / "python", place / "socket"
+    python.write_text(PYTHON.format(python=sys.executable, socket=str(address)))
+    python.chmod(0o755)
+    address.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:  # before there is who answers
+        listening.bind(str(address))
+        listening.listen()
+        listening.set_inheritable(True)
+        command = [sys.executable, "-W", "error", __file__, str(listening.fileno())]
+        # No seek is tried where what is forked has another stdin and stdout
+        files = os.pipe()
+        # No Popen, which asks that its process has ended: it may outlive this worker
+        os.posix_spawn(
+            sys.executable,
+            [*command, str(place.parent)],
+            {
+                **os.environ,
+                # As in an activated environment: `python` is this one's
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+                # With threads of its own, OpenMP would wait for them in what is forked
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+            },
+            file_actions=[(os.POSIX_SPAWN_DUP2, files[target], target) for target in (0, 1)],
+        )
+    for file in files:
+        os.close(file)
 
 
 class Process:
@@ -254,21 +281,33 @@ def _serve() -> None:
     gc.freeze()  # what is loaded is no garbage in any of the processes
 
     listening = socket.socket(fileno=int(sys.argv[1]))
+    workers: set[socket.socket] = set()
     started: dict[socket.socket, int] = {}
-    while True:
+    is_used = False
+    while workers or not is_used:
         # Their ends are looked for now and then
-        ready, _, _ = select.select([0, listening, *started], [], [], 0.01 if started else None)
-        for one in ready:
-            if one == 0:
-                line = os.read(0, 1 << 16).decode()
-                if not line:
-                    return
-                os.write(1, (json.dumps(_answer(json.loads(line))) + "\n").encode())
-            elif one is listening:
+        waiting = [listening, *workers, *started]
+        for one in select.select(waiting, [], [], 0.01 if started else None)[0]:
+            if one is listening:
                 client, _ = listening.accept()
-                pid = _start_for(client)
-                if pid is not None:
-                    started[client] = pid
+                request, files = _receive(client)
+                if "environment" in request:
+                    started[client] = _fork(partial(_become_started, request, files))
+                    for file in files:
+                        os.close(file)
+                elif request:
+                    workers.add(client)
+                    is_used = True
+                    client.sendall(_answer(request))
+                else:
+                    client.close()  # whoever stands for it was killed
+            elif one in workers:
+                request, _ = _receive(one)
+                if request:
+                    one.sendall(_answer(request))
+                else:
+                    workers.remove(one)
+                    one.close()
             elif signums := one.recv(16):
                 for signum in signums:
                     os.kill(started[one], signum)
@@ -283,27 +322,26 @@ def _serve() -> None:
                     client.send(f"{code}\n".encode())
                 client.close()
                 del started[client]
+    listening.close()
 
 
-def _answer(request: dict[str, Any]) -> int | None:
-    if "start" not in request:
-        return _poll(request["poll"])
-    return _fork(lambda: _become(request))
+def _answer(request: dict[str, Any]) -> bytes:
+    if "start" in request:
+        answer: int | None = _fork(lambda: _become(request))
+    else:
+        answer = None if request["poll"] is None else _poll(request["poll"])
+    return json.dumps(answer).encode() + b"\n"
 
 
-def _start_for(client: socket.socket) -> int | None:
-    """Forks what a client asks for; None where it has been killed already."""
+def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A request with its open files; an empty one where the client has left."""
     data, files, _, _ = socket.recv_fds(client, 1 << 20, 16)
     while not data.endswith(b"\n"):
         more = client.recv(1 << 20)
         if not more:
-            return None
+            return {}, []
         data += more
-    request = json.loads(data)
-    pid = _fork(lambda: _become_started(request, files))
-    for file in files:
-        os.close(file)
-    return pid
+    return json.loads(data), files
 
 
 if __name__ == "__main__":
