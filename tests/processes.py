@@ -84,12 +84,16 @@ class Processes:
             self.close()
             raise
 
-    def start(self, *arguments: str, cwd: Path, script: Path | None = None) -> Process:
+    def start(
+        self, *arguments: str, cwd: Path, script: Path | None = None, clock: int = 1
+    ) -> Process:
         """Starts `kdedge ARGUMENTS`, or a script with them, in a folder.
 
-        The process takes this one's `sys.executable` for its interpreter.
+        The process takes this one's `sys.executable` for its interpreter. What it times seems to
+        take `clock` times as long.
         """
-        return Process(self, arguments, cwd, script)
+        request = {"start": arguments, "script": script and str(script), "cwd": str(cwd)}
+        return Process(self, {**request, "executable": sys.executable, "clock": clock})
 
     def ask(self, **request: Any) -> Any:
         """Sends a request and waits for its answer."""
@@ -140,22 +144,13 @@ def _start_server(place: Path) -> None:
 class Process:
     """One process."""
 
-    def __init__(
-        self, processes: Processes, arguments: tuple[str, ...], cwd: Path, script: Path | None
-    ) -> None:
-        self._processes, self._code = processes, None
+    def __init__(self, processes: Processes, request: dict[str, Any]) -> None:
+        self._processes, self._code, cwd = processes, None, Path(request["cwd"])
         number = len(list(cwd.glob(".stdout-*")))
         self._out, self._err = cwd / f".stdout-{number}", cwd / f".stderr-{number}"
         self._err.touch()  # it may be killed before it opens them itself
         self._out.touch()
-        self.pid: int = processes.ask(
-            start=list(arguments),
-            script=None if script is None else str(script),
-            cwd=str(cwd),
-            out=str(self._out),
-            err=str(self._err),
-            executable=sys.executable,
-        )
+        self.pid: int = processes.ask(**request, out=str(self._out), err=str(self._err))
 
     @property
     def stdout(self) -> str:
@@ -218,6 +213,8 @@ def _become(request: dict[str, Any]) -> None:
         (2, os.open(request["err"], flags, 0o644)),
     ):
         os.dup2(source, target)
+    now = time.perf_counter
+    time.perf_counter = lambda: request["clock"] * now()
     if request["script"] is not None:
         sys.argv = [request["script"], *request["start"]]
         runpy.run_path(request["script"], run_name="__main__")
@@ -281,10 +278,9 @@ def _serve() -> None:
     gc.freeze()  # what is loaded is no garbage in any of the processes
 
     listening = socket.socket(fileno=int(sys.argv[1]))
-    workers: set[socket.socket] = set()
+    workers = {listening.accept()[0]}
     started: dict[socket.socket, int] = {}
-    is_used = False
-    while workers or not is_used:
+    while workers:
         # Their ends are looked for now and then
         waiting = [listening, *workers, *started]
         for one in select.select(waiting, [], [], 0.01 if started else None)[0]:
@@ -297,7 +293,6 @@ def _serve() -> None:
                         os.close(file)
                 elif request:
                     workers.add(client)
-                    is_used = True
                     client.sendall(_answer(request))
                 else:
                     client.close()  # whoever stands for it was killed

@@ -275,7 +275,7 @@ class Folder:
                     (self.path / RECIPE).write_text(text.replace(old, new))
 
     def _start(self, *arguments: str, script: str | None = None) -> str:
-        process = self._forking.start(*arguments, cwd=self.path, script=script)
+        process = self._forking.start(*arguments, cwd=self.path, script=script, clock=50)
         assert process.wait() == 0, f"{arguments}\n{process.stdout}\n{process.stderr}"
         return str(process.stdout)
 
