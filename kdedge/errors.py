@@ -20,12 +20,15 @@ place, the actual and the expected value, and a remedy.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import math
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
@@ -184,6 +187,30 @@ def check_at_least(least: float, **numbers: float | None) -> None:
 def os_reason(error: OSError) -> str:
     """Returns the operating system's reason in lower case, for use inside a sentence."""
     return (error.strerror or str(error)).lower()
+
+
+NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+"""Error numbers of a disk without room, with the reason in words."""
+
+
+def explain_os_error(error: OSError, path: Path) -> ResourceError:
+    """Returns the error for a file or folder that could not be written."""
+    no_room = NO_ROOM.get(error.errno or 0)
+    reason = no_room or os_reason(error)
+    remedy = "Free some space, or name" if no_room else "Name"
+    return ResourceError(
+        f"{path} could not be written: {reason}.\n"
+        f"  {remedy} another folder that you may write to. Existing files are unchanged."
+    )
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Context that turns an OSError into the ResourceError of `explain_os_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 def first_line(error: BaseException) -> str:

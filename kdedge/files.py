@@ -1,35 +1,33 @@
-"""Files and folders that are complete or absent: atomic writes, hashes, numbered folders.
-
-Locks use flock, so they end with their process. `new_folder` locks the folder that it fills, `held`
-an existing file or folder while a command changes it, and `locked` the lock file of something that
-commands share: a run, a suite, a store, a cache, a download.
-"""
+"""Files and folders that are complete or absent: atomic writes, hashes, numbered folders."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shutil
-import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdedge.errors import DataError, InUseError, KdedgeError, RecipeError, ResourceError, os_reason
-
-log = logging.getLogger(__name__)
-_NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-
+from kdedge.errors import (
+    NO_ROOM,
+    DataError,
+    InUseError,
+    KdedgeError,
+    RecipeError,
+    ResourceError,
+    explain_os_error,
+    explained,
+    os_reason,
+)
+from kdedge.locks import delete_unlocked, held, where_supported
 
 SETTLED_NS = 3_000_000_000
 """A file that changed less than 3 s before it was read may change again without a new time stamp:
@@ -55,54 +53,6 @@ class FileStamp(NamedTuple):
     def is_settled(self, read_ns: int) -> bool:
         """Whether every change of the file after `read_ns`, when it was read, changes the stamp."""
         return max(self.modified_ns, self.changed_ns) < read_ns - SETTLED_NS
-
-
-def explain_os_error(error: OSError, path: Path) -> ResourceError:
-    """Returns the error for a file or folder that could not be written."""
-    no_room = _NO_ROOM.get(error.errno or 0)
-    reason = no_room or os_reason(error)
-    remedy = "Free some space, or name" if no_room else "Name"
-    return ResourceError(
-        f"{path} could not be written: {reason}.\n"
-        f"  {remedy} another folder that you may write to. Existing files are unchanged."
-    )
-
-
-# Error codes of network and FAT file systems for calls that they do not support
-_UNSUPPORTED = frozenset({
-    errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY,
-    errno.ENOLCK,
-    errno.EBADF,  # NFS: an exclusive lock of a file that is open for reading only
-})  # fmt: skip
-
-_WARNED: set[str] = set()
-
-
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Context that turns an OSError into the ResourceError of `explain_os_error`."""
-    try:
-        yield
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-
-
-@contextlib.contextmanager
-def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
-    """Context of a call that some file systems do not support: there, a warning replaces the error.
-
-    Args:
-        path: a file or folder of the file system.
-        otherwise: the consequence for the user, which ends the warning.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        if otherwise not in _WARNED:
-            _WARNED.add(otherwise)
-            log.warning(f"The file system of {path.absolute()} is limited: {otherwise}.")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -148,13 +98,26 @@ def written_together(path: Path) -> Iterator[Path]:
     """
     with explained(path):
         hidden = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
-        with hidden as folder:
-            part = Path(folder, path.name)
+    with hidden as folder:
+        part = Path(folder, path.name)
+        with _filling(part.parent, path):
             yield part
+        with explained(path):
             for file in sorted(part.parent.iterdir(), key=lambda file: file == part):
                 with file.open("rb") as written:
                     sync(written.fileno(), part.parent)
                 file.replace(path.parent / file.name)
+
+
+@contextlib.contextmanager
+def _filling(part: Path, final: Path) -> Iterator[None]:
+    """Context in which a caller fills a folder: explains a full disk, and errors of its files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM or str(error.filename).startswith(str(part)):
+            raise explain_os_error(error, final) from error
+        raise
 
 
 def check_writable(folder: Path) -> None:
@@ -356,18 +319,20 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
     new = NewFolder(part, folder)
     is_new_parent = not parent.exists()
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        is_filled = _delete_unlocked(parent, f".{folder.name}.part-", with_empty=not is_numbered)
-        if is_filled and not is_numbered:
-            raise InUseError(
-                f"{folder} is in use by another process.\n  Wait for it, or name another folder."
-            )
-        part.mkdir()
+        with explained(folder):
+            parent.mkdir(parents=True, exist_ok=True)
+            is_filled = _delete_left(parent, f".{folder.name}.part-", with_empty=not is_numbered)
+            if is_filled and not is_numbered:
+                raise InUseError(
+                    f"{folder} is in use by another process.\n"
+                    "  Wait for it, or name another folder."
+                )
+            part.mkdir()
         with held(part):
-            yield new
-            new.final = _renamed(part, folder, is_numbered=is_numbered)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
+            with _filling(part, folder):
+                yield new
+            with explained(folder):
+                new.final = _renamed(part, folder, is_numbered=is_numbered)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         if is_new_parent:
@@ -392,7 +357,7 @@ def _renamed(part: Path, folder: Path, *, is_numbered: bool) -> Path:
             return final
 
 
-def _delete_unlocked(parent: Path, prefix: str, *, with_empty: bool) -> bool:
+def _delete_left(parent: Path, prefix: str, *, with_empty: bool) -> bool:
     """Deletes the folders that killed processes left; returns whether a folder is locked.
 
     A numbered folder that is empty stays: processes that start at once, as a suite's, may have made
@@ -402,141 +367,9 @@ def _delete_unlocked(parent: Path, prefix: str, *, with_empty: bool) -> bool:
     for part in parent.iterdir():
         if part.name.startswith(prefix):
             with contextlib.suppress(OSError):
-                if not with_empty and not any(part.iterdir()):
-                    continue
-                descriptor = os.open(part, os.O_RDONLY)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(part, ignore_errors=True)
-                except BlockingIOError:
-                    is_any_locked = True
-                finally:
-                    os.close(descriptor)
+                if with_empty or any(part.iterdir()):
+                    is_any_locked |= not delete_unlocked(part)
     return is_any_locked
-
-
-_POLL_S = 0.02
-_HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of this file now."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False  # noqa: TRY300 - the lock is what was tried
-    except OSError as error:
-        return error.errno in _HELD
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Context in which this process alone writes to an existing file or folder.
-
-    Raises:
-        InUseError: another process holds its lock.
-        ResourceError: the file or folder cannot be opened.
-    """
-    with _opened(path, os.O_RDONLY) as descriptor:
-        if not _flock(descriptor, path):
-            raise InUseError(
-                f"{path} is in use by another process.\n  Wait for it, or name another one."
-            )
-        yield
-
-
-@contextlib.contextmanager
-def locked(
-    path: Path, *, remedy: str = "Wait for it or stop it.", wait_s: float = 0.0
-) -> Iterator[None]:
-    """Context in which this process holds the exclusive lock of a file; a missing file is created.
-
-    The operating system frees the lock however this process ends. If the file system has no locks,
-    a warning says that nothing keeps another process out.
-
-    Args:
-        path: the lock file, which is not removed.
-        remedy: advice that ends the message if another process holds the lock.
-        wait_s: seconds to wait for another process to free the lock.
-
-    Raises:
-        InUseError: another process holds it.
-        ResourceError: the folder may not be written.
-    """
-    with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
-        give_up = time.monotonic() + wait_s
-        while not _flock(descriptor, path):
-            if time.monotonic() >= give_up:
-                raise InUseError(
-                    f"{path.parent} is in use by another process: {_holder(descriptor)}."
-                    f"\n  {remedy}"
-                )
-            time.sleep(_POLL_S)
-        with contextlib.suppress(OSError):  # on a full disk, the message above lacks the holder
-            os.ftruncate(descriptor, 0)
-            holder = {"pid": os.getpid(), "host": socket.gethostname()}
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield
-
-
-@contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """Context with the descriptor of a file or folder, opened to be locked."""
-    with explained(path):
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
-    _LOCK_DESCRIPTORS.add(descriptor)
-    try:
-        yield descriptor
-    finally:
-        _LOCK_DESCRIPTORS.discard(descriptor)
-        os.close(descriptor)
-
-
-_LOCK_DESCRIPTORS: set[int] = set()  # descriptors with locks
-
-
-def _close_in_child() -> None:
-    """Closes the copies of the descriptors in a forked process, which else would hold the locks.
-
-    The import of openvino forks a process that may live for seconds.
-    """
-    while _LOCK_DESCRIPTORS:
-        os.close(_LOCK_DESCRIPTORS.pop())
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
-def _flock(descriptor: int, path: Path) -> bool:
-    """Locks an open file or folder; returns False if another process holds the lock.
-
-    Where the file system has no locks, it warns and returns True.
-    """
-    try:
-        with where_supported(
-            path,
-            otherwise="without file locks, two commands may write to one folder at the same time",
-        ):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _HELD:
-            raise explain_os_error(error, path) from error
-        return False
-    return True
-
-
-def _holder(descriptor: int) -> str:
-    """Describes the process that a lock file names."""
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"pid {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "pid unknown"
 
 
 def printable(name: str) -> str:

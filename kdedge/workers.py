@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from kdedge import __version__
 from kdedge.errors import KdedgeError, RecipeError, ResourceError, SetupError
-from kdedge.plugins import need
+from kdedge.packages import need
 
 EngineName = Literal["local", "ray"]
 """Where pieces of work run: in this process, or in the workers of a Ray cluster."""

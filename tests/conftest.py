@@ -184,7 +184,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def made_once(_shared: Path) -> Callable[..., Path]:
     """Has a folder written by the first of all workers that needs it; the others wait for it."""
-    from kdedge.files import locked
+    from kdedge.locks import locked
 
     root = _shared
 

@@ -63,7 +63,7 @@ class Processes:
     """
 
     def __init__(self, shared: Path) -> None:
-        from kdedge.files import locked
+        from kdedge.locks import locked
 
         place = shared / "processes"
         self.python = place / "python"

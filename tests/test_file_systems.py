@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from kdedge.errors import InUseError, RecipeError, ResourceError
-from kdedge.files import held, is_locked, locked, new_folder, write_atomic
+from kdedge.files import new_folder, write_atomic, written_together
+from kdedge.locks import held, is_locked, locked
 
 CALLS = ("fsync", "flock")
 
@@ -76,7 +77,7 @@ def test_each_lack_is_said_once() -> None:
 import errno, fcntl, logging, os, tempfile
 from pathlib import Path
 from kdedge.files import write_atomic
-from kdedge.files import locked
+from kdedge.locks import locked
 
 def fail(*_, **__):
     raise OSError(errno.EPERM, "")
@@ -155,3 +156,15 @@ def test_the_folder_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> Non
     assert second.final == tmp_path / "01"
     assert [path.name for path in first.final.iterdir()] == ["kept"]
     assert first.final == tmp_path / "02"
+
+
+@pytest.mark.parametrize("context", [new_folder, written_together])
+def test_only_errors_of_the_files_inside_are_explained(tmp_path: Path, context: Any) -> None:
+    with pytest.raises(FileNotFoundError), context(tmp_path / "new"):
+        (tmp_path / "other").read_bytes()
+    with pytest.raises(ResourceError, match="new could not be written: no such"):  # noqa: SIM117
+        with context(tmp_path / "new") as new:
+            Path(getattr(new, "part", new), "missing/file").touch()
+    with pytest.raises(ResourceError, match="the disk is full"), context(tmp_path / "new"):
+        raise OSError(errno.ENOSPC, "")
+    assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import new_file, write_json, write_new_numbered_json
-from kdedge.plugins import need_training_packages
+from kdedge.packages import need_training_packages
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import load_for
 from kdedge.config.load import AnyRecipe, Overrides, check_paths
-from kdedge.plugins import need_training_packages
+from kdedge.packages import need_training_packages
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.threads import torch_as_before
 

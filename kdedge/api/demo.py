@@ -13,7 +13,7 @@ from kdedge.api.report import report
 from kdedge.api.run import Run
 from kdedge.config.load import load_recipe
 from kdedge.files import write_atomic
-from kdedge.plugins import need_training_packages
+from kdedge.packages import need_training_packages
 from kdedge.records.evaluation import SampleImage
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.folder import runs_folder

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import ON_COMMAND_LINE, Interrupted, KdedgeError, RecipeError, signum_of
-from kdedge.files import check_writable, held
-from kdedge.plugins import log_pending_warnings, need_training_packages
+from kdedge.files import check_writable
+from kdedge.locks import held
+from kdedge.packages import log_pending_warnings, need_training_packages
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export

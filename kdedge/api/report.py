@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.errors import RecipeError
 from kdedge.files import refuse_existing
-from kdedge.plugins import need
+from kdedge.packages import need
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import runs_folder
 

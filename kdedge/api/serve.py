@@ -12,7 +12,7 @@ from kdedge.api.arguments import RunOrArtifact, artifact_folder
 from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
-from kdedge.plugins import need
+from kdedge.packages import need
 from kdedge.runtime.artifact import Precision
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_frames

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
-from kdedge.plugins import installed_version
+from kdedge.packages import installed_version
 from kdedge.runtime import machine
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.runtime.threads import may_spin

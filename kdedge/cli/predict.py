@@ -16,7 +16,8 @@ import click
 from kdedge.api.model import load
 from kdedge.api.predict import InputImage, ResultStream, open_inputs, path_list
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
-from kdedge.files import already_exists, explained, new_file
+from kdedge.errors import explained
+from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import (
     FORMATS,
     Lines,

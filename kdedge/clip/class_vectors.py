@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.tensor_file import read_tensors, write_tensors
-from kdedge.errors import DataError, ShapeError
-from kdedge.files import explained, sha256_json
+from kdedge.errors import DataError, ShapeError, explained
+from kdedge.files import sha256_json
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,17 @@ from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, HubArchive, by_hand
 from kdedge.data.unpack import unpack
-from kdedge.errors import DataError, ResourceError, SetupError, first_line
-from kdedge.files import explain_os_error, explained, locked, sha256_file
-from kdedge.plugins import need
+from kdedge.errors import (
+    DataError,
+    ResourceError,
+    SetupError,
+    explain_os_error,
+    explained,
+    first_line,
+)
+from kdedge.files import sha256_file
+from kdedge.locks import locked
+from kdedge.packages import need
 from kdedge.progress import progress, readable_bytes
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from PIL import Image
 from kdedge import __version__
 from kdedge.data.sources import ImageSource, InFiles, Location
 from kdedge.errors import InUseError, ResourceError, first_line
-from kdedge.files import FileStamp, locked, write_atomic
+from kdedge.files import FileStamp, write_atomic
+from kdedge.locks import locked
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, decode_image, register_heif
 
 MAX_FILES = 64

@@ -14,8 +14,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdedge.errors import DataError, ResourceError
-from kdedge.files import explain_os_error
+from kdedge.errors import DataError, ResourceError, explain_os_error
 from kdedge.progress import progress, readable_bytes
 
 _MAX_RATIO = 100  # unpacked over packed bytes. Photos reach about 1, annotations 20.

@@ -20,7 +20,8 @@ from kdedge import __version__
 from kdedge.data.classes import check_class_names
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.errors import DataError, RecipeError, ShapeError
-from kdedge.files import held, write_atomic
+from kdedge.files import write_atomic
+from kdedge.locks import held
 from kdedge.runtime.artifact import (
     Artifact,
     ClassChange,

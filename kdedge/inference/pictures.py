@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from kdedge.files import explain_os_error
+from kdedge.errors import explain_os_error
 from kdedge.inference.classify import ImageInput, decode_input, read_input
 from kdedge.runtime.preprocess import UnusableImage
 

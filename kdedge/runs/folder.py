@@ -15,17 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdedge import __version__
-from kdedge.errors import RecipeError
-from kdedge.files import (
-    explained,
-    highest_number,
-    is_locked,
-    locked,
-    new_folder,
-    write_atomic,
-    write_json,
-)
-from kdedge.plugins import installed_version
+from kdedge.errors import RecipeError, explained
+from kdedge.files import highest_number, new_folder, write_atomic, write_json
+from kdedge.locks import is_locked, locked
+from kdedge.packages import installed_version
 from kdedge.records.evaluation import Role
 from kdedge.records.record import read_record
 from kdedge.runs.provenance import Provenance

@@ -14,7 +14,7 @@ from kdedge.deploy.parity import load_smoke_set
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import Classifier, decode_input
 from kdedge.inference.lines import Prediction, best_name
-from kdedge.plugins import need
+from kdedge.packages import need
 from kdedge.runtime.none_of_these import NONE
 from kdedge.serving.drift import (
     MIN_REFERENCE,

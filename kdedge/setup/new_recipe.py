@@ -20,9 +20,9 @@ from kdedge.config.student_sizes import PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
-from kdedge.errors import DataError, RecipeError
-from kdedge.files import explained, refuse_existing
-from kdedge.plugins import need_training_packages
+from kdedge.errors import DataError, RecipeError, explained
+from kdedge.files import refuse_existing
+from kdedge.packages import need_training_packages
 
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""

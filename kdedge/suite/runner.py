@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import CellsFailed, DataError, Interrupted, signum_of
-from kdedge.files import explained, locked
+from kdedge.errors import CellsFailed, DataError, Interrupted, explained, signum_of
+from kdedge.locks import locked
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import read_record

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from kdedge.config.load import dump_recipe, recipe_values
-from kdedge.errors import KdedgeError
-from kdedge.files import explained, sha256_json, write_atomic, write_json
+from kdedge.errors import KdedgeError, explained
+from kdedge.files import sha256_json, write_atomic, write_json
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import NonNegative, Record, if_readable, read_record
 from kdedge.setup.classes import load_classes

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kdedge.errors import BackendUnavailable, MissingPackage, SetupError, is_out_of_memory
-from kdedge.plugins import installed_version
+from kdedge.packages import installed_version
 from kdedge.runtime.native_lines import filter_native_stderr, quiet
 
 if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy

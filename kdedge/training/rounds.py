@@ -28,8 +28,8 @@ from kdedge.data.pseudo_labels import (
     write_pseudo_labels,
 )
 from kdedge.data.sources import name_some
-from kdedge.errors import DataError
-from kdedge.files import explained, sha256_json
+from kdedge.errors import DataError, explained
+from kdedge.files import sha256_json
 from kdedge.methods.base import RoundsSettings
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import compute_logits

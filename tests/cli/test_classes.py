@@ -18,8 +18,8 @@ import kdedge as api
 from kdedge.deploy.classes import NewClasses, change_classes
 from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
 from kdedge.errors import InUseError, ShapeError
-from kdedge.files import held
 from kdedge.inference.choose import choose_and_load
+from kdedge.locks import held
 from kdedge.runtime.artifact import load_artifact
 
 pytestmark = pytest.mark.usefixtures("project")

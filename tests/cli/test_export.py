@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.files import held, new_folder
+from kdedge.files import new_folder
+from kdedge.locks import held
 
 Run = Callable[..., Any]
 

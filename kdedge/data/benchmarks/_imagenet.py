@@ -19,7 +19,7 @@ from pathlib import Path
 from kdedge.data.benchmarks._benchmark import Benchmark, ImageList, exists, read_lines, unexpected
 from kdedge.data.sources import IMAGE_EXTENSIONS
 from kdedge.errors import DataError, os_reason
-from kdedge.plugins import need
+from kdedge.packages import need
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from kdedge.data.sources import (
 )
 from kdedge.errors import DataError, first_line
 from kdedge.files import FileStamp
-from kdedge.plugins import need
+from kdedge.packages import need
 from kdedge.runtime.preprocess import UnusableImage
 
 _LABEL_COLUMNS = ("label", "labels")

@@ -23,8 +23,8 @@ from kdedge.data.sources._tables import (
     quiet_datasets,
     read_features,
 )
-from kdedge.errors import DataError, first_line
-from kdedge.files import FileStamp, explain_os_error
+from kdedge.errors import DataError, explain_os_error, first_line
+from kdedge.files import FileStamp
 
 # Rows that are copied at once; `datasets` writes row groups of images of this size
 _ROWS_AT_ONCE = 100

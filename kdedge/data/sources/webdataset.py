@@ -24,7 +24,7 @@ from kdedge.data.sources import (
 )
 from kdedge.errors import DataError, os_reason
 from kdedge.files import FileStamp, printable
-from kdedge.plugins import need
+from kdedge.packages import need
 from kdedge.runtime.preprocess import UnusableImage, more_extensions
 
 _MAX_LABEL_BYTES = 1024

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdedge.files import explain_os_error, explained
+from kdedge.errors import explain_os_error, explained
 from kdedge.progress import progress, rate
 
 LOG_EVERY_STEPS = 20

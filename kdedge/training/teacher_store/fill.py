@@ -30,7 +30,7 @@ from kdedge.data.sources import ImageSource, InFiles
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError
-from kdedge.files import is_locked, locked
+from kdedge.locks import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runs.measure import ImageModel
 from kdedge.training.loop.precision import MixedPrecision

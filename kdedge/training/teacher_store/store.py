@@ -32,8 +32,8 @@ from torch import Tensor
 
 from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.data.views import RATIO, Augmentation
-from kdedge.errors import DataError
-from kdedge.files import explained, sha256_json, write_json
+from kdedge.errors import DataError, explained
+from kdedge.files import sha256_json, write_json
 from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
 
