@@ -71,7 +71,7 @@ def export(backbone: ImageBackbone, path: Path, **settings: Any) -> float:
     )
     vectors, preprocess = student.class_vectors(), backbone.preprocess
     request = FoldRequest(vectors, scale=student.scale, preprocess=preprocess)
-    model = fold(student.image_path(), request)
+    model = fold(student.image_modules(), request)
     write_onnx(model, path, size_px=backbone.preprocess.size_px)
     size = backbone.preprocess.size_px
     return 2 * count_gmacs(model, torch.zeros(1, 3, size, size))

@@ -179,8 +179,13 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_LONGEST_WAIT)
     group = ProcessGroup(dist.get_rank(), size)
+    logger = logging.getLogger("kdedge")
+    level = logger.level
     if not group.is_rank0:
-        logging.getLogger("kdedge").setLevel(logging.WARNING)
-    yield group
+        logger.setLevel(logging.WARNING)
+    try:
+        yield group
+    finally:
+        logger.setLevel(level)
     # Not after an error, when other processes may be in the middle of an exchange
     dist.destroy_process_group()

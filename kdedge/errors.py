@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import logging
 import math
 import re
 import signal
@@ -53,6 +54,18 @@ def in_words_of_caller(text: str) -> str:
     if ON_COMMAND_LINE.get():
         return text
     return _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[0]), text)
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module of kdedge; its lines are written by `in_words_of_caller`."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_in_words_of_caller)
+    return logger
+
+
+def _in_words_of_caller(record: logging.LogRecord) -> bool:
+    record.msg, record.args = in_words_of_caller(record.getMessage()), ()
+    return True
 
 
 class KdedgeError(Exception):
@@ -159,8 +172,9 @@ class Interrupted(KdedgeError):  # noqa: N818 - not an error
         signum: the signal's number; the exit code is 128 + signum.
     """
 
-    def __init__(self, message: str, *, signum: int = signal.SIGINT) -> None:
+    def __init__(self, message: str, *, signum: int) -> None:
         super().__init__(message)
+        self.signum = signum
         self.exit_code = 128 + signum
 
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import os
 import shutil
 import socket
@@ -18,9 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdedge.errors import InUseError, explain_os_error, explained
+from kdedge.errors import InUseError, explain_os_error, explained, get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 # Error codes of network and FAT file systems for calls that they do not support
 _UNSUPPORTED = frozenset({

@@ -17,7 +17,9 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import IO, Any, Protocol
 
-_LOG = logging.getLogger(__name__)
+from kdedge.errors import get_logger
+
+_LOG = get_logger(__name__)
 _LINE_EVERY_S = 30.0
 _REDRAW_EVERY_S = 0.1
 

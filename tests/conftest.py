@@ -278,7 +278,7 @@ def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
             MethodInputs(names, "{}", range(5), generator, teacher=Teacher()),
         )
         given = {"scale": student.scale, "preprocess": backbone.preprocess, **options}
-        return fold(student.image_path(), FoldRequest(student.class_vectors(), **given))
+        return fold(student.image_modules(), FoldRequest(student.class_vectors(), **given))
 
     return make
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
-from kdedge.errors import KdedgeError
+from kdedge.errors import KdedgeError, get_logger
 from kdedge.methods import registry
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def doctor() -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import RunOrArtifact, artifact_folder, run_argument
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, RecipeError, get_logger
 from kdedge.packages import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses
     from kdedge.deploy.client import ClientCheck, Pictures
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def open_artifact(artifact: RunOrArtifact, *, root: str | Path | None = None) -> Artifact:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
-from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
+from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least, get_logger
 from kdedge.files import new_file, write_json, write_new_numbered_json
 from kdedge.packages import need_training_packages
 from kdedge.records.speed import SpeedResult
@@ -22,7 +21,7 @@ from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import load_artifact, model_file_at
 from kdedge.runtime.threads import compute_threads, given_number, torch_as_before
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 AGAINST = ("coop", "cocoop", "promptsrc")
 """Methods whose architectures a run is compared with by default."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from itertools import tee
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.api.model import load
 from kdedge.api.predict import AnyPath, open_inputs, path_list
-from kdedge.errors import DataError, GateError, RecipeError, check_at_least, some_of
+from kdedge.errors import DataError, GateError, RecipeError, check_at_least, get_logger, some_of
 from kdedge.evaluation.comparison import (
     ComparedImage,
     ComparedModel,
@@ -25,7 +24,7 @@ from kdedge.progress import progress
 from kdedge.records.tables import images_text
 from kdedge.runtime.artifact import model_file_at
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def compare(

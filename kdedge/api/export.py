@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shlex
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -13,7 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, merged
-from kdedge.errors import ON_COMMAND_LINE, Interrupted, KdedgeError, RecipeError, signum_of
+from kdedge.errors import (
+    ON_COMMAND_LINE,
+    Interrupted,
+    KdedgeError,
+    RecipeError,
+    get_logger,
+    signum_of,
+)
 from kdedge.files import check_writable
 from kdedge.locks import held
 from kdedge.packages import log_pending_warnings, need_training_packages
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from kdedge.deploy.build import FoldedRun
     from kdedge.runs.model import RunModel
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.model import load
 from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, read_file
-from kdedge.errors import DataError, RecipeError, check_at_least, os_reason
+from kdedge.errors import DataError, RecipeError, check_at_least, get_logger, os_reason
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import (
     Lines,
@@ -33,7 +32,7 @@ from kdedge.runtime.artifact import Precision
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import frames_of_video, import_pyav, is_video
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

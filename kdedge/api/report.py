@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, get_logger
 from kdedge.files import refuse_existing
 from kdedge.packages import need
 from kdedge.runs.find import find_artifact, find_run
@@ -18,7 +17,7 @@ from kdedge.runs.folder import runs_folder
 if TYPE_CHECKING:
     from kdedge.reporting.run_records import RunRecords
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def report(

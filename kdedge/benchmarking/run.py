@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -31,6 +30,7 @@ from kdedge.errors import (
     KdedgeError,
     MissingPackage,
     first_line,
+    get_logger,
     signum_of,
 )
 from kdedge.progress import progress
@@ -38,7 +38,7 @@ from kdedge.records.speed import Measurement, ModelFacts, SpeedResult, SpeedRow,
 from kdedge.runs.folder import command_line
 from kdedge.runtime.machine import Watch, watch_contention
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(eq=False)

@@ -9,7 +9,6 @@ stored.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from kdedge.benchmarking.timing import LoadedSubject, Subject, TimedCall, host_t
 from kdedge.clip.backbone import Backbone, ImageBackbone
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.load import LoadedRecipe, load_recipe
-from kdedge.errors import KdedgeError, RecipeError, first_line
+from kdedge.errors import KdedgeError, RecipeError, first_line, get_logger
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.registry import list_methods, load_method
@@ -38,7 +37,7 @@ from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.teach import with_baseline
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _Logits = Callable[[Tensor], Tensor]
 
@@ -197,16 +196,17 @@ def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
 
 def _own_subject(trained: RunModel) -> Subject:
     """Subject of the run's own model, unfused."""
-    vectors, path, scale = trained.class_vectors(), trained.method.image_path(), trained.scale
+    vectors, scale = trained.class_vectors(), trained.scale
+    modules = trained.method.image_modules()
 
     def logits(images: Tensor) -> Tensor:
         return scale * trained.forward_features(images) @ vectors.T
 
-    tensors: list[Tensor] = [vectors, *path.visual.parameters()]
-    if path.visual_prompts is not None:
-        tensors.append(path.visual_prompts)
-    if isinstance(path.projector, nn.Module):
-        tensors += path.projector.state_dict().values()
+    tensors: list[Tensor] = [vectors, *modules.visual.parameters()]
+    if modules.visual_prompts is not None:
+        tensors.append(modules.visual_prompts)
+    if isinstance(modules.projector, nn.Module):
+        tensors += modules.projector.state_dict().values()
     label = _title(trained.setup.choice.name)
     if trained.run.kind != "baseline":
         label = f"{trained.run.kind}, {label}"

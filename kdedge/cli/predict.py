@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import click
 from kdedge.api.model import load
 from kdedge.api.predict import InputImage, ResultStream, open_inputs, path_list
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
-from kdedge.errors import explained
+from kdedge.errors import explained, get_logger
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import (
     FORMATS,
@@ -31,7 +30,7 @@ from kdedge.inference.pictures import PictureFolder
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @click.command("predict")

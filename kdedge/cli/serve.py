@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import resource
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import click
 
 from kdedge.api.serve import PORT, serve
 from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
+from kdedge.errors import get_logger
 from kdedge.progress import working
 from kdedge.serving.limits import RequestLimits
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @click.command("serve")

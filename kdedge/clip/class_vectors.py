@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.tensor_file import read_tensors, write_tensors
-from kdedge.errors import DataError, ShapeError, explained
+from kdedge.errors import DataError, ShapeError, explained, get_logger
 from kdedge.files import sha256_json
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _UNIT_LENGTH_TOLERANCE = 1e-3
 _REMEDY = "Train or import again, which makes a new run, or restore the file from a backup."

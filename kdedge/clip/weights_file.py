@@ -7,7 +7,6 @@ cached, too, so that a model can be checked and described without reading any va
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -18,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kdedge.clip.weights import Weights, read_weights, shapes_of
-from kdedge.errors import ResourceError, first_line
+from kdedge.errors import ResourceError, first_line, get_logger
 from kdedge.files import FileStamp, sha256_file, write_atomic
 from kdedge.progress import working
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class KnownFile(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,10 +14,10 @@ from kdedge.config.explain import explain_validation
 from kdedge.config.fields import CommandLineText, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import DataError, RecipeError, nearest
+from kdedge.errors import DataError, RecipeError, get_logger, nearest
 from kdedge.files import read_text
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 """A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""

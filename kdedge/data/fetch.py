@@ -6,7 +6,6 @@ that is already in the set's folder is used and kept.
 
 from __future__ import annotations
 
-import logging
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from kdedge.errors import (
     explain_os_error,
     explained,
     first_line,
+    get_logger,
 )
 from kdedge.files import sha256_file
 from kdedge.locks import locked
 from kdedge.packages import need
 from kdedge.progress import progress, readable_bytes
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

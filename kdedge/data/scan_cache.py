@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image
 
 from kdedge import __version__
 from kdedge.data.sources import ImageSource, InFiles, Location
-from kdedge.errors import InUseError, ResourceError, first_line
+from kdedge.errors import InUseError, ResourceError, first_line, get_logger
 from kdedge.files import FileStamp, write_atomic
 from kdedge.locks import locked
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, decode_image, register_heif
@@ -30,7 +29,7 @@ MAX_FILES = 64
 
 _LOCK_WAIT_S = 10.0
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class ImageFacts(NamedTuple):

@@ -28,6 +28,7 @@ from kdedge.errors import (
     RecipeError,
     SetupError,
     first_line,
+    get_logger,
 )
 from kdedge.files import sha256_file
 from kdedge.progress import working
@@ -47,7 +48,7 @@ from kdedge.targets.registry import (
     planned_file,
 )
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _NEEDS_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
 _NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import logging
 import tempfile
 from collections.abc import Callable, Collection
 from importlib.metadata import version
@@ -29,7 +28,7 @@ from kdedge.deploy.known_images import choose_known_images
 from kdedge.deploy.model_card import with_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Float32Reference, run_reference
-from kdedge.errors import DataError
+from kdedge.errors import DataError, get_logger
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, write_json
 from kdedge.fold import FoldRequest, fold
@@ -49,7 +48,7 @@ from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import Tracer, write_onnx
 from kdedge.targets.registry import check_can_build, load_file
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 CALIBRATION_RECORD = "calibration.json"
 N_HELD_OUT = 256
@@ -137,7 +136,7 @@ class _Writer:
             open_classes=spec.open_classes,
             offsets=reference.offsets,
         )
-        model = fold(trained.method.image_path(), request)
+        model = fold(trained.method.image_modules(), request)
         self.artifact = Artifact(
             path=folder,
             name=recipe.name,

@@ -7,7 +7,6 @@ this module runs the exported files, applies the gates, and stores a smoke set f
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from kdedge.errors import GateError
+from kdedge.errors import GateError, get_logger
 from kdedge.evaluation.agreement import measure_parity
 from kdedge.files import write_atomic
 from kdedge.records.evaluation import ParityResult, WorstImage
@@ -33,7 +32,7 @@ SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200
 """Enough to detect a wrong build on the device; 30 MB at 224 pixels."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
 _N_NAMED = 3  # worst images in a message
 _MIN_FOR_GATE = 1000  # with fewer images, chance moves the agreement by more than about 0.3 %

@@ -6,17 +6,16 @@ Source of the fields: Triton's model configuration reference (`model_config.prot
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, get_logger
 from kdedge.files import new_folder
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.open_classes import check_gives_logits
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
 """Target of a model file -> Triton's name of its platform."""

@@ -23,31 +23,31 @@ from kdedge.errors import ShapeError
 from kdedge.fold.encoder import FoldedEncoder
 from kdedge.fold.head import FoldedModel, FoldRequest
 from kdedge.fold.vit import FoldedViT
-from kdedge.methods.base import ImagePath
+from kdedge.methods.base import ImageModules
 
 __all__ = ["FoldRequest", "FoldedModel", "fold"]
 
 
 @torch.no_grad()
-def fold(path: ImagePath, request: FoldRequest) -> FoldedModel:
+def fold(modules: ImageModules, request: FoldRequest) -> FoldedModel:
     """Folds a trained student into a plain module.
 
     Args:
-        path: the modules of the student's image path.
+        modules: the modules that an image passes through.
         request: class vectors, preprocessing and form of the graph.
 
     Returns:
-        A module in evaluation mode on the CPU; it shares no tensor with `path`.
+        A module in evaluation mode on the CPU; it shares no tensor with `modules`.
 
     Raises:
         RecipeError: the image encoder refuses the image size, or a wrapped layer in CLIP's ViT is
             not linear.
         ShapeError: the class vectors have another dimension than the student's features.
     """
-    prompts, projector = path.visual_prompts, path.projector
+    prompts, projector = modules.visual_prompts, modules.projector
     vectors, offsets = request.class_vectors, request.offsets
     if projector is None:
-        dim = count_features(path.visual, "The image encoder", request.preprocess.size_px)
+        dim = count_features(modules.visual, "The image encoder", request.preprocess.size_px)
     else:
         dim = projector.linears[-1].out_features
     if vectors.ndim != 2 or vectors.shape[1] != dim:
@@ -56,9 +56,9 @@ def fold(path: ImagePath, request: FoldRequest) -> FoldedModel:
             f" dimension {dim}.\n"
             "  They belong to another teacher: export a run with its own class vectors."
         )
-    path = replace(
-        path,
-        visual=copy.deepcopy(path.visual).float().cpu(),
+    modules = replace(
+        modules,
+        visual=copy.deepcopy(modules.visual).float().cpu(),
         visual_prompts=None if prompts is None else prompts.detach().clone().float().cpu(),
         projector=None if projector is None else copy.deepcopy(projector).float().cpu(),
     )
@@ -67,5 +67,5 @@ def fold(path: ImagePath, request: FoldRequest) -> FoldedModel:
         class_vectors=vectors.detach().cpu(),
         offsets=None if offsets is None else offsets.detach().double().cpu(),
     )
-    kind = FoldedViT if is_promptable_vit(path.visual) else FoldedEncoder
-    return kind(path, request).eval().requires_grad_(False)
+    kind = FoldedViT if is_promptable_vit(modules.visual) else FoldedEncoder
+    return kind(modules, request).eval().requires_grad_(False)

@@ -39,7 +39,7 @@ from kdedge.fold.head import (
 )
 from kdedge.fold.linear import fold_pixels, pixel_statistics, plain_weight_and_bias, with_batch_norm
 from kdedge.fold.pooling import fold_pooling
-from kdedge.methods.base import ImagePath
+from kdedge.methods.base import ImageModules
 from kdedge.quantization.sites import FloatLinear
 
 
@@ -158,7 +158,7 @@ class FoldedEncoder(FoldedModel):
     """An image encoder, from pixels to logits.
 
     Args:
-        path: frozen, in float32 on the CPU; its encoder, [B, 3, H, W] -> [B, D_student], is
+        modules: frozen, in float32 on the CPU; its encoder, [B, 3, H, W] -> [B, D_student], is
             changed.
         request: class vectors, preprocessing and form of the graph.
     """
@@ -166,8 +166,8 @@ class FoldedEncoder(FoldedModel):
     mean: Tensor | None
     gain: Tensor | None
 
-    def __init__(self, path: ImagePath, request: FoldRequest) -> None:
-        encoder = path.visual
+    def __init__(self, modules: ImageModules, request: FoldRequest) -> None:
+        encoder = modules.visual
         _simplify(encoder)
         size_px = request.preprocess.size_px
         images = torch.zeros(1, 3, size_px, size_px)
@@ -175,7 +175,7 @@ class FoldedEncoder(FoldedModel):
         _fold_batch_norms(encoder, observe(encoder, images))
         observed = observe(encoder, images)
         last = _take_last_linear(encoder, observed)
-        super().__init__(path, request, last)
+        super().__init__(modules, request, last)
         mean, std = pixel_statistics(request.preprocess, request.pixels)
         self.normalization = _fold_into_stem(observed, request)
         is_inside = self.normalization == IN_CONVOLUTION

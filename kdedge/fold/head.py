@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.fold.linear import make_linear, with_batch_norm
-from kdedge.methods.base import ImagePath, Projector
+from kdedge.methods.base import ImageModules, Projector
 from kdedge.quantization.sites import FloatLinear
 from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, PixelType
 from kdedge.runtime.preprocess import Preprocess
@@ -30,7 +30,7 @@ BEFORE_CONVOLUTION = "before the first convolution"
 
 @dataclass(frozen=True)
 class FoldRequest:
-    """The values that are folded into an image path, and the form of the graph.
+    """The values that are folded into a student, and the form of the graph.
 
     Attributes:
         class_vectors: [C, D], unit length, in class-list order.
@@ -80,7 +80,7 @@ class FoldedModel(nn.Module):
     A subclass adds the image encoder: it overrides `encode`.
 
     Args:
-        path: the parts after the encoder, frozen, in float32 on the CPU.
+        modules: the parts after the encoder, frozen, in float32 on the CPU.
         request: class vectors, preprocessing and form of the graph.
         last: weight [D_student, D_encoded] and bias [D_student], float64, of the encoder's linear
             layer after `encode`; None if `encode` returns the student's features.
@@ -108,20 +108,20 @@ class FoldedModel(nn.Module):
     offsets: Tensor | None
 
     def __init__(
-        self, path: ImagePath, request: FoldRequest, last: tuple[Tensor, Tensor] | None
+        self, modules: ImageModules, request: FoldRequest, last: tuple[Tensor, Tensor] | None
     ) -> None:
         super().__init__()
         self.head, self.pixels = request.head, request.pixels
         self.output_name = FEATURES_NAME if request.open_classes else OUTPUT_NAME
         if last is None:
             n_features = request.class_vectors.shape[1]
-            if path.projector is not None:
-                n_features = path.projector.linears[0].in_features
+            if modules.projector is not None:
+                n_features = modules.projector.linears[0].in_features
             last = torch.eye(n_features).double(), torch.zeros(n_features).double()
-        self.hidden, features = _fold_projector(path.projector, *last)
+        self.hidden, features = _fold_projector(modules.projector, *last)
         # Without offsets the division changes no ranking, so the head `argmax` leaves it out
         is_needed = request.head == "scores" or request.offsets is not None
-        self.is_divided = path.has_unit_length and is_needed
+        self.is_divided = modules.has_unit_length and is_needed
         self.features = features if self.is_divided or request.open_classes else None
         self.fused_head: nn.Linear | None = None
         self.has_one = request.open_classes and request.offsets is not None
@@ -137,7 +137,7 @@ class FoldedModel(nn.Module):
         self.fused_head = make_linear(
             vectors @ features.weight.double(),
             bias,
-            nn.Linear if path.has_unit_length else FloatLinear,
+            nn.Linear if modules.has_unit_length else FloatLinear,
         )
 
     def encode(self, images: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def _fold_projector(
     """The hidden layers up to the last ReLU, or None, and the linear layer after them.
 
     Args:
-        projector: see `ImagePath`.
+        projector: see `ImageModules`.
         weight: [D_student, D_encoded], float64, of the linear layer before the projector.
         bias: [D_student], float64.
     """

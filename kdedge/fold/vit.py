@@ -21,7 +21,7 @@ from kdedge.clip.blocks import AttentionBlock, weight_and_bias
 from kdedge.clip.token_merging import log_sizes, merge
 from kdedge.fold.head import FoldedModel, FoldRequest
 from kdedge.fold.linear import fold_pixels, make_linear, with_layer_scale
-from kdedge.methods.base import ImagePath
+from kdedge.methods.base import ImageModules
 
 
 class FoldedBlock(nn.Module):
@@ -134,7 +134,7 @@ class FoldedViT(FoldedModel):
     """CLIP's ViT, from pixels to logits.
 
     Args:
-        path: CLIP's ViT, its prompts and number of merged tokens; frozen, float32, on the CPU.
+        modules: CLIP's ViT, its prompts and number of merged tokens; frozen, float32, on the CPU.
         request: class vectors, preprocessing and form of the graph.
 
     Raises:
@@ -145,23 +145,24 @@ class FoldedViT(FoldedModel):
     class_token: Tensor
     appended: Tensor
 
-    def __init__(self, path: ImagePath, request: FoldRequest) -> None:
-        visual = path.visual
+    def __init__(self, modules: ImageModules, request: FoldRequest) -> None:
+        visual = modules.visual
         assert isinstance(visual, VisionTransformer)
         proj = visual.proj.double().T  # [D_student, D_vision]
         gamma, beta = visual.ln_post.weight.double(), visual.ln_post.bias.double()
-        super().__init__(path, request, (proj * gamma, proj @ beta))
+        super().__init__(modules, request, (proj * gamma, proj @ beta))
         self.patch_conv, patch_bias = fold_pixels(visual.conv1, request.preprocess, request.pixels)
         positions = visual.positional_embedding.double()
         self.register_buffer("positions", (positions[1:] + patch_bias).float()[None])
         first = (visual.class_embedding.double() + positions[0]).float()
         self.register_buffer("class_token", visual.ln_pre(first)[None, None])
         self.ln_pre = visual.ln_pre
-        memories, self.appended_at, appended = _place_prompts(visual, path.visual_prompts)
+        memories, self.appended_at, appended = _place_prompts(visual, modules.visual_prompts)
         self.register_buffer("appended", appended)
         *others, last = zip(visual.transformer.resblocks, memories, strict=True)
         self.blocks = nn.ModuleList(
-            FoldedBlock(block, memory, merge_tokens=path.merge_tokens) for block, memory in others
+            FoldedBlock(block, memory, merge_tokens=modules.merge_tokens)
+            for block, memory in others
         )
         self.blocks.append(FoldedBlock(*last))
         width = len(visual.class_embedding)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -14,6 +13,7 @@ from kdedge.errors import (
     RecipeError,
     SetupError,
     first_line,
+    get_logger,
 )
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
@@ -22,7 +22,7 @@ from kdedge.runtime.cuda import find_gpu
 from kdedge.targets.base import Target
 from kdedge.targets.registry import find_target, list_targets, load_file, target_of_backend
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _Failure = tuple[Target, ModelFile, SetupError]
 _ABSENT = (MissingPackage, BackendUnavailable)

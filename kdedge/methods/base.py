@@ -187,8 +187,8 @@ class Projector(nn.Module):
 
 
 @dataclass(frozen=True)
-class ImagePath:
-    """The modules of a method's deployed image path.
+class ImageModules:
+    """The modules through which an image passes to its features on the device.
 
     Attributes:
         visual: the image encoder, frozen or trained: CLIP's ViT or another.
@@ -381,18 +381,18 @@ class BaseMethod(ABC):
         """One weight per epoch for averaging the trained parameters (they sum to 1), or None."""
         return None
 
-    def image_path(self) -> ImagePath:
+    def image_modules(self) -> ImageModules:
         """The modules and settings of `forward_features`; each must describe the other's features.
 
         A method with a projector, merged tokens or its own encoder overrides both.
         """
-        return ImagePath(self._backbone.visual)
+        return ImageModules(self._backbone.visual)
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], unit length, float32, no graph; the deployed path."""
-        path = self.image_path()
-        return unit_length(encode_image(path.visual, images, path.visual_prompts))
+        modules = self.image_modules()
+        return unit_length(encode_image(modules.visual, images, modules.visual_prompts))
 
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""

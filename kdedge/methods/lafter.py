@@ -29,7 +29,7 @@ from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.config.optim_spec import OptimSpec
 from kdedge.data.batch import Batch
-from kdedge.methods.base import BaseMethod, ImagePath, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.base import BaseMethod, ImageModules, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
 from kdedge.methods.zeroshot import template_list
@@ -266,9 +266,9 @@ class Method(BaseMethod):
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] through the image path."""
+        """[B, 3, H, W] -> [B, D] through `image_modules`."""
         return unit_length(self.image_features_raw(images))
 
-    def image_path(self) -> ImagePath:
+    def image_modules(self) -> ImageModules:
         """The image encoder with its own layer norms and its prompts."""
-        return ImagePath(self._visual, self.module.visual_prompts)
+        return ImageModules(self._visual, self.module.visual_prompts)

@@ -40,7 +40,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.methods.base import (
     BaseMethod,
     EncoderName,
-    ImagePath,
+    ImageModules,
     MethodInputs,
     MethodSettings,
     Projector,
@@ -575,9 +575,9 @@ class Method(BaseMethod):
         finally:
             self.module.train()
 
-    def image_path(self) -> ImagePath:
+    def image_modules(self) -> ImageModules:
         """The image encoder, low-rank changes merged; prompts and projector if there are any."""
-        return ImagePath(
+        return ImageModules(
             self._encoder(merges_lora=True),
             self.module.visual_prompts,
             self.module.projector,

@@ -42,7 +42,7 @@ from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods.base import (
     ClosedFormData,
-    ImagePath,
+    ImageModules,
     MethodInputs,
     MethodSettings,
     SolvedMethod,
@@ -419,7 +419,7 @@ class Method(SolvedMethod):
         """[C, D], the teacher's class vectors; for logits [C, C], unit vectors."""
         return self._vectors
 
-    def image_path(self) -> ImagePath:
+    def image_modules(self) -> ImageModules:
         """Block features and regression, without blocks and texts whose weights are all 0."""
         module, blocks = self.module, self._blocks
         n_final = module.n_own
@@ -433,7 +433,7 @@ class Method(SolvedMethod):
         if not has_text:
             module.text = None
         encoder = RidgeEncoder(blocks, module)
-        return ImagePath(encoder, has_unit_length=not self._settings.gives_logits)
+        return ImageModules(encoder, has_unit_length=not self._settings.gives_logits)
 
 
 class DualRidge:

@@ -17,7 +17,7 @@ from kdedge.clip.prompts import prompted_text_features, prompted_texts
 from kdedge.clip.text import TokenizedTexts, in_chunks
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods.base import BaseMethod, ImagePath, MethodInputs, StepOutput
+from kdedge.methods.base import BaseMethod, ImageModules, MethodInputs, StepOutput
 
 
 def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -96,9 +96,9 @@ class SupervisedMethod(BaseMethod):
         return StepOutput(loss, {"batch_accuracy_percent": accuracy})
 
     @torch.no_grad()
-    def image_path(self) -> ImagePath:
+    def image_modules(self) -> ImageModules:
         """The image encoder with its visual prompts."""
-        return ImagePath(self._backbone.visual, self.visual_prompts())
+        return ImageModules(self._backbone.visual, self.visual_prompts())
 
 
 class TextPromptMethod(SupervisedMethod):

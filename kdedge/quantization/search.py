@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdedge.errors import DataError, Terminated
+from kdedge.errors import DataError, Terminated, get_logger
 from kdedge.progress import progress
 from kdedge.quantization.candidate import (
     DEFAULT_ALPHA,
@@ -44,7 +43,7 @@ from kdedge.quantization.candidate import (
 from kdedge.quantization.fake import attach
 from kdedge.quantization.sites import Site, SiteStatistics, observe_layers
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 BATCH = 8
 """Images per call."""

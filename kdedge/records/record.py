@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,7 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdedge import __version__
-from kdedge.errors import DataError, SetupError
+from kdedge.errors import DataError, SetupError, get_logger
 from kdedge.files import read_bytes
 
 _T = TypeVar("_T")
@@ -91,7 +90,7 @@ def if_readable(read: Callable[..., _T], *arguments: Any) -> _T | None:
     try:
         return read(*arguments)
     except (DataError, SetupError) as error:
-        logging.getLogger(__name__).warning("%s", error)
+        get_logger(__name__).warning("%s", error)
         return None
 
 

@@ -30,7 +30,7 @@ def balance_of(
     """Computes the offsets of a model's logits; None if the recipe has no `balance`.
 
     Args:
-        model: a model of the classes, whose logits have no offsets yet.
+        model: a model of the classes.
         recipe: has prior and strength, and names the unlabeled and the labeled images.
         classes: the class list of the logits.
         workspace: reads the images.
@@ -47,7 +47,9 @@ def balance_of(
     prior = _prior(spec, data, names)
     pool = data.require("unlabeled", "balance is found on unlabeled images")
     sample = pool.spread(_MOST_IMAGES)
-    logits = compute_logits(model, sample, what="bringing classes into balance")
+    logits = compute_logits(
+        model, sample, what="bringing classes into balance", without_offsets=True
+    )
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(
         prior=spec.prior,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, get_logger
 from kdedge.records.evaluation import Role
 from kdedge.records.record import if_readable
 from kdedge.runs.folder import RunFolder, read_provenance
 from kdedge.runs.provenance import Provenance
 from kdedge.runtime.artifact import artifact_at, model_file_at
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:

@@ -5,7 +5,6 @@ On images without labels it measures agreement with the teacher, confidence and 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from kdedge.data.images import Images, spread
 from kdedge.data.loader import evaluation_batches
-from kdedge.errors import DivergedError
+from kdedge.errors import DivergedError, get_logger
 from kdedge.evaluation.accuracy import (
     accuracy_result,
     calibration_error_percent,
@@ -38,7 +37,7 @@ from kdedge.setup.data import RecipeData
 if TYPE_CHECKING:
     from kdedge.runs.model import MethodModel
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _N_TOP = 3
 _N_PER_KIND = 4  # twelve in a report
@@ -76,13 +75,16 @@ class LogitSource(Protocol):
 
 
 @torch.no_grad()
-def compute_logits(model: MethodModel | LogitSource, images: Images, *, what: str) -> Tensor:
+def compute_logits(
+    model: MethodModel | LogitSource, images: Images, *, what: str, without_offsets: bool = False
+) -> Tensor:
     """Logits of all images over all classes, without crops or flips.
 
     Args:
         model: the model, which has its own preprocessing.
         images: the images; labels are not needed.
         what: name of the work, for progress.
+        without_offsets: leave the logits as the method gives them, out of balance.
 
     Returns:
         [N, C] float32, on the CPU, in the images' order.
@@ -101,10 +103,11 @@ def compute_logits(model: MethodModel | LogitSource, images: Images, *, what: st
         n_workers="auto",
         device=model.device,
     )
+    logits_of = model.plain_logits if without_offsets else model.logits
     n_done = 0
     with progress(what, len(images.indices), unit="images") as advance:
         for batch, indices in batches:
-            parts.append(model.logits(batch).cpu())
+            parts.append(logits_of(batch).cpu())
             n_done += len(indices)
             advance(n_done)
     logits = torch.cat(parts)

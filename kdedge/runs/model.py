@@ -6,7 +6,6 @@ together. The backbone is built and the trained tensors are read when they are f
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
-from kdedge.errors import DataError, KdedgeError, RecipeError
+from kdedge.errors import DataError, KdedgeError, RecipeError, get_logger
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder
@@ -40,7 +39,7 @@ from kdedge.setup.method import has_class_vectors, settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class MethodModel(ABC):
@@ -109,11 +108,11 @@ class MethodModel(ABC):
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, no graph; in balance where the recipe asks for it."""
-        logits = self._plain_logits(images)
+        logits = self.plain_logits(images)
         return logits if self.offsets is None else logits - self.offsets
 
     @torch.no_grad()
-    def _plain_logits(self, images: Tensor) -> Tensor:
+    def plain_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
         if self.method.why_no_class_vectors:
             return self.method.own_logits(images)
@@ -255,16 +254,15 @@ class RunModel(MethodModel):
         balance = read_balance(self.run)
         current = (spec.prior, spec.strength, set(self.class_names))
         if balance is None or (balance.prior, balance.strength, set(balance.offsets)) != current:
-            self.offsets = None  # they are found on the logits without any
             balance = balance_of(self, self.loaded.recipe, self.classes, self.setup.workspace)
             assert balance is not None  # the recipe has that key
         return torch.tensor(
             [balance.offsets[name] for name in self.class_names], device=self.device
         )
 
-    def _plain_logits(self, images: Tensor) -> Tensor:
+    def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
-        logits = super()._plain_logits(images)
+        logits = super().plain_logits(images)
         if not (self.method.why_no_class_vectors and self._is_class_specific):
             return logits
         position = self.setup.classes.positions(self.class_names)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 
 import numpy as np
 
 from kdedge.data.images import Images
-from kdedge.errors import DataError
+from kdedge.errors import DataError, get_logger
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import RunModel, load_teacher_of
 from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 MOST_IMAGES = 1000

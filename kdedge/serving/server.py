@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import errno
-import logging
 import resource
 import socket
 import threading
@@ -16,13 +15,13 @@ from pathlib import Path
 import uvicorn
 
 from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_failed_gates
-from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line
+from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line, get_logger
 from kdedge.inference.classify import Classifier
 from kdedge.serving.app import App
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import ServedModel
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _FolderState = tuple[object, ...]
 

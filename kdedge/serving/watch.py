@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, RecipeError, get_logger
 from kdedge.inference.classify import Classifier, decode_input
 from kdedge.inference.lines import Prediction, best_name
 from kdedge.packages import need
@@ -26,7 +25,7 @@ from kdedge.serving.drift import (
 )
 from kdedge.serving.source import Event, Frame, FrameSource, event
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 DRIFT = ("artifact", "stream", "off")
 WINDOW, SHOT = 7, 25
 """Defaults for frames; for the files of a folder, both are 1."""

@@ -18,13 +18,13 @@ from kdedge.data.sources import ImageSource, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
 from kdedge.data.split import few_shot
 from kdedge.distributed import ProcessGroup
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, RecipeError, get_logger
 from kdedge.files import sha256_json
 from kdedge.progress import progress
 from kdedge.setup.classes import Classes
 from kdedge.setup.workspace import Workspace
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 DataPart = Literal["unlabeled", "labeled", "validation", "test"]
 """Names of image sources under `data`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,7 @@ from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe, override_texts
 from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, get_logger
 from kdedge.methods.base import MethodSettings, SolvedMethod
 from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.records.evaluation import Role
@@ -144,7 +143,7 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
         )
 
 
-def check_can_teach(choice: MethodChoice) -> None:
+def check_can_be_teacher(choice: MethodChoice) -> None:
     """Refuses a method that cannot be trained as a teacher.
 
     Raises:
@@ -201,7 +200,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
         if chosen and shared not in chosen.values():
             (given,) = override_texts({f"optim.{key}": shared})
             others = " --set ".join(override_texts(dict.fromkeys(chosen, shared)))
-            logging.getLogger(__name__).warning(
+            get_logger(__name__).warning(
                 f"--set {given} has no effect, overridden by"
                 f" {' and '.join(override_texts(chosen))}.\n  Set that instead: --set {others}"
             )

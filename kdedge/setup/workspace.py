@@ -18,7 +18,7 @@ from kdedge.errors import RecipeError, SetupError
 from kdedge.progress import working
 from kdedge.runtime.threads import keep_freed_memory
 from kdedge.torchrun import local_rank, local_world_size
-from kdedge.workers import Workers
+from kdedge.workers import WorkerResources, Workers
 
 
 class Workspace:
@@ -63,6 +63,12 @@ class Workspace:
         self._hashes = None if hashes is None else HashCache(hashes)
         self._unbuilt: dict[tuple[BackboneSpec, bool], UnbuiltBackbone] = {}
         self._loaded: dict[str, ImageBackbone] = {}
+
+    @classmethod
+    def of_worker(cls, root: Path, resources: WorkerResources) -> Workspace:
+        """Opens a workspace in a worker, which uses its share of the machine."""
+        torch.set_num_threads(resources.n_cores)
+        return cls(root, set_up_device(resources.device))
 
     def _cache(self, name: str) -> Path | None:
         return None if self._caches is None else self._caches / name

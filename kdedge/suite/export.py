@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.tables import machine as machine_text
 from kdedge.benchmarking.timing import TimingPlan
-from kdedge.errors import GateError, KdedgeError, first_line
+from kdedge.errors import GateError, KdedgeError, first_line, get_logger
 from kdedge.files import write_atomic, write_json, write_new_numbered_json
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.speed import SpeedRow, pareto_front
@@ -24,7 +23,7 @@ from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.suite.plan import Cell
 from kdedge.suite.state import SuiteState
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Exported = tuple[dict[str, Any], Table]
 """The content of `exported.json`, and its table with a legend as caption."""

@@ -28,7 +28,7 @@ from kdedge.records.evaluation import Role
 from kdedge.runs.find import find_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.method import (
-    check_can_teach,
+    check_can_be_teacher,
     check_reads_pseudo_labels,
     choose_method,
     model_spec,
@@ -277,7 +277,7 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
         if trained_role != "student":
             check_reads_pseudo_labels(choice, resolved.recipe)
         if trained_role == "teacher":
-            check_can_teach(choice)
+            check_can_be_teacher(choice)
     check_sizes(*((resolved, trained_role, None) for trained_role in trained))
     return resolved, role
 

@@ -7,7 +7,6 @@ the cell's test images.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import CellsFailed, DataError, Interrupted, explained, signum_of
+from kdedge.errors import CellsFailed, DataError, Interrupted, explained, get_logger, signum_of
 from kdedge.locks import locked
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
@@ -30,7 +29,7 @@ from kdedge.setup.workspace import parse_device
 from kdedge.suite.plan import Cell, measuring_overrides
 from kdedge.suite.state import Outcome, SuiteState
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _POLL_EVERY_S = 0.1
 _LAST_LINES = 12

@@ -6,12 +6,11 @@ cannot be imported is left out with a warning; using it raises an error with the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kdedge.errors import DataError, RecipeError, SetupError, suggestion
+from kdedge.errors import DataError, RecipeError, SetupError, get_logger, suggestion
 from kdedge.plugins import Plugins
 from kdedge.targets.base import BuildModule, PlannedFile, RunModule, Target
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from kdedge.runtime.artifact import Artifact, ModelFile, Precision
     from kdedge.runtime.backend import Backend
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _TARGETS = Plugins(
     noun="target",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import Tensor
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
+from kdedge.errors import get_logger
 from kdedge.methods import ridge
 from kdedge.methods.base import ClosedFormData, SolvedMethod
 from kdedge.runs.model import MethodModel
@@ -23,7 +23,7 @@ from kdedge.training.job import Job, TrainingData
 from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.teacher_store.store import FORWARD_BATCH
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _MOST_HELD_OUT = 1000
 _N_LOOK = 1000  # see `ClosedFormData.n_look`
@@ -94,7 +94,7 @@ def _closed_form_data(job: Job) -> ClosedFormData:
             for images, positions in _batches(job, labeled, order[part]):
                 yield images, torch.tensor([labels[i] for i in positions])
 
-    pool = _pool(job)
+    pool = _unlabeled_images(job)
     shuffled = _shuffled(job, pool)
     group = job.setup.workspace.group
 
@@ -116,7 +116,7 @@ def _closed_form_data(job: Job) -> ClosedFormData:
     )
 
 
-def _pool(job: Job) -> Images | None:
+def _unlabeled_images(job: Job) -> Images | None:
     """A student's unlabeled images, without its labeled images; None for other roles."""
     if job.teacher is None:
         return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.distributed import SINGLE_PROCESS
-from kdedge.errors import RecipeError, in_words_of_caller
+from kdedge.errors import RecipeError, get_logger
 from kdedge.progress import working
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
@@ -26,10 +25,11 @@ from kdedge.training.student import (
     student_job,
     with_teacher,
 )
-from kdedge.training.teach import compare_with_baselines, teacher_job, train_teacher
+from kdedge.training.teach import teacher_job, train_teacher
+from kdedge.training.teacher_check import compare_with_references
 from kdedge.training.teacher_store.store import TeacherStore
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def distill(
@@ -51,7 +51,7 @@ def distill(
     Returns:
         The teacher's run, or None if the teacher is a file, and the student's run.
     """
-    run, job = teacher_and_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+    run, job = train_missing_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
@@ -80,14 +80,14 @@ def store_features(
             "  Set it to the number of crops to store of each image, for example --set"
             " student.views=4."
         )
-    _, job = teacher_and_student(loaded, workspace, resume=resume)
+    _, job = train_missing_teacher(loaded, workspace, resume=resume)
     filler = job.filler
     assert filler is not None  # views is refused if the teacher is a file
     filler.fill()
     return filler.store
 
 
-def teacher_and_student(
+def train_missing_teacher(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool = False
 ) -> tuple[RunFolder | None, Job]:
     """The teacher's run, which is trained if it is missing, and the job of its student.
@@ -122,7 +122,7 @@ def teacher_and_student(
         return run, student
     other_spec = spec.model_copy(update={"method": better, "settings": {}, "optim": None})
     recipe = loaded.recipe.model_copy(update={"teacher": other_spec})
-    return teacher_and_student(replace(loaded, recipe=recipe), workspace, resume=resume)
+    return train_missing_teacher(replace(loaded, recipe=recipe), workspace, resume=resume)
 
 
 def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str | None:
@@ -130,7 +130,7 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
     loaded, workspace, teacher = student.setup.loaded, student.setup.workspace, student.teacher
     assert isinstance(teacher, RunModel)
     job = teacher_job(loaded, workspace)
-    accuracies = workspace.group.on_rank0(lambda: compare_with_baselines(run, job, teacher))
+    accuracies = workspace.group.on_rank0(lambda: compare_with_references(run, job, teacher))
     trained = accuracies.pop("trained", 0.0)
     better = {name: value for name, value in accuracies.items() if value > trained}
     if not better:
@@ -146,11 +146,10 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
         remedy = "Using it anyway, because of --keep-teacher."
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
-        log.warning(f"{summary}\n  {in_words_of_caller(remedy)}")
+        log.warning(f"{summary}\n  {remedy}")
         return None
     chosen = max(better, key=better.__getitem__)
-    remedy = in_words_of_caller(f"--keep-teacher keeps {method}.")
-    log.warning(f"{summary}\n  Using {chosen} as the teacher; {remedy}")
+    log.warning(f"{summary}\n  Using {chosen} as the teacher; --keep-teacher keeps {method}.")
     return chosen
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdedge.data.images import Images
-from kdedge.errors import DataError
+from kdedge.errors import DataError, get_logger
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.records.evaluation import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.balance import balance_of
@@ -30,7 +29,7 @@ from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _ENOUGH = 100  # fewest test images for which a low accuracy is reported
 
@@ -148,7 +147,7 @@ def _gmacs(model: MethodModel, logits: Callable[[Tensor], Tensor]) -> float:
 
 
 def _n_parameters(model: MethodModel) -> int:
-    return sum(values.numel() for values in model.method.image_path().visual.parameters())
+    return sum(values.numel() for values in model.method.image_modules().visual.parameters())
 
 
 def warn_of_failure(job: Job, results: Evaluations) -> None:

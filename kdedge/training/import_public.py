@@ -9,7 +9,6 @@ original by rounding. The import reports the difference and fails if it is large
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.tensor_file import write_tensors
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
-from kdedge.errors import DataError
+from kdedge.errors import DataError, get_logger
 from kdedge.files import sha256_file, write_atomic
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.base import MethodSettings
@@ -42,7 +41,7 @@ from kdedge.runs.weights import write_weights
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MAX_DEVIATION = 0.02
 """Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by

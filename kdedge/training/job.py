@@ -173,6 +173,12 @@ class Job:
         return self.data.images
 
     @property
+    def pool(self) -> Images:
+        """The images that get pseudo-labels; only for a method with rounds."""
+        assert self.data.pool is not None
+        return self.data.pool
+
+    @property
     def selecting_images(self) -> Images | None:
         """Images that select the best epoch: for validation, or test images of labeled classes."""
         return self.validation or self._selecting_test_images

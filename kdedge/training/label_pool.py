@@ -22,10 +22,9 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import teacher_and_student
+from kdedge.training.distill import train_missing_teacher
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
-from kdedge.training.student import workspace_of
 from kdedge.training.teach import baseline_job, with_baseline
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
@@ -155,7 +154,7 @@ def _open_in_worker(
     resources: WorkerResources,
 ) -> MethodModel:
     """Loads the model in a worker: a run's, or the recipe's baseline that needs no training."""
-    workspace = workspace_of(root, resources)
+    workspace = Workspace.of_worker(root, resources)
     if run is not None:
         return load_run(RunFolder.open(run), workspace, names=names)
     setup = set_up_role(loaded, "baseline", workspace)
@@ -165,7 +164,7 @@ def _open_in_worker(
 def _trained_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:
     """The recipe's teacher or baseline; missing ones are trained, interrupted ones resumed."""
     if method == "teacher":
-        run, _ = teacher_and_student(loaded, workspace, resume=True)
+        run, _ = train_missing_teacher(loaded, workspace, resume=True)
         if run is None:
             raise RecipeError(
                 "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
@@ -182,5 +181,5 @@ def _trained_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> M
     except Interrupted as error:
         raise Interrupted(
             f"{first_line(error)}.\n  Run the same command again: it resumes from there.",
-            signum=error.exit_code - 128,
+            signum=error.signum,
         ) from error

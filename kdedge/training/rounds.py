@@ -8,7 +8,6 @@ their last checkpoints. A method's file and `data.pseudo_labels` define how labe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from kdedge.data.pseudo_labels import (
     write_pseudo_labels,
 )
 from kdedge.data.sources import name_some
-from kdedge.errors import DataError, explained
+from kdedge.errors import DataError, explained, get_logger
 from kdedge.files import sha256_json
 from kdedge.methods.base import RoundsSettings
 from kdedge.runs.folder import RunFolder
@@ -39,7 +38,7 @@ from kdedge.setup.classes import Classes
 from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.loop.train import train
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def train_rounds(
     """
     module = job.method.module
     first_values = {name: value.clone() for name, value in module.state_dict().items()}
-    pool = _pool(job)
+    pool = job.pool
     truth = true_labels(job.setup.loaded.recipe, job.classes, pool)
     model: MethodModel = zero_shot_model(job)
     results: list[TrainingSummary] = []
@@ -118,7 +117,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         job: the job of a method that pseudo-labels its pool.
         labels: position in the pool's source -> class.
     """
-    labeled, pseudo = job.data.images, _pool(job).labeled_as(labels)
+    labeled, pseudo = job.data.images, job.pool.labeled_as(labels)
     n_labeled = 0 if labeled is None else len(labeled.indices)
     n_items = 0 if labeled is None else len(labeled.source.items)
     settings = _settings(job)
@@ -147,7 +146,7 @@ def trial_labels(job: Job) -> dict[int, int]:
     Raises:
         DataError: the pool has too few images.
     """
-    pool, n_classes = _pool(job), len(job.classes.names)
+    pool, n_classes = job.pool, len(job.classes.names)
     n_images = len(pool.indices)
     spread = np.zeros((n_images, n_classes), dtype=np.float32)
     images = np.arange(n_images)
@@ -159,11 +158,6 @@ def trial_labels(job: Job) -> dict[int, int]:
 def _settings(job: Job) -> RoundsSettings:
     assert isinstance(job.choice.settings, RoundsSettings)
     return job.choice.settings
-
-
-def _pool(job: Job) -> Images:
-    assert job.data.pool is not None  # a method with rounds has a pool
-    return job.data.pool
 
 
 def _classes_to_label(job: Job) -> range:
@@ -179,7 +173,7 @@ def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoL
 
 def _label(job: Job, model: MethodModel, folder: RoundFolder, number: int) -> None:
     """Writes a round's pseudo-labels."""
-    pool = _pool(job)
+    pool = job.pool
     probabilities = pool_probabilities(model, pool)
     if number == 1:
         warn_of_unpredicted(probabilities, job.classes, among=_classes_to_label(job))

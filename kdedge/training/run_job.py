@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from kdedge.config.load import dump_recipe
 from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shares
-from kdedge.errors import Interrupted, RecipeError, in_words_of_caller, signum_of
+from kdedge.errors import Interrupted, RecipeError, get_logger, signum_of
 from kdedge.files import write_json
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
@@ -38,7 +37,7 @@ from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
 from kdedge.training.rounds import train_rounds
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 # Key of a hash of a run -> its input, in the words of messages
 _INPUTS = {
@@ -128,7 +127,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         log.info(f"{waiting.path}: resuming where it stopped.")
         return waiting
     if waiting is not None:
-        why = in_words_of_caller("was interrupted; add --resume to continue it")
+        why = "was interrupted; add --resume to continue it"
         if waiting.is_in_use:
             why = "is in use by another process"
         log.info(f"{waiting.path} {why}. Starting a new run.")

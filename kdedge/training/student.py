@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
@@ -20,7 +18,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_needs_no_vectors, has_class_vectors
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
-from kdedge.setup.workspace import Workspace, set_up_device
+from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
 from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, adapted_teacher
@@ -42,7 +40,7 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     setups, teacher = [setup], loaded.recipe.teacher
     if teacher is not None and teacher.is_trained:
         setups.insert(0, teacher_setup(loaded, workspace))
-        check_can_teach(setups[0], setup)
+        _check_teacher_fits(setups[0], setup)
     check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
@@ -79,7 +77,7 @@ def one_pass_job(student: Job) -> Job | None:
     )
 
 
-def check_can_teach(teacher: RoleSetup, student: RoleSetup) -> None:
+def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
     """Checks that a teacher can teach a student.
 
     Raises:
@@ -156,7 +154,7 @@ def load_teacher(run: RunFolder, student: Job) -> RunModel:
         RecipeError: the run's method cannot teach this student.
     """
     model = load_run(run, student.setup.workspace, names=student.setup.classes.names)
-    check_can_teach(model.setup, student.setup)
+    _check_teacher_fits(model.setup, student.setup)
     return model
 
 
@@ -233,13 +231,7 @@ def _open_prepared(
     loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, resources: WorkerResources
 ) -> ImageModel:
     """Loads the teacher in a worker, for images that are preprocessed for the student."""
-    workspace = workspace_of(root, resources)
+    workspace = Workspace.of_worker(root, resources)
     teacher = load_run(RunFolder.open(run), workspace, names=names)
     student = set_up_role(loaded, "student", workspace)
     return teacher if student.choice.is_solved else adapted_teacher(student.backbone, teacher)
-
-
-def workspace_of(root: Path, resources: WorkerResources) -> Workspace:
-    """A workspace for a worker, which uses its share of the machine."""
-    torch.set_num_threads(resources.n_cores)
-    return Workspace(root, set_up_device(resources.device))

@@ -1,46 +1,29 @@
-"""Trains a method without a teacher, on the kinds of images that it declares.
-
-Cheap baselines on a teacher's labeled images detect a teacher that did not learn: zero-shot CLIP,
-zero-shot CLIP with balanced classes, and a ridge regression by leave-one-out (`methods/ridge.py`).
-They take seconds. A trained teacher did not learn if its accuracy on its own training images, as a
-mean over classes, is lower than the accuracy of a baseline.
-"""
+"""Trains a teacher or a baseline, on the kinds of images that its method declares."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
-
-import torch
-from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.optim_spec import OptimSpec, resolve_optim
 from kdedge.config.recipe import BaselineSpec
-from kdedge.data.balance import find_offsets
 from kdedge.data.classes import read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
-from kdedge.errors import DataError, RecipeError, some_of
-from kdedge.evaluation.accuracy import accuracy_result
-from kdedge.files import sha256_json, write_json
+from kdedge.errors import DataError, RecipeError, get_logger, some_of
+from kdedge.files import sha256_json
 from kdedge.methods.registry import load_method
-from kdedge.records.record import read_record
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import compute_logits
-from kdedge.runs.model import MethodModel
 from kdedge.setup.data import RecipeData
-from kdedge.setup.method import check_can_teach, check_reads_pseudo_labels
+from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
-from kdedge.training.closed_form import ridge_on_labels
-from kdedge.training.job import Job, TrainingData, make_job, zero_shot_model
+from kdedge.training.job import Job, TrainingData, make_job
 from kdedge.training.rounds import trial_labels
 from kdedge.training.run_job import run_job
+from kdedge.training.teacher_check import reference_accuracies, write_references
 
-log = logging.getLogger(__name__)
-
-_BASELINES = "baselines.json"  # file of a teacher's run
+log = get_logger(__name__)
 
 
 def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -> RunFolder:
@@ -55,11 +38,11 @@ def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -
 
 
 def train_teacher(job: Job, *, resume: bool) -> RunFolder:
-    """Trains a teacher, and stores its class vectors and its baselines' accuracies."""
+    """Trains a teacher, and stores its class vectors and the accuracies of its references."""
     group = job.setup.workspace.group
-    baselines = group.on_rank0(lambda: baseline_accuracies(job))
+    references = group.on_rank0(lambda: reference_accuracies(job))
     run = run_job(job, resume=resume)
-    group.on_rank0(lambda: save_baselines(run, baselines))
+    group.on_rank0(lambda: write_references(run, references))
     return run
 
 
@@ -79,7 +62,7 @@ def teacher_setup(loaded: LoadedRecipe, workspace: Workspace) -> RoleSetup:
         RecipeError: its method cannot be a teacher.
     """
     setup = set_up_role(loaded, "teacher", workspace)
-    check_can_teach(setup.choice)
+    check_can_be_teacher(setup.choice)
     return setup
 
 
@@ -217,73 +200,3 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
             " class, take these out of the class list, or set teacher.method: promptsrc."
         )
     return data
-
-
-def baseline_accuracies(job: Job) -> dict[str, float]:
-    """Measures `zeroshot` and `ridge` on a teacher's labeled images, and logs their accuracies.
-
-    Args:
-        job: the teacher's job.
-
-    Returns:
-        Name of a method -> accuracy in percent, mean over classes. Empty if not every class has
-        labels, or if the teacher itself is one of the two methods.
-    """
-    images = job.data.images
-    if images is None or not images.has_labels_of(len(job.classes.names)):
-        return {}
-    if job.choice.name in ("ridge", "zeroshot"):
-        return {}
-    accuracies: dict[str, float] = {}
-    parts = []
-    if job.setup.backbone.has_texts:
-        logits, truth = _labeled_logits(job, zero_shot_model(job))
-        shares = torch.bincount(truth, minlength=logits.shape[1]).double() / len(truth)
-        accuracies["zeroshot"] = _mean_over_classes(job, logits, truth)
-        balanced = _mean_over_classes(job, logits - find_offsets(logits, shares), truth)
-        parts.append(f"zero-shot CLIP {accuracies['zeroshot']:.1f} %, in balance {balanced:.1f} %")
-    _, percent = ridge_on_labels(job.setup, job.training_images)
-    if percent is not None:
-        accuracies["ridge"] = percent
-        parts.append(f"ridge {percent:.1f} %, each image left out once")
-    if not parts:
-        return {}
-    n_images = len(job.training_images.indices)
-    log.info(f"On {n_images} labeled images, mean over classes: {', '.join(parts)}.")
-    return accuracies
-
-
-def save_baselines(run: RunFolder, accuracies: dict[str, float]) -> None:
-    """Writes the result of `baseline_accuracies` to the teacher's run."""
-    if accuracies:
-        write_json(run.path / _BASELINES, accuracies)
-
-
-def compare_with_baselines(run: RunFolder, job: Job, model: MethodModel) -> dict[str, float]:
-    """The result of `baseline_accuracies` and the trained teacher's own accuracy, as `trained`.
-
-    Args:
-        run: the teacher's run, which stores the result for later students.
-        job: the teacher's job.
-        model: the trained teacher.
-    """
-    file = run.path / _BASELINES
-    accuracies = read_record(dict[str, float], file) if file.exists() else baseline_accuracies(job)
-    if accuracies and "trained" not in accuracies:
-        accuracies["trained"] = _mean_over_classes(job, *_labeled_logits(job, model))
-        save_baselines(run, accuracies)
-    return accuracies
-
-
-def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
-    """Logits [n, C] of the labeled images, and their classes [n]."""
-    labels = job.training_images.train_labels
-    assert labels is not None  # the teacher learns from labels
-    logits = compute_logits(model, job.training_images, what="looking at the labeled images")
-    return logits, torch.tensor([labels[i] for i in job.training_images.indices])
-
-
-def _mean_over_classes(job: Job, logits: Tensor, labels: Tensor) -> float:
-    """Accuracy of logits in percent, mean over classes."""
-    names = job.classes.names
-    return accuracy_result(logits, labels, class_names=names, split="all").mean_over_classes

@@ -15,7 +15,7 @@ import pytest
 
 import kdedge
 from kdedge.cli.main import run
-from kdedge.errors import ON_COMMAND_LINE, KdedgeError
+from kdedge.errors import ON_COMMAND_LINE, KdedgeError, get_logger
 
 pytest.importorskip("torch")
 
@@ -135,6 +135,14 @@ def test_a_message_names_arguments_in_python_and_flags_on_a_command_line(
     context = copy_context()
     context.run(ON_COMMAND_LINE.set, True)
     assert context.run(str, KdedgeError(text)) == text
+
+
+def test_so_does_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    get_logger("kdedge.test").warning("%s keeps it.", "--keep-teacher")
+    context = copy_context()
+    context.run(ON_COMMAND_LINE.set, True)
+    context.run(get_logger("kdedge.test").warning, "--keep-teacher keeps it.")
+    assert caplog.messages == ["keep_teacher keeps it.", "--keep-teacher keeps it."]
 
 
 # Names

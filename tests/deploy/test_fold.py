@@ -22,7 +22,7 @@ from kdedge.errors import ShapeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
-from kdedge.methods.base import ImagePath, MethodInputs, Projector
+from kdedge.methods.base import ImageModules, MethodInputs, Projector
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def unfused(method: Any, images: Tensor, preprocess: Preprocess) -> Tensor:
 def folded(method: Any, backbone: Backbone, **options: Any) -> FoldedModel:
     vectors, preprocess = method.class_vectors(), backbone.preprocess
     request = FoldRequest(vectors, scale=method.scale, preprocess=preprocess, **options)
-    return fold(method.image_path(), request)
+    return fold(method.image_modules(), request)
 
 
 def test_a_constant_leaves_the_values_of_a_block_and_its_memory() -> None:
@@ -216,7 +216,7 @@ def test_a_student_of_another_precision_folds_into_float32_and_stays_as_it_is(
     student = make_student(backbone)
     student.module.to(dtype)
     backbone.model.visual.to(dtype)
-    path = student.image_path()
+    path = student.image_modules()
     model = folded(student, backbone)
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
     assert {value.dtype for value in path.visual.parameters()} == {dtype}
@@ -356,7 +356,7 @@ def test_class_vectors_of_another_dimension_are_refused(tiny_backbone: Backbone)
     student = make_student(tiny_backbone)
     with pytest.raises(ShapeError, match=r"\[5, 39\] do not fit .* dimension 40"):
         fold(
-            student.image_path(),
+            student.image_modules(),
             FoldRequest(torch.zeros(5, 39), scale=1.0, preprocess=PREPROCESS),
         )
 
@@ -382,10 +382,10 @@ def test_vit_b16_with_397_classes_needs_less_than_clips_bare_image_encoder() -> 
         parameter.data.zero_()
     prompts = torch.zeros(9, 4, 768)
     projector = Projector(512, 768, torch.Generator().manual_seed(0)).eval()
-    path = ImagePath(visual, prompts, projector.requires_grad_(False))
+    modules = ImageModules(visual, prompts, projector.requires_grad_(False))
     vectors = torch.zeros(397, 768)
     request = FoldRequest(vectors, scale=100.0, preprocess=PREPROCESS)
-    model = fold(path, request)
+    model = fold(modules, request)
 
     images = torch.zeros(1, 3, 224, 224, device="meta")  # they need no values to be counted
     bare, after = (2 * count_gmacs(counted.to("meta"), images) for counted in (visual, model))

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from kdedge.errors import RecipeError
 from kdedge.fold import FoldedModel, FoldRequest, fold
-from kdedge.methods.base import ImagePath, Projector
+from kdedge.methods.base import ImageModules, Projector
 from kdedge.runtime.preprocess import Preprocess
 
 SCALE = 20.0
@@ -162,7 +162,7 @@ EXPORTED = [
 class Student:
     """A frozen student, its class vectors and images for it."""
 
-    path: ImagePath
+    path: ImageModules
     vectors: Tensor
     preprocess: Preprocess
     pixels: Tensor
@@ -200,7 +200,7 @@ def make_student(
             _fill(module, generator)
     vectors = torch.randn(5, 16 if projector else dim, generator=generator)
     return Student(
-        ImagePath(visual.requires_grad_(False), None, cast(Any, after and after.eval())),
+        ImageModules(visual.requires_grad_(False), None, cast(Any, after and after.eval())),
         F.normalize(vectors, dim=-1),
         Preprocess(size_px=size, mean=mean, std=STD),  # type: ignore[arg-type]
         torch.rand(3, 3, size, size, generator=generator),

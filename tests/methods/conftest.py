@@ -213,7 +213,7 @@ def fold_and_unfolded() -> Callable[..., tuple[Any, Tensor, Tensor]]:
     def make(method: Any, preprocess: Preprocess, **options: Any) -> tuple[Any, Tensor, Tensor]:
         vectors, scale = method.class_vectors(), method.scale
         request = FoldRequest(vectors, scale=scale, preprocess=preprocess, **options)
-        model = fold(method.image_path(), request)
+        model = fold(method.image_modules(), request)
         pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
         mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
         features = method.forward_features((pixels - mean) / std)

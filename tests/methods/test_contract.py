@@ -84,7 +84,7 @@ def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
     torch.testing.assert_close(
         method.class_logits(method.training_features(seen)), expected, **FLOAT32
     )
-    prompts = method.image_path().visual_prompts
+    prompts = method.image_modules().visual_prompts
     assert torch.equal(features, tiny_backbone.image_features(seen, prompts))
 
 

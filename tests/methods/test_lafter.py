@@ -198,7 +198,7 @@ def test_loss_and_every_gradient_are_those_of_the_equation(tiny_backbone: Backbo
     labels = (clean @ method.module.labeler.T).argmax(dim=1)
     parameters = method.trainable_parameters()
     raw = encode_plainly(
-        method.image_path().visual, batch().images, parameters["visual_prompts"][0]
+        method.image_modules().visual, batch().images, parameters["visual_prompts"][0]
     )
     logits = raw @ parameters["classifier"].T
     rows = []
@@ -236,7 +236,7 @@ def test_norms_are_its_own_and_learn_and_all_else_of_the_encoder_is_shared(
     tiny_backbone: Backbone, learn: Any
 ) -> None:
     method = build(tiny_backbone)
-    own = dict(method.image_path().visual.named_parameters())
+    own = dict(method.image_modules().visual.named_parameters())
     frozen = dict(tiny_backbone.visual.named_parameters())
     norms = {name for name in own if ".ln_" in f".{name}"}
     assert {name for name in own if own[name] is not frozen[name]} == norms

@@ -94,7 +94,7 @@ def test_the_folded_student_is_a_plain_one_with_the_same_answers_and_operations(
     own, others = ([(name, type(m)) for name, m in one.named_modules()] for one in folded)
     assert own == others
     assert count_gmacs(folded[0], pixels) == count_gmacs(folded[1], pixels)
-    for name, layer in method.image_path().visual.named_modules():
+    for name, layer in method.image_modules().visual.named_modules():
         if name.rpartition(".")[2] in {"q", "k", "v", "out", "c_fc", "c_proj"}:
             assert type(layer) is nn.Linear
 

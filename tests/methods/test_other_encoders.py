@@ -125,7 +125,7 @@ def test_methods_that_leave_the_image_encoder_alone_take_a_resnet(
     expected = torch.nn.functional.normalize(resnet.model.visual(images()), dim=-1)
     method = build(name, resnet)
     torch.testing.assert_close(method.forward_features(images()), expected.detach())
-    path = method.image_path()
+    path = method.image_modules()
     assert (path.visual, path.visual_prompts) == (resnet.model.visual, None)
 
 

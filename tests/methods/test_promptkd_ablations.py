@@ -83,7 +83,7 @@ def test_full_fine_tuning_trains_a_copy_that_starts_as_the_backbone(
 
     assert unmoved == []
     assert not torch.equal(method.visual.conv1.weight, tiny_backbone.model.visual.conv1.weight)
-    assert method.image_path().visual is method.visual
+    assert method.image_modules().visual is method.visual
     torch.testing.assert_close(tiny_backbone.image_features(images()), before, atol=0, rtol=0)
 
 

@@ -37,7 +37,7 @@ def test_a_student_learns_with_merged_tokens(student: Student, learn: Any, tune:
         features = method.forward_features(images())
         alone = torch.cat([method.forward_features(image[None]) for image in images()])
     torch.testing.assert_close(features, alone, atol=1e-5, rtol=1e-4)
-    assert method.image_path().merge_tokens == 3
+    assert method.image_modules().merge_tokens == 3
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -69,7 +69,7 @@ def test_only_what_is_kept_is_trained(
     above = method.layers_above()
     assert set(above) == set(names) - {"visual_prompts"}
     assert max(above.values()) == (3 if tune == "full" else 2)
-    assert len(method.image_path().visual.transformer.resblocks) == 2
+    assert len(method.image_modules().visual.transformer.resblocks) == 2
     assert len(tiny_backbone.model.visual.transformer.resblocks) == 3
 
 

@@ -54,7 +54,7 @@ def fold_vit() -> Callable[..., FoldedModel]:
 
     from kdedge.clip.blocks import make_wrappable
     from kdedge.fold import FoldRequest, fold
-    from kdedge.methods.base import ImagePath
+    from kdedge.methods.base import ImageModules
 
     def make(n: int, *, inside: bool = False) -> FoldedModel:
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def fold_vit() -> Callable[..., FoldedModel]:
         make_wrappable(visual.eval().requires_grad_(False).transformer)
         vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
         encoder = torch.nn.Sequential(visual) if inside else visual
-        return fold(ImagePath(encoder), FoldRequest(vectors, scale=20.0, preprocess=PREPROCESS))
+        return fold(ImageModules(encoder), FoldRequest(vectors, scale=20.0, preprocess=PREPROCESS))
 
     return make
 
@@ -267,12 +267,12 @@ def cnn_files(write_precisions: Callable[..., dict[str, Path]]) -> dict[str, Pat
     import torch
 
     from kdedge.fold import FoldRequest, fold
-    from kdedge.methods.base import ImagePath
+    from kdedge.methods.base import ImageModules
 
     torch.manual_seed(0)
     encoder = timm.create_model("test_efficientnet", num_classes=0).eval().requires_grad_(False)
     vectors = torch.nn.functional.normalize(torch.randn(5, encoder.num_features), dim=-1)
-    model = fold(ImagePath(encoder), FoldRequest(vectors, scale=20.0, preprocess=PREPROCESS))
+    model = fold(ImageModules(encoder), FoldRequest(vectors, scale=20.0, preprocess=PREPROCESS))
     return write_precisions("a CNN", model)
 
 

@@ -8,7 +8,6 @@ slower.
 from __future__ import annotations
 
 import glob
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from kdedge.data.sources._tables import (
     quiet_datasets,
     read_features,
 )
-from kdedge.errors import DataError, explain_os_error, first_line
+from kdedge.errors import DataError, explain_os_error, first_line, get_logger
 from kdedge.files import FileStamp
 
 # Rows that are copied at once; `datasets` writes row groups of images of this size
 _ROWS_AT_ONCE = 100
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def open_source(

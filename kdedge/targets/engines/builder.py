@@ -9,7 +9,6 @@ per process, but `kdedge export` may build for both.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import traceback
@@ -19,13 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kdedge.errors import KdedgeError, ResourceError, SetupError
+from kdedge.errors import KdedgeError, ResourceError, SetupError, get_logger
 from kdedge.files import write_atomic
 from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.engines.package import open_log
 
 _T = TypeVar("_T")
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def make_monitor(module: ModuleType, canceled: threading.Event) -> Any:

@@ -7,7 +7,6 @@ be changed only while no program is loaded.
 from __future__ import annotations
 
 import importlib
-import logging
 import threading
 import weakref
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.errors import get_logger
 from kdedge.files import read_bytes
 from kdedge.runtime.native_lines import filter_native_stderr
 from kdedge.targets.base import LOG_LINES
@@ -28,7 +28,7 @@ _BYTE = 0  # code of torch.uint8 in a program
 _loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()
 _loading = threading.Lock()
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class ExecuTorchModel(CpuModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kdedge.errors import SetupError
+from kdedge.errors import SetupError, get_logger
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.cuda import Gpu, find_gpu
 from kdedge.targets.base import BuildRequest, PlannedFile
@@ -18,7 +17,7 @@ from kdedge.targets.engines.builder import EngineBuilder
 from kdedge.targets.engines.package import engine_package, jetson_wheel_problem, short_version
 from kdedge.targets.tensorrt import TENSORRT
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def check_environment() -> None:

@@ -9,7 +9,6 @@ and all later steps use this number. Gradients are still of the whole batch (see
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterator, Sequence
 
@@ -19,13 +18,13 @@ from torch import Tensor
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
+from kdedge.errors import DivergedError, RecipeError, get_logger, is_out_of_memory
 from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer
 from kdedge.training.loop.precision import MixedPrecision
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Stepper:

@@ -19,7 +19,6 @@ continues from the weights that are not averaged.
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import sys
 import threading
@@ -33,7 +32,7 @@ import torch
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DataError, Interrupted, ResourceError
+from kdedge.errors import DataError, Interrupted, ResourceError, get_logger
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import TrainingSummary
@@ -50,7 +49,7 @@ from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import BestWeights, MovingAverage, ParameterAverage
 from kdedge.training.loop.step import Stepper, diverged
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Batches = Callable[[int, int], Generator[Batch, None, None]]
 """(epoch from 1, step from 0) -> the batches from this step to the end of the last epoch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import shutil
 import time
@@ -29,7 +28,7 @@ from kdedge.data.loader import images_per_pass
 from kdedge.data.sources import ImageSource, InFiles
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DivergedError, ResourceError
+from kdedge.errors import DivergedError, ResourceError, get_logger
 from kdedge.locks import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runs.measure import ImageModel
@@ -37,7 +36,7 @@ from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore, n_crops
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _N_TRIALS = 2  # forward passes for an estimate of the time; the first one includes one-time work
 _ROW_BYTES = 8 + 32  # position and hash of an image, which are stored with its features

@@ -72,7 +72,7 @@ def folded_export(
     def write(*, batch: Any = "dynamic", **options: Any) -> Path:
         given = {"scale": student.scale, "preprocess": preprocess, **options}
         request = FoldRequest(torch.from_numpy(vectors), **given)
-        model = fold(student.image_path(), request)
+        model = fold(student.image_modules(), request)
         path = tmp_path_factory.mktemp("folded") / "model.onnx"
         write_onnx(model, path, size_px=32, batch=batch, metadata=METADATA)
         return path

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdedge.fold import FoldRequest, fold
-from kdedge.methods.base import ImagePath
+from kdedge.methods.base import ImageModules
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.graph import initializers, run_outputs, wide_convs
 from kdedge.targets.onnx.half import to_fp16
@@ -50,7 +50,7 @@ def write_model(encoder: torch.nn.Module, dim: int, path: Path) -> Path:
     """The float32 file of an encoder [B, 3, 32, 32] -> [B, dim] with five classes."""
     vectors = torch.nn.functional.normalize(torch.randn(5, dim), dim=-1)
     preprocess = Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
-    model = fold(ImagePath(encoder), FoldRequest(vectors, scale=20.0, preprocess=preprocess))
+    model = fold(ImageModules(encoder), FoldRequest(vectors, scale=20.0, preprocess=preprocess))
     write_onnx(model, path, size_px=32)
     return path
 

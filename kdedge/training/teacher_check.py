@@ -1,0 +1,96 @@
+"""Detects a teacher that did not learn, by references on its labeled images that take seconds.
+
+The references are zero-shot CLIP, zero-shot CLIP with balanced classes, and a ridge regression by
+leave-one-out (`methods/ridge.py`). A trained teacher did not learn if its accuracy on its own
+training images, as a mean over classes, is lower than the accuracy of a reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdedge.data.balance import find_offsets
+from kdedge.errors import get_logger
+from kdedge.evaluation.accuracy import accuracy_result
+from kdedge.files import write_json
+from kdedge.records.record import read_record
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.measure import compute_logits
+from kdedge.runs.model import MethodModel
+from kdedge.training.closed_form import ridge_on_labels
+from kdedge.training.job import Job, zero_shot_model
+
+log = get_logger(__name__)
+
+_REFERENCES = "baselines.json"  # file of a teacher's run
+
+
+def reference_accuracies(job: Job) -> dict[str, float]:
+    """Measures `zeroshot` and `ridge` on a teacher's labeled images, and logs their accuracies.
+
+    Args:
+        job: the teacher's job.
+
+    Returns:
+        Name of a method -> accuracy in percent, mean over classes. Empty if not every class has
+        labels, or if the teacher itself is one of the two methods.
+    """
+    images = job.data.images
+    if images is None or not images.has_labels_of(len(job.classes.names)):
+        return {}
+    if job.choice.name in ("ridge", "zeroshot"):
+        return {}
+    accuracies: dict[str, float] = {}
+    parts = []
+    if job.setup.backbone.has_texts:
+        logits, truth = _labeled_logits(job, zero_shot_model(job))
+        shares = torch.bincount(truth, minlength=logits.shape[1]).double() / len(truth)
+        accuracies["zeroshot"] = _mean_over_classes(job, logits, truth)
+        balanced = _mean_over_classes(job, logits - find_offsets(logits, shares), truth)
+        parts.append(f"zero-shot CLIP {accuracies['zeroshot']:.1f} %, in balance {balanced:.1f} %")
+    _, percent = ridge_on_labels(job.setup, job.training_images)
+    if percent is not None:
+        accuracies["ridge"] = percent
+        parts.append(f"ridge {percent:.1f} %, each image left out once")
+    if not parts:
+        return {}
+    n_images = len(job.training_images.indices)
+    log.info(f"On {n_images} labeled images, mean over classes: {', '.join(parts)}.")
+    return accuracies
+
+
+def write_references(run: RunFolder, accuracies: dict[str, float]) -> None:
+    """Writes the result of `reference_accuracies` to the teacher's run."""
+    if accuracies:
+        write_json(run.path / _REFERENCES, accuracies)
+
+
+def compare_with_references(run: RunFolder, job: Job, model: MethodModel) -> dict[str, float]:
+    """The result of `reference_accuracies` and the trained teacher's own accuracy, as `trained`.
+
+    Args:
+        run: the teacher's run, which stores the result for later students.
+        job: the teacher's job.
+        model: the trained teacher.
+    """
+    file = run.path / _REFERENCES
+    accuracies = read_record(dict[str, float], file) if file.exists() else reference_accuracies(job)
+    if accuracies and "trained" not in accuracies:
+        accuracies["trained"] = _mean_over_classes(job, *_labeled_logits(job, model))
+        write_references(run, accuracies)
+    return accuracies
+
+
+def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
+    """Logits [n, C] of the labeled images, and their classes [n]."""
+    labels = job.training_images.train_labels
+    assert labels is not None  # the teacher learns from labels
+    logits = compute_logits(model, job.training_images, what="looking at the labeled images")
+    return logits, torch.tensor([labels[i] for i in job.training_images.indices])
+
+
+def _mean_over_classes(job: Job, logits: Tensor, labels: Tensor) -> float:
+    """Accuracy of logits in percent, mean over classes."""
+    names = job.classes.names
+    return accuracy_result(logits, labels, class_names=names, split="all").mean_over_classes
