@@ -55,6 +55,7 @@ from kdedge.data.images import Images
 from kdedge.data.loader import training_batches
 from kdedge.data.sources.webdataset import open_source
 from kdedge.data.views import Augmentation
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.methods import promptkd, promptsrc, ridge
 from kdedge.methods.base import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
@@ -331,6 +332,15 @@ def loader_rate(shard: Path, *, batch_size: int = 64) -> float:
         seed=1,
         epochs=[1],
         batch_size=batch_size,
+        first_step=0,
+        n_views=None,
+        teacher_features=None,
+        weights=None,
+        labeled=None,
+        labeled_batch_size=0,
+        n_workers=0,
+        device=torch.device("cpu"),
+        group=SINGLE_PROCESS,
     )
     next(iter(batches))
     began = time.perf_counter()

@@ -52,6 +52,10 @@ class ProcessGroup:
             self.rank * n_rows // self.world_size, (self.rank + 1) * n_rows // self.world_size
         )
 
+    def shard_of(self, rows: Sequence[_T]) -> Sequence[_T]:
+        """This rank's part of the rows of a batch; see `shard`."""
+        return rows[self.shard(len(rows))]
+
     def gather(self, rows: Tensor, n_rows: int) -> Tensor:
         """Concatenates the shards of all processes to [B, ...], with gradients; equal on all ranks.
 

@@ -163,12 +163,7 @@ def _on_one_line() -> dict[str, Any]:
 
     console = Console(stderr=True)
     console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
-    return {
-        "console": console,
-        "auto_refresh": False,
-        "redirect_stdout": False,
-        "transient": True,
-    }
+    return {"console": console, "auto_refresh": False, "redirect_stdout": False, "transient": True}
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class WorkerResources:
 
 
 @contextlib.contextmanager
-def open_workers(engine: str, device: str | None = None) -> Iterator[Workers | None]:
+def open_workers(engine: str, device: str | None) -> Iterator[Workers | None]:
     """Context with the workers of an engine; a Ray cluster started for it ends with it.
 
     Args:
@@ -117,6 +117,19 @@ class Workers:
             ResourceError: workers die at the same piece again and again.
         """
         ray = _ray()
+        with _explained_ray_errors(ray):
+            workers = self._start(ray, open_worker, paths, n_pieces=len(pieces))
+            for output in _in_order(ray, workers, pieces):
+                failed, results = pickle.loads(output)  # noqa: S301 - of our worker
+                if failed is not None:
+                    kind, message = failed
+                    raise kind.__new__(kind, message)
+                yield from results
+
+    def _start(
+        self, ray: Any, open_worker: Callable[..., Any], paths: Sequence[Path], *, n_pieces: int
+    ) -> list[Any]:
+        """Starts as many workers as there are, but not more than pieces."""
         work = ray.put((ray.cloudpickle.dumps(open_worker), tuple(paths)))  # sent once to each node
         worker = ray.remote(_Worker).options(
             num_cpus=self._resources.n_cores,
@@ -124,39 +137,45 @@ class Workers:
             max_restarts=-1,
             max_task_retries=_N_ATTEMPTS - 1,
         )
-        workers = [
+        return [
             worker.remote([work], self._resources, __version__)
-            for _ in range(min(self._n_workers, len(pieces)))
+            for _ in range(min(self._n_workers, n_pieces))
         ]
-        # A worker gets its first piece when it has started, which takes long on a busy cluster
-        running = {worker.do.remote(None): (-1, worker) for worker in workers}
-        remaining, outputs = iter(enumerate(pieces)), dict[int, Any]()
-        try:
-            for number in range(len(pieces)):
-                while number not in outputs:
-                    (ready,), _ = ray.wait(list(running))
-                    done, worker = running.pop(ready)
-                    outputs[done] = ray.get(ready)
-                    for following, piece in islice(remaining, 1):
-                        running[worker.do.remote(pickle.dumps(piece))] = following, worker
-                failed, results = pickle.loads(outputs.pop(number))  # noqa: S301 - of our worker
-                if failed is not None:
-                    kind, message = failed
-                    raise kind.__new__(kind, message)
-                yield from results
-        except ray.exceptions.RayError as error:
-            if "No module named" in str(error):
-                raise SetupError(
-                    f"A Ray worker cannot start: {_last_line(error)}\n"
-                    f"  Install kdedge {__version__} on all nodes of the cluster."
-                ) from error
-            if isinstance(error, ray.exceptions.RayActorError):
-                raise ResourceError(
-                    f"{_N_ATTEMPTS} Ray workers died at the same piece of work, or lost their"
-                    " node.\n  Mostly memory runs out: use smaller batches, or nodes with more"
-                    " memory."
-                ) from error
-            raise
+
+
+def _in_order(ray: Any, workers: Sequence[Any], pieces: Sequence[Piece]) -> Iterator[bytes]:
+    """Yields what `_Worker.do` returns for each piece; a worker gets the next piece when free."""
+    # A worker gets its first piece when it has started, which takes long on a busy cluster
+    running = {worker.do.remote(None): (-1, worker) for worker in workers}
+    remaining, outputs = iter(enumerate(pieces)), dict[int, bytes]()
+    for number in range(len(pieces)):
+        while number not in outputs:
+            (ready,), _ = ray.wait(list(running))
+            done, worker = running.pop(ready)
+            outputs[done] = ray.get(ready)
+            for following, piece in islice(remaining, 1):
+                running[worker.do.remote(pickle.dumps(piece))] = following, worker
+        yield outputs.pop(number)
+
+
+@contextlib.contextmanager
+def _explained_ray_errors(ray: Any) -> Iterator[None]:
+    """Context that explains workers that cannot start, or die again and again."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        if "No module named" in str(error):
+            raise SetupError(
+                f"A Ray worker cannot start: {_last_line(error)}\n"
+                f"  Install kdedge {__version__} on all nodes of the cluster."
+            ) from error
+        if isinstance(error, ray.exceptions.RayActorError):
+            raise ResourceError(
+                f"{_N_ATTEMPTS} Ray workers died at the same piece of work, or lost their"
+                " node.\n  Mostly memory runs out: use smaller batches, or nodes with more"
+                " memory."
+            ) from error
+        raise
 
 
 class _Worker:
@@ -225,11 +244,9 @@ def _connect(ray: Any) -> None:
             socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray also raises bare `Exception`s, such as on a busy machine
-        otherwise = (
-            "or unset RAY_ADDRESS to start one for this command."
-            if address
-            else "or try again when the machine is less busy."
-        )
+        otherwise = "or try again when the machine is less busy."
+        if address:
+            otherwise = "or unset RAY_ADDRESS to start one for this command."
         raise SetupError(
             f"No Ray cluster could be used at {address or 'this machine'}: {_last_line(error)}\n"
             f"  Start one with `ray start --head` and set RAY_ADDRESS to its HOST:PORT, {otherwise}"

@@ -68,7 +68,7 @@ def teach(
     with training_workspace(loaded, root, device, warn_for=["teacher"]) as workspace:
         from kdedge.training import teach
 
-        return Run(teach.teach(loaded, workspace, resume=resume))
+        return Run(teach.train_teacher(teach.teacher_job(loaded, workspace), resume=resume))
 
 
 @torch_as_before()
@@ -218,10 +218,11 @@ def train(
     with training_workspace(loaded, root, device) as workspace:
         from kdedge.setup.method import warn_of_unused_optim
         from kdedge.training import teach
+        from kdedge.training.run_job import run_job
 
         loaded = teach.with_baseline(loaded, method)
         warn_of_unused_optim(loaded, "baseline")
-        return Run(teach.train_baseline(loaded, workspace, resume=resume))
+        return Run(run_job(teach.baseline_job(loaded, workspace), resume=resume))
 
 
 @contextmanager

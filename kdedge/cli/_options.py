@@ -11,14 +11,11 @@ import click
 from kdedge.cli._output import json_option
 from kdedge.config.load import parse_overrides
 from kdedge.config.student_sizes import SIZES
-from kdedge.errors import get_logger
 from kdedge.packages import PENDING_WARNINGS
 from kdedge.runtime.machine import cpu_cores
 from kdedge.runtime.threads import set_up_threads
 from kdedge.targets.registry import list_backends, list_targets
 from kdedge.workers import ENGINES
-
-log = get_logger(__name__)
 
 runs_option = click.option(
     "--runs",

@@ -44,7 +44,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = source.num_heads
         weights = source.state_dict()
-        split_attention(weights)
+        _split_attention(weights)
         for name in ("q", "k", "v", "out"):
             self.add_module(name, linear_of(weights[f"{name}.weight"], weights[f"{name}.bias"]))
         self.requires_grad_(source.in_proj_weight.requires_grad)
@@ -117,8 +117,8 @@ class AttentionBlock(nn.Module):
         tokens: Tensor,
         *,
         queries: Tensor | None = None,
-        memory: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        memory: Tensor | None,
+        attn_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Returns [B, Q, D], the query tokens plus the attention's output; and `Attention`'s keys.
 
@@ -252,18 +252,18 @@ def linear_of(weight: Tensor, bias: Tensor, kind: type[nn.Linear] = nn.Linear) -
 def _write_open_clip_names(
     _: nn.Module, state_dict: dict[str, Any], prefix: str, __: object
 ) -> None:
-    fuse_attention(state_dict, prefix)
+    _fuse_attention(state_dict, prefix)
 
 
 def _read_open_clip_names(state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    split_attention(state_dict, prefix)
+    _split_attention(state_dict, prefix)
 
 
 _PARTS = ("q", "k", "v")
 _KINDS = ("weight", "bias")
 
 
-def split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> None:
+def _split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> None:
     """Replaces open_clip's keys of one attention by the keys of its linear layers, in place.
 
     Args:
@@ -280,8 +280,8 @@ def split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> N
             state_dict[f"{prefix}out.{kind}"] = out
 
 
-def fuse_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> None:
-    """The reverse of `split_attention`.
+def _fuse_attention(state_dict: MutableMapping[str, Any], prefix: str) -> None:
+    """The reverse of `_split_attention`.
 
     An attention with a wrapped or parametrized layer has other keys, for which open_clip has no
     names: it is left as it is.

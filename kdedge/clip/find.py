@@ -82,8 +82,10 @@ class UnbuiltBackbone:
         preprocess: Preprocess,
         model_config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name, self.preprocess, known = name, preprocess, weights.known
-        self._empty, self._build, self._weights, self._keys = empty.eval(), build, weights, keys
+        self.name, self.preprocess = name, preprocess
+        self._empty, self._build = empty.eval(), build
+        self._weights, self._keys = weights, keys
+        known = weights.known
         self.has_texts = isinstance(empty, CLIP)
         self.is_trained_with_texts = model_config is not None
         label = f"{name}, image encoder" if model_config and not self.has_texts else name

@@ -105,7 +105,13 @@ def prompted_texts(
     if n_ctx <= len(backbone.tokenizer.encode(context_init)):
         prefix = context_init
     else:
-        check_context(backbone, class_names, n_ctx, setting)
+        longest, room = room_for_context(backbone, class_names)
+        if n_ctx > room >= 1:  # `tokenize` refuses a class name that leaves no position at all
+            raise RecipeError(
+                f'{setting} is {n_ctx}, but with the class name "{longest}" this CLIP\'s'
+                f" {backbone.context_length} positions have room for only {room} context tokens.\n"
+                f"  Set {setting} to {room} or less."
+            )
         prefix = placeholders(n_ctx)
     return backbone.tokenize([f"{prefix} {readable(name)}." for name in class_names])
 
@@ -120,22 +126,6 @@ def room_for_context(backbone: Backbone, class_names: Sequence[str]) -> tuple[st
     lengths = {name: len(backbone.tokenizer.encode(f"{readable(name)}.")) for name in class_names}
     longest = max(lengths, key=lengths.__getitem__)
     return longest, backbone.context_length - 2 - lengths[longest]  # start and end tokens
-
-
-def check_context(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setting: str) -> None:
-    """Checks that the context and the longest class name fit into the text encoder's positions.
-
-    Raises:
-        RecipeError: they do not fit, but a shorter context would. `tokenize` refuses a class name
-            that leaves no position at all.
-    """
-    longest, room = room_for_context(backbone, class_names)
-    if n_ctx > room >= 1:
-        raise RecipeError(
-            f'{setting} is {n_ctx}, but with the class name "{longest}" this CLIP\'s'
-            f" {backbone.context_length} positions have room for only {room} context tokens.\n"
-            f"  Set {setting} to {room} or less."
-        )
 
 
 def prompted_text_features(
@@ -154,11 +144,7 @@ def prompted_text_features(
 
 
 def make_visual_prompts(
-    backbone: ImageBackbone,
-    *,
-    n_ctx: int,
-    prompt_depth: int,
-    generator: torch.Generator,
+    backbone: ImageBackbone, *, n_ctx: int, prompt_depth: int, generator: torch.Generator
 ) -> nn.Parameter:
     """Draws [prompt_depth, n_ctx, D_vision] from N(0, 0.02²).
 

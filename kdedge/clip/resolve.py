@@ -79,9 +79,7 @@ def local_file(spec: BackboneSpec, hashes: HashCache | None = None) -> WeightsFi
     return WeightsFile(Path(spec.weights).expanduser(), hashes)
 
 
-def read_model_config(
-    spec: BackboneSpec, file: WeightsFile | None = None
-) -> tuple[str, dict[str, Any]]:
+def read_model_config(spec: BackboneSpec, file: WeightsFile | None) -> tuple[str, dict[str, Any]]:
     """Returns a CLIP's name for messages and its open_clip config, with the activation undecided.
 
     Args:
@@ -141,14 +139,15 @@ def find_weights(
         DataError: the file is damaged.
         SetupError: the weights are not on this machine and cannot be downloaded.
     """
-    name, tag, pretrained = spec.name, spec.weights, {}
+    name, tag = spec.name, spec.weights
+    pretrained: dict[str, Any] = {}
     if name in BUILTIN_MODELS:
 
         def read(_: Path) -> Weights:
             return Weights(builtin_model(label)[1], None)
 
         file = WeightsFile(builtin_file(label), hashes, read=read)
-        return file, model_config, pretrained_preprocess(model_config, {})
+        return file, model_config, _pretrained_preprocess(model_config, {})
     if file is not None:
         by_weights = file.known.quick_gelu
     elif name is None or tag is None:
@@ -170,11 +169,11 @@ def find_weights(
     if spec.config is None and not by_name:
         by_name = None  # open_clip's ViT-B-16 has released weights of both kinds
     quick_gelu = _settle_quick_gelu(label, by_name, spec.quick_gelu, by_weights)
-    preprocess = pretrained_preprocess(model_config, pretrained)
+    preprocess = _pretrained_preprocess(model_config, pretrained)
     return file, {**model_config, "quick_gelu": quick_gelu}, preprocess
 
 
-def pretrained_preprocess(
+def _pretrained_preprocess(
     model_config: Mapping[str, Any], pretrained: Mapping[str, Any]
 ) -> Preprocess:
     """The preprocessing of open_clip's entry for a pretrained tag; missing keys have CLIP's own."""
@@ -220,7 +219,8 @@ def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess 
     """
     tags = open_clip.list_pretrained_tags_by_model(name)
     settings = {
-        pretrained_preprocess(model_config, open_clip.get_pretrained_cfg(name, tag)) for tag in tags
+        _pretrained_preprocess(model_config, open_clip.get_pretrained_cfg(name, tag))
+        for tag in tags
     }
     return settings.pop() if len(settings) == 1 else None
 

@@ -106,7 +106,8 @@ def merge(
     if sizes is None:
         sizes = torch.ones_like(patches[..., 0])
     matching = bipartite_soft_matching(keys[:, :, 1 : n_patches + 1].detach(), r)
-    a, b, sizes_a, sizes_b = patches[:, ::2], patches[:, 1::2], sizes[:, ::2], sizes[:, 1::2]
+    a, b = patches[:, ::2], patches[:, 1::2]
+    sizes_a, sizes_b = sizes[:, ::2], sizes[:, 1::2]
     positions = torch.arange(b.shape[1], device=tokens.device)
     # A product with one-hot rows, as engines cannot scatter a sum
     assigned = (matching.partners[:, None] == positions[:, None]).to(tokens.dtype)  # [B, |B|, r]

@@ -51,7 +51,7 @@ def encode_image(
         plain: Tensor = visual(images)
         return plain
     assert isinstance(visual, VisionTransformer)
-    tokens = embed_patches(visual, images)
+    tokens = _embed_patches(visual, images)
     n_patches = tokens.shape[1] - 1
     sizes: Tensor | None = None  # patches in each patch token
     depth = 0 if visual_prompts is None else len(visual_prompts)
@@ -87,7 +87,7 @@ def encode_image(
     return features
 
 
-def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
+def _embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1 + patches, D_vision]: patches, class token, positions, `ln_pre`."""
     patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, patches, D_vision]
     # Not `len`, which would fix the batch size of an exported graph
@@ -130,7 +130,7 @@ class BlockFeatures(nn.Module):
         return torch.cat([features, *(output.mean(dim=(2, 3)) for output in maps)], dim=1).float()
 
     def _clip_features(self, visual: VisionTransformer, images: Tensor) -> Tensor:
-        tokens = embed_patches(visual, images)
+        tokens = _embed_patches(visual, images)
         blocks, features = visual.transformer.resblocks, []
         for index, block in enumerate(blocks):
             is_last = index == len(blocks) - 1

@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from kdedge.clip.weights import Weights, read_weights, shapes_of
+from kdedge.config.fields import Strict
 from kdedge.errors import ResourceError, first_line, get_logger
 from kdedge.files import FileStamp, sha256_file, write_atomic
 from kdedge.progress import working
@@ -24,7 +25,7 @@ from kdedge.progress import working
 log = get_logger(__name__)
 
 
-class KnownFile(BaseModel):
+class KnownFile(Strict):
     """Cached facts about one file of weights.
 
     Attributes:
@@ -35,8 +36,6 @@ class KnownFile(BaseModel):
         shapes: name -> shape of each tensor.
         sha256: hash of the file's bytes.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     format: Literal[2] = 2
     path: str
@@ -97,11 +96,7 @@ class WeightsFile:
     """
 
     def __init__(
-        self,
-        path: Path,
-        cache: HashCache | None = None,
-        *,
-        read: Callable[[Path], Weights] = read_weights,
+        self, path: Path, cache: HashCache | None, *, read: Callable[[Path], Weights] = read_weights
     ) -> None:
         self.path, self._cache, self._read = path, cache, read
 

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, resolve_scalar
 from kdedge.errors import RecipeError, nearest, suggestion
 
-MAX_SHOWN = 10
+_MAX_SHOWN = 10
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -61,13 +61,13 @@ def explain_validation(
         grouped.setdefault(_follow_location(model, details["loc"])[0], []).append(details)
     ordered = sorted(grouped.items(), key=lambda item: lines.line((*prefix, *item[0])))
     messages = []
-    for path, problems in ordered[:MAX_SHOWN]:
+    for path, problems in ordered[:_MAX_SHOWN]:
         full = (*prefix, *path)
         where, name = lines.where(full), dotted(full) or f"the {what}"
         subject = where if where == f"--set {name}" else f"{where}: {name}"
         messages.append(f"{subject} {_problem(model, path, problems)}")
-    if len(ordered) > MAX_SHOWN:
-        messages.append(f"and {len(ordered) - MAX_SHOWN} more problems in this {what}.")
+    if len(ordered) > _MAX_SHOWN:
+        messages.append(f"and {len(ordered) - _MAX_SHOWN} more problems in this {what}.")
     return RecipeError("\n".join(messages))
 
 

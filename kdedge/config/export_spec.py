@@ -58,14 +58,10 @@ class ExportSpec(Strict):
         " a quarter of the bytes to copy. The graph applies mean and std itself.",
     )
     batch: Literal["dynamic"] | Annotated[int, Field(ge=1, le=MAX_BATCH)] = Field(
-        "dynamic",
-        description="Images per call: dynamic (1 to max_batch) or one fixed number.",
+        "dynamic", description="Images per call: dynamic (1 to max_batch) or one fixed number."
     )
     max_batch: int = Field(
-        32,
-        ge=1,
-        le=MAX_BATCH,
-        description="Largest batch that engines are built for.",
+        32, ge=1, le=MAX_BATCH, description="Largest batch that engines are built for."
     )
     calibration_images: int = Field(
         512,

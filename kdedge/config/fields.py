@@ -47,6 +47,7 @@ class CommandLineText(str):
 
 
 PathKind = Literal["dataset", "file", "folder", "shards", "table", "weights"]
+_PATTERNS = ("shards", "table")
 
 
 def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
@@ -56,11 +57,10 @@ def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
     """
     if not isinstance(value, str):
         return value
-    is_tag = kind == "weights" and not looks_like_path(value)
-    if is_tag or (kind == "dataset" and value.startswith(HUB)):
+    is_name_on_hub = kind == "dataset" and value.startswith(HUB)
+    if is_name_on_hub or (kind == "weights" and not looks_like_path(value)):
         return str(value)
-    is_pattern = kind in ("shards", "table")
-    if is_pattern and ("://" in value or value.startswith("pipe:")):
+    if kind in _PATTERNS and ("://" in value or value.startswith("pipe:")):
         raise ValueError(
             f'must be a pattern of files on this machine, got "{value}"; training downloads and'
             " runs nothing, so fetch the shards first"
@@ -69,10 +69,14 @@ def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
         raise ValueError("must be a path, got empty text" if not value else "is not a path")
     context = info.context or {}
     path = _absolute(value, context)
-    has_wildcards = (kind == "shards" and set(value) & set("{:")) or glob.has_magic(value)
-    if context.get("must_exist") and not (is_pattern and has_wildcards):
+    if context.get("must_exist") and not _has_wildcards(kind, value):
         _check_exists(path, kind)
-    return str(path) if is_pattern or kind == "weights" else path
+    return path if kind in ("dataset", "file", "folder") else str(path)
+
+
+def _has_wildcards(kind: PathKind, value: str) -> bool:
+    is_range = kind == "shards" and bool(set(value) & set("{:"))
+    return kind in _PATTERNS and (is_range or glob.has_magic(value))
 
 
 def _absolute(value: str, context: Mapping[str, Any]) -> Path:

@@ -14,10 +14,8 @@ from kdedge.config.explain import explain_validation
 from kdedge.config.fields import CommandLineText, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import DataError, RecipeError, get_logger, nearest
+from kdedge.errors import DataError, RecipeError, nearest
 from kdedge.files import read_text
-
-log = get_logger(__name__)
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 """A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
@@ -48,10 +46,7 @@ class LoadedRecipe:
 
 
 def load_recipe(
-    source: AnyRecipe,
-    overrides: Overrides | None = None,
-    *,
-    override_folder: Path | None = None,
+    source: AnyRecipe, overrides: Overrides | None = None, *, override_folder: Path | None = None
 ) -> LoadedRecipe:
     """Reads and validates a recipe, without checking the files and folders that it names.
 

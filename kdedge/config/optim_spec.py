@@ -19,8 +19,7 @@ class OptimSettings(Strict):
     """Optimization settings with every value given."""
 
     algorithm: Literal["sgd", "adamw"] = Field(
-        "sgd",
-        description="sgd: momentum without Nesterov. adamw: decoupled weight decay.",
+        "sgd", description="sgd: momentum without Nesterov. adamw: decoupled weight decay."
     )
     lr: float = Field(0.005, gt=0, le=10, description="Learning rate after warm-up.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd, first beta of adamw.")
@@ -45,12 +44,7 @@ class OptimSettings(Strict):
         " change by rounding only.",
     )
     warmup_epochs: int = Field(1, ge=0, le=100_000, description="Epochs of warm-up, at warmup_lr.")
-    warmup_lr: float = Field(
-        1e-5,
-        ge=0,
-        le=10,
-        description="Learning rate of the warm-up epochs.",
-    )
+    warmup_lr: float = Field(1e-5, ge=0, le=10, description="Learning rate of the warm-up epochs.")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine",
         description="Learning rate after the warm-up. cosine: decays over all epochs. constant:"
@@ -85,10 +79,7 @@ class OptimSettings(Strict):
         " removes this key.",
     )
     crop_scale_min: float = Field(
-        0.08,
-        gt=0,
-        le=1,
-        description="Smallest area of a random training crop, 0-1 of the image.",
+        0.08, gt=0, le=1, description="Smallest area of a random training crop, 0-1 of the image."
     )
     flip: bool = Field(
         True,

@@ -165,7 +165,7 @@ class Recipe(Strict):
     version: Literal[2] = Field(2, description="Version of this schema.")
     name: Name = Field(
         description="Name of the experiment: letters, digits, dot, underscore, hyphen. Its runs are"
-        " in runs/<name>.",
+        " in runs/<name>."
     )
     seed: int = Field(
         1,
@@ -218,11 +218,7 @@ class Recipe(Strict):
     def _check(self) -> Recipe:
         if self.teacher is None and self.student is None:
             raise ValueError("has neither teacher nor student; a recipe needs at least one")
-        models: list[ModelSpec | BaselineSpec | None] = [
-            self.teacher,
-            self.student,
-            self.baseline,
-        ]
+        models: list[ModelSpec | BaselineSpec | None] = [self.teacher, self.student, self.baseline]
         specs = [self.optim, *(model.optim for model in models if model is not None)]
         if not self.official and any(spec and spec.selection == "test" for spec in specs):
             raise ValueError(

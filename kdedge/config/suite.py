@@ -116,8 +116,7 @@ class Suite(Strict):
         description="Seeds of each row. Published tables use 1, 2 and 3 (arXiv:2307.06948, 4.1).",
     )
     set: CellOverrides = Field(
-        default_factory=dict,
-        description="Keys of the recipes to override in all rows.",
+        default_factory=dict, description="Keys of the recipes to override in all rows."
     )
     paper: PaperSpec | None = Field(None, description="Published figures to show next to ours.")
 

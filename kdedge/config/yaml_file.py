@@ -25,6 +25,7 @@ MAX_DEPTH = 32
 MAX_VALUES = 50_000
 """Lines, commas and brackets of one document: ruamel.yaml reads a few thousand a second."""
 
+_TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep"
 _PLAIN_TAG = re.compile(r"tag:yaml\.org,2002:[a-z]+")
 
 # The core schema of YAML 1.2 (section 10.3.2) for plain scalars
@@ -107,52 +108,64 @@ def parse_yaml(text: str, *, name: str, what: str = "recipe") -> tuple[Any, Line
             f"{name}: there are more than {MAX_VALUES:,} values.\n"
             "  Put long class lists into a text file: classes: {file: classes.txt}"
         )
-    lines: dict[KeyPath, int] = {}
-
-    def error(node: Node, problem: str, remedy: str) -> RecipeError:
-        return RecipeError(f"{name}:{node.start_mark.line + 1}: {problem}.\n  {remedy}")
-
-    def value_of(node: Node, path: KeyPath) -> Any:
-        if node.anchor is not None or not _PLAIN_TAG.fullmatch(str(node.tag)):
-            problem = f"a {what} has no anchors (&), aliases (*) and tags (!)"
-            remedy = "Write the value out, or quote text that begins with one of them."
-            raise error(node, problem, remedy)
-        if len(path) > MAX_DEPTH:
-            raise error(node, f"values are nested more than {MAX_DEPTH} deep", "Flatten them.")
-        lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, SequenceNode):
-            return [value_of(item, (*path, index)) for index, item in enumerate(node.value)]
-        if isinstance(node, ScalarNode):
-            return resolve_scalar(node.value) if node.style is None else node.value
-        values: dict[str, Any] = {}
-        for key_node, item in node.value:
-            if not isinstance(key_node, ScalarNode) or not key_node.value:
-                remedy = "Quote text that begins with { or [."
-                raise error(key_node, "a key is not a word", remedy)
-            value_of(key_node, path)
-            place = (*path, key_node.value)
-            if place in lines:
-                problem = f"{dotted(place)} is given twice, first in line {lines[place]}"
-                raise error(key_node, problem, "Keep one of them.")
-            lines[place] = key_node.start_mark.line + 1
-            values[key_node.value] = value_of(item, place)
-        return values
-
+    reader = _Reader(name, what)
     try:
         root = YAML(typ="safe", pure=True).compose(text)
-        return (None if root is None else value_of(root, ())), LineMap(name, lines)
-    except YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None) or getattr(problem, "context_mark", None)
+        value = None if root is None else reader.value(root, ())
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         place = name if mark is None else f"{name}:{mark.line + 1}"
-        reason = getattr(problem, "problem", None) or str(problem).partition("\n")[0]
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise RecipeError(
             f"{place}: this is not valid YAML: {reason.strip()}.\n"
             "  Check quotes, brackets, the space after each colon, and that the keys of a block"
             " start in one column, after spaces and no tab. Save the file as UTF-8 text."
-        ) from problem
-    except RecursionError as problem:
-        deep = f"values are nested more than {MAX_DEPTH} deep"
-        raise RecipeError(f"{name}: {deep}.\n  Flatten them.") from problem
+        ) from error
+    except RecursionError as error:
+        raise RecipeError(f"{name}: {_TOO_DEEP}.\n  Flatten them.") from error
+    return value, LineMap(name, reader.lines)
+
+
+class _Reader:
+    """Converts the nodes of one document to plain values, and notes the line of each key."""
+
+    def __init__(self, name: str, what: str) -> None:
+        self._name, self._what = name, what
+        self.lines: dict[KeyPath, int] = {}
+
+    def value(self, node: Node, path: KeyPath) -> Any:
+        """The value of the node at a key path."""
+        if node.anchor is not None or not _PLAIN_TAG.fullmatch(str(node.tag)):
+            problem = f"a {self._what} has no anchors (&), aliases (*) and tags (!)"
+            remedy = "Write the value out, or quote text that begins with one of them."
+            raise self._error(node, problem, remedy)
+        if len(path) > MAX_DEPTH:
+            raise self._error(node, _TOO_DEEP, "Flatten them.")
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, SequenceNode):
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, ScalarNode):
+            return resolve_scalar(node.value) if node.style is None else node.value
+        return {
+            self._key(key, path): self.value(item, (*path, key.value)) for key, item in node.value
+        }
+
+    def _key(self, node: Node, path: KeyPath) -> str:
+        """The key of a mapping at a key path."""
+        if not isinstance(node, ScalarNode) or not node.value:
+            remedy = "Quote text that begins with { or [."
+            raise self._error(node, "a key is not a word", remedy)
+        self.value(node, path)
+        place = (*path, node.value)
+        if place in self.lines:
+            problem = f"{dotted(place)} is given twice, first in line {self.lines[place]}"
+            raise self._error(node, problem, "Keep one of them.")
+        self.lines[place] = node.start_mark.line + 1
+        key: str = node.value
+        return key
+
+    def _error(self, node: Node, problem: str, remedy: str) -> RecipeError:
+        return RecipeError(f"{self._name}:{node.start_mark.line + 1}: {problem}.\n  {remedy}")
 
 
 _UNQUOTED = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./%+-]*")

@@ -6,6 +6,7 @@ full batch is normalized on its device.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -16,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, cast
@@ -93,8 +94,7 @@ class _Batches(Dataset[_Loaded]):
         preprocess, augment = self._preparation.preprocess, self._augment(number)
         data = self._sources[number].read(position)
         if augment is None:
-            image = resize_and_crop(decode_image(data), preprocess)
-            pixels.numpy()[:] = image
+            pixels.numpy()[:] = resize_and_crop(decode_image(data), preprocess)
             return
         decoded = decode_pixels(data)
         drawn = augment(decoded, preprocess, position=position, view=view).permute(1, 2, 0)
@@ -137,7 +137,7 @@ def load_images(
     versions = (2,) if preparation.with_clean else ()
     slots = torch.empty((n_slots, batch_size, *versions, side, side, 3), dtype=torch.uint8)
     normalize_batch = normalizer(preparation.preprocess, device)
-    try:
+    with _explain_dead_worker():
         if n_workers:
             slots.share_memory_()  # type: ignore[no-untyped-call]
         loader: DataLoader[Any] = DataLoader(
@@ -147,8 +147,8 @@ def load_images(
             batch_size=None,
             num_workers=n_workers,
             prefetch_factor=_PREFETCHED if n_workers else None,
-            worker_init_fn=start_worker,
-            multiprocessing_context=worker_context(__name__) if n_workers else None,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=_worker_context(__name__) if n_workers else None,
             # The loader draws a number at its start, which must not advance the global generator
             generator=torch.Generator(),
         )
@@ -160,6 +160,13 @@ def load_images(
                     "  It was readable when the run began. Check the disk and start again."
                 )
             yield normalize_batch(slots[slot, :n_images])
+
+
+@contextlib.contextmanager
+def _explain_dead_worker() -> Iterator[None]:
+    """Context that explains torch's errors about a worker that died, or had no shared memory."""
+    try:
+        yield
     except RuntimeError as error:
         # An error in a worker arrives with the same type and the worker's traceback as its text
         lines = str(error).strip().split("\n")
@@ -190,7 +197,8 @@ def normalizer(
         return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
     # Tensors, as a GPU would multiply with the reciprocal of a plain number instead of dividing
-    full, mean, std = channels(255), channels(*preprocess.mean), channels(*preprocess.std)
+    full = channels(255)
+    mean, std = channels(*preprocess.mean), channels(*preprocess.std)
 
     def normalize_batch(pixels: torch.Tensor) -> torch.Tensor:
         if device.type == "cuda":
@@ -217,7 +225,7 @@ def n_cores() -> int:
     return max(1, usable_cores() // local_world_size())
 
 
-def start_worker(_: int) -> None:
+def _start_worker(_: int) -> None:
     """Prepares a worker: only the main process handles Ctrl-C, and one thread is enough."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -246,7 +254,7 @@ def _die_with_parent() -> None:
 
 
 @functools.cache
-def worker_context(module: str) -> multiprocessing.context.BaseContext:
+def _worker_context(module: str) -> multiprocessing.context.BaseContext:
     """Returns the context that starts workers: a fork server that has already loaded a module.
 
     Forking the training process would copy locks that its threads hold (torch, CUDA, TensorBoard),
@@ -258,7 +266,7 @@ def worker_context(module: str) -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     # The server and its workers inherit the signal mask, so that none of them gets a Ctrl-C, not
-    # even before start_worker runs. The resource tracker unblocks the signal when it starts, so it
+    # even before _start_worker runs. The resource tracker unblocks the signal when it starts, so it
     # has to be started first.
     if threading.current_thread() is threading.main_thread():
         multiprocessing.resource_tracker.ensure_running()

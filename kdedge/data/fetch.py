@@ -66,20 +66,20 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     kept = [mirror.name] if mirror is not None and (folder / mirror.name).exists() else []
-    kind: type[SetupError | DataError] = SetupError
-    reason = ""
+    failure: SetupError | DataError | None = None
     with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
         # Lists alone are not worth an archive of gigabytes
         if mirror is not None and (kept or any(file.has_images for file in missing)):
             try:
                 unpack(_download(mirror, folder), folder, [file.path for file in missing])
             except (SetupError, DataError) as error:
-                kind = DataError if isinstance(error, DataError) else SetupError
-                reason = f"\n  {error}"
+                failure = error
         left = benchmark.missing(root)
         if mirror is not None and not kept and not any(file.has_images for file in left):
             (folder / mirror.name).unlink(missing_ok=True)
     if left:
+        kind = DataError if isinstance(failure, DataError) else SetupError
+        reason = "" if failure is None else f"\n  {failure}"
         raise kind(
             f"{benchmark.name}: {len(left)} of {len(benchmark.downloads)} files are missing; the"
             f" others are complete.{reason}\n"
@@ -109,13 +109,7 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
         n_bytes = get_hf_file_metadata(url).size or 0
     except Exception as error:
         raise _download_error(url, error) from error
-    free, needed = shutil.disk_usage(folder).free, 2 * n_bytes - n_downloaded
-    if free < needed:
-        raise ResourceError(
-            f"{folder} has {readable_bytes(free)} free, {mirror.name} and its images need"
-            f" {readable_bytes(needed)} more.\n"
-            "  Free some space, or name another folder with --data."
-        )
+    _check_disk_space(folder, mirror, 2 * n_bytes - n_downloaded)
     log.info(f"Fetching {mirror.name} ({readable_bytes(n_bytes)}) from {url}.")
     try:
         with part.open("ab") as file:
@@ -135,6 +129,16 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
             raise DataError(f"{url} has the SHA-256 {sha256}, expected {mirror.sha256}.")
     part.replace(path)
     return path
+
+
+def _check_disk_space(folder: Path, mirror: HubArchive, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(
+            f"{folder} has {readable_bytes(free)} free, {mirror.name} and its images need"
+            f" {readable_bytes(needed)} more.\n"
+            "  Free some space, or name another folder with --data."
+        )
 
 
 def _download_error(url: str, error: Exception) -> SetupError:

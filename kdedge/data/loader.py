@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice, tee
+from itertools import count, islice, repeat, tee
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from kdedge.data.decoding import PlannedImage, Preparation, choose_n_workers, lo
 from kdedge.data.images import Images
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import ORDER, SECOND_SET, random_stream
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.distributed import ProcessGroup
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
@@ -39,15 +39,15 @@ def training_batches(
     seed: int,
     epochs: Sequence[int],
     batch_size: int,
-    first_step: int = 0,
-    n_views: int | None = None,
-    teacher_features: FeaturesOfViews | None = None,
-    weights: ImageWeights | None = None,
-    labeled: Images | None = None,
-    labeled_batch_size: int = 0,
-    n_workers: int | Literal["auto"] = 0,
-    device: torch.device = _CPU,
-    group: ProcessGroup = SINGLE_PROCESS,
+    first_step: int,
+    n_views: int | None,
+    teacher_features: FeaturesOfViews | None,
+    weights: ImageWeights | None,
+    labeled: Images | None,
+    labeled_batch_size: int,
+    n_workers: int | Literal["auto"],
+    device: torch.device,
+    group: ProcessGroup,
 ) -> Generator[Batch, None, None]:
     """Yields the augmented batches of successive epochs, from a step of the first one on.
 
@@ -77,47 +77,60 @@ def training_batches(
         DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
-    steps = n_steps(len(images.indices), batch_size)
     n_labeled = 0 if labeled is None else labeled_batch_size
     sizes = [min(batch_size, len(images.indices)), n_labeled]
     for size in sizes:
         check_shares(size or group.world_size, group.world_size)
-    n_before = ((epochs[0] - 1) * steps + first_step) * n_labeled
-    stream = iter(()) if labeled is None else _labeled_stream(labeled, seed, n_before)
-
-    def planned() -> Iterator[tuple[list[PlannedImage], list[PlannedImage]]]:
-        indices = np.asarray(images.indices, np.int64)
-        for epoch in epochs:
-            order = random_stream(seed, epoch, ORDER).permutation(indices)
-            view = epoch if n_views is None else (epoch - 1) % n_views + 1
-            for step in range(first_step if epoch == epochs[0] else 0, steps):
-                positions = order[step * batch_size :][:batch_size].tolist()
-                yield [(0, i, view) for i in positions], list(islice(stream, n_labeled))
-
-    plan, loader_plan = tee(planned())
-    shards = (
-        [*step[group.shard(len(step))], *labeled_step[group.shard(len(labeled_step))]]
-        for step, labeled_step in loader_plan
+    n_per_epoch = n_steps(len(images.indices), batch_size)
+    steps = _planned_steps(images, seed, epochs, batch_size, first_step, n_views)
+    labeled_steps: Iterator[list[PlannedImage]] = repeat([])
+    if labeled is not None:
+        n_before = ((epochs[0] - 1) * n_per_epoch + first_step) * n_labeled
+        stream = _labeled_stream(labeled, seed, n_before)
+        labeled_steps = (list(islice(stream, n_labeled)) for _ in count())
+    plan, loader_plan = tee(zip(steps, labeled_steps, strict=False))
+    shards = ([*group.shard_of(step), *group.shard_of(others)] for step, others in loader_plan)
+    n_batches = len(epochs) * n_per_epoch - first_step
+    n_loaders = choose_n_workers(n_workers, n_batches * sum(sizes) // group.world_size)
+    loaded = load_images(
+        [images.source] if labeled is None else [images.source, labeled.source],
+        shards,
+        preparation,
+        min(n_loaders, n_batches),
+        batch_size=sum(len(group.shard_of(range(size))) for size in sizes),
+        device=device,
     )
-    n_batches = len(epochs) * steps - first_step
-    n_loaders = min(
-        choose_n_workers(n_workers, n_batches * sum(sizes) // group.world_size), n_batches
-    )
-    sources = [images.source] if labeled is None else [images.source, labeled.source]
-    n_rows = sum(len(range(size)[group.shard(size)]) for size in sizes)
-    loaded = load_images(sources, shards, preparation, n_loaders, batch_size=n_rows, device=device)
     for pixels, (step, labeled_step) in zip(loaded, plan, strict=True):
-        n_share = len(step[group.shard(len(step))])
+        n_share = len(group.shard_of(step))
         batch = _make_batch(images, pixels[:n_share], step, preparation, group)
+        if labeled is not None:
+            others = _make_batch(labeled, pixels[n_share:], labeled_step, preparation, group)
+            batch = replace(batch, labeled=others)
         positions = [position for _, position, _ in step]
         yield replace(
             batch,
             teacher_features=teacher_features and teacher_features(positions, step[0][2]),
             weights=weights and weights(positions),
-            labeled=None
-            if labeled is None
-            else _make_batch(labeled, pixels[n_share:], labeled_step, preparation, group),
         )
+
+
+def _planned_steps(
+    images: Images,
+    seed: int,
+    epochs: Sequence[int],
+    batch_size: int,
+    first_step: int,
+    n_views: int | None,
+) -> Iterator[list[PlannedImage]]:
+    """Yields the images of each step, in an order that is drawn for each epoch."""
+    indices = np.asarray(images.indices, np.int64)
+    for epoch in epochs:
+        order = random_stream(seed, epoch, ORDER).permutation(indices)
+        view = epoch if n_views is None else (epoch - 1) % n_views + 1
+        for step in range(first_step, n_steps(len(indices), batch_size)):
+            positions = order[step * batch_size :][:batch_size].tolist()
+            yield [(0, position, view) for position in positions]
+        first_step = 0
 
 
 def _labeled_stream(labeled: Images, seed: int, n_before: int) -> Iterator[PlannedImage]:

@@ -98,8 +98,7 @@ def _read_header(path: Path, cells: Sequence[str], class_names: Sequence[str]) -
             f" once, got {','.join(cells)[:80]!r}. {' '.join(differences)}\n"
             f"  Write it as: {_KEY_COLUMN},{class_names[0]},..."
         )
-    position = {name: number for number, name in enumerate(class_names)}
-    return [position[name] for name in names]
+    return [class_names.index(name) for name in names]
 
 
 def _read_row(place: str, cells: Sequence[str], n_classes: int) -> npt.NDArray[np.float32]:

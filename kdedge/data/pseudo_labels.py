@@ -23,9 +23,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from kdedge.config.explain import explain_validation
+from kdedge.config.fields import Strict
 from kdedge.config.yaml_file import LineMap
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
@@ -52,11 +53,7 @@ class PseudoLabel:
     confidence: float
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
-
-
-class _Origin(_Line):
+class _Origin(Strict):
     format: Literal["kdedge-pseudo-labels-1"] = "kdedge-pseudo-labels-1"
     method: str
     made_by: str
@@ -64,7 +61,7 @@ class _Origin(_Line):
     image_list: str
 
 
-class _ImageLine(_Line):
+class _ImageLine(Strict):
     image: str
     class_name: str = Field(alias="class")
     confidence: float = Field(ge=0, le=1)
@@ -262,7 +259,7 @@ def read_pseudo_labels(path: Path, pool: Images, *, class_names: Sequence[str]) 
     return labels
 
 
-_Model = TypeVar("_Model", bound=_Line)
+_Model = TypeVar("_Model", bound=Strict)
 
 
 def _parse(model: type[_Model], where: str, line: str) -> _Model:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, MissingPartsError
 from kdedge.data.images import BadImage, scan
-from kdedge.data.sources import is_file
+from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError
 from kdedge.files import sha256_file
 from kdedge.progress import progress
@@ -61,44 +62,53 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
     """
     folder = root / benchmark.folder
     problems = [f"{folder / file.path} is missing." for file in benchmark.missing(root)]
-    for file in benchmark.downloads:
-        path = folder / file.path
-        if file.sha256 is not None and path.is_file():
-            sha256 = sha256_file(path)
-            if sha256 != file.sha256:
-                problems.append(
-                    f"{path} has the SHA-256 {sha256}, the published file {file.sha256}."
-                )
+    problems += _changed_downloads(benchmark, folder)
     parts: list[VerifiedPart] = []
     try:
         class_names = benchmark.class_names(root)
-        for part in benchmark.n_images:
-            source = benchmark.open_source(root, part=part, class_names=class_names, labeled=True)
-            n_images, n_classes = len(source.items), len({item.label for item in source.items})
-            missing = [
-                item.key
-                for i, item in enumerate(source.items)
-                if not is_file(source.location(i).path)
-            ]
-            bad = None
-            if read_images:
-                with progress(f"reading {part}", n_images, unit="images") as advance:
-                    bad = scan(source, progress=advance).bad
-            parts.append(VerifiedPart(part, n_images, len(missing), n_classes, bad))
-            if missing:
-                problems.append(
-                    f"{part} lacks {len(missing)} of its {n_images} image files, for example"
-                    f" {missing[0]:.100}."
-                )
-            if n_classes != len(class_names):
-                problems.append(
-                    f"{part} has images of only {n_classes} of {len(class_names)} classes."
-                )
-            n_broken = len(bad or ()) - len(missing)
-            if n_broken > 0:
-                problems.append(f"{part} has {n_broken} images that cannot be read.")
+        for name in benchmark.n_images:
+            source = benchmark.open_source(root, part=name, class_names=class_names, labeled=True)
+            part, part_problems = _verify_part(name, source, len(class_names), read_images)
+            parts.append(part)
+            problems += part_problems
     except MissingPartsError:  # these are already among the problems
         pass
     except DataError as error:
         problems.append(str(error))
     return Verification(benchmark.name, folder, benchmark.n_classes, tuple(parts), tuple(problems))
+
+
+def _changed_downloads(benchmark: Benchmark, folder: Path) -> Iterator[str]:
+    """The downloaded files that are not the published ones, one sentence each."""
+    for file in benchmark.downloads:
+        path = folder / file.path
+        if file.sha256 is not None and path.is_file():
+            sha256 = sha256_file(path)
+            if sha256 != file.sha256:
+                yield f"{path} has the SHA-256 {sha256}, the published file {file.sha256}."
+
+
+def _verify_part(
+    name: str, source: FileSource, n_published_classes: int, read_images: bool
+) -> tuple[VerifiedPart, list[str]]:
+    """One part as it is on this machine, and its differences from the published one."""
+    n_images, n_classes = len(source.items), len({item.label for item in source.items})
+    missing = [
+        item.key for i, item in enumerate(source.items) if not is_file(source.location(i).path)
+    ]
+    bad = None
+    if read_images:
+        with progress(f"reading {name}", n_images, unit="images") as advance:
+            bad = scan(source, progress=advance).bad
+    problems = []
+    if missing:
+        problems.append(
+            f"{name} lacks {len(missing)} of its {n_images} image files, for example"
+            f" {missing[0]:.100}."
+        )
+    if n_classes != n_published_classes:
+        problems.append(f"{name} has images of only {n_classes} of {n_published_classes} classes.")
+    n_broken = len(bad or ()) - len(missing)
+    if n_broken > 0:
+        problems.append(f"{name} has {n_broken} images that cannot be read.")
+    return VerifiedPart(name, n_images, len(missing), n_classes, bad), problems

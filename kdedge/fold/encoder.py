@@ -174,8 +174,7 @@ class FoldedEncoder(FoldedModel):
         _fold_weights(encoder, observe(encoder, images))
         _fold_batch_norms(encoder, observe(encoder, images))
         observed = observe(encoder, images)
-        last = _take_last_linear(encoder, observed)
-        super().__init__(modules, request, last)
+        super().__init__(modules, request, _take_last_linear(encoder, observed))
         mean, std = pixel_statistics(request.preprocess, request.pixels)
         self.normalization = _fold_into_stem(observed, request)
         is_inside = self.normalization == IN_CONVOLUTION

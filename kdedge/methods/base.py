@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,16 +29,15 @@ from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
 from kdedge.clip.prompts import random_linear
 from kdedge.clip.vision import encode_image
+from kdedge.config.fields import Strict
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 
 EncoderName = Literal["image", "text"]
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(Strict):
     """Base class of every method's `Settings`: types are strict, unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @property
     def is_class_specific(self) -> bool:

@@ -313,8 +313,9 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         _check_encoder(backbone, settings)
+        # Drawn in this order: prompts, low-rank changes, projector, context
+        generator = inputs.generator
         self.visual_prompts = self.projector = self.visual = None
-        lora, text_prompts, generator = None, None, inputs.generator
         if settings.has_prompts:
             self.visual_prompts = make_visual_prompts(
                 backbone,
@@ -322,6 +323,7 @@ class Student(nn.Module):
                 prompt_depth=settings.prompt_depth,
                 generator=generator,
             )
+        lora = None
         if settings.has_lora:
             lora = make_low_rank_changes(
                 backbone,
@@ -331,6 +333,7 @@ class Student(nn.Module):
                 blocks=settings.lora_blocks,
                 generator=generator,
             )
+        text_prompts = None
         if settings.class_vectors == "teacher":
             self.projector = Projector(
                 backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
@@ -347,6 +350,7 @@ class Student(nn.Module):
         if settings.tune == "full":
             frozen = first_blocks(backbone.visual, settings.depth)
             self.visual = copy.deepcopy(frozen).requires_grad_(True)
+        # Set after the copy, in the order of the tensors in weights and checkpoints
         self.lora, self.text_prompts = lora, text_prompts
         self.losses = nn.ModuleDict(
             {name: load_loss(name).Loss(spec) for name, spec in settings.losses.items()}

@@ -338,46 +338,64 @@ class Method(SolvedMethod):
 
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
-        module = self.module
-        blocks, features, logits = self._gathered(data.pool(slice(0, data.n_look)))
-        module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
-        per_class = torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
-        sums = NormalEquations(module.out.in_features, module.out.out_features, blocks.device)
         n = data.n_held_out
-        held_out, teacher_logits = blocks[:n], logits[:n]
-        share = data.shard(len(blocks[n:]))  # these images need no second pass
-        sums.add(module.rows(blocks[n:][share]), self._target(features[n:], logits[n:])[share])
-        for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
-            sums.add(module.rows(self._blocks(images)), self._target(features, logits))
-        sums.reduce(data.all_reduce)
-
-        def attempts() -> Iterator[tuple[float, float, tuple[Tensor, Tensor]]]:
-            for lam in _LAMBDAS_POOL if n else _LAMBDAS_POOL[2:3]:
-                solution = sums.solve(lam)
-                self._set_solution(*solution)
-                yield self._divergence(held_out, teacher_logits), lam, solution
-
-        divergence, lam, solution = min(attempts(), key=lambda attempt: attempt[0])
-        record: dict[str, Any] = {"lambda": lam}
-        summary = f"learned from {sums.n_rows:,} unlabeled images"
+        blocks, features, logits = self._gathered(data.pool(slice(0, data.n_look)))
+        self.module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
+        sums = self._sums_of_pool(data, blocks[n:], self._target(features[n:], logits[n:]))
+        n_unlabeled = sums.n_rows
+        divergence, lam, solution = self._choose_lambda(sums, blocks[:n], logits[:n])
         if data.n_labeled:
             self._add_labels(data, sums)
-            summary += f" and {data.n_labeled:,} labels"
             solution = sums.solve(lam)
-        summary += f". Lambda is {lam:g}"
-        if n:
-            record["divergence"] = divergence
-            summary += f", which answers most like the teacher on {n:,} other images"
         self._set_solution(*solution)
+        record = {"lambda": lam, "divergence": divergence} if n else {"lambda": lam}
+        return self._teacher_record(record, data, logits, n_unlabeled)
+
+    def _sums_of_pool(
+        self, data: ClosedFormData, blocks: Tensor, targets: Tensor
+    ) -> NormalEquations:
+        """The sums over the pool without held-out images, whose first images were read already."""
+        out = self.module.out
+        sums = NormalEquations(out.in_features, out.out_features, blocks.device)
+        share = data.shard(len(blocks))
+        sums.add(self.module.rows(blocks[share]), targets[share])
+        for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
+            sums.add(self.module.rows(self._blocks(images)), self._target(features, logits))
+        sums.reduce(data.all_reduce)
+        return sums
+
+    def _choose_lambda(
+        self, sums: NormalEquations, blocks: Tensor, teacher_logits: Tensor
+    ) -> tuple[float, float, tuple[Tensor, Tensor]]:
+        """Divergence on held-out images, lambda and solution: the best, or a middle lambda's."""
+        attempts = []
+        for lam in _LAMBDAS_POOL if len(blocks) else _LAMBDAS_POOL[2:3]:
+            solution = sums.solve(lam)
+            self._set_solution(*solution)
+            attempts.append((self._divergence(blocks, teacher_logits), lam, solution))
+        return min(attempts, key=lambda attempt: attempt[0])
+
+    def _teacher_record(
+        self, settings: dict[str, float], data: ClosedFormData, logits: Tensor, n_unlabeled: int
+    ) -> dict[str, Any]:
+        """A summary in words, the settings, and the classes of none of the teacher's answers."""
+        summary = f"learned from {n_unlabeled:,} unlabeled images"
+        if data.n_labeled:
+            summary += f" and {data.n_labeled:,} labels"
+        summary += f". Lambda is {settings['lambda']:g}"
+        if data.n_held_out:
+            summary += f", which answers most like the teacher on {data.n_held_out:,} other images"
         names = self._inputs.class_names
-        if len(blocks) >= 5 * len(names) and (absent := (per_class == 0).nonzero()[:, 0].tolist()):
-            summary += (
-                f". The teacher takes none of {len(blocks):,} unlabeled images for"
-                f" {', '.join(names[i] for i in absent[:3])}{', ...' if len(absent) > 3 else ''}:"
-                " the student learns nothing of these classes there; add images"
-            )
-            record["unseen_classes"] = [names[i] for i in absent]
-        return {"summary": summary, **record}
+        per_class = torch.bincount(logits.argmax(dim=1), minlength=len(names)).tolist()
+        absent = [name for name, n_images in zip(names, per_class, strict=True) if not n_images]
+        if not absent or len(logits) < 5 * len(names):
+            return {"summary": summary, **settings}
+        summary += (
+            f". The teacher takes none of {len(logits):,} unlabeled images for"
+            f" {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}:"
+            " the student learns nothing of these classes there; add images"
+        )
+        return {"summary": summary, **settings, "unseen_classes": absent}
 
     def _target(self, features: Tensor, logits: Tensor) -> Tensor:
         """The regression's targets: image features, or centered logits."""

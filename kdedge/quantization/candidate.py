@@ -160,7 +160,7 @@ class CalibratedModel:
     def candidate(self) -> Candidate:
         """This model with every layer quantized to the nearest levels."""
         layers = {
-            name: quantize_layer(self.model.get_submodule(name), stats, self.centers.get(name))
+            name: _quantize_layer(self.model.get_submodule(name), stats, self.centers.get(name))
             for name, stats in self.inputs.items()
         }
         return Candidate(self.model, self.with_biases(), layers, self.inputs, self.alphas)
@@ -195,10 +195,10 @@ class CalibratedModel:
             factor = self._factor(site, alpha, self.model)
             layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
             stats = stats.divided(factor)
-        return layer_error(layer, quantize_layer(layer, stats), stats)
+        return layer_error(layer, _quantize_layer(layer, stats), stats)
 
 
-def quantize_layer(
+def _quantize_layer(
     layer: Any, stats: SiteStatistics, center: npt.NDArray[np.float32] | None = None
 ) -> QuantizedLayer:
     """Quantizes a layer: nearest levels of its weight, and an input range up to the largest value.

@@ -55,7 +55,9 @@ _N_SENSITIVITY = 64
 
 # A slow model is measured on fewer images, by shares of the time limit: one for each candidate, but
 # with at least four times the least images, and one for the sensitivity of all layers.
-_LEAST_IMAGES, _CANDIDATE_SHARE, _SENSITIVITY_SHARE = 16, 1 / 25, 1 / 4
+_LEAST_IMAGES = 16
+_CANDIDATE_SHARE = 1 / 25
+_SENSITIVITY_SHARE = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -192,12 +194,13 @@ class _Search:
         layers = {}
         for name in self.observed:
             quantized = best.layers.get(name)
-            layer = best.model.get_submodule(name)
+            error = None
+            if quantized is not None:
+                layer = best.model.get_submodule(name)
+                error = round(100 * layer_error(layer, quantized, best.inputs[name]) ** 0.5, 4)
             layers[name] = {
                 "precision": "float" if quantized is None else "int8",
-                "error_percent": None
-                if quantized is None
-                else round(100 * layer_error(layer, quantized, best.inputs[name]) ** 0.5, 4),
+                "error_percent": error,
                 "sensitivity": self.sensitivity.get(name),
             }
         return {

@@ -20,11 +20,7 @@ log = get_logger(__name__)
 
 
 def evaluate_run(
-    run: RunFolder,
-    workspace: Workspace,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    with_samples: bool = False,
+    run: RunFolder, workspace: Workspace, *, overrides: Mapping[str, Any] | None, with_samples: bool
 ) -> tuple[EvalResult, EvalDetails] | UnlabeledResult:
     """Measures a finished run on the test images of its recipe, or if it has none, on unlabeled.
 

@@ -63,7 +63,7 @@ def newest(
     return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
 
 
-def newest_student(root: Path, name: str | None = None) -> RunFolder | None:
+def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     """The student (of a recipe) that finished last; if there is none, the last finished run.
 
     Raises:
@@ -99,7 +99,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
         RecipeError: there is no such run; the message lists the known runs.
     """
     if argument is None:
-        run = newest_student(root)
+        run = _newest_student(root)
         if run is None:
             raise RecipeError(
                 f"There is no finished run in {root}.\n"
@@ -114,7 +114,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
         if (path / "provenance.json").is_file():
             return RunFolder.open(path)
     for path in (root / argument, Path(argument).expanduser()):
-        if (run := newest_student(path.parent, path.name)) is not None:
+        if (run := _newest_student(path.parent, path.name)) is not None:
             return run
     raise _unknown_run(argument, root)
 

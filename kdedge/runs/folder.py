@@ -70,13 +70,7 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls,
-        root: Path,
-        name: str,
-        *,
-        kind: Role,
-        recipe_text: str,
-        provenance: Mapping[str, Any],
+        cls, root: Path, name: str, *, kind: Role, recipe_text: str, provenance: Mapping[str, Any]
     ) -> RunFolder:
         """Creates the next folder of a name and writes the recipe and the provenance.
 

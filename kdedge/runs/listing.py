@@ -19,12 +19,13 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
     """Returns a run as plain values: status, accuracy, size, exports."""
     result = stored_evaluation(run).get(run.kind)
     unlabeled = if_readable(read_unlabeled, run)
-    which, value, n_images = None, None, None
+    which = value = n_images = None
     if result is not None:
         which = "all" if result.harmonic_mean is None else "HM"
         value, n_images = result.main_accuracy, result.n_images
     elif unlabeled is not None and unlabeled.agreement_percent is not None:
-        which, value, n_images = "agrees", unlabeled.agreement_percent, unlabeled.n_images
+        which = "agrees"
+        value, n_images = unlabeled.agreement_percent, unlabeled.n_images
     was_killed = record.status == "running" and not run.is_in_use
     return {
         "run": run.name,

@@ -168,7 +168,7 @@ def measure_accuracy(
             outputs = compute_logits(teacher, sample, what="running the teacher")
             by_teacher = outputs.argmax(dim=1).tolist()
         top = scores[chosen], best[chosen]
-        samples[kind] = sample_images(sample, top, names=classes.names, teacher_classes=by_teacher)
+        samples[kind] = _sample_images(sample, top, names=classes.names, teacher_classes=by_teacher)
     return result, replace(details, samples=samples)
 
 
@@ -198,7 +198,7 @@ def top_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
     return top.values, top.indices
 
 
-def sample_images(
+def _sample_images(
     images: Images,
     top: tuple[Tensor, Tensor],
     *,
@@ -288,8 +288,8 @@ def measure_without_labels(
     """
     names = model.class_names
     scores, best = top_classes(compute_logits(model, images, what="evaluating images"))
-    predicted, teacher_classes = best[:, 0].tolist(), None
-    agreement, teacher_confidence = None, None
+    predicted = best[:, 0].tolist()
+    agreement = teacher_confidence = teacher_classes = None
     if teacher is not None:
         logits = compute_logits(teacher, images, what="running the teacher")
         teacher_scores, teacher_best = top_classes(logits)
@@ -297,6 +297,7 @@ def measure_without_labels(
         teacher_classes = teacher_best[:, 0].tolist()
         agreement = 100 * int((best[:, 0] == teacher_best[:, 0]).sum()) / len(predicted)
     chosen = _choose_unlabeled_samples(predicted, teacher_classes, scores[:, 0].tolist())
+    by_teacher = teacher_classes and [teacher_classes[i] for i in chosen]
     return UnlabeledResult(
         n_images=len(predicted),
         images=what,
@@ -307,13 +308,11 @@ def measure_without_labels(
         predicted=_counts(predicted, names),
         teacher_predicted={} if teacher_classes is None else _counts(teacher_classes, names),
         n_classes=len(names),
-        samples=sample_images(
+        samples=_sample_images(
             images.only([images.indices[i] for i in chosen]),
             (scores[chosen], best[chosen]),
             names=names,
-            teacher_classes=None
-            if teacher_classes is None
-            else [teacher_classes[i] for i in chosen],
+            teacher_classes=by_teacher,
         ),
     )
 
@@ -334,11 +333,9 @@ def _choose_unlabeled_samples(
 ) -> list[int]:
     """Positions of samples: the surest where model and teacher differ, then evenly spaced ones."""
     positions = list(range(len(predicted)))
-    different = (
-        []
-        if teacher_classes is None
-        else [i for i in positions if predicted[i] != teacher_classes[i]]
-    )
+    different = []
+    if teacher_classes is not None:
+        different = [i for i in positions if predicted[i] != teacher_classes[i]]
     surest = sorted(different, key=lambda i: -scores[i])[:_N_DIFFERENT]
     rest = [i for i in positions if i not in surest]
     return surest + [rest[i] for i in spread(len(rest), _N_SAMPLES - len(surest))]

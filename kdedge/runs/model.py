@@ -6,7 +6,6 @@ together. The backbone is built and the trained tensors are read when they are f
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -42,27 +41,22 @@ from kdedge.setup.workspace import Workspace
 log = get_logger(__name__)
 
 
-class MethodModel(ABC):
+class MethodModel:
     """A method as a model of a class list, which can teach (`methods.base.Teacher`).
 
     Class vectors are computed once.
 
     Attributes:
         setup: its role's method, classes and backbone.
+        method: the method, in the mode (evaluation or training) that its owner chose.
+        offsets: [C], subtracted from its logits (`data/balance.py`), or None.
     """
+
+    method: BaseMethod
+    offsets: Tensor | None
 
     def __init__(self, setup: RoleSetup) -> None:
         self.setup = setup
-
-    @property
-    @abstractmethod
-    def method(self) -> BaseMethod:
-        """The method, in the mode (evaluation or training) that its owner chose."""
-
-    @property
-    @abstractmethod
-    def offsets(self) -> Tensor | None:
-        """[C], subtracted from its logits (`data/balance.py`), or None."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -130,17 +124,8 @@ class LiveModel(MethodModel):
 
     def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
         super().__init__(setup)
-        self._method, self._offsets = method, offsets
-
-    @property
-    def method(self) -> BaseMethod:
-        """The method that was given."""
-        return self._method
-
-    @property
-    def offsets(self) -> Tensor | None:
-        """The offsets that were given."""
-        return self._offsets
+        self.method = method
+        self.offsets = offsets
 
 
 class RunModel(MethodModel):
@@ -178,7 +163,7 @@ class RunModel(MethodModel):
         return self.setup.load_backbone()
 
     @cached_property
-    def method(self) -> BaseMethod:
+    def method(self) -> BaseMethod:  # type: ignore[override]  # on first use
         """The method with its trained tensors, frozen, in evaluation mode."""
         built_for = self.setup
         if not has_class_vectors(built_for.choice) and not self._is_class_specific:
@@ -243,7 +228,7 @@ class RunModel(MethodModel):
         return self.vectors.vectors.to(self.device)
 
     @cached_property
-    def offsets(self) -> Tensor | None:
+    def offsets(self) -> Tensor | None:  # type: ignore[override]  # on first use
         """[C], what is subtracted from its logits (`data/balance.py`), or None.
 
         Read from the run; computed again if the recipe's `balance` or the classes have changed.

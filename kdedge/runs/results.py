@@ -129,8 +129,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
     """Returns a run's result, with other models' on the same images from its record."""
-    stored = stored_evaluation(run)
-    return {**on_same_images(stored, result), run.kind: result}
+    return {**on_same_images(stored_evaluation(run), result), run.kind: result}
 
 
 def labeled_results(
@@ -152,18 +151,17 @@ def sorted_results(run: RunFolder, results: Mapping[str, EvalResult]) -> dict[st
 def model_label(run: RunFolder, name: str) -> str:
     """The label of an evaluated model of a run in tables."""
     if name == "teacher" and run.kind == "student":
-        record = run.read_provenance()
-        return "teacher, official" if record.official else "teacher"
+        return "teacher, official" if run.read_provenance().official else "teacher"
     if name == "labels_alone":
         return "same network, labels alone (ridge)"
     if name in ("zeroshot", "zeroshot_balanced"):
         # A baseline has the student's backbone
         owner = "student" if run.kind == "baseline" else run.kind
         return f"zero-shot CLIP ({owner}'s{', balanced' if name == 'zeroshot_balanced' else ''})"
-    return run_label(run) if name == run.kind else name
+    return _run_label(run) if name == run.kind else name
 
 
-def run_label(run: RunFolder) -> str:
+def _run_label(run: RunFolder) -> str:
     """The label of a run's model in tables: its kind, a baseline's method, whether official."""
     record = run.read_provenance()
     label = f"{record.method} (baseline)" if run.kind == "baseline" else str(run.kind)

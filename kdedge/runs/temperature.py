@@ -17,7 +17,7 @@ from kdedge.setup.data import RecipeData
 log = get_logger(__name__)
 
 
-MOST_IMAGES = 1000
+_MOST_IMAGES = 1000
 """Images to which a temperature is fitted; their mean confidence is exact to about a point."""
 
 
@@ -42,11 +42,12 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
     labeled = labeled_without(model, exclude_digests)
     if labeled is not None:
         images, where = labeled
-        sample = images.spread(MOST_IMAGES)
+        sample = images.spread(_MOST_IMAGES)
         logits = compute_logits(model, sample, what="fitting the temperature").numpy()
         value = temperature_of_labels(logits, np.array(model.labels_of(sample)))
     else:
-        pool, teacher, where = model.images("unlabeled"), load_teacher_of(model), "data.unlabeled"
+        where = "data.unlabeled"
+        pool, teacher = model.images("unlabeled"), load_teacher_of(model)
         free = pool and [i for i in pool.indices if pool.digests[i] not in exclude_digests]
         if pool is None or not free or teacher is None:
             raise DataError(
@@ -56,7 +57,7 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
                 " leave export.calibrate out."
             )
         images = pool.only(free)
-        sample = images.spread(MOST_IMAGES)
+        sample = images.spread(_MOST_IMAGES)
         logits = compute_logits(model, sample, what="fitting the temperature").numpy()
         targets = compute_logits(teacher, sample, what="running the teacher").numpy()
         agreement = float((logits.argmax(axis=1) == targets.argmax(axis=1)).mean())

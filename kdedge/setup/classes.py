@@ -46,8 +46,7 @@ class Classes:
 
     def trained_by(self, needs: DataNeeds) -> range:
         """Classes in the softmax of a method that is trained on these kinds of data."""
-        from_pseudo_labels = needs.labels and self.has_pseudo_labels
-        is_all = needs.novel_class_names or from_pseudo_labels
+        is_all = needs.novel_class_names or (needs.labels and self.has_pseudo_labels)
         return range(len(self.names)) if is_all else self.labeled
 
     def positions(self, names: Sequence[str]) -> dict[str, int]:

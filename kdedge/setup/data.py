@@ -62,8 +62,7 @@ class RecipeData:
             DataError: more images are unreadable than the recipe accepts, or labels and class
                 names differ.
         """
-        data = self._recipe.data
-        spec: SourceSpec | None = getattr(data, key)
+        spec: SourceSpec | None = getattr(self._recipe.data, key)
         if spec is None:
             return None
         if isinstance(spec, UnlabeledSpec):
@@ -184,7 +183,8 @@ class RecipeData:
 
     def _readable(self, spec: SourceSpec, key: DataPart) -> Images:
         """The readable images of a source, without test images; scanned once per workspace."""
-        data, names, cache = self._recipe.data, self._classes.names, self._workspace.images
+        data, names = self._recipe.data, self._classes.names
+        cache = self._workspace.images
         labeled = _needs_labels(spec)
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         tested = str(data.test) if key in ("labeled", "unlabeled") else ""
@@ -199,7 +199,8 @@ class RecipeData:
         return cache[entry]
 
     def _open(self, spec: SourceSpec) -> ImageSource:
-        data, names, labeled = self._recipe.data, self._classes.names, _needs_labels(spec)
+        data, names = self._recipe.data, self._classes.names
+        labeled = _needs_labels(spec)
         try:
             return open_source(spec, class_names=names, labeled=labeled, data=data)
         except DataError as error:

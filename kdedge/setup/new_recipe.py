@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,14 +139,7 @@ def init(
         SetupError: a CLIP is named and torch is missing.
     """
     name = name.removesuffix(".yaml")
-    path = Path(f"{name}.yaml")
-    if not NAME.fullmatch(name):
-        raise RecipeError(
-            f'"{name}" cannot be a recipe\'s name.\n'
-            "  Use at most 100 letters, digits, dots, underscores and hyphens, without a leading"
-            " dot."
-        )
-    refuse_existing(path)
+    path = _new_file(name)
     if student is not None and size is not None:
         raise RecipeError(
             f"A student of size {size} and {student} were asked for.\n"
@@ -161,32 +155,38 @@ def init(
                 Path(folder).expanduser(), class_names=class_names, labeled=True
             )
     without_labels = class_names if labeled is None else surveys["labeled"].absent
-    data = _data_section(images, labeled, test, has_ridge=not without_labels)
-    if size is not None:
-        student = student_size(size).clip
     values: dict[str, Any] = {
         "name": name,
         "seed": 1,
         "classes": {"file": str(classes), "template": "a photo of a {}."},
-        "data": data,
+        "data": _data_section(images, labeled, test, has_ridge=not without_labels),
     }
-    if not without_labels:
-        values["teacher"] = _model("ridge", teacher, {}, default=TEACHER_CLIP)
-        ridge = _model("ridge", student, {"labeled_weight": 1.0}, default=STUDENT_CLIP)
-        values["student"] = ridge | {"views": 1}
-    elif teacher in PACKAGED:
-        raise DataError(
-            f'{teacher} knows classes by their labels alone, and "{without_labels[0]}" has none.\n'
-            "  Give labeled images of each class (--labeled), or no --teacher: CLIP needs none."
-        )
-    else:
-        values |= _prompt_models(teacher, student, has_labels=labeled is not None)
+    if size is not None:
+        student = student_size(size).clip
+    values |= _models(teacher, student, without_labels, has_labels=labeled is not None)
     values |= {"export": {"precisions": ["fp16"]}, "gates": GatesSpec().model_dump()}
     with explained(path):
         check_paths(load_recipe(values))
         with path.open("x", encoding="utf-8") as file:
             file.write(_long_text(values) if all_keys else _short_text(values))
     return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
+
+
+def _new_file(name: str) -> Path:
+    """The file of a new recipe.
+
+    Raises:
+        RecipeError: the name cannot be used, or the file exists.
+    """
+    if not NAME.fullmatch(name):
+        raise RecipeError(
+            f'"{name}" cannot be a recipe\'s name.\n'
+            "  Use at most 100 letters, digits, dots, underscores and hyphens, without a leading"
+            " dot."
+        )
+    path = Path(f"{name}.yaml")
+    refuse_existing(path)
+    return path
 
 
 def _data_section(
@@ -207,7 +207,23 @@ def _data_section(
     return data | {"max_bad_images": "1%"}
 
 
-def _prompt_models(teacher: str | None, student: str | None, *, has_labels: bool) -> dict[str, Any]:
+def _models(
+    teacher: str | None, student: str | None, without_labels: Sequence[str], *, has_labels: bool
+) -> dict[str, Any]:
+    """Teacher and student: solved if every class has labels, else CLIPs, which know the names.
+
+    Raises:
+        DataError: the teacher's network is no CLIP, and a class has no labels.
+    """
+    if not without_labels:
+        teacher_model = _model("ridge", teacher, {}, default=TEACHER_CLIP)
+        ridge = _model("ridge", student, {"labeled_weight": 1.0}, default=STUDENT_CLIP)
+        return {"teacher": teacher_model, "student": ridge | {"views": 1}}
+    if teacher in PACKAGED:
+        raise DataError(
+            f'{teacher} knows classes by their labels alone, and "{without_labels[0]}" has none.\n'
+            "  Give labeled images of each class (--labeled), or no --teacher: CLIP needs none."
+        )
     if has_labels:
         settings, optim = _promptsrc_for_scale(teacher)
         teacher_model = _model("promptsrc", teacher, settings, default=TEACHER_CLIP) | optim
@@ -337,13 +353,26 @@ def _model(
         return model | ({"settings": settings} if settings else {})
     from kdedge.clip.find import check_weights_file
     from kdedge.clip.resolve import BackboneSpec, named_sizes
-    from kdedge.methods.registry import load_method
 
     config = Path(backbone).expanduser() if "config" in model else None
     spec = BackboneSpec(model.get("backbone"), weights, config)
     n_layers = named_sizes(spec).n_layers
     if looks_like_path(weights) and Path(weights).expanduser().is_file():
         check_weights_file(spec)
+    settings = {**_fitting_depths(method, settings, n_layers, clip), **settings}
+    return model | ({"settings": settings} if settings else {})
+
+
+def _fitting_depths(
+    method: str, settings: dict[str, Any], n_layers: Mapping[str, int], clip: str
+) -> dict[str, int]:
+    """The prompt depths of a method that are too large for a CLIP -> its number of layers.
+
+    Raises:
+        RecipeError: the CLIP has no layers that take a prompt that the settings ask for.
+    """
+    from kdedge.methods.registry import load_method
+
     kind = load_method(method).Settings
     defaults, depths = kind(), kind.model_validate(settings).prompt_depths
     fitting: dict[str, int] = {}
@@ -358,8 +387,7 @@ def _model(
                 "  Choose a CLIP with a ViT, such as ViT-B-16:openai. Or write the recipe by hand:"
                 " `kdedge schema` explains student.settings.tune."
             )
-    settings = {**fitting, **settings}
-    return model | ({"settings": settings} if settings else {})
+    return fitting
 
 
 def _comment(text: str | None, indent: str) -> list[str]:

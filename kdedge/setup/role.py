@@ -1,18 +1,23 @@
-"""Resolves the method, classes and backbone of a recipe's role, before anything is built."""
+"""A role's method, classes and backbone, and a check of its sizes, before anything is built."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.find import UnbuiltBackbone
-from kdedge.clip.resolve import BackboneSpec
+from kdedge.clip.resolve import BackboneSpec, named_sizes
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
+from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods.base import BaseMethod, MethodInputs, Teacher
 from kdedge.methods.registry import DataNeeds
 from kdedge.records.evaluation import Role
@@ -40,11 +45,6 @@ class RoleSetup:
     classes: Classes
     backbone: UnbuiltBackbone
     workspace: Workspace
-
-    @property
-    def seed(self) -> int:
-        """Seed of the recipe."""
-        return self.loaded.recipe.seed
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +80,7 @@ class RoleSetup:
             self.classes.names,
             self.classes.template,
             self.train_classes,
-            torch.Generator().manual_seed(self.seed),
+            torch.Generator().manual_seed(self.loaded.recipe.seed),
             teacher,
             class_vectors,
             sentences,
@@ -92,11 +92,7 @@ class RoleSetup:
 
 
 def set_up_role(
-    loaded: LoadedRecipe,
-    role: Role,
-    workspace: Workspace,
-    *,
-    classes: Classes | None = None,
+    loaded: LoadedRecipe, role: Role, workspace: Workspace, *, classes: Classes | None = None
 ) -> RoleSetup:
     """Reads a recipe's description of a role; identifies its backbone.
 
@@ -113,10 +109,49 @@ def set_up_role(
     choice = choose_method(loaded, role)
     classes = load_classes(loaded.recipe) if classes is None else classes
     spec = model_spec(loaded.recipe, role)
-    backbone = workspace.identify(backbone_spec(spec), needs_texts=choice.settings.needs_texts)
+    backbone = workspace.identify(_backbone_spec(spec), needs_texts=choice.settings.needs_texts)
     return RoleSetup(role, loaded, choice, classes, backbone, workspace)
 
 
-def backbone_spec(spec: ModelSpec) -> BackboneSpec:
+def _backbone_spec(spec: ModelSpec) -> BackboneSpec:
     """The backbone that a recipe's section names."""
     return BackboneSpec(spec.backbone, spec.weights, spec.config, spec.quick_gelu)
+
+
+def check_sizes(*models: tuple[LoadedRecipe, Role, EncoderSizes | None]) -> None:
+    """Refuses settings that do not fit the CLIPs of a recipe; one error names all settings.
+
+    Args:
+        models: a recipe, a role in it, and the sizes of the role's backbone; None to derive them
+            from model names and configs, without reading weights.
+
+    Raises:
+        RecipeError: a setting asks for more layers or tokens than an encoder has.
+    """
+    problems: list[str] = []
+    for loaded, role, backbone_sizes in models:
+        spec = model_spec(loaded.recipe, role)
+        sizes = backbone_sizes or EncoderSizes()
+        if backbone_sizes is None:
+            # A wrong file is reported later, by the code that reads it
+            with contextlib.suppress(DataError, SetupError):
+                sizes = named_sizes(_backbone_spec(spec))
+        settings = choose_method(loaded, role).settings
+        name = spec.backbone or Path(spec.config or str(spec.weights)).stem
+        misfits = [
+            (
+                setting,
+                f"the {encoder} encoder of {name} has {sizes.n_layers[encoder]} layers.\n"
+                f"  Set it to {sizes.n_layers[encoder]} or less.",
+            )
+            for setting, encoders in settings.prompt_depths.items()
+            for encoder in encoders
+            if attrgetter(setting)(settings) > sizes.n_layers.get(encoder, float("inf"))
+        ]
+        problems += [
+            f"{loaded.lines.where((role, 'settings', *setting.split('.')))}:"
+            f" {role}.settings.{setting} is {attrgetter(setting)(settings)}, but {why}"
+            for setting, why in [*misfits, *settings.misfits(sizes).items()]
+        ]
+    if problems:
+        raise RecipeError("\n".join(problems))

@@ -33,7 +33,7 @@ from kdedge.setup.method import (
     choose_method,
     model_spec,
 )
-from kdedge.setup.sizes import check_sizes
+from kdedge.setup.role import check_sizes
 from kdedge.training.teach import with_baseline
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}

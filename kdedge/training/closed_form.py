@@ -37,12 +37,12 @@ def solve(job: Job) -> dict[str, Any]:
     """
     if job.filler is not None:
         job.filler.fill()
-    record = fit_now(job)
+    record = _fit_now(job)
     log.info(f"{job.choice.name}: {record.pop('summary')}.")
     return {"closed_form": record}
 
 
-def fit_now(job: Job) -> dict[str, Any]:
+def _fit_now(job: Job) -> dict[str, Any]:
     """Fits a job's method without a run; returns the record of `SolvedMethod.fit`."""
     assert isinstance(job.method, SolvedMethod)
     with MixedPrecision(job.choice.optim.precision, job.device).autocast():
@@ -58,7 +58,7 @@ def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, floa
     """
     choice = MethodChoice("ridge", ridge, ridge.Settings(), setup.choice.optim, "baseline")
     job = Job(replace(setup, role="baseline", choice=choice), TrainingData(images))
-    percent: float | None = fit_now(job)["leave_one_out_percent"]
+    percent: float | None = _fit_now(job)["leave_one_out_percent"]
     return job.model(), percent
 
 
@@ -128,7 +128,9 @@ def _unlabeled_images(job: Job) -> Images | None:
 def _shuffled(job: Job, images: Images | None) -> list[int]:
     """The images' positions in an order that the seed draws."""
     indices = [] if images is None else sorted(images.indices)
-    order: list[int] = random_stream(job.setup.seed, 0, ORDER).permutation(indices).tolist()
+    order: list[int] = (
+        random_stream(job.setup.loaded.recipe.seed, 0, ORDER).permutation(indices).tolist()
+    )
     return order
 
 

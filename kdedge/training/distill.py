@@ -33,11 +33,7 @@ log = get_logger(__name__)
 
 
 def distill(
-    loaded: LoadedRecipe,
-    workspace: Workspace,
-    *,
-    resume: bool = False,
-    keep_teacher: bool = False,
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False, keep_teacher: bool = False
 ) -> tuple[RunFolder | None, RunFolder]:
     """Trains the recipe's student, and first its teacher if it is missing.
 
@@ -65,9 +61,7 @@ def distill(
     return run, student
 
 
-def store_features(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
-) -> TeacherStore:
+def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> TeacherStore:
     """Fills the teacher store for the recipe's distillation; trains a missing teacher first.
 
     Raises:
@@ -127,9 +121,9 @@ def train_missing_teacher(
 
 def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str | None:
     """Zero-shot CLIP or ridge, if it is better on the teacher's training images; else None."""
-    loaded, workspace, teacher = student.setup.loaded, student.setup.workspace, student.teacher
+    teacher, workspace = student.teacher, student.setup.workspace
     assert isinstance(teacher, RunModel)
-    job = teacher_job(loaded, workspace)
+    job = teacher_job(student.setup.loaded, workspace)
     accuracies = workspace.group.on_rank0(lambda: compare_with_references(run, job, teacher))
     trained = accuracies.pop("trained", 0.0)
     better = {name: value for name, value in accuracies.items() if value > trained}

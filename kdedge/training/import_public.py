@@ -18,7 +18,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.public_checkpoint import (
     PublicParameters,
     deviation,
@@ -43,7 +43,7 @@ from kdedge.setup.workspace import Workspace
 
 log = get_logger(__name__)
 
-MAX_DEVIATION = 0.02
+_MAX_DEVIATION = 0.02
 """Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by
 2**-11 of a value; PromptSRC's averaging over up to 50 epochs adds up a few such steps."""
 
@@ -54,9 +54,9 @@ def import_public(
     *,
     name: str,
     spec: BackboneSpec,
-    class_names: Sequence[str] = (),
-    teacher: RunFolder | None = None,
-    is_exact: bool = False,
+    class_names: Sequence[str],
+    teacher: RunFolder | None,
+    is_exact: bool,
 ) -> RunFolder:
     """Makes a finished run of a PromptSRC teacher, or of a PromptKD student if `teacher` is given.
 
@@ -74,31 +74,21 @@ def import_public(
     """
     checkpoint = read_public_checkpoint(file)
     role: Role = "teacher" if teacher is None else "student"
-    settings: MethodSettings
+    method = "promptsrc" if teacher is None else "promptkd"
+    vectors = None
     if teacher is None:
-        vectors, teacher_run, method = None, None, "promptsrc"
-        parameters = promptsrc_parameters(checkpoint.state_dict)
-        visual_prompts = parameters.trained["visual_prompts"]
-        settings = promptsrc.Settings(
-            n_ctx_text=len(parameters.trained["text_prompts.context"]),
-            n_ctx_vision=visual_prompts.shape[1],
-            prompt_depth_text=1 + len(parameters.trained["text_prompts.deep_context"]),
-            prompt_depth_vision=len(visual_prompts),
-        )
+        parameters, settings = _read_promptsrc(checkpoint.state_dict)
     else:
-        vectors, method = load_class_vectors(teacher.class_vectors), "promptkd"
-        teacher_run = teacher.name_in(workspace.root)
-        class_names, teacher_dim = vectors.class_names, vectors.vectors.shape[1]
-        parameters = promptkd_parameters(checkpoint.state_dict)
-        width = len(parameters.trained["projector.linear2.weight"])
-        if width != teacher_dim:
+        vectors = load_class_vectors(teacher.class_vectors)
+        class_names = vectors.class_names
+        parameters, settings = _read_promptkd(checkpoint.state_dict)
+        width, dim = len(parameters.trained["projector.linear2.weight"]), vectors.vectors.shape[1]
+        if width != dim:
             raise DataError(
                 f"{file} projects to {width} dimensions, but the class vectors of {teacher.name}"
-                f" have {teacher_dim}.\n"
+                f" have {dim}.\n"
                 "  Give the run of the teacher that this student was distilled from."
             )
-        prompt_depth, n_ctx, _ = parameters.trained["visual_prompts"].shape
-        settings = promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=prompt_depth)
     backbone = workspace.load_backbone(workspace.identify(spec))
     assert isinstance(backbone, Backbone)  # `identify` requires a text encoder
     largest = _largest_deviation(file, spec, backbone, parameters.backbone)
@@ -114,7 +104,7 @@ def import_public(
             "imported_from": str(file.absolute()),
             "epoch": checkpoint.epoch,
             "hashes": {"checkpoint": sha256_file(file)},
-            "teacher_run": teacher_run,
+            "teacher_run": None if teacher is None else teacher.name_in(workspace.root),
         },
     )
     try:
@@ -124,13 +114,7 @@ def import_public(
                 exact = replace(spec, weights=weights, quick_gelu=None)
                 recipe = _recipe(name, class_names, role, method, settings, exact)
                 write_atomic(run.recipe, dump_recipe(recipe).encode())
-            setup = set_up_role(load_recipe(run.recipe), role, workspace)
-            class_vectors = None if vectors is None else vectors.vectors.to(workspace.device)
-            built = setup.build(class_vectors=class_vectors)
-            built.module.load_state_dict(parameters.trained)
-            model = LiveModel(setup, built)
-            provenance = vectors.provenance if vectors else model.vectors_provenance
-            write_weights(run, setup, built, provenance=provenance)
+            _write_weights(run, workspace, parameters, vectors)
             run.finish()
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -140,6 +124,38 @@ def import_public(
         f" {largest[0]:.2g} (relative, at {largest[1]})."
     )
     return run
+
+
+def _read_promptsrc(state_dict: Mapping[str, Tensor]) -> tuple[PublicParameters, MethodSettings]:
+    """A teacher's tensors, and the settings that their shapes show."""
+    parameters = promptsrc_parameters(state_dict)
+    depth_vision, n_ctx_vision, _ = parameters.trained["visual_prompts"].shape
+    settings = promptsrc.Settings(
+        n_ctx_text=len(parameters.trained["text_prompts.context"]),
+        n_ctx_vision=n_ctx_vision,
+        prompt_depth_text=1 + len(parameters.trained["text_prompts.deep_context"]),
+        prompt_depth_vision=depth_vision,
+    )
+    return parameters, settings
+
+
+def _read_promptkd(state_dict: Mapping[str, Tensor]) -> tuple[PublicParameters, MethodSettings]:
+    """A student's tensors, and the settings that their shapes show."""
+    parameters = promptkd_parameters(state_dict)
+    prompt_depth, n_ctx, _ = parameters.trained["visual_prompts"].shape
+    return parameters, promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=prompt_depth)
+
+
+def _write_weights(
+    run: RunFolder, workspace: Workspace, parameters: PublicParameters, vectors: ClassVectors | None
+) -> None:
+    """Writes the trained tensors and the class vectors: a student's are its teacher's."""
+    setup = set_up_role(load_recipe(run.recipe), run.kind, workspace)
+    class_vectors = None if vectors is None else vectors.vectors.to(workspace.device)
+    built = setup.build(class_vectors=class_vectors)
+    built.module.load_state_dict(parameters.trained)
+    source = LiveModel(setup, built).vectors_provenance if vectors is None else vectors.provenance
+    write_weights(run, setup, built, provenance=source)
 
 
 def _recipe(
@@ -173,11 +189,11 @@ def _largest_deviation(
         DataError: the deviation is larger than rounding, so the prompts belong to other weights.
     """
     relative, key = deviation(backbone.model.state_dict(), tensors)
-    if relative > MAX_DEVIATION:
+    if relative > _MAX_DEVIATION:
         raise DataError(
             f"{file} was not trained on {spec.weights}: its backbone differs by {relative:.2g}"
             f" (relative, at {key}).\n"
-            f"  Rounding in half precision explains about 0.001; above {MAX_DEVIATION:g} these are"
+            f"  Rounding in half precision explains about 0.001; above {_MAX_DEVIATION:g} these are"
             " other weights.\n"
             "  Give the weights that the checkpoint was trained on, for example --weights openai."
         )

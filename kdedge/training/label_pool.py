@@ -94,8 +94,7 @@ def label_pool(
     model = _trained_model(loaded, workspace, method)
     filler = _logits_filler(model, loaded, pool, workspace)
     filler.fill()
-    logits = filler.store.read(filler.store.indices.tolist(), 1)
-    probabilities = logits.softmax(dim=-1).numpy()
+    probabilities = filler.store.read(filler.store.indices.tolist(), 1).softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = most_probable(probabilities, per_class, classes=everything)
     made_by = filler.store.description["teacher"]

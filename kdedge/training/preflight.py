@@ -97,9 +97,9 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     device = workspace.device
     seconds = 0.0
     for job in jobs:
-        findings += [finding for finding in describe_job(job) if finding not in findings]
+        findings += [finding for finding in _describe_job(job) if finding not in findings]
         if job.filler is not None:
-            finding, took = store_finding(job.filler)
+            finding, took = _store_finding(job.filler)
             findings.append(finding)
             seconds += took
         took = estimate_seconds(job)
@@ -107,7 +107,7 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
         findings.append(
             Finding(f"{job.setup.role}: time", f"about {rough_duration(took)} on {device}")
         )
-    findings += [memory_finding(device), disk_finding(workspace.root)]
+    findings += [memory_finding(device), _disk_finding(workspace.root)]
     return Preflight(tuple(findings), seconds)
 
 
@@ -134,27 +134,27 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFol
     return [trial_round(job) if job.data.pool is not None else job for job in jobs], run
 
 
-def describe_job(job: Job) -> list[Finding]:
+def _describe_job(job: Job) -> list[Finding]:
     """Findings about a job's classes, images, weights and method."""
-    setup, data, test = job.setup, job.data, job.test
-    recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
+    setup, images_used = job.setup, job.data.images
+    recipe, role = setup.loaded.recipe, setup.role
+    classes = setup.classes
     is_half = len(classes.labeled) < len(classes.names)
     reads_labels = is_half and job.choice.data_needs.labels and recipe.data.labeled is not None
-    images = count_text(data.images) if data.images else "none are needed"
-    if job.teacher is not None and data.images and len(data.images.indices) < _FEW_UNLABELED:
+    images = _count_text(images_used) if images_used else "none are needed"
+    if job.teacher is not None and images_used and len(images_used.indices) < _FEW_UNLABELED:
         images += "; few: a student needs hundreds"
     half = f", labels of the first {len(classes.labeled)} are used" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teacher is not None:
         measured = "none: agreement with the teacher is measured instead"
-    rows = [
-        (f"{role}: classes", f"{len(classes.names)}{half}"),
-        (f"{role}: images", images),
-        (f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),
-        (f"{role}: method", f"{job.choice.name}, {_training(job)}"),
-        (f"{role}: test images", measured if test is None else count_text(test)),
+    return [
+        Finding(f"{role}: classes", f"{len(classes.names)}{half}"),
+        Finding(f"{role}: images", images),
+        Finding(f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),
+        Finding(f"{role}: method", f"{job.choice.name}, {_training(job)}"),
+        Finding(f"{role}: test images", measured if job.test is None else _count_text(job.test)),
     ]
-    return [Finding(*row) for row in rows]
 
 
 def _training(job: Job) -> str:
@@ -164,14 +164,13 @@ def _training(job: Job) -> str:
     n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
     if not n_parameters:
         return "nothing to train"
-    steps = job.n_steps
     n_rounds = job.choice.settings.n_rounds
     rounds = f"{n_rounds} rounds of about " if n_rounds > 1 else ""
-    n_epochs = job.choice.optim.epochs
-    return f"{n_parameters:,} parameters, {rounds}{n_epochs} epochs of {steps} steps"
+    epochs = f"{job.choice.optim.epochs} epochs of {job.n_steps} steps"
+    return f"{n_parameters:,} parameters, {rounds}{epochs}"
 
 
-def count_text(images: Images) -> str:
+def _count_text(images: Images) -> str:
     """Number of images that are used and that cannot be read, in words."""
     skipped = f", {len(images.skipped)} unreadable" if images.skipped else ""
     return f"{len(images.indices):,} used of {len(images.source.items):,}{skipped}"
@@ -192,18 +191,13 @@ def estimate_seconds(job: Job) -> float:
     times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
     if not times:
         return 0.0
-    settings = job.choice.optim
-    steps = settings.epochs * job.n_steps
+    steps = job.choice.optim.epochs * job.n_steps
     later = times[len(times) // 2 :]
     return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
 
 
 def trial_steps(
-    job: Job,
-    n_trials: int,
-    *,
-    budget_s: float = math.inf,
-    features: FeaturesOfViews | None = None,
+    job: Job, n_trials: int, *, budget_s: float = math.inf, features: FeaturesOfViews | None = None
 ) -> list[float]:
     """Takes a job's first steps as the training loop does, then undoes them.
 
@@ -259,7 +253,7 @@ def _weights_kept(method: BaseMethod) -> Iterator[None]:
             parameter.grad = None
 
 
-def store_finding(filler: StoreFiller) -> tuple[Finding, float]:
+def _store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     """Finding about the size of a teacher store, and the seconds that are needed to fill it.
 
     Raises:
@@ -299,7 +293,7 @@ def _share(part_bytes: int, total_bytes: int | None) -> str:
     return f"{part_bytes / 2**30:.1f} GiB{total}"
 
 
-def disk_finding(root: Path) -> Finding:
+def _disk_finding(root: Path) -> Finding:
     """Finding about the free space on the disk of the runs.
 
     Raises:

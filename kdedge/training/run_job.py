@@ -93,7 +93,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
             _write_skipped_images(run, job)
         with rng_kept(job.device):
             # An image encoder with dropout draws from torch's global generators
-            torch.manual_seed(job.setup.seed)
+            torch.manual_seed(job.setup.loaded.recipe.seed)
             summary = _train(run, job)
         if group.is_rank0:
             _finish(run, job, summary)
@@ -175,7 +175,8 @@ def _check_processes(job: Job) -> None:
         RecipeError: a batch has fewer images than there are processes, or the method labels its
             pool, which only one process can do.
     """
-    n_processes, data, optim = job.setup.workspace.group.world_size, job.data, job.choice.optim
+    n_processes = job.setup.workspace.group.world_size
+    data, optim = job.data, job.choice.optim
     if data.pool is not None and n_processes > 1:
         raise RecipeError(
             f"{job.choice.name} labels its images in rounds, which needs a single process, but"

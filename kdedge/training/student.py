@@ -16,8 +16,7 @@ from kdedge.runs.measure import ImageModel
 from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_needs_no_vectors, has_class_vectors
-from kdedge.setup.role import RoleSetup, set_up_role
-from kdedge.setup.sizes import check_sizes
+from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
@@ -60,17 +59,16 @@ def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
 
 def one_pass_job(student: Job) -> Job | None:
     """The ridge student that `student.one_pass_first` asks for; None if it does not apply."""
-    loaded, choice, teacher = student.setup.loaded, student.choice, student.teacher
+    loaded, teacher = student.setup.loaded, student.teacher
     spec = loaded.recipe.student
     assert spec is not None  # the job was made from it
     # With these settings, the ridge student would be larger than the trained one
     is_reduced = bool({"depth", "merge_tokens"} & spec.settings.keys())
-    if not spec.one_pass_first or choice.is_solved or is_reduced:
+    if not spec.one_pass_first or student.choice.is_solved or is_reduced:
         return None
-    outputs = "logits" if choice.settings.has_own_class_vectors else "features"
+    outputs = "logits" if student.choice.settings.has_own_class_vectors else "features"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
-    ridge_spec = spec.model_copy(update=other)
-    recipe = loaded.recipe.model_copy(update={"student": ridge_spec})
+    recipe = loaded.recipe.model_copy(update={"student": spec.model_copy(update=other)})
     assert teacher is not None
     return with_teacher(
         student_job(replace(loaded, recipe=recipe), student.setup.workspace), teacher

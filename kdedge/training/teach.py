@@ -9,32 +9,18 @@ from kdedge.config.optim_spec import OptimSpec, resolve_optim
 from kdedge.config.recipe import BaselineSpec
 from kdedge.data.classes import read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
-from kdedge.errors import DataError, RecipeError, get_logger, some_of
+from kdedge.errors import DataError, RecipeError, some_of
 from kdedge.files import sha256_json
 from kdedge.methods.registry import load_method
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels
-from kdedge.setup.role import RoleSetup, set_up_role
-from kdedge.setup.sizes import check_sizes
+from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, make_job
 from kdedge.training.rounds import trial_labels
 from kdedge.training.run_job import run_job
 from kdedge.training.teacher_check import reference_accuracies, write_references
-
-log = get_logger(__name__)
-
-
-def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -> RunFolder:
-    """Trains the recipe's teacher, and stores its class vectors.
-
-    Args:
-        loaded: the recipe.
-        workspace: the command's workspace.
-        resume: continue an interrupted run of the same teacher.
-    """
-    return train_teacher(teacher_job(loaded, workspace), resume=resume)
 
 
 def train_teacher(job: Job, *, resume: bool) -> RunFolder:
@@ -52,7 +38,7 @@ def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     Raises:
         RecipeError: its method cannot be a teacher.
     """
-    return job_on_training_images(teacher_setup(loaded, workspace))
+    return _job_on_training_images(teacher_setup(loaded, workspace))
 
 
 def teacher_setup(loaded: LoadedRecipe, workspace: Workspace) -> RoleSetup:
@@ -116,23 +102,10 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
 
 def baseline_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     """The job that trains the recipe's baseline; see `with_baseline`."""
-    return job_on_training_images(set_up_role(with_baseline(loaded), "baseline", workspace))
+    return _job_on_training_images(set_up_role(with_baseline(loaded), "baseline", workspace))
 
 
-def train_baseline(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
-) -> RunFolder:
-    """Trains the recipe's baseline and evaluates it.
-
-    Args:
-        loaded: the recipe.
-        workspace: the command's workspace.
-        resume: continue an interrupted run of the same baseline.
-    """
-    return run_job(baseline_job(loaded, workspace), resume=resume)
-
-
-def job_on_training_images(setup: RoleSetup) -> Job:
+def _job_on_training_images(setup: RoleSetup) -> Job:
     """The job that trains a method on the kinds of images that it declares.
 
     Raises:

@@ -116,8 +116,8 @@ class ConvertingTeacher:
     def __init__(self, teacher: MethodModel, preprocess: Preprocess) -> None:
         self._teacher, self.preprocess, self.device = teacher, preprocess, teacher.device
         given, own = preprocess, teacher.preprocess
-        facts = own.size_px, own.mean, own.std
-        self._is_equal = (given.size_px, given.mean, given.std) == facts
+        is_equal_size = given.size_px == own.size_px
+        self._is_equal = is_equal_size and (given.mean, given.std) == (own.mean, own.std)
         self._given_mean, self._given_std, self._mean, self._std = (
             torch.tensor(values, device=teacher.device).view(3, 1, 1)
             for values in (given.mean, given.std, own.mean, own.std)

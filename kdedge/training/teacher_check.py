@@ -53,10 +53,9 @@ def reference_accuracies(job: Job) -> dict[str, float]:
     if percent is not None:
         accuracies["ridge"] = percent
         parts.append(f"ridge {percent:.1f} %, each image left out once")
-    if not parts:
-        return {}
-    n_images = len(job.training_images.indices)
-    log.info(f"On {n_images} labeled images, mean over classes: {', '.join(parts)}.")
+    if parts:
+        n_images = len(job.training_images.indices)
+        log.info(f"On {n_images} labeled images, mean over classes: {', '.join(parts)}.")
     return accuracies
 
 

@@ -28,10 +28,7 @@ RECIPE = "nowhere.yaml"
 # Name -> the call, and the command line that makes the same mistake
 CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "teach": (lambda: kdedge.teach(RECIPE), ("teach", RECIPE)),
-    "fill_teacher_store": (
-        lambda: kdedge.fill_teacher_store(RECIPE),
-        ("teach", RECIPE, "--store"),
-    ),
+    "fill_teacher_store": (lambda: kdedge.fill_teacher_store(RECIPE), ("teach", RECIPE, "--store")),
     "distill": (lambda: kdedge.distill(RECIPE), ("distill", RECIPE)),
     "train": (lambda: kdedge.train(RECIPE, "coop"), ("train", RECIPE, "--method", "coop")),
     "check": (lambda: kdedge.check(RECIPE), ("check", RECIPE)),
@@ -66,10 +63,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         lambda: kdedge.change_classes("art", remove="cat"),
         ("classes", "art", "--remove", "cat"),
     ),
-    "verify_client": (
-        lambda: kdedge.verify_client("art", "answers"),
-        ("verify", "art", "answers"),
-    ),
+    "verify_client": (lambda: kdedge.verify_client("art", "answers"), ("verify", "art", "answers")),
     "write_smoke_images": (
         lambda: kdedge.write_smoke_images("art", "images"),
         ("verify", "art", "--images", "images"),
@@ -88,10 +82,7 @@ def test_every_name_that_can_be_called_wrongly_is_here() -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_mistake_has_the_text_and_the_exit_code_of_the_command_line(
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for file in ("bad.txt", "bad.json", "art/artifact.json"):

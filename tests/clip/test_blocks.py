@@ -80,9 +80,7 @@ def test_a_block_is_open_clips_multi_head_attention_and_mlp(
     torch.testing.assert_close(torch.cat([p.bias.grad for p in split]), fused[1], **FLOAT64)
     for name in ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj"):
         torch.testing.assert_close(
-            ours.get_submodule(name).weight.grad,
-            theirs.get_submodule(name).weight.grad,
-            **FLOAT64,
+            ours.get_submodule(name).weight.grad, theirs.get_submodule(name).weight.grad, **FLOAT64
         )
 
 
@@ -101,7 +99,7 @@ def test_queries_and_memory_give_what_all_tokens_give_at_those_places() -> None:
 def test_a_step_can_be_inserted_between_attention_and_mlp() -> None:
     block = AttentionBlock(make_block(QuickGELU, 0.3))
     tokens = draw(2, 5, WIDTH, seed=100)
-    attended, _ = block.attend(tokens, queries=tokens[:, :3])
+    attended, _ = block.attend(tokens, queries=tokens[:, :3], memory=None, attn_mask=None)
     torch.testing.assert_close(
         block.feed_forward(attended), block(tokens, queries=tokens[:, :3]), rtol=0, atol=0
     )

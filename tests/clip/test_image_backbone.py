@@ -83,7 +83,7 @@ def test_a_clips_image_encoder_gives_open_clips_own_features(tmp_path: Path, nam
     assert not backbone.visual.training
     assert not any(parameter.requires_grad for parameter in backbone.visual.parameters())
     assert (why_no_prompts(backbone.visual) is None) == (name == "vit")
-    assert not has_clip_text_encoder(*read_model_config(BackboneSpec(None, None, config)))
+    assert not has_clip_text_encoder(*read_model_config(BackboneSpec(None, None, config), None))
     with pytest.raises(RecipeError, match=r"(?s)kdedge cannot use .*can be a student: prom"):
         find_backbone(BackboneSpec(None, weights, config, False)).load()
 
@@ -98,9 +98,9 @@ def test_weights_without_the_image_encoder_are_another_models(tmp_path: Path) ->
 
 def test_which_of_open_clips_models_have_clips_own_text_encoder() -> None:
     for name in ("ViT-B-16", "RN50", "ViT-B-16-quickgelu", "kdedge-demo-student"):
-        assert has_clip_text_encoder(*read_model_config(BackboneSpec(name, None)))
+        assert has_clip_text_encoder(*read_model_config(BackboneSpec(name, None), None))
     for name in ("MobileCLIP-S1", "ViT-B-16-SigLIP", "coca_ViT-B-32"):
-        assert not has_clip_text_encoder(*read_model_config(BackboneSpec(name, None)))
+        assert not has_clip_text_encoder(*read_model_config(BackboneSpec(name, None), None))
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,7 @@ import hashlib
 
 import pytest
 
-from kdedge.data.images import (
-    BadImage,
-    Images,
-    check_limit,
-    concatenated,
-    scan,
-    write_skipped_csv,
-)
+from kdedge.data.images import BadImage, Images, check_limit, concatenated, scan, write_skipped_csv
 from kdedge.errors import DataError
 
 

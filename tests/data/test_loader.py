@@ -20,7 +20,7 @@ from kdedge.data.decoding import Preparation, choose_n_workers
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches, n_steps, training_batches
 from kdedge.data.views import Augmentation, decode_pixels
-from kdedge.distributed import ProcessGroup
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.preprocess import (
     Preprocess,
@@ -60,6 +60,9 @@ def batches(source, indices=range(23), labeled=None, **changes):
         options.pop("flip", True),
         options.pop("strong_views", False),
     )
+    missing = ("n_views", "teacher_features", "weights", "labeled", "labeled_batch_size")
+    alone = {"n_workers": 0, "device": torch.device("cpu"), "group": SINGLE_PROCESS}
+    options = dict.fromkeys(missing) | alone | {"first_step": 0} | options
     images = Images(source, indices, train_labels=options.pop("labels", labels_of(source)))
     preparation = Preparation(PREPROCESS, augment, options.pop("with_clean", False))
     if labeled is not None:

@@ -469,10 +469,7 @@ def files(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_files_with_merging_give_the_models_logits_and_engines_are_built_from_them(
-    files: tuple[FoldedModel, dict[str, Path]],
-    tmp_path: Path,
-    no_gpu: None,
-    precision: Precision,
+    files: tuple[FoldedModel, dict[str, Path]], tmp_path: Path, no_gpu: None, precision: Precision
 ) -> None:
     from kdedge.targets.onnx.run import load
 

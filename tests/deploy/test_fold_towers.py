@@ -322,9 +322,7 @@ def choosing_by_the_pixels(made: Any, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("encoder", [two_stems, reading_the_stems_weight])
-def test_pixels_of_a_convolution_that_cannot_take_it_in_are_normalized_before(
-    encoder: Any,
-) -> None:
+def test_pixels_of_a_convolution_that_cannot_take_it_in_are_normalized_before(encoder: Any) -> None:
     made = make_student(Family(lambda: Made(encoder), 16, BEFORE))
     model = made.fold()
     assert model.normalization == BEFORE

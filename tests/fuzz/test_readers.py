@@ -344,7 +344,7 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
         module={"weight": torch.ones(2, 3)},
         optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"params": [0]}]},
         scaler={},
-        rng=capture_rng(),
+        rng=capture_rng(torch.device("cpu")),
         best={"score": None, "epoch": None, "module": {}},
         record={"loss_sum": 0.5, "final_loss": 0.25, "seconds": 1.0},
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DataError
 from kdedge.methods import lafter
 from kdedge.methods.base import MethodInputs, StepOutput
@@ -149,7 +150,7 @@ def test_a_first_step_without_room_learns_texts_once(tiny_backbone: Backbone) ->
     settings = OptimSettings()  # SGD: AdamW would make whole steps of rounding
 
     def step(method: lafter.Method) -> lafter.TunedEncoder:
-        stepper = Stepper(method, settings, torch.device("cpu"))
+        stepper = Stepper(method, settings, torch.device("cpu"), SINGLE_PROCESS)
         stepper.take(batch(), lr=0.005, place="a step")
         return method.module
 
@@ -217,9 +218,7 @@ def test_loss_and_every_gradient_are_those_of_the_equation(tiny_backbone: Backbo
         torch.testing.assert_close(actual, gradient, **FLOAT32)
 
 
-def test_pseudo_labels_come_from_the_frozen_tower_and_do_not_drift(
-    tiny_backbone: Backbone,
-) -> None:
+def test_pseudo_labels_come_from_the_frozen_tower_and_do_not_drift(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone)
     method.learn_texts()
     images = batch(32).images

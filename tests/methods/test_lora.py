@@ -35,10 +35,7 @@ def trained(learn: Callable[..., Any]) -> Callable[[promptkd.Method], promptkd.M
 
 @pytest.mark.parametrize(
     ("tune", "parts"),
-    [
-        ("lora", {"lora", "projector"}),
-        ("prompts+lora", {"lora", "projector", "visual_prompts"}),
-    ],
+    [("lora", {"lora", "projector"}), ("prompts+lora", {"lora", "projector", "visual_prompts"})],
 )
 def test_the_changes_and_what_goes_with_them_are_trained_and_nothing_else(
     student: Student, trained: Any, tiny_backbone: Backbone, tune: str, parts: set[str]

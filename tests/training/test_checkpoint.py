@@ -37,7 +37,7 @@ def _state(epoch: int = 3, step: int = 120, **others: Any) -> TrainingState:
             "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0]}],
         },
         "scaler": {},
-        "rng": capture_rng(),
+        "rng": capture_rng(torch.device("cpu")),
         "average": {"weight": weight.double() / 3},
         "best": {"score": None, "module": {"empty": torch.empty(0)}},
         "record": {"loss_sum": 0.1 + 0.2},
@@ -193,17 +193,17 @@ def test_a_full_disk_leaves_the_checkpoints_that_were_there(small_disk: Any) -> 
 
 def test_generators_go_on_where_they_were() -> None:
     np.random.randn()  # draws two, and keeps one for the next call
-    state = capture_rng()
+    state = capture_rng(torch.device("cpu"))
     expected = (random.random(), np.random.randn(), torch.rand(3))
-    restore_rng(state)
+    restore_rng(state, torch.device("cpu"))
     actual = (random.random(), np.random.randn(), torch.rand(3))
     _assert_equal(expected, actual)
 
 
 def test_draws_within_rng_kept_leave_no_trace() -> None:
-    state = capture_rng()
-    with rng_kept():
+    state = capture_rng(torch.device("cpu"))
+    with rng_kept(torch.device("cpu")):
         random.random()
         np.random.rand()
         torch.rand(1)
-    _assert_equal(state, capture_rng())
+    _assert_equal(state, capture_rng(torch.device("cpu")))

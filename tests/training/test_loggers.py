@@ -19,7 +19,7 @@ from kdedge.training.loop.loggers import MetricsLog
 
 def _open(folder: Path, *, step: int = 0, n_bytes: int = 0, n_steps: int = 100) -> MetricsLog:
     file = folder / "metrics.jsonl"
-    return MetricsLog(file, folder, n_bytes=n_bytes, step=step, n_steps=n_steps)
+    return MetricsLog(file, folder, n_bytes=n_bytes, step=step, n_steps=n_steps, what="training")
 
 
 def _step(log: MetricsLog, step: int, *, is_last: bool = False, **values: Any) -> None:

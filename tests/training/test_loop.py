@@ -16,11 +16,7 @@ import torch
 
 from kdedge.errors import DataError, DivergedError, ResourceError
 from kdedge.methods.base import StepOutput
-from kdedge.training.loop.checkpoint import (
-    list_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
+from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 
 
 def test_training_equals_a_plain_loop(toy: ModuleType, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kdedge.config.optim_spec import OptimSettings
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.training.loop.step import Stepper
 
@@ -92,7 +93,7 @@ def test_each_layer_has_the_next_ones_learning_rate_times_the_decay(
 ) -> None:
     method = toy.ToyMethod(layers={"1.weight": 2, "1.bias": 2, "4.weight": 1})
     settings = toy.make_settings(layer_decay=0.5, algorithm=algorithm)
-    stepper = Stepper(method, settings, torch.device("cpu"))
+    stepper = Stepper(method, settings, torch.device("cpu"), SINGLE_PROCESS)
     toy.seed_everything(1)
     method.module.train()
     stepper.take(toy.draw_batch(1, 0), lr=0.25, place="a step")

@@ -59,7 +59,9 @@ def test_every_rate_lies_between_zero_and_lr(epochs: int, n_warmup: int, schedul
 
 def test_sgd_couples_weight_decay_and_has_plain_momentum() -> None:
     parameter = nn.Parameter(torch.tensor([2.0]))
-    optimizer = make_optimizer([parameter], OptimSettings(lr=0.1, momentum=0.5, weight_decay=0.25))
+    optimizer = make_optimizer(
+        [parameter], OptimSettings(lr=0.1, momentum=0.5, weight_decay=0.25), {}
+    )
     expected, velocity = 2.0, 0.0
     for _ in range(3):
         parameter.grad = torch.tensor([1.0])
@@ -72,7 +74,7 @@ def test_sgd_couples_weight_decay_and_has_plain_momentum() -> None:
 def test_adamw_takes_momentum_as_its_first_beta_and_decays_apart() -> None:
     parameter = nn.Parameter(torch.tensor([2.0]))
     settings = OptimSettings(algorithm="adamw", lr=0.1, momentum=0.8, weight_decay=0.25)
-    optimizer = make_optimizer([parameter], settings)
+    optimizer = make_optimizer([parameter], settings, {})
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.999)
     parameter.grad = torch.tensor([1.0])
     optimizer.step()
@@ -100,7 +102,7 @@ def test_an_average_equals_the_sum_in_exact_order_and_survives_a_stop() -> None:
 def test_learned_scales_are_not_decayed(algorithm: Any) -> None:
     scale, weight = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.full((2,), 3.0))
     settings = OptimSettings(algorithm=algorithm, lr=0.1, weight_decay=0.5)
-    optimizer = make_optimizer([scale, weight], settings)
+    optimizer = make_optimizer([scale, weight], settings, {})
     (0 * scale + 0 * weight.sum()).backward()
     optimizer.step()
     assert float(scale.detach()) == 3.0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint
 from kdedge.training.loop.step import Stepper
@@ -43,7 +44,7 @@ def test_learned_scales_have_the_rate_of_the_step_too(toy: ModuleType) -> None:
     method = toy.ToyMethod()
     method.module.register_parameter("log_scale", torch.nn.Parameter(torch.tensor(0.0)))
     method.module.train()
-    stepper = Stepper(method, toy.make_settings(), torch.device("cpu"))
+    stepper = Stepper(method, toy.make_settings(), torch.device("cpu"), SINGLE_PROCESS)
     stepper.take(toy.draw_batch(1, 0), lr=0.125, place="a step")
     assert [group["lr"] for group in stepper.optimizer.param_groups] == [0.125, 0.125]
 

@@ -18,6 +18,7 @@ from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
 from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, n_crops
@@ -37,8 +38,11 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
         seed=5,
         epochs=[4],
         batch_size=64,
+        first_step=0,
         n_views=2,
         teacher_features=filler.store.read,
+        **dict.fromkeys(("weights", "labeled", "labeled_batch_size")),
+        **{"n_workers": 0, "device": torch.device("cpu"), "group": SINGLE_PROCESS},
     )
     for batch in batches:
         expected = filling.SlowTeacher().forward_features(batch.images)

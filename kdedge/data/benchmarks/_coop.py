@@ -54,7 +54,7 @@ def read_split(path: Path, *, remedy: str) -> CoopSplit:
         rows = []
         for number, (image, label, name) in enumerate(listed[part]):
             where = f"{path}: {part}[{number}]"
-            check_path(image, where, remedy=remedy)
+            _check_path(image, where, remedy=remedy)
             if names.setdefault(label, name) != name or not name.isprintable():
                 conflict = f"label {label} is {name!r}, was {names[label]!r} before"
                 raise DataError(f"{where}: {conflict}.\n  {remedy}")
@@ -68,7 +68,7 @@ def read_split(path: Path, *, remedy: str) -> CoopSplit:
     return CoopSplit(tuple(names[label] for label in range(len(names))), parts)
 
 
-def check_path(text: str, where: str, *, remedy: str) -> None:
+def _check_path(text: str, where: str, *, remedy: str) -> None:
     """Raises DataError for a path that leaves the image folder, or that no file can have."""
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or "\0" in text or "\\" in text:
@@ -152,7 +152,7 @@ class AircraftSet(CoopSet):
                 image, _, name = line.partition(" ")
                 if name not in labels:
                     raise unexpected(folder / file, line, f"an image and a line of {variants}")
-                check_path(f"{image}.jpg", str(folder / file), remedy=self._remedy)
+                _check_path(f"{image}.jpg", str(folder / file), remedy=self._remedy)
                 rows.append((f"{image}.jpg", labels[name]))
             parts[part] = tuple(rows)
         return CoopSplit(tuple(names), parts)

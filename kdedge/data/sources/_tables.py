@@ -242,27 +242,43 @@ def choose_columns(
 
 def _choose(file: TableFile, image: str | None, label: str | None) -> Columns:
     features = read_features(file.schema)
-    images = [name for name, feature in features.items() if _kind(feature) == "image"]
-    labels = [name for name, feature in features.items() if _kind(feature) == "label"]
-    if image is None:
-        marked = [name for name in images if type(features[name]).__name__ == "Image"]
-        if len(marked or images) > 1:
-            raise DataError(
-                f"{file.path} has {len(marked or images)} columns that may hold images:"
-                f" {name_some(marked or images)}.\n  Name one as image_column."
-            )
-        image = next(iter(marked or images), None)
-    if image is None or image not in images:
-        what = "column of images" if image is None else f"column {image} of images"
-        raise _no_column_error(file, what, "image_column")
-    if label is None:
-        classes = [name for name in labels if hasattr(features[name], "names")]
-        usual = [name for name in _LABEL_COLUMNS if name in labels]
-        label = next(iter(usual or (classes if len(classes) == 1 else [])), None)
-    elif label not in labels:
-        raise _no_column_error(file, f"column {label} of names or numbers", "label_column")
+    image = _image_column(file, features, image)
+    label = _label_column(file, features, label)
     names = getattr(features.get(label), "names", None)
     return Columns(image, label, None if names is None else tuple(map(str, names)))
+
+
+def _image_column(file: TableFile, features: Any, name: str | None) -> str:
+    """The named column, else the only one of type Image, else the only one with bytes."""
+    images = [column for column, feature in features.items() if _kind(feature) == "image"]
+    if name is not None:
+        if name not in images:
+            raise _no_column_error(file, f"column {name} of images", "image_column")
+        return name
+    marked = [column for column in images if type(features[column]).__name__ == "Image"]
+    candidates: list[str] = marked or images
+    if len(candidates) > 1:
+        raise DataError(
+            f"{file.path} has {len(candidates)} columns that may hold images:"
+            f" {name_some(candidates)}.\n  Name one as image_column."
+        )
+    if not candidates:
+        raise _no_column_error(file, "column of images", "image_column")
+    return candidates[0]
+
+
+def _label_column(file: TableFile, features: Any, name: str | None) -> str | None:
+    """The named column, else a usual name, else the only column of classes, else None."""
+    labels = [column for column, feature in features.items() if _kind(feature) == "label"]
+    if name is not None:
+        if name not in labels:
+            raise _no_column_error(file, f"column {name} of names or numbers", "label_column")
+        return name
+    classes = [column for column in labels if hasattr(features[column], "names")]
+    usual = [column for column in _LABEL_COLUMNS if column in labels]
+    if len(classes) == 1:
+        usual += classes
+    return next(iter(usual), None)
 
 
 def read_features(schema: Any) -> Any:

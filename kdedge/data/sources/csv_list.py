@@ -87,35 +87,46 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
     reader = csv.reader(io.StringIO(text), strict=True, delimiter=next(marks, ","))
     heading: list[str] | None = None
     columns: tuple[int, int | None] = 0, 1
-    rows: list[_Row] = []
-    first_seen: dict[str, int] = {}
+    rows: dict[str, _Row] = {}
     try:
         for row in reader:
-            line, fields = reader.line_num, [field.strip() for field in row]
+            fields = [field.strip() for field in row]
             named_columns = None if rows or heading else _columns(path, fields)
             if named_columns is not None:
                 heading, columns = fields, named_columns
             elif any(fields):
-                image, label = columns
-                n_fields = 2 if heading is None else len(heading)
-                if not image < len(fields) <= n_fields or not fields[image]:
+                read = _read_row(path, reader.line_num, fields, heading, columns)
+                if read.path in rows:
                     raise DataError(
-                        f"{path}:{line}: the row has {len(fields)} fields, expected:"
-                        f" {','.join(heading or ['path[,label]'])}.\n"
-                        "  Put names with commas into double quotes."
+                        f"{path}:{read.line}: {printable(read.path)} is already in line"
+                        f" {rows[read.path].line}.\n  List every image once."
                     )
-                if first_seen.setdefault(fields[image], line) != line:
-                    raise DataError(
-                        f"{path}:{line}: {printable(fields[image])} is already in line"
-                        f" {first_seen[fields[image]]}.\n  List every image once."
-                    )
-                has_label = label is not None and label < len(fields)
-                rows.append(_Row(line, fields[image], fields[label or 0] if has_label else ""))
+                rows[read.path] = read
     except csv.Error as error:
         raise DataError(
             f"{path}:{reader.line_num}: not a CSV row: {error}.\n  Write each line as path,label."
         ) from error
-    return heading, rows
+    return heading, list(rows.values())
+
+
+def _read_row(
+    file: Path,
+    line: int,
+    fields: Sequence[str],
+    heading: Sequence[str] | None,
+    columns: tuple[int, int | None],
+) -> _Row:
+    """The row of an image, whose path and label are in two columns; a label may be missing."""
+    image, label = columns
+    n_fields = 2 if heading is None else len(heading)
+    if not image < len(fields) <= n_fields or not fields[image]:
+        raise DataError(
+            f"{file}:{line}: the row has {len(fields)} fields, expected:"
+            f" {','.join(heading or ['path[,label]'])}.\n"
+            "  Put names with commas into double quotes."
+        )
+    has_label = label is not None and label < len(fields)
+    return _Row(line, fields[image], fields[label or 0] if has_label else "")
 
 
 def _columns(path: Path, fields: Sequence[str]) -> tuple[int, int | None] | None:

@@ -52,11 +52,8 @@ def open_source(
         MissingPackage: datasets is not installed.
     """
     datasets = need_datasets("Reading a Hugging Face dataset")
-    paths = (
-        _fetch(datasets, str(place), part)
-        if str(place).startswith(HUB)
-        else _files(datasets, Path(place))
-    )
+    is_on_hub = str(place).startswith(HUB)
+    paths = _fetch(datasets, str(place), part) if is_on_hub else _files(datasets, Path(place))
     parts = [_open(datasets, path) for path in paths]
     files = [
         TableFile(path, part.data.schema, len(part), FileStamp.of(path.stat()))

@@ -55,13 +55,13 @@ def open_source(
         MissingPackage: datasets is not installed.
     """
     datasets = need_datasets("Reading Parquet files")
-    files = [_open(path) for path in find_files(pattern)]
+    files = [_open(path) for path in _find_files(pattern)]
     columns = choose_columns(files, image_column=image_column, label_column=label_column)
     dataset = _copy(datasets, files, columns)
     return TableSource(dataset, files, columns, class_names, labeled=labeled)
 
 
-def find_files(pattern: str) -> list[Path]:
+def _find_files(pattern: str) -> list[Path]:
     """The files of a pattern, sorted by name.
 
     Raises:

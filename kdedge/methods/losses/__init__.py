@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
@@ -27,8 +26,8 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from kdedge.config.fields import Strict
 from kdedge.errors import KdedgeError
-from kdedge.methods.base import MethodSettings
 from kdedge.plugins import Plugins
 
 
@@ -69,13 +68,11 @@ class Outputs:
         return self.teacher_scale * self.teacher_features @ self.teacher_vectors.T
 
 
-class LossSettings(BaseModel):
+class LossSettings(Strict):
     """Base of every loss's `Settings`: strict types, unknown keys are errors.
 
     A loss overrides the default and description of `weight`.
     """
-
-    model_config = MethodSettings.model_config
 
     weight: float | None = Field(gt=0, description="Multiplies the loss.")
 
@@ -145,14 +142,12 @@ def load_loss(name: str) -> ModuleType:
     return _LOSSES.load(name)
 
 
-class ChosenLosses(BaseModel):
+class ChosenLosses(Strict):
     """Losses that are added up, by name: `{kl: {weight: 200}, feature: {}}`.
 
     The order is kept, since it affects the rounding of the sum. Losses that are not chosen do not
     appear in dumped values, so that a package installed later changes no record.
     """
-
-    model_config = MethodSettings.model_config
 
     _names: tuple[str, ...] = PrivateAttr(())
 

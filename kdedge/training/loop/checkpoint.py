@@ -57,37 +57,31 @@ class TrainingState:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
+def capture_rng(device: torch.device) -> dict[str, Any]:
     """State of the global random generators of Python, numpy, torch and a CUDA device."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    name, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": (
-            name,
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            position,
-            has_gauss,
-            gauss,
-        ),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
-    if device is not None and device.type == "cuda":
+    if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def restore_rng(state: Mapping[str, Any], device: torch.device | None = None) -> None:
+def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
     """Restores the global random generators to the state returned by `capture_rng`."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if device is not None and device.type == "cuda" and "cuda" in state:
+    if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextlib.contextmanager
-def rng_kept(device: torch.device | None = None) -> Iterator[None]:
+def rng_kept(device: torch.device) -> Iterator[None]:
     """Context manager that restores the global random generators on exit.
 
     Validation and trial steps must not change training, even if a method draws random numbers.

@@ -13,7 +13,7 @@ from typing import Any
 from kdedge.errors import explain_os_error, explained
 from kdedge.progress import progress, rate
 
-LOG_EVERY_STEPS = 20
+_LOG_EVERY_STEPS = 20
 
 
 class MetricsLog:
@@ -34,14 +34,7 @@ class MetricsLog:
     """
 
     def __init__(
-        self,
-        path: Path,
-        events_folder: Path,
-        *,
-        n_bytes: int,
-        step: int,
-        n_steps: int,
-        what: str = "training",
+        self, path: Path, events_folder: Path, *, n_bytes: int, step: int, n_steps: int, what: str
     ) -> None:
         self._path = path
         with explained(path), contextlib.ExitStack() as stack:
@@ -64,13 +57,7 @@ class MetricsLog:
                 raise explain_os_error(failure, self._path) from failure
 
     def step(
-        self,
-        *,
-        epoch: int,
-        step: int,
-        figures: Mapping[str, Any],
-        n_images: int,
-        is_last: bool,
+        self, *, epoch: int, step: int, figures: Mapping[str, Any], n_images: int, is_last: bool
     ) -> None:
         """Adds a step's metrics; writes them for every 20th step and the last one of an epoch.
 
@@ -85,7 +72,7 @@ class MetricsLog:
         self._n_images += n_images
         now = time.monotonic()
         speed = self._n_images / max(now - self._since, 1e-9)
-        is_written = is_last or step % LOG_EVERY_STEPS == 0
+        is_written = is_last or step % _LOG_EVERY_STEPS == 0
         # The speed over the last written steps, since a speed over few steps would flicker
         shown = rate(self._speed or speed, "images")
         self._advance(step, f"{shown}, epoch {epoch}, loss {figures['loss']:.3g}")
@@ -120,13 +107,8 @@ class _EventFile:
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
-        from tensorboard.compat.proto import (  # type: ignore[import-untyped]
-            event_pb2,
-            summary_pb2,
-        )
-        from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]
-            RecordWriter,
-        )
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         now = time.time_ns()

@@ -25,7 +25,7 @@ def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
 def make_optimizer(
     parameters: Iterable[nn.Parameter],
     settings: OptimSettings,
-    lr_factors: Mapping[nn.Parameter, float] | None = None,
+    lr_factors: Mapping[nn.Parameter, float],
 ) -> torch.optim.Optimizer:
     """Makes the optimizer; each step sets the scheduled learning rate times a group's `lr_factor`.
 
@@ -41,7 +41,7 @@ def make_optimizer(
     scales: list[nn.Parameter] = []
     by_factor: defaultdict[float, list[nn.Parameter]] = defaultdict(list)
     for parameter in parameters:
-        factor = (lr_factors or {}).get(parameter, 1.0)
+        factor = lr_factors.get(parameter, 1.0)
         (by_factor[factor] if parameter.ndim > 0 else scales).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": group, "lr_factor": factor} for factor, group in by_factor.items()
@@ -56,10 +56,7 @@ def make_optimizer(
             weight_decay=settings.weight_decay,
         )
     return torch.optim.SGD(
-        groups,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
 
 

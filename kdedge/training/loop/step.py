@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.distributed import ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, get_logger, is_out_of_memory
 from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
@@ -38,16 +38,12 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        method: BaseMethod,
-        settings: OptimSettings,
-        device: torch.device,
-        group: ProcessGroup = SINGLE_PROCESS,
+        self, method: BaseMethod, settings: OptimSettings, device: torch.device, group: ProcessGroup
     ) -> None:
         check_fits(method, settings)
         self.parameters = method.trainable_parameters()
         self.optimizer = make_optimizer(
-            self.parameters.values(), settings, lr_factors=lr_factors(method, settings)
+            self.parameters.values(), settings, lr_factors(method, settings)
         )
         self.precision = MixedPrecision(settings.precision, device, method.module)
         self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch

@@ -104,8 +104,10 @@ class Training:
         group: ProcessGroup,
     ) -> None:
         self.epoch, self.step = 1, 0
-        self._method, self._settings, self._n_steps = method, settings, n_steps
-        self._run, self._device, self._group = run, device, group
+        self._method, self._settings = method, settings
+        self._n_steps = n_steps
+        self._run = run
+        self._device, self._group = device, group
         self._stepper = Stepper(method, settings, device, group)
         self._parameters = self._stepper.parameters
         weights = method.averaging_weights(settings.epochs)
@@ -235,7 +237,8 @@ class Training:
                 figures["averaged_validation_percent"] = self._consider(validate, epoch=None)
         if self._metrics is not None:
             self._metrics.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
-        self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
+        self.epoch, self.step = self.epoch + 1, 0
+        self._loss_sum = 0.0
 
     def check_stop(self) -> None:
         """Saves and ends the run if any process received a signal."""

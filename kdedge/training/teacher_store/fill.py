@@ -111,8 +111,7 @@ class StoreFiller:
 
     def _fill(self, missing: list[Chunk]) -> None:
         """Computes this process's share of missing chunks, and maps all new files."""
-        n_missing = n_crops(missing)
-        n_of_all = f"{n_missing:,} of {self.store.n_crops:,}"
+        n_of_all = f"{n_crops(missing):,} of {self.store.n_crops:,}"
         log.info(f"{self.store}. Computing {n_of_all} crops, for later runs too.")
         began = time.monotonic()
         share = missing[self.group.rank :: self.group.world_size]
