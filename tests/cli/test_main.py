@@ -224,9 +224,9 @@ def test_a_signal_is_seen_in_the_error_that_a_package_makes_of_it(fail, raises, 
     assert fail(raises) == (code, "kdedge: interrupted.\n")
 
 
-@pytest.mark.parametrize("error", ["GateError", "Interrupted"])
+@pytest.mark.parametrize("error", ["GateError('a')", "Interrupted('a', signum=2)"])
 def test_a_signal_that_a_command_handled_does_not_hide_its_error(fail, error):
-    _, said = fail(SIGNAL.format("SIGINT", f"raise errors.{error}('a')"))
+    _, said = fail(SIGNAL.format("SIGINT", f"raise errors.{error}"))
     assert said == "kdedge: a\n"
 
 
