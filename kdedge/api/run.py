@@ -10,7 +10,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
 from kdedge.records.evaluation import EvalResult, results_table
 from kdedge.records.tables import Table, Tabled
-from kdedge.reporting.headline import conclusion_of
+from kdedge.reporting.headline import conclusion_of, model_records
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance
@@ -30,7 +30,9 @@ class Run(Tabled):
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.path, self.name, self.kind = folder.path, folder.name, folder.kind
+        self.path = folder.path
+        self.name = folder.name
+        self.kind = folder.kind
 
     @property
     def provenance(self) -> Provenance:
@@ -69,7 +71,7 @@ class Run(Tabled):
     @property
     def headline(self) -> str | None:
         """How good a student is and whether to deploy it, a sentence a line; None if not known."""
-        return "\n".join(conclusion_of(self.folder)) or None
+        return "\n".join(conclusion_of(model_records(self.folder))) or None
 
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.kind}, {self.provenance.status}>"
@@ -77,7 +79,8 @@ class Run(Tabled):
     @property
     def table(self) -> Table:
         """The run's name, kind, status and accuracies."""
-        title, results = f"{self.name} ({self.kind}, {self.provenance.status})", self.results
+        title = f"{self.name} ({self.kind}, {self.provenance.status})"
+        results = self.results
         return results_table([*results.items()], first=title) if results else Table("", [title], [])
 
     @property

@@ -14,10 +14,9 @@ from kdedge.records.evaluation import (
     by_images,
     results_table,
 )
-from kdedge.records.record import if_readable
-from kdedge.reporting.headline import conclusion_of, headline_of
+from kdedge.reporting.headline import conclusion_of, headline_of, model_records
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import labeled_results, read_unlabeled, stored_evaluation
+from kdedge.runs.results import labeled_results, stored_evaluation
 
 _N_NAMED = 5  # most often predicted classes to name
 
@@ -50,17 +49,6 @@ def unlabeled_table(result: UnlabeledResult) -> str:
     return table([*result.table.rows, *listed])
 
 
-def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
-    """Returns a run's accuracies, zero-shot CLIP first; empty if the record is damaged."""
-    return labeled_results(run, stored_evaluation(run))
-
-
-def unlabeled_text(run: RunFolder) -> str | None:
-    """Formats a run's measurements on unlabeled images; None if there are none."""
-    result = if_readable(read_unlabeled, run)
-    return None if result is None else unlabeled_table(result)
-
-
 def megabytes(n_bytes: int) -> str:
     """Formats a number of bytes in MB with one digit."""
     return f"{n_bytes / 1e6:.1f} MB"
@@ -68,13 +56,12 @@ def megabytes(n_bytes: int) -> str:
 
 def run_record(run: RunFolder) -> dict[str, Any]:
     """Returns a run as plain values."""
-    results = stored_evaluation(run)
-    evaluation = {name: result.to_dict() for name, result in results.items()} or None
-    unlabeled = if_readable(read_unlabeled, run)
+    measured = model_records(run)
+    evaluation = {name: result.to_dict() for name, result in measured.results.items()} or None
     record = {"path": str(run.path), **run.read_provenance().to_dict(), "evaluation": evaluation}
-    if unlabeled is not None:
-        record["evaluation_unlabeled"] = unlabeled.to_dict()
-    headline = headline_of(run)
+    if measured.unlabeled is not None:
+        record["evaluation_unlabeled"] = measured.unlabeled.to_dict()
+    headline = headline_of(measured)
     return record if headline is None else {**record, "headline": headline}
 
 
@@ -89,7 +76,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     several = sum(run.kind == "student" for run in runs) > 1
     for run in runs:
         student_label = f"student, {run.read_provenance().method}" if several else "student"
-        for name, result in evaluation_rows(run):
+        for name, result in labeled_results(run, stored_evaluation(run)):
             label = student_label if name == "student" else name
             # A student's record repeats the accuracy of its teacher
             if not any(label == other and are_same_images(result, known) for other, known in rows):
@@ -97,11 +84,12 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
     lines = [accuracy_texts(rows)] if rows else ["No test images: accuracy was not measured."]
     trained = runs[-1]  # one of its teachers may be a student, too
-    if (unlabeled := unlabeled_text(trained)) is not None:
-        lines.append(unlabeled)
+    measured = model_records(trained)
+    if measured.unlabeled is not None:
+        lines.append(unlabeled_table(measured.unlabeled))
     for run in runs:
         is_elsewhere = run.root.resolve() != trained.root.resolve()
         verb = "Used" if is_elsewhere or run.path.resolve() in used else "Wrote"
         lines.append(f"{verb} {run.path} ({run.weights.name}, {run.class_vectors.name})")
-    lines += conclusion_of(trained)
+    lines += conclusion_of(measured)
     return "\n".join(lines)

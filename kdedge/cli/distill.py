@@ -13,7 +13,7 @@ from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.config.student_sizes import student_size
-from kdedge.reporting.headline import verdict_of
+from kdedge.reporting.headline import model_records, verdict_of
 from kdedge.runs.find import finished_runs
 
 
@@ -45,7 +45,7 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
         return
     runs = [run.folder for run in (student.teacher, student) if run is not None]
     following = next_line("export", student.path, "--cpu")
-    verdict = verdict_of(student.folder)
+    verdict = verdict_of(model_records(student.folder))
     if verdict is not None and verdict.kind == "labels alone":
         size = options["size"]
         size_keys = {} if size is None else student_size(size).overrides("ridge")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from kdedge.cli._results import accuracy_text, unlabeled_table
 from kdedge.files import new_file, write_json
 from kdedge.records.evaluation import UnlabeledResult
 from kdedge.records.tables import percent
-from kdedge.reporting.headline import headline_of
+from kdedge.reporting.headline import headline_of, model_records
 from kdedge.runs.find import find_run
 from kdedge.runs.results import labeled_results, with_stored
 
@@ -32,12 +33,7 @@ from kdedge.runs.results import labeled_results, with_stored
 )
 @run_options
 def command(
-    run: str | None,
-    per_class: bool,
-    output: Path | None,
-    root: Path,
-    as_json: bool,
-    **options: Any,
+    run: str | None, per_class: bool, output: Path | None, root: Path, as_json: bool, **options: Any
 ) -> None:
     """Evaluate RUN on its recipe's test images, or on unlabeled images if it has none.
 
@@ -65,17 +61,19 @@ def command(
             write_json(output, result.to_dict())
     if isinstance(result, UnlabeledResult):
         text = f"{folder.path}, without labels\n{unlabeled_table(result)}"
-        headline = headline_of(folder, unlabeled=result)
-        header, counts = ["predicted", "by teacher"], (result.predicted, result.teacher_predicted)
+        measured = replace(model_records(folder), unlabeled=result)
+        header = ["predicted", "by teacher"]
+        counts = (result.predicted, result.teacher_predicted)
         names = dict.fromkeys(itertools.chain(*counts))
         cells = [[name, *(str(count.get(name, 0)) for count in counts)] for name in names]
     else:
         results = with_stored(folder, result)  # with other models' results on the same images
         rows = labeled_results(folder, results)
         text = f"{folder.path}, {result.n_images:,} images\n{accuracy_text(rows)}"
-        headline = headline_of(folder, results)
+        measured = replace(model_records(folder), results=results)
         header = ["accuracy"]
         cells = [[name, percent(value)] for name, value in result.per_class.items()]
+    headline = headline_of(measured)
     text += "" if headline is None else f"\n{headline}"
     if per_class:
         text += "\n\n" + table(cells, header=["class", *header], align="lr")

@@ -39,7 +39,7 @@ def command(runs: tuple[str, ...], output: Path | None, root: Path, as_json: boo
         following = ["predict", str(artifact.path), "IMAGES"]
     # If a record is missing, the next command is the one that writes it
     following = next(iter(records.missing.values()), following)
-    text = "\n".join([f"Wrote {page}", *conclusion_of(student), next_line(*following)])
+    text = "\n".join([f"Wrote {page}", *conclusion_of(records), next_line(*following)])
     record = {
         "runs": [str(one.run.path) for one in shown],
         "folder": str(page.parent),

@@ -9,21 +9,16 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, print_result, table, table_text
-from kdedge.cli._results import (
-    accuracy_texts,
-    evaluation_rows,
-    megabytes,
-    run_record,
-    unlabeled_text,
-)
+from kdedge.cli._results import accuracy_texts, megabytes, run_record, unlabeled_table
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import file_to_ship
 from kdedge.records.tables import figure
-from kdedge.reporting.headline import conclusion_of
+from kdedge.reporting.headline import conclusion_of, model_records
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of
 from kdedge.runs.provenance import Provenance
+from kdedge.runs.results import labeled_results
 from kdedge.runtime.artifact import Artifact, load_artifact
 
 
@@ -56,7 +51,8 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
 
 def _text(run: RunFolder, *, is_whole: bool) -> str:
     record = run.read_provenance()
-    rows = evaluation_rows(run)
+    measured = model_records(run)
+    rows = labeled_results(run, measured.results)
     files = [
         [str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"]
         for path in sorted(files_of(run))
@@ -65,9 +61,9 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     summary += " versions and hashes"
     parts = [
         f"{run.path}: {run.kind}, {record.status}",
-        "\n".join(conclusion_of(run)) or None,
+        "\n".join(conclusion_of(measured)) or None,
         accuracy_texts(rows) if rows else None,
-        unlabeled_text(run),
+        None if measured.unlabeled is None else unlabeled_table(measured.unlabeled),
         table(_facts(run, record, is_whole=is_whole)),
         table(files, align="lr") if is_whole else summary,
     ]
@@ -117,12 +113,14 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
     # Where in the graph the pixels are normalized, if the artifact records it
     built_in = (file.built_with.get("normalized") for file in artifact.files)
     normalized = next((f": {where}" for where in built_in if where), "")
-    shipped, to_ship = file_to_ship(artifact, None), {}
+    shipped = file_to_ship(artifact, None)
+    to_ship = {}
     if shipped is not None:
         cost = ", not timed; kdedge export --cpu times it" if shipped.processor == "CPU" else ""
         cost = f", {figure(shipped.time.p50_ms)} ms" if shipped.time else cost
         to_ship[f"for a {shipped.processor}, ship"] = f"{shipped.file.name}{cost}"
-    dtype, size = artifact.input_record()["input"]["dtype"], artifact.preprocess.size_px
+    dtype = artifact.input_record()["input"]["dtype"]
+    size = artifact.preprocess.size_px
     facts = {
         "run": provenance.get("run"),
         **to_ship,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from kdedge.inference.choose import rank_files
 from kdedge.records.speed import Measurement, SpeedResult
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.cpu_choice import measured_choice
+from kdedge.runtime.cpu_choice import CpuChoice, measured_choice
 from kdedge.targets.registry import find_target
 
 
@@ -18,11 +18,13 @@ class FileToShip(NamedTuple):
         file: the file.
         time: measured time of a call; None if it was not measured.
         machine: the machine that measured it.
+        choice: what `kdedge export --cpu` measured here, or last; None if it measured nothing.
     """
 
     file: ModelFile
     time: Measurement | None
     machine: str
+    choice: CpuChoice | None
 
     @property
     def processor(self) -> str:
@@ -47,10 +49,10 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
     if not files:
         return None
     if choice is not None and choice.file == files[0].name:
-        return FileToShip(files[0], choice.time, str(choice.machine))
+        return FileToShip(files[0], choice.time, str(choice.machine), choice)
     rows = [] if speed is None else [row for row in speed.rows if row.model == files[0].name]
     machine = "" if speed is None else str(speed.device["cpu"])
-    return FileToShip(files[0], rows[0].alone(1) if rows else None, machine)
+    return FileToShip(files[0], rows[0].alone(1) if rows else None, machine, choice)
 
 
 def predict_flags(artifact: Artifact, file: ModelFile) -> list[str]:

@@ -10,8 +10,8 @@ from kdedge.records.tables import Table, percent
 from kdedge.reporting.blocks import Block, Plot
 from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_per_cell, confusion
 
+# Rows of a table that is not folded
 MOST_ROWS = 12
-"""Rows of a table that is not folded."""
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:

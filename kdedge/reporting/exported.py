@@ -6,28 +6,29 @@ import shlex
 from dataclasses import replace
 
 from kdedge.deploy import model_card
-from kdedge.deploy.ship import file_to_ship, predict_flags
+from kdedge.deploy.ship import predict_flags
 from kdedge.records.tables import Table, figure, percent
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.run_records import RunRecords
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.cpu_choice import measured_choice, readable_choices
+from kdedge.runtime.cpu_choice import CpuChoice
 
 _MOST_LAYERS = 10
 
 
 def ship_blocks(records: RunRecords) -> list[Block]:
     """Which file to put on the device, its cost, and the commands."""
-    run, artifact = shlex.quote(str(records.run.path)), records.artifact
+    run = shlex.quote(str(records.run.path))
+    artifact = records.artifact
     if artifact is None:
         line = f"# no file was exported yet\nkdedge export {run} --cpu"
         return [Text("", line)] if records.run.kind == "student" else []
     folder = shlex.quote(str(artifact.path))
-    shipped = file_to_ship(artifact, records.speed)
+    shipped = records.ship
     if shipped is None:
         line = f"# every exported file missed its gate: see the table below\nkdedge show {run}"
         return [Text("", line)]
-    file, time, machine = shipped
+    file, time = shipped.file, shipped.time
     rows = [["file", f"{file.name} ({file.precision}), {figure(file.n_bytes, 1e6)} MB"]]
     rows.append(["gate", file.gate])
     parity = file.parity
@@ -42,10 +43,10 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     latency = f"not measured: kdedge export {folder} --cpu"
     if time is not None:
         images = "one image" if time.batch == 1 else f"{time.batch} images"
-        latency = f"{figure(time.p50_ms)} ms for {images}, on {machine}"
+        latency = f"{figure(time.p50_ms)} ms for {images}, on {shipped.machine}"
         latency += f"; in doubt: {time.doubt}" if time.doubt else ""
     rows.append(["latency", latency])
-    rows += _in_float32(artifact)
+    rows += _in_float32(artifact, shipped.choice)
     commands = [
         "# to the device, which needs no torch; the folder's README.md says how to run it\n"
         "# (the other model files in it may be left out)",
@@ -61,9 +62,8 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     return [Table("", [], rows, align="l"), Text("", "\n".join(commands))]
 
 
-def _in_float32(artifact: Artifact) -> list[list[str]]:
+def _in_float32(artifact: Artifact, choice: CpuChoice | None) -> list[list[str]]:
     """What the float32 ONNX file costs, where the fastest on a CPU is another."""
-    choice, _ = measured_choice(artifact)
     exact = None if choice is None else choice.candidates[0]
     if choice is None or exact is None or exact.time is None or exact.file == choice.file:
         return []
@@ -80,7 +80,7 @@ def exported_blocks(records: RunRecords) -> list[Block]:
     if artifact is None:
         return []
     blocks: list[Block] = [compared_files(artifact)]
-    for choice in readable_choices(artifact):
+    for choice in records.choices:
         title = f"Fastest on {choice.machine}: {choice.file}"
         blocks += [replace(choice.table, title=title), Note(choice.notes)]
     return [*blocks, *_search_blocks(artifact)]
@@ -136,7 +136,8 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
     key = "sensitivity"
     caption = "Percentage points of the logits' error that each layer in float takes away."
     if all(layer[key] is None for layer in search["layers"].values()):
-        key, caption = "error_percent", "Error of each layer's output by itself, percent of it."
+        key = "error_percent"
+        caption = "Error of each layer's output by itself, percent of it."
     layers = {name: x[key] for name, x in search["layers"].items() if x[key] is not None}
     most = sorted(layers, key=lambda name: -layers[name])[:_MOST_LAYERS]
     rows = [[name, percent(layers[name])] for name in most]

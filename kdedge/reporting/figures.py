@@ -17,11 +17,11 @@ from kdedge.records.speed import pareto_front
 from kdedge.reporting.plots import FIRST, MUTED, SECOND, SHARES, THIRD
 from kdedge.reporting.run_records import TrainingLog
 
+# With more classes, names are left out, since they would be too small to read
 MOST_NAMED_CLASSES = 40
-"""With more classes, names are left out, since they would be too small to read."""
 
+# Largest number of rows of a drawn matrix; in longer lists, neighboring classes share a row
 MOST_CELLS = 200
-"""Largest number of rows of a drawn matrix; in longer lists, neighboring classes share a row."""
 
 _MOST_LABELS = 16  # numbered points of a plot
 _NEAR_PX = 14.0  # points that are closer share one label
@@ -177,8 +177,9 @@ def accuracy_against_cost(
         if same_kind:
             axes.scatter(x, y, s=42, color=color, marker=marker, label=label, zorder=3)
     # Wide enough for a tick, even for a single point
-    low, high = (f(point.cost for point in points) for f in (min, max))
-    axes.set(xlabel=cost_name, ylabel=accuracy_name, xscale="log", xlim=(low / 1.6, high * 1.6))
+    costs = [point.cost for point in points]
+    limits = (min(costs) / 1.6, max(costs) * 1.6)
+    axes.set(xlabel=cost_name, ylabel=accuracy_name, xscale="log", xlim=limits)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()

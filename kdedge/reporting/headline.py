@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from kdedge.records.evaluation import (
     on_same_images,
 )
 from kdedge.records.record import if_readable
-from kdedge.records.speed import read_speed
+from kdedge.records.speed import SpeedResult, read_speed
 from kdedge.records.tables import figure, images_text
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_unlabeled, stored_details, stored_evaluation
@@ -47,48 +48,100 @@ class Verdict(NamedTuple):
     text: str
 
 
-def headline_of(
-    run: RunFolder,
-    results: Mapping[str, EvalResult] | None = None,
-    unlabeled: UnlabeledResult | None = None,
-) -> str | None:
-    """Returns the headline of a run, one sentence a line; None if its records compare nothing.
+@dataclass(frozen=True)
+class ModelRecords:
+    """The records of a run that its headline and its verdict rest on; empty or None if missing.
 
-    Args:
-        run: the run; damaged records are left out.
-        results: accuracies by model; default: from the run's record.
-        unlabeled: measurements without labels; default: from the run's record.
+    Attributes:
+        run: the run's folder.
+        results: accuracies, by model.
+        details: confusions and calibration, by model.
+        unlabeled: measurements without labels.
+        artifact: the newest export.
+        speed: the newest speed measurement.
     """
+
+    run: RunFolder
+    results: Mapping[str, EvalResult]
+    details: Mapping[str, EvalDetails]
+    unlabeled: UnlabeledResult | None
+    artifact: Artifact | None
+    speed: SpeedResult | None
+
+    @cached_property
+    def ship(self) -> FileToShip | None:
+        """The file to ship."""
+        return None if self.artifact is None else file_to_ship(self.artifact, self.speed)
+
+    @property
+    def comparable(self) -> Mapping[str, EvalResult]:
+        """The results on the same images as the result of the run's own model."""
+        return on_same_images(self.results, self.results.get(self.run.kind))
+
+
+def model_records(run: RunFolder) -> ModelRecords:
+    """Reads the records; damaged ones are left out, and what only a student's verdict needs."""
+    results, unlabeled = stored_evaluation(run), if_readable(read_unlabeled, run)
     if run.kind != "student":
+        return ModelRecords(run, results, {}, unlabeled, None, None)
+    exported, measured = run.newest_export, newest_speed(run)
+    return ModelRecords(
+        run,
+        results=results,
+        details=stored_details(run),
+        unlabeled=unlabeled,
+        artifact=None if exported is None else if_readable(load_artifact, exported),
+        speed=None if measured is None else if_readable(read_speed, measured),
+    )
+
+
+def conclusion_of(records: ModelRecords) -> list[str]:
+    """The headline of a run and the text of its verdict, if there are any."""
+    verdict = verdict_of(records)
+    return [*filter(None, [headline_of(records), verdict and verdict.text])]
+
+
+def headline_of(records: ModelRecords) -> str | None:
+    """Returns the headline of a run, one sentence a line; None if its records compare nothing."""
+    if records.run.kind != "student":
         return None
-    results = stored_evaluation(run) if results is None else results
-    student = results.get("student")
-    results = on_same_images(results, student)
-    artifact, shipped = _newest_export(run)
-    model, judged = judged_model(student, shipped)
-    first, is_loss = ([], False) if judged is None else _accuracy(judged, results)
-    if judged is not None and student is not None and judged != student:
+    student = records.results.get("student")
+    model, judged = judged_model(student, records.ship)
+    facts, is_loss = ([], False) if judged is None else _accuracy(judged, records.comparable)
+    if student is None:
+        facts += _agreement(records.unlabeled)
+    elif judged is not None and judged != student:
         points = judged.all - student.all
         compared = f"{_apart(points)} the student" if points else "as often as the student"
-        first.append(f"{compared} before export")
-    unlabeled = unlabeled or if_readable(read_unlabeled, run)
-    if student is None and unlabeled is not None and unlabeled.agreement_percent is not None:
-        images = images_text(unlabeled.n_images)
-        first = [f"agrees with its teacher on {unlabeled.agreement_percent:.0f} % of {images}"]
-    sentences = [f"{model} {', '.join(first)}."] if first else []
+        facts.append(f"{compared} before export")
+    sentences = [f"{model} {', '.join(facts)}."] if facts else []
     if not is_loss:
-        if of_teacher := _of_teacher(run, judged, results.get("teacher")):
-            sentences.append(f"{'It' if first else model} {of_teacher}.")
-        if student is not None and "labels_alone" in results:
-            sentences += _of_unlabeled(run, student, results["labels_alone"])
+        of_teacher = _of_teacher(records.run, judged, records.comparable.get("teacher"))
+        subject = "It" if facts else model
+        sentences += [f"{subject} {of_teacher}."] if of_teacher else []
+        sentences += _of_unlabeled(records.run, student, records.comparable.get("labels_alone"))
     if not sentences:
         return None
-    only = None if artifact is None else artifact.provenance.get("predicts_only")
-    if (details := stored_details(run).get(run.kind)) is not None:
-        only = only or details.only_class
-    sentences += [f"But it predicts {only!r} for every image."] if only else []
-    sentences += [] if artifact is None or is_loss else _files(artifact, shipped)
+    if (only := _only_class(records)) is not None:
+        sentences.append(f"But it predicts {only!r} for every image.")
+    if records.artifact is not None and not is_loss:
+        sentences += _files(records.artifact, records.ship)
     return "\n".join(sentences)
+
+
+def _agreement(unlabeled: UnlabeledResult | None) -> list[str]:
+    """How often a student without test images gives its teacher's class, if that is known."""
+    if unlabeled is None or unlabeled.agreement_percent is None:
+        return []
+    images = images_text(unlabeled.n_images)
+    return [f"agrees with its teacher on {unlabeled.agreement_percent:.0f} % of {images}"]
+
+
+def _only_class(records: ModelRecords) -> str | None:
+    """The class that the model predicts for every image, if there is one."""
+    details = records.details.get(records.run.kind)
+    exported = {} if records.artifact is None else records.artifact.provenance
+    return exported.get("predicts_only") or (None if details is None else details.only_class)
 
 
 def judged_model(
@@ -114,47 +167,32 @@ def judged_model(
     return f"The file to ship, {shipped.file.name},", result
 
 
-def conclusion_of(run: RunFolder) -> list[str]:
-    """The headline of a run and the text of its verdict, if there are any."""
-    verdict = verdict_of(run)
-    return [*filter(None, [headline_of(run), verdict and verdict.text])]
-
-
-def verdict_of(
-    run: RunFolder,
-    results: Mapping[str, EvalResult] | None = None,
-    details: Mapping[str, EvalDetails] | None = None,
-) -> Verdict | None:
+def verdict_of(records: ModelRecords) -> Verdict | None:
     """Returns whether to deploy a student: on condition of its weakest class's accuracy, at best.
 
     None where the headline says it already, and with the split base-to-novel, whose classes
     belong to a benchmark.
-
-    Args:
-        run: the run; damaged records are left out.
-        results: accuracies by model; default: from the run's record.
-        details: confusions by model; default: from the run's record.
     """
+    run, student = records.run, records.results.get("student")
     if run.kind != "student":
         return None
-    results = stored_evaluation(run) if results is None else results
-    student = results.get("student")
-    results = on_same_images(results, student)
-    _, judged = judged_model(student, _newest_export(run)[1])
+    _, judged = judged_model(student, records.ship)
     if judged is None or student is None:
-        if if_readable(read_unlabeled, run) is None:
+        if records.unlabeled is None:
             return None
         return Verdict(
             "unknown",
             "Whether to deploy it is not known: put labeled images into a folder for each class,"
             f" and run kdedge eval {shlex.quote(str(run.path))} --set data.test.folder=FOLDER",
         )
-    answers = (details or stored_details(run)).get("student")
-    if answers is None or student.harmonic_mean is not None or _accuracy(judged, results)[1]:
+    answers = records.details.get("student")
+    if answers is None or student.harmonic_mean is not None:
+        return None
+    if _accuracy(judged, records.comparable)[1]:
         return None
     return (
         _why_not(judged, student, answers)
-        or _labels_alone(run, student, results.get("labels_alone"))
+        or _labels_alone(run, student, records.comparable.get("labels_alone"))
         or Verdict("deploy", _condition(judged, answers) + _doubts(run, answers))
     )
 
@@ -194,7 +232,8 @@ def _condition(judged: EvalResult, answers: EvalDetails) -> str:
     n_of = answers.images_per_class
     shares = {name: (judged.per_class.get(name) or 0.0) / 100 for name in n_of}
     weakest = min(shares, key=shares.__getitem__)
-    n, n_right = n_of[weakest], round(shares[weakest] * n_of[weakest])
+    n = n_of[weakest]
+    n_right = round(shares[weakest] * n_of[weakest])
     if n == n_right:
         low = math.floor(10 * accuracy_interval(answers.n_images, answers.n_images)[0]) / 10
         return (
@@ -293,8 +332,12 @@ def _compared(own: float | None, teachers: float | None, of: str) -> list[str]:
     ]
 
 
-def _of_unlabeled(run: RunFolder, student: EvalResult, alone: EvalResult) -> list[str]:
-    """What the unlabeled images brought, against the same network without them."""
+def _of_unlabeled(
+    run: RunFolder, student: EvalResult | None, alone: EvalResult | None
+) -> list[str]:
+    """What the unlabeled images brought, against the same network without them, if it is known."""
+    if student is None or alone is None:
+        return []
     gain, images = _gain(student, alone)
     brought = f"brought nothing that {student.n_images:,} test images can show"
     if gain is not None:
@@ -348,7 +391,8 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
     """Size, gate, agreement, time of the file to ship; which files missed their gates."""
     parts = []
     if shipped is not None:
-        file, time, _ = shipped
+        file = shipped.file
+        time = shipped.time
         gate = "passed its gate" if file.gate == "passed" else "was not compared on this machine"
         facts = [f"{figure(file.n_bytes, 1e6)} MB"]
         if file.parity is not None:
@@ -373,7 +417,8 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
 
 def _failed_figure(parity: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> str:
     """The figure for which a file missed its gate."""
-    drop, without_drop = parity.accuracy_drop, replace(parity, accuracy_drop=None)
+    drop = parity.accuracy_drop
+    without_drop = replace(parity, accuracy_drop=None)
     if drop is not None and failed_gates(parity, precision, gates) != failed_gates(
         without_drop, precision, gates
     ):
@@ -384,13 +429,3 @@ def _failed_figure(parity: ParityResult, precision: Precision, gates: Mapping[st
 def newest_speed(run: RunFolder) -> Path | None:
     """The file of a run's newest speed measurement."""
     return highest_number((run.path / "bench").glob("*.json"))
-
-
-def _newest_export(run: RunFolder) -> tuple[Artifact | None, FileToShip | None]:
-    """A run's newest artifact, and its file to ship; damaged records are left out."""
-    newest, measured = run.newest_export, newest_speed(run)
-    artifact = None if newest is None else if_readable(load_artifact, newest)
-    if artifact is None:
-        return None, None
-    speed = None if measured is None else if_readable(read_speed, measured)
-    return artifact, file_to_ship(artifact, speed)

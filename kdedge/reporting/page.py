@@ -10,7 +10,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdedge import __version__
 from kdedge.benchmarking.tables import machine, sizes, throughputs
-from kdedge.deploy.ship import file_to_ship
 from kdedge.files import new_folder, write_atomic
 from kdedge.records.evaluation import (
     EvalResult,
@@ -72,7 +71,10 @@ def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
         anchor=f"{prefix}run",
         title=records.run.name,
         subtitle=" · ".join(parts),
-        sections=_sections(records, prefix),
+        sections=[
+            *_non_empty(_shown(records), is_folded=False),
+            *_non_empty(_folded(records, prefix), is_folded=True),
+        ],
         verdict=_verdict(records),
     )
 
@@ -91,9 +93,9 @@ def _label(records: RunRecords, name: str) -> str:
 
 def _verdict(records: RunRecords) -> list[str]:
     """Sentences on whether to deploy the run's model, and on its accuracy."""
-    headline = headline_of(records.run, records.results, records.unlabeled)
-    verdict = verdict_of(records.run, records.results, records.details)
-    lines = [*([] if verdict is None else [verdict.text]), *(headline or "").splitlines()]
+    verdict = verdict_of(records)
+    lines = [] if verdict is None else [verdict.text]
+    lines += (headline_of(records) or "").splitlines()
     if records.balance is not None:
         shares = assumed_shares(records.balance.prior)
         lines.append(
@@ -113,57 +115,77 @@ _BASELINES = {
 }
 
 
-def _sections(records: RunRecords, prefix: str) -> list[Section]:
-    """The sections for which the run has records: the main results, then folded details."""
-    run, details = records.run, records.details
-    main, own_details = records.results.get(run.kind), details.get(run.kind)
-    rows = [
-        (_label(records, name), result)
-        for name, result in sorted_results(run, records.results).items()
-    ]
-    shown: dict[str, list[Block | None]] = {
+def _shown(records: RunRecords) -> dict[str, Sequence[Block | None]]:
+    """The main results, by the section's title."""
+    accuracies = sorted_results(records.run, records.results).items()
+    rows = [(_label(records, name), result) for name, result in accuracies]
+    lines = missing_lines(records)
+    return {
         "Accuracy": [accuracy_table(same) for same in by_images(rows)],
         "Without labels": _unlabeled(records.unlabeled),
-        "The file to ship": [*ship_blocks(records)],
+        "The file to ship": ship_blocks(records),
+        "Classes": _classes(records),
+        "Answers of the model before export" if records.ship else "Images": _images(records),
+        "Not in this report": [Note(lines)] if lines else [],
     }
-    artifact = records.artifact
-    ship = None if artifact is None else file_to_ship(artifact, records.speed)
-    compared: dict[str, EvalResult] = {}
-    if main is not None:
-        names = dict.fromkeys((run.kind, "teacher", "zeroshot"))
-        compared = {name: records.comparable[name] for name in names if name in records.comparable}
-        columns = {model_label(run, name): result for name, result in compared.items()}
-        _, judged = judged_model(main, ship)
-        if judged is not None and judged != main:
-            columns = {"file to ship": judged, **columns}
-        least = MOST_ROWS if len(main.per_class) > MOST_ROWS + 3 else None
-        shown["Classes"] = [class_table(columns, own_details, least=least)]
-        if own_details is not None:
-            shown["Classes"].append(confusion_table(model_label(run, run.kind), own_details))
-    shown["Answers of the model before export" if ship else "Images"] = _images(records)
-    shown["Not in this report"] = [Note(lines)] if (lines := missing_lines(records)) else []
 
-    folded: dict[str, list[Block | None]] = {}
-    if main is not None and len(main.per_class) > MOST_ROWS + 3:
-        folded["Every class"] = [class_table(columns, own_details)]
+
+def _folded(records: RunRecords, prefix: str) -> dict[str, Sequence[Block | None]]:
+    """The details, by the section's title."""
+    run, artifact = records.run, records.artifact
+    own_details = records.details.get(run.kind)
+    folded: dict[str, Sequence[Block | None]] = {}
+    if _has_many_classes(records):
+        folded["Every class"] = [class_table(_by_class(records), own_details)]
     if own_details is not None:
         plot = confusion_plot(model_label(run, run.kind), own_details, f"{prefix}confusion")
         folded["Confusion matrix"] = [plot]
-    detailed = {name: details[name] for name in compared if name in details}
-    if detailed:
-        models = {model_label(run, name): entry for name, entry in detailed.items()}
-        results = {model_label(run, name): compared[name] for name in detailed}
-        folded["Calibration"] = [*calibration_blocks(models, results, f"{prefix}calibration")]
-    folded["Exported files"] = [*exported_blocks(records)]
-    if artifact is not None and ship is not None:
-        cards = changed_cards(artifact, ship.file, records.recipe)
+    if compared := [name for name in _compared(records) if name in records.details]:
+        models = {model_label(run, name): records.details[name] for name in compared}
+        results = {model_label(run, name): records.comparable[name] for name in compared}
+        folded["Calibration"] = calibration_blocks(models, results, f"{prefix}calibration")
+    folded["Exported files"] = exported_blocks(records)
+    if artifact is not None and records.ship is not None:
+        cards = changed_cards(artifact, records.ship.file, records.recipe)
         folded["Images that the exported file changes"] = [cards]
     if records.speed is not None:
-        folded["Speed"] = [*speed_blocks(records.speed, f"{prefix}accuracy-latency")]
+        folded["Speed"] = speed_blocks(records.speed, f"{prefix}accuracy-latency")
     if records.training.steps:
         folded["Training"] = [_training(records, f"{prefix}training")]
-    folded["How it was made"] = [*provenance_blocks(records)]
-    return _non_empty(shown, is_folded=False) + _non_empty(folded, is_folded=True)
+    folded["How it was made"] = provenance_blocks(records)
+    return folded
+
+
+def _compared(records: RunRecords) -> list[str]:
+    """The run's own model, then the others that were measured on the same images."""
+    names = dict.fromkeys((records.run.kind, "teacher", "zeroshot"))
+    return [name for name in names if name in records.comparable]
+
+
+def _by_class(records: RunRecords) -> dict[str, EvalResult]:
+    """The columns of a table of classes; the file to ship comes first where it differs."""
+    columns = {model_label(records.run, x): records.comparable[x] for x in _compared(records)}
+    own = records.results.get(records.run.kind)
+    _, judged = judged_model(own, records.ship)
+    return columns if judged is None or judged == own else {"file to ship": judged, **columns}
+
+
+def _has_many_classes(records: RunRecords) -> bool:
+    main = records.results.get(records.run.kind)
+    return main is not None and len(main.per_class) > MOST_ROWS + 3
+
+
+def _classes(records: RunRecords) -> list[Block | None]:
+    """The accuracies of the lowest classes, and the most frequent confusions."""
+    columns = _by_class(records)
+    details = records.details.get(records.run.kind)
+    if not columns:
+        return []
+    least = MOST_ROWS if _has_many_classes(records) else None
+    table = class_table(columns, details, least=least)
+    if details is None:
+        return [table]
+    return [table, confusion_table(model_label(records.run, records.run.kind), details)]
 
 
 def _non_empty(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
@@ -270,12 +292,12 @@ def _machine(result: SpeedResult) -> tuple[object, ...]:
     return tuple(result.device.get(key) for key in ("cpu", "cpu_cores", "gpus", "jetson"))
 
 
-def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Path:
+def write_report(runs: Sequence[RunRecords], output: Path | None) -> Path:
     """Writes a report, completely or not at all. The same records give the same bytes.
 
     Args:
         runs: records of one or more runs.
-        output: a folder that does not exist; default: the next number in the first run's `report`.
+        output: a folder that does not exist; None: the next number in the first run's `report`.
 
     Returns:
         The page's path. The page loads no other file and has no script; all its text is escaped.

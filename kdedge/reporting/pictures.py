@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -20,8 +21,8 @@ from kdedge.reporting.blocks import Card, Cards
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 
+# Longest side of a thumbnail: twice the size on the page, for high-resolution screens
 SIDE_PX = 240
-"""Longest side of a thumbnail: twice the size on the page, for high-resolution screens."""
 
 _Thumbnail = tuple[str, "str | None"]  # an image as a data URI, and its class; None if unknown
 
@@ -43,7 +44,9 @@ def sample_cards(
         for title, group in groups.items()
         if group
     ]
-    return [*rows[:-1], *(Cards(row.title, row.cards, problem) for row in rows[-1:])]
+    if rows:
+        rows[-1] = replace(rows[-1], caption=problem)
+    return rows
 
 
 def _card(sample: SampleImage, thumbnails: Mapping[str, _Thumbnail]) -> Card:

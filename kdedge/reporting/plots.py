@@ -23,8 +23,8 @@ TEXT, MUTED = "#1f2430", "#9aa3b2"
 FIRST, SECOND, THIRD = "#0072b2", "#d55e00", "#009e73"
 _VARIABLES = {TEXT: "text", MUTED: "muted", FIRST: "first", SECOND: "second", THIRD: "third"}
 
+# Color map of matrices, from 0 to 100 percent, on the page's own background
 SHARES = LinearSegmentedColormap.from_list("shares", ["#3a94d000", "#3a94d0ff"])
-"""Color map of matrices, from 0 to 100 percent, on the page's own background."""
 
 Draw = Callable[[], Figure]
 

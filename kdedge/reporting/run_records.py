@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,21 +14,15 @@ from safetensors import SafetensorError, safe_open
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import read_bytes
-from kdedge.records.evaluation import (
-    BalanceResult,
-    EvalDetails,
-    EvalResult,
-    UnlabeledResult,
-    on_same_images,
-)
+from kdedge.records.evaluation import BalanceResult
 from kdedge.records.record import parse_record, read_record
-from kdedge.records.speed import SpeedResult, read_speed
-from kdedge.reporting.headline import newest_speed
+from kdedge.records.speed import read_speed
+from kdedge.reporting.headline import ModelRecords, newest_speed
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_balance, read_details, read_evaluation, read_unlabeled
-from kdedge.runtime.artifact import Artifact, load_artifact
-from kdedge.runtime.cpu_choice import readable_choices
+from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.cpu_choice import CpuChoice, readable_choices
 
 _T = TypeVar("_T")
 
@@ -56,39 +51,32 @@ class TrainingLog:
     epochs: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True)
-class RunRecords:
-    """A run's records; empty or None if missing.
+@dataclass(frozen=True, kw_only=True)
+class RunRecords(ModelRecords):
+    """All records of a run; empty or None if missing.
 
     Attributes:
-        run: the run's folder.
         provenance: record of how the run was made.
         recipe: the resolved recipe.
-        results: accuracies, by model.
-        details: confusions and calibration, by model.
-        unlabeled: measurements without labels.
         training: log of the training.
-        artifact: the newest export.
         balance: the offsets that balance its classes.
         baselines: accuracies of the teacher, zero-shot CLIP and ridge on the labeled images.
-        speed: the newest speed measurement.
         speed_file: file of the newest speed measurement.
         problems: errors of damaged records, which are left out.
     """
 
-    run: RunFolder
     provenance: Provenance
     recipe: LoadedRecipe | None
-    results: Mapping[str, EvalResult]
-    details: Mapping[str, EvalDetails]
-    unlabeled: UnlabeledResult | None
     training: TrainingLog
-    artifact: Artifact | None
     balance: BalanceResult | None
     baselines: Mapping[str, float]
-    speed: SpeedResult | None
     speed_file: Path | None
     problems: tuple[str, ...]
+
+    @cached_property
+    def choices(self) -> tuple[CpuChoice, ...]:
+        """The choices of the fastest file on CPUs, of all machines."""
+        return () if self.artifact is None else readable_choices(self.artifact)
 
     @property
     def can_evaluate(self) -> bool:
@@ -96,14 +84,11 @@ class RunRecords:
         return self.recipe is None or self.recipe.recipe.data.test is not None
 
     @property
-    def comparable(self) -> Mapping[str, EvalResult]:
-        """The results on the same images as the result of the run's own model."""
-        return on_same_images(self.results, self.results.get(self.run.kind))
-
-    @property
     def missing(self) -> dict[str, list[str]]:
         """Name of each missing record -> the command that makes it."""
-        name, kind, artifact = str(self.run.path), self.run.kind, self.artifact
+        name = str(self.run.path)
+        kind = self.run.kind
+        artifact = self.artifact
         missing: dict[str, list[str]] = {}
         if self.can_evaluate and not (kind in self.results and kind in self.details):
             missing["accuracy and confusions"] = ["eval", name]
@@ -115,7 +100,7 @@ class RunRecords:
         measuring, is_timed = ["bench", name], self.speed is not None
         if artifact is not None and not any(f.name.endswith(".engine") for f in artifact.files):
             measuring = ["export", str(artifact.path), "--cpu"]  # also chooses the file to ship
-            is_timed |= bool(readable_choices(artifact))
+            is_timed |= bool(self.choices)
         if not is_timed and run_has_class_vectors(self.run):
             missing["speed"] = measuring
         return missing

@@ -206,4 +206,4 @@ def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     timed = TimedFile("i8.onnx", "int8", "onnxruntime 1", 100.0, time, 1.0, None)
     here = CpuMachine.this()
     keep_choice(artifact, CpuChoice(here, "i8.onnx", "0" * 64, 1, (timed,), {}, "2026-01-02"))
-    return write_report([gather(run)])
+    return write_report([gather(run)], output=None)

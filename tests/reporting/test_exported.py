@@ -77,10 +77,10 @@ def test_the_file_to_ship_has_the_time_of_bench(make_run: MakeRun) -> None:
     artifact = replace(artifact, files=(plain, int8))
     rows = [replace(row, model="model.onnx") for row in speed.rows[:1]]
     speed = replace(speed, rows=(*rows, *speed.rows[1:]))
-    assert file_to_ship(artifact, speed) == (plain, rows[0].alone(1), "A processor")
-    assert file_to_ship(artifact, None) == (plain, None, "")
+    assert file_to_ship(artifact, speed) == (plain, rows[0].alone(1), "A processor", None)
+    assert file_to_ship(artifact, None) == (plain, None, "", None)
     for_gpus = replace(artifact, files=(replace(int8, device="gpu"), int8))
-    assert file_to_ship(for_gpus, None) == (int8, None, "")
+    assert file_to_ship(for_gpus, None) == (int8, None, "", None)
 
 
 # What made a run

@@ -20,7 +20,7 @@ from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult, WorstImage
-from kdedge.reporting.headline import headline_of, verdict_of
+from kdedge.reporting.headline import headline_of, model_records, verdict_of
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.pictures import changed_cards
 from kdedge.reporting.run_records import gather
@@ -282,7 +282,7 @@ def test_a_loss_is_not_congratulated_on(
         found[name] = {**student, "all": all_images, "per_class": classes}
     run.evaluation_details.unlink()
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
-    said_of_it = headline_of(run)
+    said_of_it = headline_of(model_records(run))
     assert said_of_it is not None
     assert said_of_it.startswith(f"The student {headline}")
 
@@ -331,14 +331,14 @@ def test_without_their_folder_worst_images_are_names(make_run: MakeRun, tmp_path
 
 def test_one_class_is_enough(make_run: MakeRun) -> None:
     run = make_run(["only"], only="eval metrics")
-    write_report([gather(run)])
+    write_report([gather(run)], output=None)
     assert plots(run) == ["confusion", "calibration", "training"]
     assert "Confusions" not in said(run)
 
 
 def test_a_thousand_classes_stay_readable(make_run: MakeRun) -> None:
     run = make_run([f"class {number}" for number in range(1000)], only="eval")
-    written = write_report([gather(run)])
+    written = write_report([gather(run)], output=None)
     html = written.read_text(encoding="utf-8")
     page = Page(html)
     assert "5 neighboring classes share a row and a column" in page.text
@@ -351,7 +351,7 @@ def test_a_thousand_classes_stay_readable(make_run: MakeRun) -> None:
 
 def test_several_runs_are_compared_first(make_run: MakeRun) -> None:
     runs = make_run(only="eval bench"), make_run(only="bench"), make_run(only="bench", cpu="B")
-    written = write_report([gather(run) for run in runs])
+    written = write_report([gather(run) for run in runs], output=None)
     html = written.read_text(encoding="utf-8")
     page = Page(html)
     assert page.text.index("3 runs compared") < page.text.index("How it was made")
@@ -436,7 +436,8 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
             per_class=per_class,
         )
         others = {"labels_alone": replace(result, all=alone)}
-        verdict = verdict_of(run, {"student": result, **others}, {"student": details})
+        measured = {"results": {"student": result, **others}, "details": {"student": details}}
+        verdict = verdict_of(replace(model_records(run), **measured))
         return None if verdict is None else verdict.text
 
     # No test image of owls: their accuracy is unknown, and not 0
@@ -503,7 +504,7 @@ def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
         ),
     ]:
         replace(artifact, files=files).save()
-        assert str(headline_of(run)).endswith(
+        assert str(headline_of(model_records(run))).endswith(
             f"needs 2.0x fewer operations but 1.5x more weights than its teacher.\n{expected}"
         )
 
@@ -532,11 +533,11 @@ def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
     (run.path / "bench/01.json").unlink()
     results = {"student": replace(student, largest_class_percent=40.0)}
     below = f"{student.all - 60:.1f} points below the student before export"
-    assert str(headline_of(run, results)).startswith(
+    assert str(headline_of(replace(model_records(run), results=results))).startswith(
         f"The file to ship, i8.onnx, is right on 60.0 % of 20 test images (95 % interval: 39 to"
         f" 78 %), {below}."
     )
-    verdict = verdict_of(run, results)
+    verdict = verdict_of(replace(model_records(run), results=results))
     assert verdict is not None
     assert verdict.text.startswith(
         "Deploy it if 60.0 % right is enough, and 50 % of its weakest class, fox (5 of 10 images;"
@@ -547,7 +548,9 @@ def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
     # Compared on other images, it cannot be set beside the student's figures
     parity = replace(parity, images_hash="1" * 64)
     replace(artifact, files=(replace(int8, parity=parity, gate="passed"),)).save()
-    assert str(headline_of(run, results)).startswith(f"The student is right on {student.all:.1f} %")
+    assert str(headline_of(replace(model_records(run), results=results))).startswith(
+        f"The student is right on {student.all:.1f} %"
+    )
 
 
 # The images of a gallery are the ones that it names
@@ -588,7 +591,7 @@ def test_an_image_of_a_smoke_set_is_found_by_its_number(make_run: MakeRun, tmp_p
     pixels = (
         np.zeros((3, 32, 32, 3), np.uint8) + np.array([0, 50, 100], np.uint8)[:, None, None, None]
     )
-    write_smoke_set(smoke, pixels, np.zeros((3, 2), np.float32))
+    write_smoke_set(smoke, pixels, np.zeros((3, 2), np.float32), images=())
     int8 = artifact.files[1]
     assert int8.parity is not None
     parity = replace(
