@@ -32,12 +32,12 @@ def bench(
     against: Sequence[str] = AGAINST,
     batches: Sequence[int] = (1, 8, 32, 100),
     seconds: float = 2.0,
-    threads: int | None = None,
-    root: str | Path | None = None,
-    device: str | None = None,
     calls: int = 20,
     slowest: float = 10.0,
+    threads: int | None = None,
     output: str | Path | None = None,
+    root: str | Path | None = None,
+    device: str | None = None,
 ) -> SpeedResult:
     """Measures models against each other: work, latency, FPS, memory, accuracy.
 
@@ -49,12 +49,12 @@ def bench(
         against: methods on the student's backbone to compare a run with.
         batches: images per call.
         seconds: shortest measurement of each model at each batch size.
-        threads: CPU threads; None for OMP_NUM_THREADS, or one per physical core.
-        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
-        device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
         slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
+        threads: CPU threads; None for OMP_NUM_THREADS, or one per physical core.
         output: a new file for the measurements; by default `bench/NN.json` in the first run.
+        root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
+        device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and
@@ -86,27 +86,7 @@ def bench(
     ):
         root = runs_folder(root, *sources)
         names = [against] if isinstance(against, str) else against
-        left_out: dict[str, str] = {}
-        first_run: RunFolder | None = None
-        subjects: list[Subject] = []
-        for source in map(run_argument, sources or (None,)):
-            model = model_file_at(source)
-            folder = find_artifact(source, root) if model is None else model.parent
-            if folder is None:
-                run = find_run(source, root)
-                first_run = first_run or run
-                rows, missing = _run_subjects(run, root, names, device, threads)
-                left_out |= missing
-            else:
-                artifact = load_artifact(folder)
-                rows = artifact_subjects(artifact, n_threads=threads)
-                if model is not None:
-                    artifact.file(model.name)  # the error for an unknown file lists the known ones
-                    rows = [row for row in rows if row.model == model.name]
-            if len(sources) > 1:  # runs of different sources may share a name
-                name = run.name if folder is None else str(source)
-                rows = [replace(row, source=name) for row in rows]
-            subjects += rows
+        subjects, left_out, first_run = _subjects(sources, root, names, device, threads)
         try:
             result = run_bench(
                 subjects,
@@ -120,6 +100,39 @@ def bench(
             raise
         _write(result, file, first_run)
     return result
+
+
+def _subjects(
+    sources: Sequence[RunOrArtifact],
+    root: Path,
+    against: Sequence[str],
+    device: str | None,
+    threads: int | None,
+) -> tuple[list[Subject], dict[str, str], RunFolder | None]:
+    """Returns what is measured, why other models are left out, and the first run, if any."""
+    subjects: list[Subject] = []
+    left_out: dict[str, str] = {}
+    runs: list[RunFolder] = []
+    for source in map(run_argument, sources or (None,)):
+        name = str(source)
+        file = model_file_at(source)
+        folder = find_artifact(source, root) if file is None else file.parent
+        if folder is None:
+            run = find_run(source, root)
+            rows, missing = _run_subjects(run, root, against, device, threads)
+            left_out |= missing
+            runs.append(run)
+            name = run.name
+        else:
+            artifact = load_artifact(folder)
+            rows = artifact_subjects(artifact, n_threads=threads)
+            if file is not None:
+                artifact.file(file.name)  # the error for an unknown file lists the known ones
+                rows = [row for row in rows if row.model == file.name]
+        if len(sources) > 1:  # runs of different sources may share a name
+            rows = [replace(row, source=name) for row in rows]
+        subjects += rows
+    return subjects, left_out, runs[0] if runs else None
 
 
 def _run_subjects(

@@ -84,12 +84,11 @@ def compare(
         models = [stack.enter_context(load(x, threads=threads, root=root)) for x in sources]
         # Otherwise the comparison would also show the effect of the precision
         if models[0].file.precision != models[1].file.precision:
-            models = [
-                stack.enter_context(load(source, precision="fp32", threads=threads, root=root))
-                if model.file.precision != "fp32" and model_file_at(run_argument(source)) is None
-                else model
-                for source, model in zip(sources, models, strict=True)
-            ]
+            for i, source in enumerate(sources):
+                is_file = model_file_at(run_argument(source)) is not None
+                if models[i].file.precision != "fp32" and not is_file:
+                    exact = load(source, precision="fp32", threads=threads, root=root)
+                    models[i] = stack.enter_context(exact)
         files = [(model.artifact.path / model.file.name).resolve() for model in models]
         if files[0] == files[1]:
             log.warning(f"{files[0]} is compared with itself. Name another artifact or file.")
@@ -121,32 +120,7 @@ def _compare_models(
             "  Compare artifacts of the same classes."
         )
     label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # old classes keep their positions
-    inputs = open_inputs(paths, label_names=label_names if reads_labels else None)
-    items, *copies = tee(inputs, 3)
-    streams = [
-        classifier.classify_many(((item.key, item.image) for item in own), batch=batch)
-        for classifier, own in zip(models, copies, strict=True)
-    ]
-    compared: list[ComparedImage] = []
-    unreadable: list[UnreadableImage] = []
-    n_images = len(inputs) if isinstance(inputs, list) else None
-    with progress("comparing", n_images, unit="images") as advance:
-        for number, (item, *results) in enumerate(zip(items, *streams, strict=True), 1):
-            advance(number)
-            by_old, by_new = results
-            if isinstance(by_old, UnreadableImage) or isinstance(by_new, UnreadableImage):
-                unreadable += [x for x in results if isinstance(x, UnreadableImage)][:1]
-                continue
-            label = None if item.label is None else label_names[item.label]
-            predictions = (*predicted_class(by_old), *predicted_class(by_new))
-            compared.append(ComparedImage(item.key, *predictions, label))
-    if not compared:
-        if not unreadable:
-            raise DataError("There is no image to compare on.\n  Name other images.")
-        raise DataError(
-            f"None of {images_text(len(unreadable))} can be read.\n  The first is"
-            f" {unreadable[0].key}: {unreadable[0].reason}."
-        )
+    compared, unreadable = _classify(models, paths, label_names if reads_labels else None, batch)
     described = [
         ComparedModel(
             str(model.artifact.path / model.file.name),
@@ -165,3 +139,43 @@ def _compare_models(
             " subfolder for each class, a CSV list with labels, or shards with cls members."
         )
     return comparison
+
+
+def _classify(
+    models: Sequence[Classifier],
+    paths: Sequence[str],
+    label_names: Sequence[str] | None,
+    batch: int | None,
+) -> tuple[list[ComparedImage], list[UnreadableImage]]:
+    """Classifies the images with the old and the new model; also returns the unreadable ones.
+
+    Raises:
+        DataError: no image can be read.
+    """
+    inputs = open_inputs(paths, label_names=label_names)
+    items, *copies = tee(inputs, 3)
+    streams = [
+        classifier.classify_many(((item.key, item.image) for item in own), batch=batch)
+        for classifier, own in zip(models, copies, strict=True)
+    ]
+    compared: list[ComparedImage] = []
+    unreadable: list[UnreadableImage] = []
+    n_images = len(inputs) if isinstance(inputs, list) else None
+    with progress("comparing", n_images, unit="images") as advance:
+        for number, (item, *results) in enumerate(zip(items, *streams, strict=True), 1):
+            advance(number)
+            by_old, by_new = results
+            if isinstance(by_old, UnreadableImage) or isinstance(by_new, UnreadableImage):
+                unreadable += [x for x in results if isinstance(x, UnreadableImage)][:1]
+                continue
+            label = label_names[item.label] if label_names and item.label is not None else None
+            predictions = (*predicted_class(by_old), *predicted_class(by_new))
+            compared.append(ComparedImage(item.key, *predictions, label))
+    if not compared:
+        if not unreadable:
+            raise DataError("There is no image to compare on.\n  Name other images.")
+        raise DataError(
+            f"None of {images_text(len(unreadable))} can be read.\n  The first is"
+            f" {unreadable[0].key}: {unreadable[0].reason}."
+        )
+    return compared, unreadable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,9 +34,35 @@ from kdedge.targets.registry import check_precisions, check_utf_8, find_target, 
 
 if TYPE_CHECKING:
     from kdedge.deploy.build import FoldedRun
-    from kdedge.runs.model import RunModel
 
 log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What an export adds to the ONNX files of a run, or to an artifact.
+
+    Attributes:
+        targets: targets whose files are built.
+        precisions: precisions that the caller names.
+        cpu: whether to make and measure all files for CPUs.
+        triton: folder for a model repository; None for none.
+        browser: folder for a page; None for none.
+    """
+
+    targets: Sequence[Target]
+    precisions: Sequence[Precision]
+    cpu: bool
+    triton: str | Path | None
+    browser: str | Path | None
+
+    def options(self) -> list[str]:
+        """The options of `kdedge export` that ask for the same."""
+        options = [f"--{precision}" for precision in self.precisions]
+        options += [target.flag for target in self.targets]
+        options += ["--cpu"] if self.cpu else []
+        options += [] if self.triton is None else ["--triton", str(self.triton)]
+        return options + ([] if self.browser is None else ["--browser", str(self.browser)])
 
 
 @dataclass
@@ -45,43 +71,73 @@ class _Export:
 
     Attributes:
         artifact: the artifact in its current state.
-        inputs: what targets need of the run; None if the artifact existed before.
+        precisions: precisions of the targets' files.
+        run: the exported run; None if the artifact existed before.
+        inputs: what targets need of the run.
         names: files that this export made or compared; it is an error if one misses a gate.
         failed: errors of files that could not be made; the other files are kept.
     """
 
     artifact: Artifact
-    inputs: FoldedRun | None
-    names: list[str]
+    precisions: Set[Precision]
+    run: RunFolder | None = None
+    inputs: FoldedRun | None = None
+    names: list[str] = field(default_factory=list)
     failed: list[KdedgeError] = field(default_factory=list)
 
-    def build(self, target: Target, precisions: Set[Precision]) -> None:
+    def add(self, request: _Request) -> None:
+        """Makes all files that are asked for; a file that fails does not stop the next ones."""
+        from kdedge.deploy.browser import write_browser
+        from kdedge.deploy.triton import write_triton
+
+        if self.run is not None:
+            log.info(f"Wrote {self.artifact.path}")
+        for target in request.targets:
+            self._build(target)
+        if request.cpu:
+            self._choose_for_cpu()
+        if self.run is not None:
+            record_export(self.run, self.artifact.path)
+        precision = request.precisions[0] if request.precisions else None
+        if request.triton is not None:
+            write = partial(write_triton, precision=precision, built=self.names)
+            self._write_folder(write, request.triton)
+        if request.browser is not None:
+            self._write_folder(partial(write_browser, precision=precision), request.browser)
+
+    def _build(self, target: Target) -> None:
         """Builds a target's files."""
         from kdedge.deploy.build import build_files
 
-        chosen = precisions_of(target, precisions)
-        left_out = sorted(precisions - set(target.precisions))
-        if left_out and precisions & set(chosen):
+        chosen = precisions_of(target, self.precisions)
+        left_out = sorted(self.precisions - set(target.precisions))
+        if left_out and self.precisions & set(chosen):
             log.info(f"{target.label} has no {' and no '.join(left_out)} files.")
-        with self.keeping_errors():
+        with self._keeping_errors():
             self.artifact, names = build_files(self.artifact, target, chosen, run=self.inputs)
             self.names += names
 
-    def choose_for_cpu(self) -> None:
+    def _choose_for_cpu(self) -> None:
         """Builds every file that runs on a CPU, and chooses the fastest on this one."""
         from kdedge.benchmarking.cpu_files import fastest_on_cpu
         from kdedge.deploy.build import add_cpu_files
         from kdedge.deploy.model_card import renew_model_card
 
         log_pending_warnings()
-        with self.keeping_errors():
+        with self._keeping_errors():
             check_writable(self.artifact.path)
             self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
             choice = fastest_on_cpu(self.artifact, not_tried=missing)
             self.artifact = renew_model_card(keep_choice(self.artifact, choice))
 
+    def _write_folder(self, write: Callable[[Artifact, Path], Path], folder: str | Path) -> None:
+        """Writes a folder with one of the files; after an error it might get another file."""
+        if not self.failed:
+            with self._keeping_errors():
+                log.info(f"Wrote {write(self.artifact, Path(folder))}")
+
     @contextlib.contextmanager
-    def keeping_errors(self) -> Iterator[None]:
+    def _keeping_errors(self) -> Iterator[None]:
         """Context that keeps an error, and the files that were made before it."""
         before = self.artifact
         try:
@@ -185,100 +241,89 @@ def export(
         >>> artifact = kdedge.export("line3", fp16=True, head="argmax")
         >>> print([(file.name, file.gate) for file in artifact.files])
     """
-    from kdedge.deploy.browser import write_browser
-    from kdedge.deploy.triton import write_triton
-
     recipe_options = {
-        "export.head": head,
-        "export.pixels": pixels,
-        "export.open_classes": open_classes,
-        "export.calibrate": calibrate,
-        "export.none_of_these": none_of_these,
-        "export.int8_minutes": int8_minutes,
+        "head": head,
+        "pixels": pixels,
+        "open_classes": open_classes,
+        "calibrate": calibrate,
+        "none_of_these": none_of_these,
+        "int8_minutes": int8_minutes,
     }
-    overrides = merged(overrides or {}, {k: v for k, v in recipe_options.items() if v is not None})
     name = run_argument(run)
-    existing = find_artifact(name, runs_folder(root, run))
+    root = runs_folder(root, run)
+    existing = find_artifact(name, root)
     for folder in (output, existing):
         check_utf_8(Path(folder or ""))
-    requested = [targets] if isinstance(targets, str) else targets
-    chosen = [find_target(target_name) for target_name in requested if target_name != "onnx"]
+    requested = [find_target(x) for x in ([targets] if isinstance(targets, str) else targets)]
+    chosen = [target for target in requested if target.name != "onnx"]
     asked: list[Precision] = ["int8"] if int8 else []
     asked += ["fp16"] if fp16 else []
-    precision = asked[0] if asked else None
+    request = _Request(chosen, asked, cpu, triton, browser)
     for target in chosen:  # fail before the slow work
         check_precisions(target, asked)
     with torch_as_before():
         if existing is None:
-            run_folder = find_run(name, runs_folder(root, run))
-            overrides |= {"export.precisions": asked} if asked else {}
-            trained = _load_run_model(run_folder, overrides, classes, device)
-            precisions = _with_fp16(trained.loaded.recipe.export.precisions)
-            path, inputs, names = _write_artifact(trained, chosen, precisions, output, cpu=cpu)
+            made = _from_run(
+                find_run(name, root),
+                overrides or {},
+                {**recipe_options, "precisions": asked or None},
+                request,
+                classes=classes,
+                output=output,
+                device=device,
+            )
         else:
-            run_options = {"classes": classes, "output": output, "device": device}
-            given = [*(key for key, value in run_options.items() if value), *overrides]
-            given += ["onnx"] if "onnx" in requested else []
-            _check_adds_files(str(name), given, is_asked=bool(chosen or cpu or triton or browser))
-            path, inputs, names, precisions = existing, None, [], _with_fp16(asked)
-        options = [*(f"--{precision}" for precision in asked), *(target.flag for target in chosen)]
-        options += ["--cpu"] * cpu
-        for flag, new in (("--triton", triton), ("--browser", browser)):
-            options += [] if new is None else [flag, str(new)]
-        with held(path), _telling_how_to_finish(path, options):
-            if existing is None:
-                log.info(f"Wrote {path}")
-            made = _Export(load_artifact(path), inputs, names)
-            for target in chosen:
-                made.build(target, precisions)
-            if cpu:
-                made.choose_for_cpu()
-            if existing is None:
-                record_export(run_folder, path)
-            for new, write in (
-                (triton, partial(write_triton, built=made.names)),
-                (browser, write_browser),
-            ):
-                if new is not None and not made.failed:  # or it might serve another file
-                    with made.keeping_errors():
-                        written = write(made.artifact, Path(new), precision=precision)
-                        log.info(f"Wrote {written}")
+            run_options = {"classes": classes, "output": output, "device": device, **recipe_options}
+            wrong = [f"--{k.replace('_', '-')}" for k, v in run_options.items() if v is not None]
+            wrong += [f"--set {key}" for key in overrides or ()]
+            wrong += [_as_given([target]) for target in requested if target.name == "onnx"]
+            made = _from_artifact(existing, str(name), request, wrong)
+        path = made.artifact.path
+        with held(path), _telling_how_to_finish(path, request):
+            made.artifact = load_artifact(path)  # which no other process changes now
+            made.add(request)
     return made.result()
 
 
 @contextlib.contextmanager
-def _telling_how_to_finish(path: Path, options: Sequence[str]) -> Iterator[None]:
+def _telling_how_to_finish(path: Path, request: _Request) -> Iterator[None]:
     """Context that an interruption leaves with the command for the missing files."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        command = shlex.join(["kdedge", "export", str(path), *options])
+        command = shlex.join(["kdedge", "export", str(path), *request.options()])
         message = f"interrupted. {path} is kept; this goes on: {command}"
         raise Interrupted(message, signum=signum_of(interrupt)) from interrupt
 
 
-def _check_adds_files(name: str, given: Sequence[str], *, is_asked: bool) -> None:
-    """Checks the options for an artifact that exists, to which only files are added.
+def _from_artifact(path: Path, name: str, request: _Request, wrong: Sequence[str]) -> _Export:
+    """Opens an artifact that exists, to which only files are added.
 
     Args:
-        name: the artifact.
-        given: options that need its run.
-        is_asked: whether there is something to add.
+        path: the artifact's folder.
+        name: the artifact, as the caller names it.
+        request: what is added to it.
+        wrong: given options that need its run.
     """
-    if given:
+    if wrong:
         raise RecipeError(
-            f"{name} is an artifact, and {', '.join(given)} can only be given when a run is"
+            f"{name} is an artifact, and {', '.join(wrong)} can only be given when a run is"
             " exported.\n  Name its run instead."
         )
-    if not is_asked:
+    if not (request.targets or request.cpu or request.triton or request.browser):
         built = [target for target in list_targets() if target.source == "ONNX file"]
-        options = f"targets={[target.name for target in built]}"
-        if ON_COMMAND_LINE.get():
-            options = ", ".join(target.flag for target in built)
         raise RecipeError(
-            f"{name} is an artifact. Name what to build from it: {options}, --cpu, --triton DIR or"
-            " --browser DIR."
+            f"{name} is an artifact. Name what to build from it: {_as_given(built)}, --cpu,"
+            " --triton DIR or --browser DIR."
         )
+    return _Export(load_artifact(path), _with_fp16(request.precisions))
+
+
+def _as_given(targets: Sequence[Target]) -> str:
+    """Targets as the caller names them: flags, or the argument `targets`."""
+    if ON_COMMAND_LINE.get():
+        return ", ".join(target.flag for target in targets)
+    return f"targets={[target.name for target in targets]}"
 
 
 def _with_fp16(precisions: Iterable[Precision]) -> set[Precision]:
@@ -296,14 +341,24 @@ def precisions_of(target: Target, precisions: Set[Precision]) -> list[Precision]
     return sorted((precisions | base) & set(target.precisions)) or [target.precisions[0]]
 
 
-def _load_run_model(
+def _from_run(
     run: RunFolder,
-    overrides: Overrides | None,
+    overrides: Overrides,
+    options: Mapping[str, object],
+    request: _Request,
+    *,
     classes: str | Path | Sequence[str] | None,
+    output: str | Path | None,
     device: str | None,
-) -> RunModel:
-    """Loads a run as a model that can be folded."""
+) -> _Export:
+    """Writes a run's artifact, with the ONNX files that the targets are built from.
+
+    `options` are keys of the recipe's `export`, of which None stands for the recipe's value. The
+    other arguments are those of `export`.
+    """
     need_training_packages("Folding a run")
+    from kdedge.deploy.build import warn_where_unbuildable
+    from kdedge.deploy.export import export_artifact
     from kdedge.runs.model import load_run
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.method import check_has_class_vectors
@@ -311,40 +366,23 @@ def _load_run_model(
 
     workspace = Workspace(run.root, set_up_device(device))
     names = None if classes is None else given_class_names(classes)
-    trained = load_run(run, workspace, overrides=overrides, names=names)
+    given = {f"export.{key}": value for key, value in options.items() if value is not None}
+    trained = load_run(run, workspace, overrides=merged(overrides, given), names=names)
     check_has_class_vectors(trained.setup.choice, "be exported")
-    return trained
-
-
-def _write_artifact(
-    trained: RunModel,
-    targets: Sequence[Target],
-    precisions: Set[Precision],
-    output: str | Path | None,
-    *,
-    cpu: bool,
-) -> tuple[Path, FoldedRun, list[str]]:
-    """Writes a run's artifact, with the ONNX files that the targets are built from.
-
-    Returns:
-        The artifact's folder, what other targets need of the run, and the names of the requested
-        files.
-    """
-    from kdedge.deploy.build import warn_where_unbuildable
-    from kdedge.deploy.export import export_artifact
-
+    precisions = _with_fp16(trained.loaded.recipe.export.precisions)
     needed: set[Precision] = {"fp32", *precisions}
-    for target in targets:
+    for target in request.targets:
         chosen = precisions_of(target, precisions)
         warn_where_unbuildable(target, chosen)
         if target.source == "ONNX file" and target.base_precision is None:
             needed.update(chosen)
     pool = trained.images("unlabeled")
-    for_cpu: set[Precision] = {"int8"} if cpu and pool is not None and pool.indices else set()
+    can_calibrate = pool is not None and bool(pool.indices)
+    for_cpu: set[Precision] = {"int8"} if request.cpu and can_calibrate else set()
     artifact, inputs = export_artifact(
         trained,
         precisions=_with_fp16(needed | for_cpu),
         output=None if output is None else Path(output),
     )
-    names = [file.name for file in artifact.files if file.precision in needed]
-    return artifact.path, inputs, names
+    made = [file.name for file in artifact.files if file.precision in needed]
+    return _Export(artifact, precisions, run, inputs, made)

@@ -20,8 +20,8 @@ from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages, to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.targets.registry import list_targets, load_file
 
+# Size in pixels of the JPEG that calls from an image file decode
 PHOTO_PX = (640, 480)
-"""Size in pixels of the JPEG that calls from an image file decode."""
 
 
 def artifact_subjects(
@@ -64,7 +64,9 @@ def _load(artifact: Artifact, file: ModelFile, n_threads: int | None) -> Iterato
 
 def _accuracy(parity: ParityResult, original: Accuracy | None) -> Accuracy:
     """A file's accuracy: the model's minus the drop, or else measured on the compared images."""
-    percent, drop, test_set = parity.accuracy_percent, parity.accuracy_drop, parity.test_set
+    percent = parity.accuracy_percent
+    drop = parity.accuracy_drop
+    test_set = parity.test_set
     images = parity.images, parity.n_labeled or parity.n_images, parity.images_hash
     same_test_set = original and test_set and original.images_hash == test_set.images_hash
     if original is not None and original.all is not None and drop is not None and same_test_set:
@@ -100,7 +102,9 @@ class LoadedModelFile(LoadedSubject):
         Raises:
             DataError: the artifact's batch is larger than the one image of an image file.
         """
-        backend, preprocess, kind = self._backend, self._artifact.preprocess, self._artifact.pixels
+        backend = self._backend
+        preprocess = self._artifact.preprocess
+        kind = self._artifact.pixels
         if inputs == "image file":
             if batch != 1:
                 raise DataError(

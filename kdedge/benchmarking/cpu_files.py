@@ -24,8 +24,8 @@ from kdedge.targets.registry import list_targets, load_file
 
 log = get_logger(__name__)
 
+# Candidates this close to the fastest count as equally fast, as noise alone may order them
 TIE_SHARE = 0.1
-"""Candidates this close to the fastest count as equally fast, as noise alone may order them."""
 
 PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 
@@ -125,7 +125,8 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
                     opened.callback(backend.close)
                     agreement, out = _compare(artifact, file, backend)
                 loaded = LoadedModelFile(artifact, backend)
-                runtime, calls[file.name] = loaded.runtime, loaded.call(batch, "on device")
+                runtime = loaded.runtime
+                calls[file.name] = loaded.call(batch, "on device")
             except KdedgeError as error:
                 out = first_line(error)
             candidates.append(
@@ -150,7 +151,8 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
 
 def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
     """Returns the agreement on this machine, and the gates missed here or at the export."""
-    measured, made = parity_on_smoke_set(artifact, backend), file.parity
+    measured = parity_on_smoke_set(artifact, backend)
+    made = file.parity
     compared = [measured] if made is None else [made, measured]
     if made is not None and made.n_images > measured.n_images and not is_worse(measured, made):
         compared = [made]  # it has more images: the gate on few would refuse many good files

@@ -40,6 +40,8 @@ from kdedge.training.teach import with_baseline
 log = get_logger(__name__)
 
 _Logits = Callable[[Tensor], Tensor]
+# A subject, the run that has its accuracy, and the accuracy's key there
+_Row = tuple[Subject, RunFolder | None, str]
 
 
 def run_subjects(
@@ -59,10 +61,10 @@ def run_subjects(
     """
     for name in against:
         if load_method(name).METHOD.needs_teacher:
-            trained_alone = [x for x in list_methods() if not load_method(x).METHOD.needs_teacher]
+            alone = [x for x in list_methods() if not load_method(x).METHOD.needs_teacher]
             raise RecipeError(
                 f"--against {name}: it learns from a teacher; name its own run instead.\n"
-                f"  Or compare with one of: {', '.join(trained_alone)}."
+                f"  Or compare with one of: {', '.join(alone)}."
             )
     _check_has_class_vectors(run)
     trained = load_run(run, workspace)
@@ -73,36 +75,28 @@ def run_subjects(
             f"The accuracies of {run.name} were measured on test images that cannot be read now:"
             f" {first_line(error)}"
         )
-    recipe = trained.loaded.recipe
-    rows: list[Subject] = []
+    rows: list[_Row] = []
     left_out: dict[str, str] = {}
-
-    def add(row: Subject, run: RunFolder | None, key: str) -> None:
-        result = None if run is None else stored_evaluation(run).get(key)
-        accuracy = None if run is None or result is None else Accuracy.of_run(result, run.name)
-        rows.append(replace(row, source=recipe.name, accuracy=accuracy))
-
     if isinstance(trained.backbone, Backbone):
-        add(_zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot")
+        rows.append((_zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot"))
     else:
         left_out[_title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
-    baselines = {} if recipe.student is None else newest_baselines(workspace.root, recipe.name)
-    for name in against if recipe.student is not None else ():
-        baseline = baselines.get(name)
-        loaded = trained.loaded if baseline is None else load_recipe(baseline.recipe)
-        try:
-            for row in _baseline_subjects(name, loaded, trained):
-                add(row, baseline, "baseline")
-        except KdedgeError as error:
-            left_out[_title(name)] = first_line(error)
+    if trained.loaded.recipe.student is not None:
+        rows += _baseline_rows(trained, against, left_out)
     if run.kind == "student":
-        teacher = _teacher(run, trained, left_out)
-        if teacher is not None:
-            folder, row = teacher
-            is_kept = "teacher" in stored_evaluation(run)  # accuracy on the student's test images
-            add(row, *((run, "teacher") if is_kept else (folder, folder.kind)))
-    add(_own_subject(trained), run, run.kind)
-    return rows, left_out
+        rows += _teacher_rows(run, trained, left_out)
+    rows.append((_own_subject(trained), run, run.kind))
+    source = trained.loaded.recipe.name
+    subjects = [
+        replace(subject, source=source, accuracy=_accuracy(owner, key))
+        for subject, owner, key in rows
+    ]
+    return subjects, left_out
+
+
+def _accuracy(run: RunFolder | None, key: str) -> Accuracy | None:
+    result = None if run is None else stored_evaluation(run).get(key)
+    return None if run is None or result is None else Accuracy.of_run(result, run.name)
 
 
 def _check_has_class_vectors(run: RunFolder) -> None:
@@ -117,10 +111,8 @@ def _check_has_class_vectors(run: RunFolder) -> None:
         )
 
 
-def _teacher(
-    run: RunFolder, trained: RunModel, left_out: dict[str, str]
-) -> tuple[RunFolder, Subject] | None:
-    """The teacher of a student; None if its run or its weights are missing."""
+def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -> list[_Row]:
+    """The teacher of a student; none if its run or its weights are missing."""
     try:
         folder = run.teacher_folder()
         if folder is None:
@@ -128,10 +120,29 @@ def _teacher(
         if folder.kind != "teacher":
             raise RecipeError(f"the teacher is a {folder.kind}; name its run next to this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
-        return folder, _own_subject(teacher)
+        subject = _own_subject(teacher)
     except KdedgeError as error:
         left_out["teacher"] = first_line(error)
-        return None
+        return []
+    if "teacher" in stored_evaluation(run):  # its accuracy on the student's test images
+        return [(subject, run, "teacher")]
+    return [(subject, folder, folder.kind)]
+
+
+def _baseline_rows(
+    trained: RunModel, against: Sequence[str], left_out: dict[str, str]
+) -> list[_Row]:
+    """The methods to compare with, each with the newest run that has its accuracy."""
+    rows: list[_Row] = []
+    known = newest_baselines(trained.setup.workspace.root, trained.loaded.recipe.name)
+    for name in against:
+        run = known.get(name)
+        loaded = trained.loaded if run is None else load_recipe(run.recipe)
+        try:
+            rows += [(row, run, "baseline") for row in _baseline_subjects(name, loaded, trained)]
+        except KdedgeError as error:
+            left_out[_title(name)] = first_line(error)
+    return rows
 
 
 def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
@@ -190,13 +201,15 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
 def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
     """Subject of plain CLIP with random class vectors: their values do not affect speed."""
     rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
-    vectors, tensors = F.normalize(rows, dim=-1).to(backbone.device), backbone.visual.parameters()
-    return _with_vectors(_title("zeroshot"), backbone.image_features, vectors, backbone, [*tensors])
+    vectors = F.normalize(rows, dim=-1).to(backbone.device)
+    tensors: list[Tensor] = [*backbone.visual.parameters()]
+    return _with_vectors(_title("zeroshot"), backbone.image_features, vectors, backbone, tensors)
 
 
 def _own_subject(trained: RunModel) -> Subject:
     """Subject of the run's own model, unfused."""
-    vectors, scale = trained.class_vectors(), trained.scale
+    vectors = trained.class_vectors()
+    scale = trained.scale
     modules = trained.method.image_modules()
 
     def logits(images: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def sizes(named: Sequence[NamedRow]) -> Table:
             figure(row.n_bytes, 1e6),
             figure(row.memory_bytes, 2**20),
             figure(row.gmacs(1)),
-            figure(row.gflops(1)),
+            figure(row.gflops),
         ]
         for label, row in named
     ]
@@ -56,9 +56,8 @@ def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Table:
     rows = [[label, *_percentiles(m)] for label, m in smallest]
     batch = smallest[0][1].batch if smallest else 1
     copied = ", images copied to the device and logits back" if inputs == "copied" else ""
-    return Table(
-        f"Latency, ms per call at batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
-    )
+    title = f"Latency, ms per call at batch {batch}{copied}"
+    return Table(title, ["model", "p50", "p90", "p99"], rows)
 
 
 def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Table:
@@ -83,9 +82,8 @@ def throughputs(named: Sequence[NamedRow]) -> Table:
     for label, row in named:
         times = [row.alone(batch) for batch in batches]
         if any(times):
-            rows.append(
-                [label, *("-" if m is None else m.marked(m.images_per_second) for m in times)]
-            )
+            cells = ["-" if m is None else m.marked(m.images_per_second) for m in times]
+            rows.append([label, *cells])
     return Table("FPS: images per second by batch", ["model", *map(str, batches)], rows)
 
 
@@ -106,9 +104,8 @@ def _power(named: Sequence[NamedRow]) -> Table:
         for time in row.measurements
         if time.watts is not None and time.inputs != "image file"
     ]
-    return Table(
-        "Mean power during the calls, and energy", ["model", "batch", "W", "J/image"], rows
-    )
+    title = "Mean power during the calls, and energy"
+    return Table(title, ["model", "batch", "W", "J/image"], rows)
 
 
 def notes(result: SpeedResult) -> list[str]:

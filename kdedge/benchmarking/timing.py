@@ -33,8 +33,8 @@ _MIN_WATCHED_S = 0.3
 
 _Key = TypeVar("_Key", bound=Hashable)
 
+# Runs one batch, until its result is complete, and returns its time in ms
 TimedCall = Callable[[], float]
-"""Runs one batch, until its result is complete, and returns its time in ms."""
 
 
 def host_timed(work: Callable[[], Any]) -> TimedCall:

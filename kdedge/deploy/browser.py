@@ -65,7 +65,9 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
         "class_names": list(artifact.class_names),
         "none_of_these": None,
     }
-    none, below, gaussians = artifact.none_of_these, artifact.none_below(file), None
+    none = artifact.none_of_these
+    below = artifact.none_below(file)
+    gaussians = None
     if none is not None and below is not None:
         gaussians = artifact.checked(none.file).read_bytes()
         settings["none_of_these"] = {"file": GAUSSIANS_FILE, "limit": below.limit}

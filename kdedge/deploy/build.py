@@ -8,6 +8,7 @@ gates.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -75,11 +76,7 @@ class FoldedRun:
 
 
 def build_files(
-    artifact: Artifact,
-    target: Target,
-    precisions: Sequence[Precision],
-    *,
-    run: FoldedRun | None = None,
+    artifact: Artifact, target: Target, precisions: Sequence[Precision], *, run: FoldedRun | None
 ) -> tuple[Artifact, tuple[str, ...]]:
     """Builds a target's missing files, and compares those that can run on this machine.
 
@@ -105,6 +102,26 @@ def build_files(
             f"{artifact.path} has no folded model, from which {target.label} is built.\n"
             "  Give the run that it was exported from instead of the artifact."
         )
+    _check_can_build_here(artifact, target, precisions)
+    sources = {
+        precision: _source(artifact, target, precision) if target.source == "ONNX file" else None
+        for precision in precisions
+    }
+    before = artifact
+    names = []
+    for precision, source in sources.items():
+        file = planned_file(target, precision)
+        artifact = _with_file(artifact, target, file, source, run)
+        names.append(file.name)
+    if artifact != before:
+        artifact = renew_model_card(artifact)
+    return artifact, tuple(names)
+
+
+def _check_can_build_here(
+    artifact: Artifact, target: Target, precisions: Sequence[Precision]
+) -> None:
+    """`check_can_build`; the error for an engine says how to build it on the device."""
     try:
         check_can_build(target)
     except SetupError as error:
@@ -117,39 +134,37 @@ def build_files(
             f" the device and run there: kdedge export {shlex.quote(str(artifact.path))}"
             f" {target.flag}{int8}"
         ) from error
-    sources = {
-        precision: _source(artifact, target, precision) if target.source == "ONNX file" else None
-        for precision in precisions
-    }
-    names, before = [], artifact
-    for precision, source in sources.items():
-        file = planned_file(target, precision)
-        entry = _existing_entry(artifact, file.name, source)
-        if entry is None:
-            request = BuildRequest(
-                artifact,
-                artifact.path,
-                model=None if run is None else run.model,
-                onnx_path=None if source is None else artifact.checked(source.name),
-                images=run.calibration if run and precision == "int8" else None,
-            )
-            build = functools.partial(build_module(target).build, file, request)
-            artifact, entry = build_file(artifact, target, file, build, source=source)
+
+
+def _with_file(
+    artifact: Artifact,
+    target: Target,
+    file: PlannedFile,
+    source: ModelFile | None,
+    run: FoldedRun | None,
+) -> Artifact:
+    """Builds a file if it is missing, and compares it if it was not; saves the artifact."""
+    entry = _existing_entry(artifact, file.name, source)
+    if entry is None:
+        request = BuildRequest(
+            artifact,
+            artifact.path,
+            model=None if run is None else run.model,
+            onnx_path=None if source is None else artifact.checked(source.name),
+            images=run.calibration if run and file.precision == "int8" else None,
+        )
+        build = functools.partial(build_module(target).build, file, request)
+        artifact, entry = build_file(artifact, target, file, build, source=source)
+        artifact.save()
+    if entry.parity is None:
+        measured = _with_parity_if_runnable(artifact, target, entry, run)
+        if measured != entry:
+            artifact = artifact.with_files(measured)
             artifact.save()
-        if entry.parity is None:
-            measured = _with_parity_if_runnable(artifact, target, entry, run)
-            if measured != entry:
-                artifact = artifact.with_files(measured)
-                artifact.save()
-        names.append(file.name)
-    if artifact != before:
-        artifact = renew_model_card(artifact)
-    return artifact, tuple(names)
+    return artifact
 
 
-def add_cpu_files(
-    artifact: Artifact, *, run: FoldedRun | None = None
-) -> tuple[Artifact, dict[str, str]]:
+def add_cpu_files(artifact: Artifact, *, run: FoldedRun | None) -> tuple[Artifact, dict[str, str]]:
     """Builds the missing files of every target that has files for CPUs.
 
     Args:
@@ -267,7 +282,8 @@ def build_file(
     if source is not None and source.data is not None:
         built_with["onnx_data"] = artifact.others[source.data]
     path = artifact.path / file.name
-    n_bytes, data = path.stat().st_size, path.with_name(file.data or f"{file.name}.data")
+    n_bytes = path.stat().st_size
+    data = path.with_name(file.data or f"{file.name}.data")
     if data.exists():
         n_bytes += data.stat().st_size
         artifact = artifact.with_others(data.name)
@@ -299,13 +315,10 @@ def with_parity(
         module: Any = build_module(target)
         backend = with_classes(artifact, module.load(artifact.checked(entry.name), artifact))
     compare = parity_on_smoke_set if run is None else run.compare
-    try:
-        with working(f"comparing {entry.name}"):
-            parity = compare(artifact, backend)
-            fit = None if run is None else run.file_limit
-            limit = None if fit is None else fit(artifact, entry, backend)
-    finally:
-        backend.close()
+    with contextlib.closing(backend), working(f"comparing {entry.name}"):
+        parity = compare(artifact, backend)
+        fit = None if run is None else run.file_limit
+        limit = None if fit is None else fit(artifact, entry, backend)
     missed = failed_gates(parity, entry.precision, artifact.gates)
     gate: Gate = "missed" if missed else "passed"
     return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)

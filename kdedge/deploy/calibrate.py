@@ -23,11 +23,11 @@ PixelArray = npt.NDArray[np.uint8]
 
 log = get_logger(__name__)
 
+# Candidates per calibration image that are classified, so that rare classes are included
 N_CANDIDATES = 2
-"""Candidates per calibration image that are classified, so that rare classes are included."""
 
+# With fewer images, the ranges depend on which images were chosen
 N_ADVISED = 100
-"""With fewer images, the ranges depend on which images were chosen."""
 
 _METHOD = "round-robin over predicted classes"
 _BATCH = 32

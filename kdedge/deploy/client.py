@@ -11,6 +11,7 @@ red, green and blue over the square that the model sees, 0 to 255; both may be l
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,12 @@ from kdedge.targets.registry import load_file
 
 Pictures = Literal["ppm", "png"]
 
+# Largest difference of a score, in percentage points; pixels that differ by 1 of 255 cause less.
+# A label is right if the score of its class is within this distance of the best.
 SCORE_TOLERANCE = 1.0
-"""Largest difference of a score, in percentage points; pixels that differ by 1 of 255 cause less.
-A label is right if the score of its class is within this distance of the best."""
 
+# Largest difference of a channel's mean, of 255
 MEAN_TOLERANCE = 0.5
-"""Largest difference of a channel's mean, of 255."""
 
 _N_SHOWN = 3
 
@@ -134,11 +135,8 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
         )
     logits = smoke.logits
     if file.precision != "fp32":
-        backend = load_file(artifact, file)
-        try:
+        with contextlib.closing(load_file(artifact, file)) as backend:
             logits = smoke_logits(artifact, backend, smoke)
-        finally:
-            backend.close()
     checked = _compare(artifact, file, smoke, 100 * softmax(logits), answers)
     if checked.mistakes:
         shown = "".join(
@@ -191,7 +189,9 @@ def _compare(
 ) -> ClientCheck:
     names, has_scores = artifact.class_names, artifact.head == "scores"
     means = smoke.pixels.mean(axis=(1, 2))  # [K, 3]
-    mistakes, score_differences, mean_differences = [], [], []
+    mistakes: list[Mismatch] = []
+    score_differences: list[float] = []
+    mean_differences: list[float] = []
     for number, (answer, row, mean) in enumerate(zip(answers, scores, means, strict=True)):
         best, position = int(row.argmax()), names.index(answer.label)
         gap = row[best] - row[position]

@@ -92,7 +92,8 @@ class Model:
         self.none_below = entry.get("none_below") if "none_of_these" in artifact else None
         if self.none_below is not None:
             self.arrays = read_arrays(file.parent / artifact["none_of_these"]["file"])
-        data, options = file.read_bytes(), onnxruntime.SessionOptions()
+        data = file.read_bytes()
+        options = onnxruntime.SessionOptions()
         if entry and hashlib.sha256(data).hexdigest() != entry["sha256"]:
             sys.exit(f"{file} is not the file that was exported. Copy it again.")
         if b'"\x0eQuantizeLinear' in data:  # fixed ranges, which may overflow without it
@@ -112,11 +113,13 @@ class Model:
         output, pixels = self.run(path)
         # With open classes, the graph gives image features
         logits = output if self.matrix is None else self.matrix @ output
-        best, score = int(logits.argmax()), None
+        best = int(logits.argmax())
+        score = None
         if self.artifact["output"]["head"] == "scores":
             shares = np.exp(logits.astype(np.float64) - logits.max())
             score = 100 * float(shares[best] / shares.sum())
-        label, rgb_mean = self.artifact["class_names"][best], pixels.mean(axis=(1, 2)).tolist()
+        label = self.artifact["class_names"][best]
+        rgb_mean = pixels.mean(axis=(1, 2)).tolist()
         answer = {"label": label, "score": score, "rgb_mean": rgb_mean}
         if "none_of_these" in self.artifact:
             answer["is_none"] = self.is_none(output)
@@ -164,7 +167,8 @@ def main() -> None:
             f"{file} is missing. Copy it and cpu_choice.json, which names the fastest one, or"
             " name another: python example.py MODEL.onnx IMAGE"
         )
-    model, n_classified = Model(file, artifact), 0
+    model = Model(file, artifact)
+    n_classified = 0
     folders = (sorted(map(str, Path(one).iterdir())) for one in arguments if Path(one).is_dir())
     files = [one for one in arguments if not Path(one).is_dir()]
     for path in chain(files, *folders):

@@ -51,22 +51,22 @@ from kdedge.targets.registry import check_can_build, load_file
 log = get_logger(__name__)
 
 CALIBRATION_RECORD = "calibration.json"
+# Images that choose among INT8 models and give no ranges; one image is 0.4 points
 N_HELD_OUT = 256
-"""Images that choose among INT8 models and give no ranges; one image is 0.4 points."""
 
+# Images that check which layers exceed the range of FP16, if there is no calibration set
 N_RANGE_IMAGES = 32
-"""Images that check which layers exceed the range of FP16, if there is no calibration set."""
 
 
 def export_artifact(
-    trained: RunModel, *, precisions: Collection[Precision], output: Path | None = None
+    trained: RunModel, *, precisions: Collection[Precision], output: Path | None
 ) -> tuple[Artifact, FoldedRun]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
         trained: a run that `load_run` opened.
         precisions: precisions besides fp32, which is always written.
-        output: the artifact's folder, which must not exist; by default the next number in the
+        output: the artifact's folder, which must not exist; None: the next number in the
             run's `artifacts`.
 
     Returns:
@@ -119,7 +119,9 @@ class _Writer:
         recipe = trained.loaded.recipe
         self._trained, self._spec = trained, recipe.export
         self._pool, self._reference = pool, reference
-        spec, used, only = recipe.export, reference.digests, reference.only_class
+        spec = recipe.export
+        used = reference.digests
+        only = reference.only_class
         self._known = choose_known_images(trained, pool, spec.none_of_these, exclude_digests=used)
         if self._known is not None:
             used |= self._known.digests
@@ -173,7 +175,9 @@ class _Writer:
 
     def write(self, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
-        pixels, reference, folder = self._spec.pixels, self._reference, self.artifact.path
+        pixels = self._spec.pixels
+        reference = self._reference
+        folder = self.artifact.path
         source = folder / onnx_build.FLOAT32.name
         self._add(onnx_build.FLOAT32, lambda path: self._trace(self.run.model, path), tool="torch")
         if self._known is not None:

@@ -60,13 +60,13 @@ def _card_text(artifact: Artifact) -> str:
     batch = f"1 to {artifact.max_batch}" if artifact.batch == "dynamic" else str(artifact.batch)
     low, high = tensor["values"]
     steps = "\n".join(f"{number}. {step}" for number, step in enumerate(preparation["steps"], 1))
-    answer = (
-        "softmax over the classes gives the scores"
-        if artifact.head == "scores"
-        else "the largest one is the predicted class; they are no scores"
-    )
+    answer = "the largest one is the predicted class; they are no scores"
+    if artifact.head == "scores":
+        answer = "softmax over the classes gives the scores"
     classes = "\n".join(f"    {name}" for name in names)
-    note, n_outputs, order = "", len(names), ", in the order of the classes below;"
+    note = ""
+    n_outputs = len(names)
+    order = ", in the order of the classes below;"
     if artifact.open_classes is not None:
         n_outputs = artifact.open_classes.dim
         answer = _open_classes_text(artifact, answer)

@@ -29,8 +29,8 @@ from kdedge.runtime.open_classes import class_logits, load_matrix
 from kdedge.runtime.preprocess import decode_image
 
 SMOKE_SET = "smoke_set.safetensors"
+# Enough to detect a wrong build on the device; 30 MB at 224 pixels
 MAX_SMOKE_IMAGES = 200
-"""Enough to detect a wrong build on the device; 30 MB at 224 pixels."""
 
 log = get_logger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
@@ -189,7 +189,7 @@ def write_smoke_set(
     path: Path,
     pixels: npt.NDArray[np.uint8],
     outputs: npt.NDArray[np.float32],
-    images: Sequence[bytes] = (),
+    images: Sequence[bytes],
     *,
     output_name: str = OUTPUT_NAME,
 ) -> None:

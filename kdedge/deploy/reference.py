@@ -140,7 +140,7 @@ class Float32Reference:
 
 
 def run_reference(
-    trained: RunModel, pool: Images | None, n_images: int, *, calibrate: bool = False
+    trained: RunModel, pool: Images | None, n_images: int, *, calibrate: bool
 ) -> Float32Reference:
     """Runs the unfused model on test images, or on unlabeled images if there are no test images.
 
@@ -163,7 +163,10 @@ def run_reference(
             "  Add images, for example --set data.test.folder=DIR or --set"
             " data.unlabeled.folder=DIR."
         )
-    if test is None:  # half of the images are left for calibration
+    test_set = None
+    if test is not None:
+        test_set = TestSet(len(test.indices), test.hash_with(trained.class_names))
+    else:  # half of the images are left for calibration
         n_images = min(n_images, max(1, len(images.indices) // 2))
     chosen = images.spread(n_images)
     excluded = chosen if test is None else images
@@ -177,8 +180,9 @@ def run_reference(
     files, squares = _uncropped_images(trained, chosen)
     smoke = _run_unfused(trained, squares, scale, offsets)
     sample = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
-    has_open_classes = trained.loaded.recipe.export.open_classes
-    head, others = (part.features if has_open_classes else part.logits for part in (smoke, outputs))
+    head, others = smoke.logits, outputs.logits
+    if trained.loaded.recipe.export.open_classes:
+        head, others = smoke.features, outputs.features
     values = np.concatenate([head, others[sample]])
     return Float32Reference(
         chosen=chosen,
@@ -190,9 +194,7 @@ def run_reference(
         f" data.{'unlabeled' if test is None else 'test'}",
         digests=digests,
         images_hash=chosen.hash_with(trained.class_names),
-        test_set=None
-        if test is None
-        else TestSet(len(test.indices), test.hash_with(trained.class_names)),
+        test_set=test_set,
         scale=scale,
         offsets=offsets,
         temperature=temperature,

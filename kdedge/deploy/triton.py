@@ -17,22 +17,18 @@ from kdedge.runtime.open_classes import check_gives_logits
 
 log = get_logger(__name__)
 
+# Target of a model file -> Triton's name of its platform
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
-"""Target of a model file -> Triton's name of its platform."""
 
+# Time in µs that a request waits for others to share its batch; 500 to 2000 is a usual start
 MAX_QUEUE_DELAY_US = 1000
-"""Time in µs that a request waits for others to share its batch; 500 to 2000 is a usual start."""
 
 _PRECISION_ORDER = ("fp16", "fp32", "int8")
 _LABELS = "labels.txt"
 
 
 def write_triton(
-    artifact: Artifact,
-    folder: Path,
-    *,
-    precision: Precision | None = None,
-    built: Collection[str] = (),
+    artifact: Artifact, folder: Path, *, precision: Precision | None = None, built: Collection[str]
 ) -> Path:
     """Writes `<folder>/<name>/` for Triton, complete or not at all.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdedge.data.split import base_novel
 from kdedge.errors import DataError
+from kdedge.evaluation.agreement import class_accuracies
 from kdedge.records.evaluation import (
     CalibrationBin,
     EvalDetails,
@@ -23,8 +24,8 @@ from kdedge.records.evaluation import (
 )
 from kdedge.runtime.backend import softmax
 
+# Confidence bins of the calibration error (Guo et al. 2017, arXiv:1706.04599).
 N_BINS = 15
-"""Confidence bins of the calibration error (Guo et al. 2017, arXiv:1706.04599)."""
 
 
 def accuracy_result(
@@ -70,7 +71,7 @@ def accuracy_result(
         novel=novel,
         harmonic_mean=mean,
         ece_percent=calibration_error_percent(logits, labels),
-        per_class=_per_class(is_right, labels, class_names),
+        per_class=class_accuracies(is_right.numpy(), labels.numpy(), class_names),
         largest_class_percent=100 * int(torch.bincount(labels).max()) / len(labels),
     )
 
@@ -97,17 +98,6 @@ def _accuracy_within(logits: Tensor, labels: Tensor, part: range) -> float | Non
         return None
     predicted = logits[is_member, part.start : part.stop].argmax(dim=1) + part.start
     return _percent(predicted == labels[is_member])
-
-
-def _per_class(
-    is_right: Tensor, labels: Tensor, class_names: Sequence[str]
-) -> dict[str, float | None]:
-    n_images = torch.bincount(labels, minlength=len(class_names)).tolist()
-    n_right = torch.bincount(labels[is_right], minlength=len(class_names)).tolist()
-    return {
-        name: 100 * right / n if n else None
-        for name, right, n in zip(class_names, n_right, n_images, strict=True)
-    }
 
 
 def evaluation_details(
@@ -156,9 +146,9 @@ def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
     )
 
 
+# Temperatures from 1 / `LARGEST` to `LARGEST` are searched. The range is our choice: no CLIP
+# needs more, and a root outside of it means that all predictions are right, or that none is.
 LARGEST = 20.0
-"""Temperatures from 1 / `LARGEST` to `LARGEST` are searched. The range is our choice: no CLIP
-needs more, and a root outside of it means that all predictions are right, or that none is."""
 
 _N_HALVINGS = 60
 

@@ -29,7 +29,7 @@ def measure_parity(
     class_names: Sequence[str],
     images: str,
     runtime: str,
-    head: Literal["scores", "argmax"] = "scores",
+    head: Literal["scores", "argmax"],
 ) -> ParityResult:
     """Compares two models' logits image by image, independent of the images' order.
 
@@ -66,17 +66,12 @@ def measure_parity(
     n_agree = int((predicted == expected).sum())
     labeled = [i for i, label in enumerate(labels) if label is not None]
     truth = np.array([labels[i] for i in labeled], dtype=np.int64)
-    n_right, n_reference_right = (
-        int((classes[labeled] == truth).sum()) for classes in (predicted, expected)
-    )
+    is_right = predicted[labeled] == truth
+    n_right = int(is_right.sum())
+    n_reference_right = int((expected[labeled] == truth).sum())
 
     def percent(n: int, of: int) -> float | None:
         return 100 * n / of if of else None  # one rounding: 98 of 100 is 98.0
-
-    right, n_of = (
-        np.bincount(classes, minlength=len(class_names))
-        for classes in (truth[predicted[labeled] == truth], truth)
-    )
 
     return ParityResult(
         n_images=n_images,
@@ -91,12 +86,26 @@ def measure_parity(
         worst=_worst_images(expected, predicted, distances, keys=keys, class_names=class_names),
         images=images,
         runtime=runtime,
-        per_class={
-            name: percent(int(n), int(of))
-            for name, n, of in zip(class_names, right, n_of, strict=True)
-            if labeled
-        },
+        per_class=class_accuracies(is_right, truth, class_names) if labeled else {},
     )
+
+
+def class_accuracies(
+    is_right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64], class_names: Sequence[str]
+) -> dict[str, float | None]:
+    """The accuracy of each class, in percent; None for a class without images.
+
+    Args:
+        is_right: [N], whether each image's prediction is right.
+        labels: [N], positions in `class_names`.
+        class_names: all C names.
+    """
+    n_images = np.bincount(labels, minlength=len(class_names)).tolist()
+    n_right = np.bincount(labels[is_right], minlength=len(class_names)).tolist()
+    return {
+        name: 100 * right / n if n else None
+        for name, right, n in zip(class_names, n_right, n_images, strict=True)
+    }
 
 
 def _softmax_distances(

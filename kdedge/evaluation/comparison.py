@@ -7,7 +7,7 @@ predicted classes of two artifacts, whose class lists may differ.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage,
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE
 
+# A difference counts as shown if its p-value is below this, the usual level of a test
 ALPHA = 0.05
-"""A difference counts as shown if its p-value is below this, the usual level of a test."""
 
 # With fewer images that exactly one model gets right, the test cannot show any difference
 _MIN_N = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
@@ -205,9 +205,8 @@ class Comparison(Tabled):
         header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
         rows = []
         for x in self.changed[:_MAX_SHOWN]:
-            cells = [visible(x.image)]
-            for name, score in ((x.old, x.old_score_percent), (x.new, x.new_score_percent)):
-                cells += [visible(name or "-"), "-" if score is None else f"{score:.2f} %"]
+            cells = [visible(x.image), *_cells(x.old, x.old_score_percent)]
+            cells += _cells(x.new, x.new_score_percent)
             rows.append([*cells, *([visible(x.label or "-")] if has_labels else [])])
         return Table("", header, rows)
 
@@ -236,8 +235,10 @@ class Comparison(Tabled):
             f" {self.n_without_answer:,} answers with NaN or infinity",
             f"{self.n_shared:,} classes that both have",
         ]
-        for which, names in (("old", self.only_old), ("new", self.only_new)):
-            notes += [f"only the {which} one has {_listed(map(visible, names))}"] if names else []
+        if self.only_old:
+            notes.append(f"only the old one has {_listed(map(visible, self.only_old))}")
+        if self.only_new:
+            notes.append(f"only the new one has {_listed(map(visible, self.only_new))}")
         if self.agreement_percent is None:
             notes.append("agreement: none, as each answer is a class that one of them lacks")
         else:
@@ -258,6 +259,10 @@ class Comparison(Tabled):
         return notes
 
 
+def _cells(name: str | None, score: float | None) -> list[str]:
+    return [visible(name or "-"), "-" if score is None else f"{score:.2f} %"]
+
+
 def _listed(texts: Iterable[str]) -> str:
     return ", ".join(some_of(texts, _MAX_SHOWN))
 
@@ -269,7 +274,7 @@ def compare_predictions(
     *,
     old_names: Sequence[str],
     new_names: Sequence[str],
-    unreadable: Sequence[UnreadableImage] = (),
+    unreadable: Sequence[UnreadableImage],
 ) -> Comparison:
     """Compares the predictions of two classifiers; classes are the same if their names are.
 
@@ -290,23 +295,9 @@ def compare_predictions(
         if i.old_score_percent is not None and i.new_score_percent is not None
     ]
     only_new = tuple(name for name in new_names if name not in shared)
-    old_counts, new_counts = Counter(i.old for i in images), Counter(i.new for i in images)
+    old_counts = Counter(i.old for i in images)
+    new_counts = Counter(i.new for i in images)
     classes = [*old_names, *only_new, *([NONE] if NONE in {*old_counts, *new_counts} else [])]
-    labels = [i for i in images if i.label is not None]
-    with_shared_label = [i for i in labels if i.label in shared]
-    labeled = None
-    if with_shared_label:
-        right = [(i.label == i.old, i.label == i.new) for i in with_shared_label]
-        n_only_old, n_only_new = right.count((True, False)), right.count((False, True))
-        labeled = LabeledComparison(
-            n_labeled=len(with_shared_label),
-            n_left_out=len(labels) - len(with_shared_label),
-            n_only_old_right=n_only_old,
-            n_only_new_right=n_only_new,
-            old_accuracy_percent=100 * sum(old for old, _ in right) / len(with_shared_label),
-            new_accuracy_percent=100 * sum(new for _, new in right) / len(with_shared_label),
-            p_value=mcnemar_p(n_only_old, n_only_new),
-        )
     return Comparison(
         old=old,
         new=new,
@@ -320,9 +311,29 @@ def compare_predictions(
         n_shared=len(shared),
         changed=tuple(i for i in images if i.is_changed),
         classes={name: (old_counts[name], new_counts[name]) for name in classes},
-        labeled=labeled,
+        labeled=_compare_labeled([i for i in images if i.label is not None], shared),
         unreadable=unreadable,
         n_without_answer=old_counts[None] + new_counts[None],
+    )
+
+
+def _compare_labeled(
+    images: Sequence[ComparedImage], shared: Collection[str]
+) -> LabeledComparison | None:
+    """The accuracies on images with labels, and the test; None if no label is a shared class."""
+    right = [(i.label == i.old, i.label == i.new) for i in images if i.label in shared]
+    if not right:
+        return None
+    n_only_old = right.count((True, False))
+    n_only_new = right.count((False, True))
+    return LabeledComparison(
+        n_labeled=len(right),
+        n_left_out=len(images) - len(right),
+        n_only_old_right=n_only_old,
+        n_only_new_right=n_only_new,
+        old_accuracy_percent=100 * sum(old for old, _ in right) / len(right),
+        new_accuracy_percent=100 * sum(new for _, new in right) / len(right),
+        p_value=mcnemar_p(n_only_old, n_only_new),
     )
 
 

@@ -28,11 +28,11 @@ from kdedge.targets.registry import load_file
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# An image file's bytes, a decoded RGB image, what reads one of them, or why there is none
 ImageInput = bytes | Image.Image | UnusableImage | Callable[[], bytes | Image.Image]
-"""An image file's bytes, a decoded RGB image, what reads one of them, or why there is none."""
 
+# [H, W, 3], as a model file takes them, or the error of an image that has none
 Pixels = npt.NDArray[np.uint8] | UnusableImage
-"""[H, W, 3], as a model file takes them, or the error of an image that has none."""
 
 
 def read_input(image: ImageInput) -> bytes | Image.Image | UnusableImage:
@@ -72,7 +72,9 @@ class Classifier:
     def __init__(
         self, artifact: Artifact, file: ModelFile, backend: Backend, *, n_threads: int | None = None
     ) -> None:
-        self.artifact, self.file, self.backend = artifact, file, backend
+        self.artifact = artifact
+        self.file = file
+        self.backend = backend
         self._graph, self._matrix = graph_of(backend)
         self.none_below = artifact.none_below(file)
         self._gaussians: Gaussians | None = None
@@ -187,10 +189,7 @@ class Classifier:
             if isinstance(self.backend, TakesImages):
                 return np.concatenate([self._graph.run_image(image) for image in images])
             return run_batches(
-                self._graph,
-                np.stack(images),
-                pixels=self.artifact.pixels,
-                max_batch=self.max_batch,
+                self._graph, np.stack(images), pixels=self.artifact.pixels, max_batch=self.max_batch
             )
 
     def outputs(self, inputs: npt.NDArray[Any], *, max_batch: int) -> npt.NDArray[np.float32]:
@@ -276,12 +275,13 @@ class Classifier:
         if usable:
             keys, pictures = zip(*usable, strict=True)
             answers = iter(self.results(keys, self._outputs(pictures), top=top))
-        return [
-            UnreadableImage(key, pixels.reason)
-            if isinstance(pixels, UnusableImage)
-            else next(answers)
-            for key, pixels in images
-        ]
+        results: list[Result] = []
+        for key, pixels in images:
+            if isinstance(pixels, UnusableImage):
+                results.append(UnreadableImage(key, pixels.reason))
+            else:
+                results.append(next(answers))
+        return results
 
     def results(
         self, keys: Sequence[str], outputs: npt.NDArray[np.float32], *, top: int
@@ -296,7 +296,8 @@ class Classifier:
         logits = self.as_logits(outputs)
         is_finite = np.isfinite(logits).all(axis=1, keepdims=True)  # [N, 1]
         logits, outputs = (np.where(is_finite, rows, np.float32(0)) for rows in (logits, outputs))
-        names, has_scores = self.artifact.class_names, self.artifact.head == "scores"
+        names = self.artifact.class_names
+        has_scores = self.artifact.head == "scores"
         known: list[tuple[bool, float | None]] = [(False, None)] * len(keys)
         if self._gaussians is not None and self.none_below is not None:
             known = [*self.none_below.is_none_and_percent(self._gaussians.scores(outputs))]

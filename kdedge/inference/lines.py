@@ -117,13 +117,13 @@ class Lines:
         if not isinstance(result, Prediction):
             what = "unreadable" if isinstance(result, UnreadableImage) else "no prediction"
             return f"{key}  {what}: {result.reason}"
-        name_width, score_width = self.columns[1], 8 if self.columns[1] else 0
-        cells = [
-            cell
-            for name, score in shown_classes(result, self.min_score)
-            for cell in (name.ljust(name_width), *([score.rjust(score_width)] if score else []))
-        ]
-        return "  ".join([key, *cells]).rstrip()
+        name_width = self.columns[1]
+        score_width = 8 if self.columns[1] else 0
+        cells = [key]
+        for name, score in shown_classes(result, self.min_score):
+            cells.append(name.ljust(name_width))
+            cells += [score.rjust(score_width)] if score else []
+        return "  ".join(cells).rstrip()
 
     def _csv(self, result: Result) -> str:
         n_cells = 2 * self.top + self.tells_none

@@ -41,12 +41,10 @@ class OnImages(Protocol):
     @property
     def n_images(self) -> int | None:
         """Number of images; None if not recorded."""
-        ...
 
     @property
     def images_hash(self) -> str | None:
         """Equal for the same images, labels and class list; None if not recorded."""
-        ...
 
 
 _Measured = TypeVar("_Measured", bound=OnImages)
@@ -66,9 +64,7 @@ def on_same_images(
     return {name: other for name, other in results.items() if are_same_images(other, result)}
 
 
-def by_images(
-    rows: Sequence[tuple[str, _Measured]],
-) -> list[list[tuple[str, _Measured]]]:
+def by_images(rows: Sequence[tuple[str, _Measured]]) -> list[list[tuple[str, _Measured]]]:
     """Groups labeled results by their images, in order of first appearance."""
     groups: list[list[tuple[str, _Measured]]] = []
     for row in rows:
@@ -392,7 +388,8 @@ class EvalDetails(Record):
     @property
     def only_class(self) -> str | None:
         """The class that is predicted for every image, although not all are of one class."""
-        labels, answers = ({pair[i] for pair in self.confusion} for i in (0, 1))
+        labels = {label for label, _, _ in self.confusion}
+        answers = {predicted for _, predicted, _ in self.confusion}
         is_told = len(labels) > 1 and len(answers) == 1
         return self.class_names[answers.pop()] if is_told else None
 

@@ -28,11 +28,11 @@ from kdedge.records.tables import Table, Tabled, figure, percent
 
 SPEED_FORMAT = 1
 
+# Above these limits a time is in doubt: `Measurement.doubt`. For models of 0.1 to 8 ms on two
+# cores, the 90th percentile was at most 1.3 times the median on a quiet machine, and up to 110
+# times while another process was busy.
 MOST_OTHERS_PERCENT = 10.0
 MOST_SPREAD = 2.0
-"""Above these limits a time is in doubt: `Measurement.doubt`. For models of 0.1 to 8 ms on two
-cores, the 90th percentile was at most 1.3 times the median on a quiet machine, and up to 110 times
-while another process was busy."""
 
 TextProtocol = Literal["paper", "cached"]
 TimedFrom = Literal["on device", "copied", "image file"]
@@ -177,9 +177,10 @@ class ModelFacts(Record):
         """Multiply-adds per image in a batch of this size, 1e9."""
         return None if self.gmacs_image is None else self.gmacs_image + self.gmacs_call / batch
 
-    def gflops(self, batch: int) -> float | None:
-        """Operations per image, 1e9: two per multiply-add."""
-        gmacs = self.gmacs(batch)
+    @property
+    def gflops(self) -> float | None:
+        """Operations of one image, 1e9: two per multiply-add."""
+        gmacs = self.gmacs(1)
         return None if gmacs is None else 2 * gmacs
 
 
@@ -301,7 +302,7 @@ class SpeedResult(Record, Tabled):
             rows.append(
                 [
                     label,
-                    figure(row.gflops(1)),
+                    figure(row.gflops),
                     "-" if first is None else first.marked(first.p50_ms),
                     "-" if best is None else best.marked(best.images_per_second),
                     self.ratio_cells(first)[0],
@@ -322,8 +323,8 @@ class SpeedResult(Record, Tabled):
         return ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
 
 
+# A measured model's name in the tables, and its measurements
 NamedRow = tuple[str, SpeedRow]
-"""A measured model's name in the tables, and its measurements."""
 
 
 def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:

@@ -38,8 +38,8 @@ def _plain_name(name: str) -> str:
     return name
 
 
+# A name that cannot lead out of the folder
 FileName = Annotated[str, AfterValidator(_plain_name)]
-"""A name that cannot lead out of the folder."""
 
 # Unicode's control characters, lone surrogates, line and paragraph separators
 _UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -115,7 +115,8 @@ PixelType = Literal["float", "uint8"]
 def _steps(preprocess: Preprocess, pixels: PixelType) -> list[str]:
     size = preprocess.size_px
     resampled = f"{preprocess.interpolation} with antialiasing, as Pillow's Image.resize; values"
-    resized, crop = f"Resize to {size} x {size} pixels, whatever the aspect ratio", []
+    resized = f"Resize to {size} x {size} pixels, whatever the aspect ratio"
+    crop = []
     if preprocess.resize_mode == "shortest":
         resized = (
             f"Resize the shorter side to {size} pixels and the longer one to floor({size} * longer"

@@ -17,22 +17,18 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """The backend's name, such as `onnxruntime`."""
-        ...
 
     @property
     def batches(self) -> tuple[int, int | None]:
         """Smallest and largest batch; None if there is no limit."""
-        ...
 
     @property
     def pixels(self) -> PixelType:
         """Type of the pixels in its input, as in `Artifact.pixels`."""
-        ...
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
         """[3, S, S], shape of one image of its input; None for an axis of any size."""
-        ...
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Computes the logits of a batch.
@@ -47,15 +43,12 @@ class Backend(Protocol):
             DataError: the file does not take images of this shape or type.
             SetupError: this machine cannot run the file.
         """
-        ...
 
     def describe(self) -> str:
         """Name, version and device, such as `onnxruntime 1.24.4 CPU` or `tensorrt 10.3 GPU 8.7`."""
-        ...
 
     def close(self) -> None:
         """Frees the memory. Afterwards the object cannot be used; a second call has no effect."""
-        ...
 
 
 @runtime_checkable
@@ -75,7 +68,6 @@ class TakesImages(Protocol):
             DataError: the file does not take the image.
             ResourceError: memory ran out.
         """
-        ...
 
 
 @runtime_checkable
@@ -88,7 +80,6 @@ class DeviceTimed(Protocol):
         Args:
             images: a batch, as for `Backend.run`.
         """
-        ...
 
 
 def to_input(images: npt.NDArray[np.uint8], pixels: PixelType) -> npt.NDArray[Any]:

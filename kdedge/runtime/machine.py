@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+# The file system's root; tests replace it by a folder with the files of another system
 ROOT = Path("/")
-"""The file system's root; tests replace it by a folder with the files of another system."""
 
 # Vector, 8-bit and half-precision instructions of x86-64, then of Arm
 _INSTRUCTIONS = (
@@ -137,8 +137,8 @@ class Contention:
         return None if self.others_cores is None else 100 * self.others_cores / self.n_cores
 
 
+# Starts a period when called; returns a function that returns the `Contention` so far
 Watch = Callable[[], Callable[[], Contention]]
-"""Starts a period when called; returns a function that returns the `Contention` so far."""
 
 
 def all_of(parts: Iterable[Contention]) -> Contention:

@@ -21,8 +21,8 @@ from pydantic import AfterValidator, Field
 
 from kdedge.records.record import PositiveCount, Record
 
+# The prediction for an image that shows none of the classes; no class may have this name
 NONE = "none"
-"""The prediction for an image that shows none of the classes; no class may have this name."""
 
 GAUSSIANS_FILE = "none_of_these.safetensors"
 N_PERCENTILES = 101

@@ -25,12 +25,12 @@ from pydantic import Field
 from kdedge.errors import DataError
 from kdedge.records.record import Positive
 
+# Larger images are refused after reading their header: 100 megapixels are 0.3 GB decoded
 MAX_PIXELS = 100_000_000
-"""Larger images are refused after reading their header: 100 megapixels are 0.3 GB decoded."""
 
+# Longer side over shorter side. Resizing the shorter side of a 1 x 100,000 strip to 224 would
+# give an image of 5 gigapixels.
 MAX_ASPECT = 100
-"""Longer side over shorter side. Resizing the shorter side of a 1 x 100,000 strip to 224 would give
-an image of 5 gigapixels."""
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -350,16 +350,16 @@ _HEIF = ("heic", "heif", "hif")
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
+# Installs the package that reads HEIC
 HEIF_REMEDY = "pip install 'kdedge[heif]'"
-"""Installs the package that reads HEIC."""
 
+# Extensions of image files that this machine may be unable to read, each with a remedy or ""
 UNREAD_PICTURES = {
     **dict.fromkeys(_HEIF, HEIF_REMEDY),
     **dict.fromkeys(_AVIF, "Pillow 11.3 or later reads it"),
     **dict.fromkeys((*_JPEG_2000, "jxl", "svg", "eps", "pdf", "ico"), ""),
     **dict.fromkeys(("dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "raw"), ""),
 }
-"""Extensions of image files that this machine may be unable to read, each with a remedy or ""."""
 
 
 @functools.cache

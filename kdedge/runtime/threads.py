@@ -48,7 +48,7 @@ class _Process:
     is_tf32_allowed: bool | None = None
 
 
-def set_up_threads(n_threads: int | None = None) -> float | None:
+def set_up_threads(n_threads: int | None) -> float | None:
     """Sets the number of compute threads and how they wait, unless the environment does.
 
     Once torch is loaded, only a given `n_threads` has an effect.

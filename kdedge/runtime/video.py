@@ -62,7 +62,7 @@ def import_pyav() -> Any:
         ) from error
 
 
-def frames_of_video(path: Path | str, *, every: int = 1) -> Iterator[VideoFrame]:
+def frames_of_video(path: Path | str, *, every: int) -> Iterator[VideoFrame]:
     """Decodes a video.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from kdedge.suite.state import SuiteState
 
 log = get_logger(__name__)
 
+# The content of `exported.json`, and its table with a legend as caption
 Exported = tuple[dict[str, Any], Table]
-"""The content of `exported.json`, and its table with a legend as caption."""
 
 HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]
 
@@ -44,25 +44,7 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
     Raises:
         KdedgeError: no row could be exported and measured; the error of the first row.
     """
-    artifacts: dict[str, tuple[Cell, Artifact]] = {}
-    left_out: dict[str, str] = {}
-    first_error: KdedgeError | None = None
-    plan = state.plan
-    for recipe, row in itertools.product(plan.recipes, plan.loaded.suite.methods):
-        label = row.name if len(plan.recipes) == 1 else f"{recipe}, {row.name}"
-        cells = [cell for cell in plan.of(recipe, row.name) if not cell.is_zero_shot]
-        finished = [cell for cell in cells if state.is_finished(cell)]
-        if cells and not finished:
-            left_out[label] = "it has no finished run"
-        for cell in finished[:1]:
-            try:
-                artifacts[label] = cell, _artifact(Path(str(state.outcomes[cell].run)), export)
-            except KdedgeError as error:
-                log.warning(f"{label} cannot be exported: {error}")
-                first_error = first_error or error
-                left_out[label] = first_line(error)
-    if not artifacts:
-        raise first_error or KdedgeError(f"{plan.loaded.path} has no run to export.")
+    artifacts, left_out = _artifacts(state, export)
     subjects = [
         dataclasses.replace(subject, source=label)
         for label, (_, artifact) in artifacts.items()
@@ -73,13 +55,10 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
     for timed in speed.rows:
         cell, artifact = artifacts[timed.source]
         files.append(_file(timed, artifact.path / timed.model, state.outcomes[cell].result))
-    for images in {file["images"] for file in files}:
-        ranked = [file for file in files if file["images"] == images and file["doubt"] is None]
-        for i in pareto_front([(entry["p50_ms"], entry["accuracy"]) for entry in ranked]):
-            ranked[i]["is_on_front"] = True
+    _mark_fronts(files)
     folder = state.folder
     record = {
-        "suite": plan.loaded.suite.name,
+        "suite": state.plan.loaded.suite.name,
         "measurements": str(write_new_numbered_json(folder / "bench", speed.to_dict())),
         "machine": f"{machine_text(speed)}, {speed.measured_at}",
         "files": sorted(files, key=lambda entry: (entry["p50_ms"] is None, entry["p50_ms"])),
@@ -90,6 +69,40 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
     notes = "\n".join(f"* {note}" for note in table.caption.split("\n"))
     write_atomic(folder / "exported.md", f"{table.as_markdown()}\n\n{notes}\n".encode())
     return record, table
+
+
+def _artifacts(
+    state: SuiteState, export: Callable[[Path], Artifact]
+) -> tuple[dict[str, tuple[Cell, Artifact]], dict[str, str]]:
+    """The artifact of each row's first finished seed, and why other rows have none; by label."""
+    artifacts: dict[str, tuple[Cell, Artifact]] = {}
+    left_out: dict[str, str] = {}
+    errors: list[KdedgeError] = []
+    plan = state.plan
+    for recipe, row in itertools.product(plan.recipes, plan.loaded.suite.methods):
+        label = row.name if len(plan.recipes) == 1 else f"{recipe}, {row.name}"
+        cells = [cell for cell in plan.of(recipe, row.name) if not cell.is_zero_shot]
+        cell = next(filter(state.is_finished, cells), None)
+        if cell is None:
+            left_out |= {label: "it has no finished run"} if cells else {}
+            continue
+        try:
+            artifacts[label] = cell, _artifact(Path(str(state.outcomes[cell].run)), export)
+        except KdedgeError as error:
+            log.warning(f"{label} cannot be exported: {error}")
+            left_out[label] = first_line(error)
+            errors.append(error)
+    if not artifacts:
+        raise errors[0] if errors else KdedgeError(f"{plan.loaded.path} has no run to export.")
+    return artifacts, left_out
+
+
+def _mark_fronts(files: Sequence[dict[str, Any]]) -> None:
+    """Marks the files on the Pareto front of those with the same images."""
+    for images in {file["images"] for file in files}:
+        ranked = [file for file in files if file["images"] == images and file["doubt"] is None]
+        for i in pareto_front([(entry["p50_ms"], entry["accuracy"]) for entry in ranked]):
+            ranked[i]["is_on_front"] = True
 
 
 def _table(record: dict[str, Any]) -> Table:
@@ -146,7 +159,7 @@ def _file(row: SpeedRow, path: Path, result: EvalResult | None) -> dict[str, Any
         "harmonic_mean": None if result is None else result.harmonic_mean,
         "p50_ms": None if time is None else time.p50_ms,
         "n_bytes": row.n_bytes,
-        "gflops": row.gflops(1),
+        "gflops": row.gflops,
         "is_on_front": False,
         "doubt": doubt,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -252,7 +253,18 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
     plain = _load(loaded, file).recipe
     name = row.method or model_spec(plain, row.role or "student").method
     role: Role = row.role or ("student" if load_method(name).METHOD.needs_teacher else "baseline")
-    for key in [*row.set, *(key for keys in row.set_on.values() for key in keys)]:
+    _check_changes_model(row, role)
+    switch = _method_overrides(plain, role, name)
+    resolved = _load_to_test(loaded, file, switch, row.set, row.set_on.get(plain.name, {}))
+    if role == "baseline":
+        resolved = with_baseline(resolved, name)
+    _check_can_train(resolved, role)
+    return resolved, role
+
+
+def _check_changes_model(row: Row, role: Role) -> None:
+    """Checks that the row's model depends on every key that the row sets."""
+    for key in itertools.chain(row.set, *row.set_on.values()):
         unread = [part for part in _UNREAD[role] if f"{key}.".startswith(f"{part}.")]
         if unread:
             raise RecipeError(
@@ -260,15 +272,19 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
                 f" depend on {unread[0]}.\n"
                 f"  Remove it; keys that only a {role} reads begin with {role}."
             )
-    switch: dict[str, Any] = {}  # overrides that replace the recipe's method and its settings
-    if role == "baseline":
-        if plain.baseline is not None and plain.baseline.method not in (None, name):
-            switch = {"baseline": {}}
-    elif name != model_spec(plain, role).method:
-        switch = {f"{role}.method": name, f"{role}.settings": {}}
-    resolved = _load_to_test(loaded, file, switch, row.set, row.set_on.get(plain.name, {}))
-    if role == "baseline":
-        resolved = with_baseline(resolved, name)
+
+
+def _method_overrides(recipe: Recipe, role: Role, method: str) -> dict[str, Any]:
+    """Overrides by which a role has a row's method, without another method's settings."""
+    if role != "baseline":
+        is_same = method == model_spec(recipe, role).method
+        return {} if is_same else {f"{role}.method": method, f"{role}.settings": {}}
+    is_same = recipe.baseline is None or recipe.baseline.method in (None, method)
+    return {} if is_same else {"baseline": {}}
+
+
+def _check_can_train(resolved: LoadedRecipe, role: Role) -> None:
+    """Checks the methods of a row's model and of the teacher that is trained for it."""
     teacher = resolved.recipe.teacher
     has_own = role == "student" and (teacher is None or teacher.is_trained)
     trained: list[Role] = ["teacher", role] if has_own else [role]
@@ -279,7 +295,6 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
         if trained_role == "teacher":
             check_can_be_teacher(choice)
     check_sizes(*((resolved, trained_role, None) for trained_role in trained))
-    return resolved, role
 
 
 def _load_to_test(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]) -> LoadedRecipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from kdedge.records.tables import Table
 from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.state import Outcome
 
+# Mark after the label of a row whose recipe has `official: true`
 OFFICIAL_MARK = "†"
-"""Mark after the label of a row whose recipe has `official: true`."""
 
 _TITLES = {
     "base": "base",
@@ -37,8 +38,8 @@ _SEEN = {
 }
 
 Values = Mapping[str, float | None]
+# The outcome of every cell of a plan
 Outcomes = Mapping[Cell, Outcome]
-"""The outcome of every cell of a plan."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,15 @@ class Line:
 def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     """The lines of a suite from its finished cells, recipe by recipe."""
     suite = plan.loaded.suite
-    by_row = {
-        (recipe, row.name): {
-            cell.seed: {name: getattr(result, name) for name in FIGURES}
-            for cell in plan.of(recipe, row.name)
-            if (result := outcomes[cell].result) is not None
-        }
-        for recipe in (*plan.sources, *plan.recipes)
-        for row in suite.methods
-        if plan.of(recipe, row.name)
-    }
+    by_row: dict[tuple[str, str], dict[int, Values]] = {}
+    for recipe, row in itertools.product((*plan.sources, *plan.recipes), suite.methods):
+        if cells := plan.of(recipe, row.name):
+            results = {cell.seed: outcomes[cell].result for cell in cells}
+            by_row[recipe, row.name] = {
+                seed: {name: getattr(result, name) for name in FIGURES}
+                for seed, result in results.items()
+                if result is not None
+            }
     lines = [_line(plan, *key, [*seeds.values()]) for key, seeds in by_row.items()]
     if len(plan.recipes) > 1:
         for row in suite.methods:
@@ -153,8 +153,7 @@ def make_tables(lines: Sequence[Line]) -> list[Table]:
 def _table(recipe: str, lines: Sequence[Line]) -> Table:
     """The table of one recipe, or of the average."""
     own = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
-    pairs = [(line.mean["all"], line.mean["mean_over_classes"]) for line in lines]
-    if all(_with_spread(pair, None) == _with_spread(other, None) for pair, other in pairs):
+    if all(_has_equal_means(line) for line in lines):
         own = [name for name in own if name != "mean_over_classes"]
     paper = [name for name in FIGURES if any(_published(line, name) is not None for line in lines)]
     # Columns about the data are left out if all rows learn from the same data
@@ -170,6 +169,12 @@ def _table(recipe: str, lines: Sequence[Line]) -> Table:
         cells += [_with_spread(_published(line, name), None) for name in paper]
         rows.append([line.label, *cells])
     return Table(recipe, header, rows)
+
+
+def _has_equal_means(line: Line) -> bool:
+    """Whether the mean over classes is printed as the mean over images."""
+    over_classes = _with_spread(line.mean["mean_over_classes"], None)
+    return _with_spread(line.mean["all"], None) == over_classes
 
 
 def _published(line: Line, name: str) -> float | None:

@@ -28,20 +28,20 @@ if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
 
 ExportInput = Literal["folded model", "ONNX file"]
 
+# Prefixes of the names of the head's nodes and layers, from the projector to the class vectors.
+# They stay float32, which class margins need and which costs little.
 HEAD_LAYERS = ("hidden/", "features/", "fused_head/")
-"""Prefixes of the names of the head's nodes and layers, from the projector to the class vectors.
-They stay float32, which class margins need and which costs little."""
 
+# Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
+# bytes in 16 bits; 2 x 255 x 64 < 32768, so that no file overflows on another processor.
 CPU_WEIGHT_LEVELS = 64
-"""Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
-bytes in 16 bits; 2 x 255 x 64 < 32768, so that no file overflows on another processor."""
 
 
+# Lines on stderr of packages that no setting turns off. ONNX Runtime warns of graphics cards that
+# it does not know: github.com/microsoft/onnxruntime/issues/27092
 LOG_LINES = re.compile(
     rb"device_discovery\.cc|^\[\w+\.(cpp|h):\d+\]|^(INFO|WARNING|ERROR): |^[IWE]\d{4} "
 )
-"""Lines on stderr of packages that no setting turns off. ONNX Runtime warns of graphics cards that
-it does not know: github.com/microsoft/onnxruntime/issues/27092"""
 
 ANY_LINE = re.compile(rb"")
 
@@ -119,7 +119,8 @@ class Package:
 
     def missing(self) -> SetupError:
         """Makes the error for a machine without the package."""
-        name, purpose = self.distributions[0], self.purpose[0].upper() + self.purpose[1:]
+        name = self.distributions[0]
+        purpose = self.purpose[0].upper() + self.purpose[1:]
         if self.extra is not None and not self.install:
             return MissingPackage(name, extra=self.extra, purpose=purpose)
         return BackendUnavailable(
@@ -250,7 +251,6 @@ class BuildModule(Protocol):
             SetupError: a package or device is missing or cannot build the file.
             ResourceError: memory or disk ran out.
         """
-        ...
 
 
 class RunModule(Protocol):
@@ -275,4 +275,3 @@ class RunModule(Protocol):
             SetupError: this machine cannot run the file.
             DataError: the file is damaged, or not an image classifier.
         """
-        ...

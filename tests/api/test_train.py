@@ -190,7 +190,7 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     assert found.agreement_percent == 100
     with pytest.raises(kdedge.DataError, match="toy/02 does not exist"):
         kdedge.load("toy/02", root=folder)
-    with pytest.raises(kdedge.RecipeError, match="is an artifact"):
+    with pytest.raises(kdedge.RecipeError, match="is an artifact, and output can only"):
         kdedge.export(artifact, output=tmp_path / "other")
     file = tmp_path / "speed.json"
     before = dict(os.environ), torch.get_num_threads()

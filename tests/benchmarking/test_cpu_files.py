@@ -64,7 +64,7 @@ def measurable(artifact: Artifact, write_model: Callable[..., Path]) -> Artifact
     logits = np.concatenate([backend.run(to_input(pixels[i : i + 1], "float")) for i in range(6)])
     backend.close()
     smoke = artifact.path / SMOKE_SET
-    write_smoke_set(smoke, pixels, logits)
+    write_smoke_set(smoke, pixels, logits, images=())
     files = []
     for name, factor in (("model.int8-cpu.onnx", 1.0), ("model.wrong.onnx", -1.0)):
         path = write_model(artifact.path / name, factor=factor)
@@ -139,6 +139,7 @@ def test_a_file_that_passed_on_more_images_is_out_only_if_it_is_worse_here(
         measurable.path / SMOKE_SET,
         np.concatenate([smoke.pixels, smoke.pixels]),
         np.concatenate([smoke.logits, smoke.logits[:4], -smoke.logits[4:]]),
+        images=(),
     )
     others = {**measurable.others, SMOKE_SET: digest(measurable.path / SMOKE_SET)}
     measurable = dataclasses.replace(measurable, others=others)

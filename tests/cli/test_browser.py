@@ -50,7 +50,10 @@ def artifact(device: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ar
     pixels = np.stack([np.asarray(resize_and_crop(image, made.preprocess)) for image in images])
     means = pixels.mean(axis=(1, 2)) / 255
     write_smoke_set(
-        made.path / SMOKE_SET, pixels, (means @ device.WEIGHT + device.BIAS).astype(np.float32)
+        made.path / SMOKE_SET,
+        pixels,
+        (means @ device.WEIGHT + device.BIAS).astype(np.float32),
+        images=(),
     )
     names = ("red", "green", "<b>blue</b>", "dark 'thing'")
     smoke = {SMOKE_SET: sha256_file(made.path / SMOKE_SET)}

@@ -433,7 +433,7 @@ def test_options_that_shape_the_graph_do_not_go_with_an_artifact(
 ) -> None:
     done = kdedge("export", str(exported), "--trt", "--head", "argmax")
     assert done.code == 2
-    assert "is an artifact, and export.head can only be given when a run" in done.err
+    assert "is an artifact, and --head can only be given when a run" in done.err
     done = kdedge("export", str(exported))
     assert done.code == 2
     assert "is an artifact" in done.err

@@ -102,7 +102,7 @@ def make_artifact(folder: Path, **changes: Any) -> Artifact:
 
 def with_smoke_set(artifact: Artifact, pixels: Any, logits: Any) -> Artifact:
     path = artifact.path / SMOKE_SET
-    write_smoke_set(path, pixels, logits)
+    write_smoke_set(path, pixels, logits, images=())
     others = {SMOKE_SET: hashlib.sha256(path.read_bytes()).hexdigest()}
     return dataclasses.replace(artifact, others=others)
 
@@ -190,7 +190,9 @@ def test_the_remedy_suits_the_precision(precision: Any, remedy: str) -> None:
 
 def test_a_smoke_set_survives_its_file(tmp_path: Path) -> None:
     pixels, path = make_pixels(7), tmp_path / SMOKE_SET
-    write_smoke_set(path, pixels[:, ::-1], answers(pixels)[:, ::-1])  # views are not contiguous
+    write_smoke_set(
+        path, pixels[:, ::-1], answers(pixels)[:, ::-1], images=()
+    )  # views are not contiguous
     again = read_smoke_set(path)
     np.testing.assert_array_equal(again.pixels, pixels[:, ::-1])
     np.testing.assert_array_equal(again.logits, answers(pixels)[:, ::-1])

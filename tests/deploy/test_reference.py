@@ -57,7 +57,7 @@ def answer() -> Any:
                 recipe=SimpleNamespace(export=SimpleNamespace(open_classes=False))
             ),
         )
-        return run_reference(trained, pool, n_images)
+        return run_reference(trained, pool, n_images, calibrate=False)
 
     return give
 

@@ -122,7 +122,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_onnx_repository_is_complete(artifact: Artifact, tmp_path: Path) -> None:
-    folder = write_triton(artifact, tmp_path / "models")
+    folder = write_triton(artifact, tmp_path / "models", built=())
     assert folder == tmp_path / "models" / "line3"
     assert folder.stat().st_mode & 0o777 == 0o755  # Triton runs as another user
     files = tree(folder)
@@ -155,7 +155,7 @@ def warmup(batch: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_an_engine_goes_before_onnx_and_runs_on_the_gpu(artifact: Artifact, tmp_path: Path) -> None:
-    folder = write_triton(with_engine(artifact), tmp_path)
+    folder = write_triton(with_engine(artifact), tmp_path, built=())
     assert tree(folder)["1/model.plan"] == f"bytes of {ENGINE}".encode()
     text = (folder / "config.pbtxt").read_text()
     values = parse(text)
@@ -167,7 +167,9 @@ def test_an_engine_goes_before_onnx_and_runs_on_the_gpu(artifact: Artifact, tmp_
 
 def test_all_profiles_of_an_engine_are_served(artifact: Artifact, tmp_path: Path) -> None:
     profiles = [{"min": 1, "opt": 32, "max": 32}, {"min": 1, "opt": 1, "max": 1}]
-    folder = write_triton(with_engine(artifact, built_with={"profiles": profiles}), tmp_path)
+    folder = write_triton(
+        with_engine(artifact, built_with={"profiles": profiles}), tmp_path, built=()
+    )
     (group,) = parse((folder / "config.pbtxt").read_text())["instance_group"]
     assert group == {"kind": "KIND_GPU", "count": 1, "profile": ["0", "1"]}
 
@@ -178,7 +180,7 @@ def test_of_several_machines_engines_the_one_that_was_built_here_is_served(
     other = "model.fp16.trt11.4.0-sm90.engine"
     both = with_engine(with_engine(artifact), other)
     with pytest.raises(DataError, match=rf"2 engines in fp16.*{ENGINE}, {other}"):
-        write_triton(both, tmp_path)
+        write_triton(both, tmp_path, built=())
     assert list(tmp_path.iterdir()) == [artifact.path]
     folder = write_triton(both, tmp_path, built=["model.onnx", other])
     assert tree(folder)["1/model.plan"] == f"bytes of {other}".encode()
@@ -188,7 +190,7 @@ def test_a_file_that_missed_its_gate_is_passed_over_aloud(
     artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    folder = write_triton(with_engine(artifact, gate="missed"), tmp_path)
+    folder = write_triton(with_engine(artifact, gate="missed"), tmp_path, built=())
     assert tree(folder)["1/model.onnx"] == b"bytes of model.fp16.onnx"
     assert caplog.messages == [
         f"{ENGINE} is not used for Triton, as it missed its gate.",
@@ -200,11 +202,11 @@ def test_that_no_answer_is_none_of_these_is_told(
     artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING")
-    write_triton(artifact, tmp_path / "a")
+    write_triton(artifact, tmp_path / "a", built=())
     assert not caplog.messages
     limit = NoneBelow(limit=-1, percentiles=tuple(range(101)))
     files = tuple(dataclasses.replace(file, none_below=limit) for file in artifact.files)
-    write_triton(dataclasses.replace(artifact, files=files), tmp_path / "b")
+    write_triton(dataclasses.replace(artifact, files=files), tmp_path / "b", built=())
     assert caplog.messages == [
         'Triton always gives a class: its graph cannot answer "none of these".'
     ]
@@ -212,19 +214,19 @@ def test_that_no_answer_is_none_of_these_is_told(
 
 def test_an_engine_of_tensorrt_rtx_is_never_taken(artifact: Artifact, tmp_path: Path) -> None:
     with_rtx = with_engine(artifact, "model.fp16.rtx1.7.1.engine", target="tensorrt-rtx")
-    assert "1/model.onnx" in tree(write_triton(with_rtx, tmp_path))
+    assert "1/model.onnx" in tree(write_triton(with_rtx, tmp_path, built=()))
 
 
 def test_a_precision_that_is_asked_for_is_the_one_that_is_served(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     both = with_engine(with_engine(artifact), "model.int8.trt.engine", precision="int8")
-    folder = write_triton(both, tmp_path / "a", precision="int8")
+    folder = write_triton(both, tmp_path / "a", precision="int8", built=())
     assert tree(folder)["1/model.plan"] == b"bytes of model.int8.trt.engine"
     alone = dataclasses.replace(artifact, files=artifact.files[:1])
     with pytest.raises(DataError, match="no file that Triton can run"):
-        write_triton(alone, tmp_path / "b", precision="int8")
-    assert tree(write_triton(alone, tmp_path))["1/model.onnx"] == b"bytes of model.onnx"
+        write_triton(alone, tmp_path / "b", precision="int8", built=())
+    assert tree(write_triton(alone, tmp_path, built=()))["1/model.onnx"] == b"bytes of model.onnx"
 
 
 def test_an_artifact_without_a_file_for_triton_is_refused(
@@ -232,7 +234,7 @@ def test_an_artifact_without_a_file_for_triton_is_refused(
 ) -> None:
     missed = dataclasses.replace(artifact.files[0], gate="missed")
     with pytest.raises(DataError, match=r"no file that Triton can run \(model.onnx missed"):
-        write_triton(dataclasses.replace(artifact, files=(missed,)), tmp_path / "models")
+        write_triton(dataclasses.replace(artifact, files=(missed,)), tmp_path / "models", built=())
 
 
 def test_a_file_for_cpus_runs_there(artifact: Artifact) -> None:
@@ -266,19 +268,19 @@ def test_external_data_comes_along_under_its_own_name(artifact: Artifact, tmp_pa
     file = make_file(artifact.path, "model.big.onnx", data=data.name)
     others = {data.name: hashlib.sha256(b"weights").hexdigest()}
     big = dataclasses.replace(artifact, files=(file,), others=others)
-    files = tree(write_triton(big, tmp_path / "a"))
+    files = tree(write_triton(big, tmp_path / "a", built=()))
     assert files["1/model.onnx"] == b"bytes of model.big.onnx"
     assert files["1/model.big.onnx.data"] == b"weights"
     data.write_bytes(b"Weights")
     with pytest.raises(DataError, match="has changed since the export"):
-        write_triton(big, tmp_path / "b")
+        write_triton(big, tmp_path / "b", built=())
     assert not (tmp_path / "b").exists()
 
 
 def test_a_changed_file_leaves_nothing_behind(artifact: Artifact, tmp_path: Path) -> None:
     (artifact.path / "model.fp16.onnx").write_bytes(b"other")
     with pytest.raises(DataError, match="has changed since the export"):
-        write_triton(artifact, tmp_path / "models")
+        write_triton(artifact, tmp_path / "models", built=())
     assert not (tmp_path / "models").exists()
 
 
@@ -293,20 +295,20 @@ def test_nothing_is_overwritten(artifact: Artifact, tmp_path: Path, kind: str) -
         taken.symlink_to(tmp_path / "nowhere")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(RecipeError, match="line3 exists, and nothing is overwritten"):
-        write_triton(artifact, tmp_path)
+        write_triton(artifact, tmp_path, built=())
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_second_model_joins_the_repository(artifact: Artifact, tmp_path: Path) -> None:
-    write_triton(artifact, tmp_path / "models")
-    write_triton(dataclasses.replace(artifact, name="line4"), tmp_path / "models")
+    write_triton(artifact, tmp_path / "models", built=())
+    write_triton(dataclasses.replace(artifact, name="line4"), tmp_path / "models", built=())
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["line3", "line4"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(ResourceError, match="line3 could not be written"):
-        write_triton(artifact, tmp_path / "models")
+        write_triton(artifact, tmp_path / "models", built=())
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def run(reference: np.ndarray, logits: np.ndarray, **changes: Any) -> ParityResu
         "class_names": NAMES if n_classes == 2 else [f"class {i}" for i in range(n_classes)],
         "images": "test images",
         "runtime": "none",
+        "head": "scores",
     }
     return measure_parity(reference, logits, **(arguments | changes))
 

@@ -36,7 +36,7 @@ def chosen() -> dict[str, str]:
 
 
 def test_on_a_quiet_machine_every_core_computes_and_waits_in_a_short_spin(system: Any) -> None:
-    assert set_up_threads() is None
+    assert set_up_threads(None) is None
     assert chosen() == {
         "OMP_NUM_THREADS": "2",
         "GOMP_SPINCOUNT": "10000",
@@ -47,7 +47,7 @@ def test_on_a_quiet_machine_every_core_computes_and_waits_in_a_short_spin(system
 
 def test_on_a_busy_machine_threads_sleep_while_they_wait(system: Any) -> None:
     system.busy_cores = 1.0
-    assert set_up_threads() == pytest.approx(1.0)
+    assert set_up_threads(None) == pytest.approx(1.0)
     assert chosen() == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     assert not may_spin()
 
@@ -71,7 +71,7 @@ def test_the_users_own_environment_wins(
 ) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    set_up_threads()
+    set_up_threads(None)
     assert given.items() <= chosen().items()
     assert chosen().keys() == given.keys() | more
 
@@ -85,9 +85,9 @@ def test_an_option_outdoes_the_environment(system: Any, monkeypatch: pytest.Monk
 
 
 def test_a_child_chooses_anew_what_its_parent_chose(system: Any) -> None:
-    set_up_threads()
+    set_up_threads(None)
     system.busy_cores = 1.0
-    set_up_threads()  # as another process with this environment
+    set_up_threads(None)  # as another process with this environment
     assert chosen() == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -97,7 +97,7 @@ def test_the_processes_of_torchrun_share_the_cores(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's own choice
-    set_up_threads()
+    set_up_threads(None)
     assert number_of_threads() == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     set_up_threads(1)  # the user's
@@ -107,13 +107,13 @@ def test_the_processes_of_torchrun_share_the_cores(
 def test_processes_at_the_same_time_share_the_cores_unless_the_user_has_said_otherwise(
     system: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_up_threads()
+    set_up_threads(None)
     shared = shared_threads(2)
     assert shared["OMP_NUM_THREADS"] == "1"
     assert shared_threads(10_000)["OMP_NUM_THREADS"] == "1"
     for name, value in shared.items():
         monkeypatch.setenv(name, value)
-    set_up_threads()  # in one of them
+    set_up_threads(None)  # in one of them
     assert number_of_threads() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert shared_threads(2) == {}
@@ -126,5 +126,5 @@ def test_loader_processes_get_at_most_an_eighth_of_the_cores(
     system: Any, monkeypatch: pytest.MonkeyPatch, n_cores: int, n_workers: int, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n_cores)))
-    set_up_threads()
+    set_up_threads(None)
     assert threads_with_workers(n_workers) == expected

@@ -182,7 +182,7 @@ def make_checked(
             pixels[number] = color
         logits = mean_color_logits(pixels).astype(np.float32)
         path = folder / SMOKE_SET
-        write_smoke_set(path, pixels, np.roll(logits, 1, axis=1) if wrong else logits)
+        write_smoke_set(path, pixels, np.roll(logits, 1, axis=1) if wrong else logits, images=())
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         artifact = dataclasses.replace(
             artifact, others={SMOKE_SET: digest}, class_names=names or artifact.class_names

@@ -133,9 +133,9 @@ def test_an_artifact_without_its_run_and_other_precisions_are_told(
     case: Case, block_copy: Artifact, target: Target
 ) -> None:
     with pytest.raises(RecipeError, match=r"has no folded model.*\n.*Give the run"):
-        build_files(block_copy, find_target(case.target), ["fp32"])
+        build_files(block_copy, find_target(case.target), ["fp32"], run=None)
     with pytest.raises(RecipeError, match=f"{target.label} has no FP16 files; it has: fp32, int8"):
-        build_files(block_copy, find_target(case.target), ["fp16"])
+        build_files(block_copy, find_target(case.target), ["fp16"], run=None)
 
 
 def test_without_a_package_the_line_is_told(

@@ -51,11 +51,7 @@ def make_monitor(module: ModuleType, canceled: threading.Event) -> Any:
 
 
 def in_a_thread(
-    work: Callable[[], _T],
-    canceled: threading.Event,
-    what: str,
-    *,
-    report_every_s: float = 30.0,
+    work: Callable[[], _T], canceled: threading.Event, what: str, *, report_every_s: float = 30.0
 ) -> _T:
     """Runs a build in another thread, so that Ctrl-C works.
 
@@ -114,7 +110,8 @@ class EngineBuilder:
         else:
             self._trt = module
         self._module, self._timing_cache = module, timing_cache
-        self._tool, self._title = title, f"{title} {module.__version__}"
+        self._tool = title
+        self._title = f"{title} {module.__version__}"
 
     def build_file(
         self, file: PlannedFile, request: BuildRequest, device: dict[str, Any]
@@ -162,9 +159,7 @@ class EngineBuilder:
         """
         canceled = threading.Event()
         data, profiles = in_a_thread(
-            lambda: self._serialize(onnx_path, batches, canceled),
-            canceled,
-            f"Building {path.name}",
+            lambda: self._serialize(onnx_path, batches, canceled), canceled, f"Building {path.name}"
         )
         write_atomic(path, data)
         return profiles

@@ -68,9 +68,7 @@ def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
         parts = calibration_batches(request.images, batches)
         program = export_program(quantized(program.module(), parts), example, batches=batches)
     lowered = to_edge_transform_and_lower(
-        program,
-        partitioner=[XnnpackPartitioner()],
-        constant_methods={SMALLEST_BATCH: batches[0]},
+        program, partitioner=[XnnpackPartitioner()], constant_methods={SMALLEST_BATCH: batches[0]}
     )
     return lowered.to_executorch()
 

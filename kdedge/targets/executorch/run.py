@@ -21,8 +21,8 @@ from kdedge.targets.base import LOG_LINES
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.executorch import EXECUTORCH
 
+# Name of the method that returns the smallest batch; a program's shapes have only the largest
 SMALLEST_BATCH = "smallest_batch"
-"""Name of the method that returns the smallest batch; a program's shapes have only the largest."""
 
 _BYTE = 0  # code of torch.uint8 in a program
 _loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()

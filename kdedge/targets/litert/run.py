@@ -17,8 +17,8 @@ from kdedge.targets.base import LOG_LINES
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.litert import LITERT
 
+# Name that the converter gives to the function in a file
 SIGNATURE = "serving_default"
-"""Name that the converter gives to the function in a file."""
 
 
 class LiteRtModel(CpuModel):
@@ -27,7 +27,8 @@ class LiteRtModel(CpuModel):
     name, package = "litert", LITERT
 
     def _open(self, module: Any, n_threads: int | None) -> None:
-        data, n_threads = read_bytes(self._path), n_threads or physical_cores()
+        data = read_bytes(self._path)
+        n_threads = n_threads or physical_cores()
         with filter_native_stderr(LOG_LINES):
             self._model = module.Interpreter(model_content=data, num_threads=n_threads)
             self._model.allocate_tensors()

@@ -13,15 +13,16 @@ from kdedge.errors import DataError
 from kdedge.files import write_atomic
 from kdedge.targets.base import HEAD_LAYERS
 
+# Maximum size of a protobuf message (2 GiB), minus room for the graph itself
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
-"""Maximum size of a protobuf message (2 GiB), minus room for the graph itself."""
 
+# Images per run if the graph takes any number of images
 BATCH = 8
-"""Images per run if the graph takes any number of images."""
 
+# Fewest input channels (per group) of a convolution in INT8. With fewer, as in the first and in
+# depthwise convolutions, INT8 is slower on tensor cores and loses more accuracy (NVIDIA
+# ModelOpt).
 MIN_CHANNELS = 16
-"""Fewest input channels (per group) of a convolution in INT8. With fewer, as in the first and in
-depthwise convolutions, INT8 is slower on tensor cores and loses more accuracy (NVIDIA ModelOpt)."""
 
 
 def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:

@@ -38,13 +38,13 @@ from kdedge.targets.onnx.graph import (
     set_nodes,
 )
 
+# Largest magnitude that may become FP16: a quarter of its range (65504), since other images may
+# have larger values than the measured ones
 LIMIT = 16384.0
-"""Largest magnitude that may become FP16: a quarter of its range (65504), since other images may
-have larger values than the measured ones."""
 
+# Relative error (root mean square) of rounded weights above which they stay float32. FP16 rounds
+# to 3e-4 of a value; a larger error means that values are too small for it (below 6e-5).
 MAX_WEIGHT_ERROR = 1e-3
-"""Relative error (root mean square) of rounded weights above which they stay float32. FP16 rounds
-to 3e-4 of a value; a larger error means that values are too small for it (below 6e-5)."""
 
 _FLOAT, _HALF = 1, 10  # onnx.TensorProto.FLOAT and FLOAT16
 

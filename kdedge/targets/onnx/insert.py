@@ -75,7 +75,8 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
                 nodes += quantizer_pair(model, x, name, layer.input_scale, np.int8(0))
                 dequantized[key] = nodes[-1].output[0]
             axis = 0 if node.op_type == "Conv" else 1
-            levels, name = layer.levels.swapaxes(0, axis), f"{layer_of(node)}/weight"
+            levels = layer.levels.swapaxes(0, axis)
+            name = f"{layer_of(node)}/weight"
             output = f"{node.name}/weight"
             nodes.append(
                 weight_dequantizer(
@@ -141,7 +142,8 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
         by_norm.setdefault(layer_of(norm), []).extend(layer_of(node) for node in readers)
         calls[layer_of(norm)] -= 1
     for norm_name, read_by in by_norm.items():
-        names, module = tuple(dict.fromkeys(read_by)), modules.get(norm_name)
+        names = tuple(dict.fromkeys(read_by))
+        module = modules.get(norm_name)
         # A norm may run twice, such as for the queries of the last block; all its readers count
         is_only_read_by_layers = calls[norm_name] == 0 and all(name in reads for name in names)
         if is_only_read_by_layers and isinstance(module, nn.LayerNorm):

@@ -44,12 +44,12 @@ from kdedge.targets.onnx.graph import (
 )
 from kdedge.targets.onnx.insert import insert_qdq
 
+# Name of the node that gives a closed list of classes its logits; torch's exporter makes it, with
+# a weight [C, D]
 HEAD_NODE = "fused_head/Gemm"
-"""Name of the node that gives a closed list of classes its logits; torch's exporter makes it, with
-a weight [C, D]."""
 
+# The lowest opset whose Q/DQ take FP16 scales
 QDQ_OPSET = 19
-"""The lowest opset whose Q/DQ take FP16 scales."""
 
 
 def to_int8(

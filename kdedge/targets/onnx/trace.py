@@ -23,12 +23,12 @@ from kdedge.targets.program import dynamic_shapes, example_images
 
 BatchSize = Literal["dynamic"] | int
 
+# The lowest opset that the exporter writes. `LayerNormalization` is one node, whose statistics
+# are float32 in every precision.
 OPSET = 18
-"""The lowest opset that the exporter writes. `LayerNormalization` is one node, whose statistics are
-float32 in every precision."""
 
+# The IR version that belongs to the opset; ONNX Runtime reads it since 1.16
 IR_VERSION = 9
-"""The IR version that belongs to the opset; ONNX Runtime reads it since 1.16."""
 
 
 class Tracer:

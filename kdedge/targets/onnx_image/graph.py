@@ -20,15 +20,15 @@ import numpy.typing as npt
 
 from kdedge.runtime.preprocess import Preprocess
 
+# The graph's input: uint8 [height, width, 3], RGB
 IMAGE_NAME = "image"
-"""The graph's input: uint8 [height, width, 3], RGB."""
 
+# An output besides the logits: the preprocessed image, uint8 [1, 3, S, S], RGB
 PIXELS_NAME = "pixels"
-"""An output besides the logits: the preprocessed image, uint8 [1, 3, S, S], RGB."""
 
+# The axis that Pillow resizes first: the width, or since a version between 12.0 and 13.0, the
+# height if it shrinks by more than twice as many pixels as the width does
 Order = Literal["width first", "by size"]
-"""The axis that Pillow resizes first: the width, or since a version between 12.0 and 13.0, the
-height if it shrinks by more than twice as many pixels as the width does."""
 
 _BLOCK = 16  # outputs that share a window of inputs; larger blocks multiply more zeros
 _WEIGHT_UNIT = 2.0**22  # PRECISION_BITS in Resample.c
@@ -83,7 +83,8 @@ def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> Non
         preprocess: size, interpolation and resize mode.
         order: the order of the axes.
     """
-    add, integers, size = nodes.add, nodes.integers, preprocess.size_px
+    add, integers = nodes.add, nodes.integers
+    size = preprocess.size_px
     shape = add("Shape", IMAGE_NAME)
     height = add("Slice", shape, integers([0]), integers([1]))
     width = add("Slice", shape, integers([1]), integers([2]))
@@ -137,7 +138,8 @@ def _transpose_by_size(nodes: Nodes, is_tall: str) -> str:
 
 def _resize_crop(nodes: Nodes, side: str, shorter: str, preprocess: Preprocess) -> tuple[str, str]:
     """[1], a side after the resize, and [1], the offset of the crop in it."""
-    add, integers, size = nodes.add, nodes.integers, preprocess.size_px
+    add, integers = nodes.add, nodes.integers
+    size = preprocess.size_px
     if preprocess.resize_mode == "squash":
         return integers([size]), integers([0])
     resized = add("Div", add("Mul", side, integers([size])), shorter)  # rounded down
