@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from kdedge.runtime.threads import set_up_threads
 from kdedge.targets.registry import list_backends, list_targets
 from kdedge.workers import ENGINES
 
+# An option that takes a whole number from 1
+count_option = partial(click.option, type=click.IntRange(min=1), metavar="N")
+
+# An option that takes a path
+path_option = partial(click.option, type=click.Path(path_type=Path))
+
 runs_option = click.option(
     "--runs",
     "root",
@@ -27,14 +34,12 @@ runs_option = click.option(
     show_default=True,
     help="Folder of all runs.",
 )
-"""`--runs DIR`, given to the command as `root`."""
 
 device_option = click.option(
     "--device",
     metavar="NAME",
     help="Device: cpu, cuda or cuda:N. [default: cuda if available, else cpu]",
 )
-"""`--device`, given to the command as `device`; None means cuda if available, else cpu."""
 
 suites_option = click.option(
     "--suites",
@@ -43,7 +48,6 @@ suites_option = click.option(
     show_default=True,
     help="Folder of all suites.",
 )
-"""`--suites DIR`, given to the command as `suites`."""
 
 calls_option = click.option(
     "--calls",
@@ -52,7 +56,6 @@ calls_option = click.option(
     show_default=True,
     help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
 )
-"""`--calls N` of a command that times models, given to it as `calls`."""
 
 engine_option = click.option(
     "--engine",
@@ -62,12 +65,10 @@ engine_option = click.option(
     help="Processes that read and encode the images: local is this process; ray is the Ray"
     " cluster of RAY_ADDRESS, or a new one on this machine (kdedge[ray]).",
 )
-"""`--engine`, given to the command as `engine`."""
 
 resume_option = click.option(
     "--resume", is_flag=True, help="Continue an interrupted run of the same recipe."
 )
-"""`--resume`, given to the command as `resume`."""
 
 
 def _apply(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) -> int | None:
@@ -87,14 +88,14 @@ def _apply(ctx: click.Context, parameter: click.Parameter, n_threads: int | None
     return n_threads
 
 
-_THREADS: dict[str, Any] = {
-    "type": click.IntRange(min=1),
-    "metavar": "N",
-    "help": "Number of CPU threads. [default: OMP_NUM_THREADS, or one per physical core]",
-}
+_threads = partial(
+    count_option,
+    "--threads",
+    help="Number of CPU threads. [default: OMP_NUM_THREADS, or one per physical core]",
+)
 
-threads_option = click.option("--threads", expose_value=False, callback=_apply, **_THREADS)
-"""`--threads` of a command that computes; it takes effect before the command is called."""
+# `--threads` of a command that computes; it takes effect before the command is called
+threads_option = _threads(expose_value=False, callback=_apply)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,11 +103,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return runs_option(device_option(threads_option(json_option(command))))
 
 
-threads_value_option = click.option("--threads", callback=_apply, **_THREADS)
-"""Like `threads_option`, but also given to the command as `threads`."""
+# Like `threads_option`, but also given to the command as `threads`
+threads_value_option = _threads(callback=_apply)
 
-plain_threads_option = click.option("--threads", **_THREADS)
-"""`--threads`, only given to the command as `threads`, which then has to set the number."""
+# `--threads`, only given to the command as `threads`, which then has to set the number
+plain_threads_option = _threads()
 
 
 precision_option = click.option(
@@ -116,14 +117,10 @@ precision_option = click.option(
     " machine like this; else fp32, or an engine that this GPU runs. Files that missed their gates"
     " are used only when asked for.]",
 )
-"""`--precision`, given to the command as `precision`."""
 
 backend_option = click.option(
-    "--backend",
-    metavar="NAME",
-    help=f"{', '.join(list_backends())}. [default: one that fits]",
+    "--backend", metavar="NAME", help=f"{', '.join(list_backends())}. [default: one that fits]"
 )
-"""`--backend NAME`, given to the command as `backend`."""
 
 
 set_option = click.option(
@@ -134,15 +131,14 @@ set_option = click.option(
     callback=lambda ctx, parameter, texts: parse_overrides(texts),
     help="Override a key of the recipe, as in --set student.optim.epochs=10. Can be repeated.",
 )
-"""`--set a.b=c`, given to the command as the mapping `overrides`."""
 
+# Options of a training command that are short for keys of the recipe: type and help
 SHORTHANDS = {
     "epochs": (int, "Passes over the training images"),
     "batch_size": (int, "Images per step"),
     "lr": (float, "Learning rate after warm-up"),
     "seed": (int, "Seed of all random draws"),
 }
-"""Options of a training command that are short for keys of the recipe: type and help."""
 
 
 def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -173,4 +169,3 @@ SIZE_HELP = (
 )
 
 size_option = click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)
-"""`--size`, given to the command as `size`."""

@@ -26,7 +26,6 @@ _T = TypeVar("_T")
 LOGGER = "kdedge"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-"""`--json`, given to the command as `as_json`."""
 
 
 def print_result(record: Any, *, as_json: bool, text: str = "") -> None:
@@ -86,14 +85,13 @@ def same_options(overrides: Mapping[str, Any]) -> list[str]:
 def given_options(*names: str) -> list[str]:
     """Returns the options given on this command line, with values, for these parameter names."""
     context = click.get_current_context()
-    return [
-        word
-        for option in context.command.params
-        if option.name in names
-        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
-        for value in [context.params[option.name]]
-        for word in (option.opts[0], *([] if value is True else [str(value)]))
-    ]
+    words: list[str] = []
+    for option in context.command.params:
+        name = option.name or ""
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name in names:
+            value = context.params[name]
+            words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+    return words
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), align: str = "l") -> str:

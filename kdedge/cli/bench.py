@@ -89,12 +89,7 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
 @runs_option
 @device_option
 def command(
-    sources: tuple[str, ...],
-    against: str,
-    root: Path,
-    kind: str,
-    is_whole: bool,
-    **options: Any,
+    sources: tuple[str, ...], against: str, root: Path, kind: str, is_whole: bool, **options: Any
 ) -> None:
     """Measure models against each other: work, latency, FPS, memory, accuracy.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import runs_option, threads_value_option
+from kdedge.cli._options import count_option, runs_option, threads_value_option
 from kdedge.cli._output import json_option, print_result, show_result
 
 
@@ -27,22 +27,11 @@ from kdedge.cli._output import json_option, print_result, show_result
     help="End in exit code 6 if McNemar's exact test shows NEW to be worse (p below 0.05). Needs"
     " --labels.",
 )
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Images per call. [default: as many as each artifact takes]",
-)
+@count_option("--batch", help="Images per call. [default: as many as each artifact takes]")
 @threads_value_option
 @json_option
 @runs_option
-def command(
-    old: Path,
-    new: Path,
-    paths: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
-) -> None:
+def command(old: Path, new: Path, paths: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Compare the predictions of the artifacts OLD and NEW on the same images.
 
     OLD and NEW are folders that `kdedge export` wrote, runs, or model files in an artifact's

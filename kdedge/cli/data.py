@@ -62,7 +62,9 @@ def list_here(data: Path, as_json: bool) -> None:
 def show(name: str, data: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, terms, layout, and which are missing."""
     opened = open_set(name, data)
-    benchmark, folder, missing = opened.benchmark, opened.folder, opened.missing
+    benchmark = opened.benchmark
+    folder = opened.folder
+    missing = opened.missing
     record = {
         "name": name,
         "folder": str(folder),
@@ -123,12 +125,12 @@ def verify(name: str, read_images: bool, data: Path, as_json: bool) -> None:
     verification = verify_set(name, data, read_images=read_images)
     print_result(asdict(verification), as_json=as_json, text=_verification_text(verification))
     if verification.problems:
-        remedy = (
-            "Fetch what is missing"
-            if open_set(name, data).missing
-            else "A fetch only adds files and folders that are missing altogether."
-            "\n  Move the files that differ away, and run"
-        )
+        remedy = "Fetch what is missing"
+        if not open_set(name, data).missing:
+            remedy = (
+                "A fetch only adds files and folders that are missing altogether.\n"
+                "  Move the files that differ away, and run"
+            )
         count = len(verification.problems)
         raise DataError(
             f"{verification.folder} differs from the published {name}: {count} difference"

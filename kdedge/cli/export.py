@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import run_options, set_option
+from kdedge.cli._options import path_option, run_options, set_option
 from kdedge.cli._output import (
     Brief,
     given_options,
@@ -96,19 +96,10 @@ def _parameter(target: Target) -> str:
     help="Time for the search of INT8's ranges and layers; the best so far is kept. [default: the"
     " recipe's, 10]",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The artifact's folder. [default: artifacts/NN in the run]",
-)
-@click.option(
-    "--triton",
-    type=click.Path(path_type=Path),
-    help="Write a model repository for Triton into this new folder.",
-)
-@click.option(
+@path_option("--output", help="The artifact's folder. [default: artifacts/NN in the run]")
+@path_option("--triton", help="Write a model repository for Triton into this new folder.")
+@path_option(
     "--browser",
-    type=click.Path(path_type=Path),
     help="Write a page that classifies pictures and the camera in a browser into this new folder;"
     " needs the file of --with-preprocess.",
 )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
-from kdedge.cli._options import SIZE_HELP
+from kdedge.cli._options import SIZE_HELP, path_option
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.config.student_sizes import NO_NETWORK, SIZES
 from kdedge.setup.new_recipe import STUDENT_CLIP, TEACHER_CLIP, init
@@ -23,37 +22,24 @@ _CLIP_HELP = (
 
 @click.command("init")
 @click.argument("name")
-@click.option(
+@path_option(
     "--images",
     required=True,
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Folder of unlabeled images that the student is trained on.",
 )
-@click.option(
-    "--classes",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Text file of class names, one per line.",
+@path_option(
+    "--classes", required=True, metavar="FILE", help="Text file of class names, one per line."
 )
-@click.option(
+@path_option(
     "--labeled",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Labeled images, one subfolder per class. They teach the teacher, and the student too.",
 )
-@click.option(
-    "--test",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Labeled images for measuring accuracy, one subfolder per class.",
+@path_option(
+    "--test", metavar="DIR", help="Labeled images for measuring accuracy, one subfolder per class."
 )
-@click.option(
-    "--teacher",
-    metavar="CLIP",
-    help=f"{_CLIP_HELP} [default: {TEACHER_CLIP}]",
-)
+@click.option("--teacher", metavar="CLIP", help=f"{_CLIP_HELP} [default: {TEACHER_CLIP}]")
 @click.option(
     "--student",
     metavar="CLIP",

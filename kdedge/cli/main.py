@@ -193,17 +193,9 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, click.NoSuchOption):
+        error = _with_hints(error)
     if isinstance(error, click.ClickException):
-        if isinstance(error, click.NoSuchOption):
-            name, hint = error.option_name, ""
-            options = [] if error.ctx is None else error.ctx.command.params
-            if not error.possibilities and any(one.name == "overrides" for one in options):
-                hint = (
-                    " Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys."
-                )
-            # Click's own limit lets --json pass for --precison
-            close = get_close_matches(name, error.possibilities or (), cutoff=0.7)
-            error = click.NoSuchOption(name, f"{error.message}{hint}", close, error.ctx)
         error.show(sys.stderr)
         return error.exit_code
     if isinstance(error, KdedgeError):
@@ -229,6 +221,17 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
             7,
         )
     return _report_bug(error, arguments, run_log)
+
+
+def _with_hints(error: click.NoSuchOption) -> click.NoSuchOption:
+    """The error with near names, or with how to set a key of the recipe."""
+    hint = ""
+    options = [] if error.ctx is None else error.ctx.command.params
+    if not error.possibilities and any(one.name == "overrides" for one in options):
+        hint = " Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys."
+    # Click's own limit lets --json pass for --precison
+    close = get_close_matches(error.option_name, error.possibilities or (), cutoff=0.7)
+    return click.NoSuchOption(error.option_name, f"{error.message}{hint}", close, error.ctx)
 
 
 def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:

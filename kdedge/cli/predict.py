@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import click
 
 from kdedge.api.model import load
 from kdedge.api.predict import InputImage, ResultStream, open_inputs, path_list
-from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
+from kdedge.cli._options import (
+    backend_option,
+    count_option,
+    precision_option,
+    runs_option,
+    threads_value_option,
+)
 from kdedge.errors import explained, get_logger
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import (
@@ -27,7 +34,7 @@ from kdedge.inference.lines import (
     shown_classes,
 )
 from kdedge.inference.pictures import PictureFolder
-from kdedge.progress import progress
+from kdedge.progress import Advance, progress, progress_to
 from kdedge.records.tables import images_text
 
 log = get_logger(__name__)
@@ -36,13 +43,7 @@ log = get_logger(__name__)
 @click.command("predict")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-@click.option(
-    "--every",
-    type=click.IntRange(min=1),
-    default=1,
-    metavar="N",
-    help="Take the first and then every Nth frame of a video.",
-)
+@count_option("--every", default=1, help="Take the first and then every Nth frame of a video.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes per image."
 )
@@ -75,21 +76,14 @@ log = get_logger(__name__)
     metavar="DIR",
     help="Save each picture with its prediction below it in this new or empty folder.",
 )
-@click.option(
+@count_option(
     "--uncertain",
-    type=click.IntRange(min=1),
-    metavar="N",
     help="Give only the N images with the lowest scores, lowest first: label these next. --save"
     " then saves them without predictions.",
 )
 @precision_option
 @backend_option
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Images per call. [default: as many as the artifact takes]",
-)
+@count_option("--batch", help="Images per call. [default: as many as the artifact takes]")
 @threads_value_option
 @runs_option
 def command(
@@ -129,8 +123,6 @@ def command(
         classifier = stack.enter_context(load(artifact, **options))
         # After the artifact, whose error says that images come after it
         inputs = open_inputs(paths, every=every)
-        keys = [item.key for item in inputs] if isinstance(inputs, list) else None
-        names = classifier.artifact.class_names
         needs_scores = min_score is not None or uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
             raise click.UsageError(
@@ -139,10 +131,12 @@ def command(
             )
         path = classifier.artifact.path / classifier.file.name
         log.info(f"Using {path} on {classifier.backend.describe()}.")
-        write: Callable[[str], None] = click.echo
-        if output is not None:
-            write = stack.enter_context(_new_lines(output))
+        write = click.echo if output is None else stack.enter_context(_new_lines(output))
         is_shown = output is None and sys.stdout is not None and sys.stdout.isatty()
+        if is_shown and uncertain is None:  # on one terminal, a bar would mix with the lines
+            stack.enter_context(progress_to(None))
+        names = classifier.artifact.class_names
+        keys = [item.key for item in inputs] if isinstance(inputs, list) else None
         lines = Lines(
             kind,
             top=min(top, len(names)),
@@ -150,47 +144,68 @@ def command(
             columns=column_widths(keys or (), names) if is_shown else (0, 0),
             tells_none=classifier.tells_none,
         )
-        heading = lines.heading()
-        pictures = None if save is None else PictureFolder(save)
+        answers = _Answers(lines, write, None if save is None else PictureFolder(save), uncertain)
         stream = ResultStream(inputs, classifier, top=top, batch=batch)
-        counts = stream.counts
-        least_certain: list[tuple[InputImage, Prediction]] = []  # lowest score first
-
-        def give(item: InputImage, result: Result) -> None:
-            nonlocal heading
-            if heading is not None:
-                write(heading)
-                heading = None
-            write(lines.line(result))
-            if isinstance(result, Prediction) and pictures is not None:
-                shown = None if uncertain is not None else shown_classes(result, min_score)
-                pictures.save(item.name, item.image, shown)
-
-        bar: contextlib.AbstractContextManager[Callable[[int], None]]
-        bar = progress("classifying", None if keys is None else len(keys), unit="images")
-        if is_shown and uncertain is None:  # on one terminal, a bar would mix with the lines
-            bar = contextlib.nullcontext(lambda *_: None)
+        n_images = None if keys is None else len(keys)
         try:
-            with bar as advance:
-                try:
-                    for number, (item, result) in enumerate(stream, 1):
-                        if isinstance(result, Prediction):
-                            counts["none"] += result.is_none
-                            counts["unsure"] += best_name(result, min_score) is None
-                        if uncertain is not None and isinstance(result, Prediction):
-                            bisect.insort(least_certain, (item, result), key=_score)
-                            del least_certain[uncertain:]
-                        else:
-                            give(item, result)
-                        advance(number)
-                finally:  # after Ctrl-C, too: the least certain images so far
-                    for entry in least_certain:
-                        give(*entry)
+            with progress("classifying", n_images, unit="images") as advance:
+                answers.give_all(stream, advance)
         except KeyboardInterrupt:
-            _log_counts(counts, min_score, output, save)
+            _log_counts(stream.counts, answers, output, save)
             raise
-        _log_counts(counts, min_score, output, save)
+        _log_counts(stream.counts, answers, output, save)
     stream.check_any_classified()
+
+
+@dataclass
+class _Answers:
+    """Gives each result as a line and a picture: at once, or the least certain ones at the end.
+
+    Attributes:
+        lines: formats the results.
+        write: writes a line.
+        pictures: where pictures are saved; None if they are not.
+        n_least_certain: number of images to give; None for all.
+        n_none: images so far that show none of the classes.
+        n_unsure: images so far whose class is not named.
+    """
+
+    lines: Lines
+    write: Callable[[str], None]
+    pictures: PictureFolder | None
+    n_least_certain: int | None
+    n_none: int = 0
+    n_unsure: int = 0
+    _is_begun: bool = False
+
+    def give_all(self, stream: ResultStream, advance: Advance) -> None:
+        """Gives the results of a stream."""
+        least_certain: list[tuple[float, int, InputImage, Prediction]] = []
+        try:
+            for number, (item, result) in enumerate(stream, 1):
+                if isinstance(result, Prediction):
+                    self.n_none += result.is_none
+                    self.n_unsure += best_name(result, self.lines.min_score) is None
+                if self.n_least_certain is not None and isinstance(result, Prediction):
+                    score = result.top[0].score_percent or 0
+                    bisect.insort(least_certain, (score, number, item, result))
+                    del least_certain[self.n_least_certain :]
+                else:
+                    self._give(item, result)
+                advance(number)
+        finally:  # after Ctrl-C, too: the least certain images so far
+            for _, _, item, result in least_certain:
+                self._give(item, result)
+
+    def _give(self, item: InputImage, result: Result) -> None:
+        if not self._is_begun and (heading := self.lines.heading()) is not None:
+            self.write(heading)
+        self._is_begun = True
+        self.write(self.lines.line(result))
+        if self.pictures is not None and isinstance(result, Prediction):
+            is_named = self.n_least_certain is None  # the least certain ones are to be labeled
+            shown = shown_classes(result, self.lines.min_score) if is_named else None
+            self.pictures.save(item.name, item.image, shown)
 
 
 @contextlib.contextmanager
@@ -216,28 +231,21 @@ def _has_content(path: Path) -> bool:
         return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _score(entry: tuple[InputImage, Prediction]) -> float:
-    score = entry[1].top[0].score_percent
-    assert score is not None  # `command` refuses artifacts without scores
-    return score
-
-
 def _log_counts(
-    counts: Counter[str], min_score: float | None, output: Path | None, save: Path | None
+    counts: Counter[str], answers: _Answers, output: Path | None, save: Path | None
 ) -> None:
     """Logs the number of results of each kind, and the files written."""
-    n_images = counts["classified"] + counts["unreadable"] + counts["unanswered"]
-    if not n_images:
+    if not counts:
         return
     parts = [f"{counts['classified']:,} classified"]
-    if counts["none"]:
-        parts.append(f"{counts['none']:,} of them none of the classes")
-    if counts["unsure"]:
-        parts.append(f"{counts['unsure']:,} of them below {min_score:g} %")
+    if answers.n_none:
+        parts.append(f"{answers.n_none:,} of them none of the classes")
+    if answers.n_unsure:
+        parts.append(f"{answers.n_unsure:,} of them below {answers.lines.min_score:g} %")
     if counts["unreadable"]:
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:
         parts.append(f"{counts['unanswered']:,} without finite logits")
     wrote = [str(path) for path in (output, save) if path and _has_content(path)]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
-    log.info(f"{images_text(n_images)}: {', '.join(parts)}{written}")
+    log.info(f"{images_text(counts.total())}: {', '.join(parts)}{written}")

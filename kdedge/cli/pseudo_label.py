@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdedge.api.pseudo_label import pseudo_label
-from kdedge.cli._options import engine_option, run_options, set_option
+from kdedge.cli._options import count_option, engine_option, run_options, set_option
 from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.config.load import load_recipe, merged
 from kdedge.records.tables import percent
@@ -23,10 +23,9 @@ from kdedge.records.tables import percent
     " method are trained first unless a finished run exists. [default: teacher if the recipe has"
     " labeled images, else zeroshot]",
 )
-@click.option(
+@count_option(
     "--per-class",
     metavar="K",
-    type=click.IntRange(min=1),
     required=True,
     help="Images per class: the K with the highest probability of the class.",
 )
@@ -62,7 +61,8 @@ def command(
     lines.append(f"Wrote {path}")
     # Baseline keys are left out: they may be settings of the method that labeled the images
     kept = {key: value for key, value in overrides.items() if key.split(".")[0] != "baseline"}
-    given, labels = load_recipe(recipe, kept).recipe, {"data.pseudo_labels": path}
+    given = load_recipe(recipe, kept).recipe
+    labels = {"data.pseudo_labels": path}
     if given.teacher is not None and given.student is not None:
         lines.append(next_line("distill", recipe, *same_options(merged(kept, labels))))
     else:

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import runs_option
+from kdedge.cli._options import path_option, runs_option
 from kdedge.cli._output import json_option, next_line, print_result
 
 
 @click.command("report")
 @click.argument("runs", metavar="[RUN]...", nargs=-1)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Folder to write. Must not exist. [default: report/NN in the first run]",
+@path_option(
+    "--output", help="Folder to write. Must not exist. [default: report/NN in the first run]"
 )
 @runs_option
 @json_option

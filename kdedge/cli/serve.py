@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from kdedge.api.serve import PORT, serve
-from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
+from kdedge.cli._options import (
+    backend_option,
+    count_option,
+    precision_option,
+    runs_option,
+    threads_value_option,
+)
 from kdedge.errors import get_logger
 from kdedge.progress import working
 from kdedge.serving.limits import RequestLimits
@@ -35,11 +41,8 @@ log = get_logger(__name__)
 )
 @precision_option
 @backend_option
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Largest batch that waiting requests are joined to. [default: the artifact's]",
+@count_option(
+    "--batch", help="Largest batch that waiting requests are joined to. [default: the artifact's]"
 )
 @threads_value_option
 @click.option(

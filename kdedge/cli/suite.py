@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdedge.api.suite import run_suite, suite_state
-from kdedge.cli._options import run_options, suites_option
+from kdedge.cli._options import count_option, run_options, suites_option
 from kdedge.cli._output import given_options, next_line, print_result, show_result, table
 
 if TYPE_CHECKING:
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 @click.command("suite")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @suites_option
-@click.option(
+@count_option(
     "--jobs",
-    type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    metavar="N",
     help="Cells to run at the same time. On a CPU they share its cores: --threads is per cell.",
 )
 @click.option("--dry-run", is_flag=True, help="List the cells and their state; run nothing.")
@@ -36,12 +34,7 @@ if TYPE_CHECKING:
 )
 @run_options
 def command(
-    file: Path,
-    suites: Path,
-    root: Path,
-    dry_run: bool,
-    as_json: bool,
-    **options: Any,
+    file: Path, suites: Path, root: Path, dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Run the suite of FILE: recipes x methods x seeds, each cell in its own process.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kdedge.cli._options import path_option
 from kdedge.cli._output import json_option, print_result, show_result
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("answers", type=click.Path(path_type=Path), required=False)
-@click.option(
+@path_option(
     "--images",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Write the images of the smoke set into this new folder, for the program to classify.",
 )

@@ -9,24 +9,22 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import backend_option, precision_option, runs_option, threads_value_option
+from kdedge.cli._options import (
+    backend_option,
+    count_option,
+    precision_option,
+    runs_option,
+    threads_value_option,
+)
 
 
 @click.command("watch")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.option("--each", is_flag=True, help="Give each frame's answer, too.")
-@click.option(
-    "--every",
-    type=click.IntRange(min=1),
-    default=1,
-    metavar="N",
-    help="Take the first and then every Nth frame or file.",
-)
-@click.option(
+@count_option("--every", default=1, help="Take the first and then every Nth frame or file.")
+@count_option(
     "--window",
-    type=click.IntRange(min=1),
-    metavar="N",
     help="Decide by the last N frames: two thirds of them bring a decision, less than one third end"
     " it. [default: 7; 1 and --each for a folder]",
 )
@@ -43,10 +41,8 @@ from kdedge.cli._options import backend_option, precision_option, runs_option, t
     help="What the drift alarm compares with: the artifact's smoke set, or the start of the stream."
     " [default: artifact; stream if that has under 100 images]",
 )
-@click.option(
+@count_option(
     "--shot",
-    type=click.IntRange(min=1),
-    metavar="N",
     help="Frames that may show the same thing: the drift alarm counts them as one. [default: 25; 1"
     " for a folder]",
 )

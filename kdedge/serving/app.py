@@ -120,7 +120,9 @@ class App:
     """
 
     def __init__(self, name: str, model: ServedModel, limits: RequestLimits) -> None:
-        self._name, self.model, self._limits = name, model, limits
+        self._name = name
+        self.model = model
+        self._limits = limits
         self._n_waiting, self._uploads = 0, Uploads(limits)
         self.metrics = Metrics(lambda: self._n_waiting, lambda: self._uploads.n_bytes)
         self.is_draining = False

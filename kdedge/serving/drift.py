@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+# Bound on the expected number of false alarms: two in a million frames
 FALSE_ALARMS_PER_FRAME = 2e-6
-"""Bound on the expected number of false alarms: two in a million frames."""
 
+# With fewer images the test of a mean is too weak to detect a change within 500 frames
 MIN_REFERENCE = 100
-"""With fewer images the test of a mean is too weak to detect a change within 500 frames."""
 
 _N_LEARNED = 200  # observations of a reference from the stream
 _WINDOWS = (4, 8, 12, 16, 20)  # observations
@@ -217,11 +217,13 @@ class DriftMonitor:
         reference: DriftReference | None,
         *,
         shot: int,
-        has_none: bool = False,
+        has_none: bool,
         n_learned: int = _N_LEARNED,
     ) -> None:
         self.reference = reference
-        self._shot, self._n_learned, self._has_none = shot, n_learned, has_none
+        self._shot = shot
+        self._n_learned = n_learned
+        self._has_none = has_none
         n_tests = len(_WINDOWS) * (len(_MEANS) + has_none)
         self._limit = FALSE_ALARMS_PER_FRAME * shot / n_tests
         self._learned: list[ScoredFrame] = []

@@ -33,7 +33,7 @@ class ServedModel:
         close: closes the artifact at once.
     """
 
-    def __init__(self, classifier: Classifier, batch: int | None = None) -> None:
+    def __init__(self, classifier: Classifier, batch: int | None) -> None:
         self.classifier = classifier
         largest = classifier.max_batch
         self.max_batch = largest if batch is None else min(batch, largest)
@@ -70,11 +70,11 @@ class ServedModel:
         return self.classifier.outputs(inputs, max_batch=self.max_batch)
 
 
+# [N, 3, S, S], as the graph takes images
 RequestImages = npt.NDArray[Any]
-"""[N, 3, S, S], as the graph takes images."""
 
+# Outputs of the graph, one row per image: logits, or features with open classes
 GraphOutputs = npt.NDArray[np.float32]
-"""Outputs of the graph, one row per image: logits, or features with open classes."""
 
 
 class _Waiting(NamedTuple):

@@ -23,8 +23,8 @@ from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact
 from kdedge.serving.model import ServedModel
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
+# Name of an input of image files, BYTES [N], instead of pixels; only with binary data
 FILES_NAME = "image_bytes"
-"""Name of an input of image files, BYTES [N], instead of pixels; only with binary data."""
 
 SERVER = {"name": "kdedge", "version": __version__, "extensions": ["binary_tensor_data"]}
 
@@ -164,30 +164,57 @@ def _read_input(
     Raises:
         HTTPException: name, shape, type or data do not fit the graph.
     """
-    shape, n_bytes = tensor.shape, tensor.parameters.binary_data_size
+    n_bytes = tensor.parameters.binary_data_size
     if n_bytes is not None and n_bytes != len(binary):
         raise _bad(f"binary_data_size is {n_bytes}, there are {len(binary)} bytes")
     if n_bytes is None and binary:
         raise _bad("there is binary data, but the input has no binary_data_size")
     if tensor.name == FILES_NAME:
-        if tensor.datatype != "BYTES" or len(shape) != 1 or n_bytes is None:
-            raise _bad(f"{FILES_NAME} must be BYTES of the shape [N], as binary data")
-        files = _files(binary, shape[0])
+        files = _read_files(tensor, binary)
         return lambda model, max_pixels: np.concatenate(
             [model.prepare(file, max_pixels=max_pixels) for file in files]
         )
     if tensor.name != INPUT_NAME:
         raise _bad(f"there is no such input; there are {INPUT_NAME} and {FILES_NAME}")
-    size_px = artifact.preprocess.size_px
-    expected, datatype = [3, size_px, size_px], _datatype(artifact)
-    if shape[1:] != expected or shape[0] < 1 or tensor.datatype != datatype:
+    pixels = _read_pixels(tensor, binary, artifact)
+    return lambda model, max_pixels: pixels
+
+
+def _read_files(tensor: _Input, binary: bytes) -> list[bytes]:
+    """Splits a BYTES tensor: each element follows its length (4 bytes, little-endian)."""
+    if (
+        tensor.datatype != "BYTES"
+        or len(tensor.shape) != 1
+        or tensor.parameters.binary_data_size is None
+    ):
+        raise _bad(f"{FILES_NAME} must be BYTES of the shape [N], as binary data")
+    n_files = tensor.shape[0]
+    if not 1 <= n_files <= _MAX_FILES:
+        raise _bad(f"{FILES_NAME} must have 1 to {_MAX_FILES} images")
+    files: list[bytes] = []
+    start = 0
+    while start < len(binary) and len(files) <= n_files:
+        stop = start + 4 + int.from_bytes(binary[start : start + 4], "little")
+        files.append(binary[start + 4 : stop])
+        start = stop
+    if start != len(binary) or len(files) != n_files:
+        raise _bad(f"{FILES_NAME} does not hold {n_files} images with their lengths")
+    return files
+
+
+def _read_pixels(tensor: _Input, binary: bytes, artifact: Artifact) -> npt.NDArray[Any]:
+    """The graph's input from numbers in JSON, or from binary data."""
+    shape, size_px = tensor.shape, artifact.preprocess.size_px
+    datatype = _datatype(artifact)
+    if shape[1:] != [3, size_px, size_px] or shape[0] < 1 or tensor.datatype != datatype:
         raise _bad(
             f"{INPUT_NAME} must be {datatype} of the shape [N, 3, {size_px}, {size_px}], N at"
             f" least 1; got {tensor.datatype[:40]} {shape}"
         )
-    kind, is_json = np.dtype("<f4" if datatype == "FP32" else np.uint8), n_bytes is None
+    dtype = np.dtype("<f4" if datatype == "FP32" else np.uint8)
+    is_json = tensor.parameters.binary_data_size is None
     try:
-        values = np.asarray(tensor.data) if is_json else np.frombuffer(binary, kind)
+        values = np.asarray(tensor.data) if is_json else np.frombuffer(binary, dtype)
         images: npt.NDArray[Any] = values.reshape(shape)
     except (ValueError, RecursionError) as error:
         raise _bad(f"{INPUT_NAME} must have {math.prod(shape)} numbers, by its shape") from error
@@ -196,24 +223,9 @@ def _read_input(
     if is_json and datatype == "UINT8" and not np.isin(images, np.arange(256)).all():
         raise _bad(f"{INPUT_NAME} must have whole numbers from 0 to 255")
     with np.errstate(over="ignore"):  # overflows become infinity, which the next check refuses
-        images = images.astype(kind, copy=False)
+        images = images.astype(dtype, copy=False)
     if not np.isfinite(images).all():
         raise _bad(f"{INPUT_NAME} has NaN or infinity")
     if datatype == "FP32" and np.any((images < -1) | (images > 2)):  # bicubic resizing overshoots
         raise _bad(f"{INPUT_NAME} must have values from 0 to 1")
-    return lambda model, max_pixels: images
-
-
-def _files(data: bytes, n_files: int) -> list[bytes]:
-    """Splits a BYTES tensor: each element follows its length (4 bytes, little-endian)."""
-    if not 1 <= n_files <= _MAX_FILES:
-        raise _bad(f"{FILES_NAME} must have 1 to {_MAX_FILES} images")
-    files: list[bytes] = []
-    start = 0
-    while start < len(data) and len(files) <= n_files:
-        stop = start + 4 + int.from_bytes(data[start : start + 4], "little")
-        files.append(data[start + 4 : stop])
-        start = stop
-    if start != len(data) or len(files) != n_files:
-        raise _bad(f"{FILES_NAME} does not hold {n_files} images with their lengths")
-    return files
+    return images

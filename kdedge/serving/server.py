@@ -70,7 +70,9 @@ class Server:
             DataError: the artifact is damaged.
             SetupError: this machine cannot run it.
         """
-        self._find, self._load, self._batch = find, load, batch
+        self._find = find
+        self._load = load
+        self._batch = batch
         self._look_every_s = look_every_s
         self._socket = _listen(host, port)
         with contextlib.ExitStack() as on_error:

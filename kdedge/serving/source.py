@@ -35,11 +35,11 @@ _END_S = 2.0
 
 _CAMERA = re.compile(r"/dev/(video\d|v4l/)")
 
+# Files with their time of change, nanoseconds, and size
 ImageStamps = dict[Path, tuple[int, int]]
-"""Files with their time of change, nanoseconds, and size."""
 
+# An object for JSON lines
 Event = dict[str, Any]
-"""An object for JSON lines."""
 
 FrameSourceKind = Literal["camera", "stream", "video", "folder"]
 
@@ -103,7 +103,7 @@ class FrameSource:
     n_dropped: Callable[[], int] = lambda: 0
 
 
-def open_frames(text: str, *, every: int = 1, existing: bool = False) -> FrameSource:
+def open_frames(text: str, *, every: int, existing: bool) -> FrameSource:
     """Opens the source that a text names.
 
     Args:
@@ -183,7 +183,7 @@ def _video(file: str, every: int) -> Generator[Frame, None, None]:
 
 
 def new_files(
-    folder: Path, seen: ImageStamps, *, every: int = 1, every_s: float = _LOOK_EVERY_S
+    folder: Path, seen: ImageStamps, *, every: int, every_s: float = _LOOK_EVERY_S
 ) -> Generator[Frame | Event, None, None]:
     """Yields new image files, numbered, and the events `lost` and `back` of the folder; never ends.
 
@@ -255,11 +255,13 @@ class LatestFrameReader:
         video: LiveVideo,
         reopen: Callable[[], LiveVideo],
         *,
-        every: int = 1,
+        every: int,
         first_wait_s: float = 1.0,
     ) -> None:
         self.n_dropped = 0
-        self._video, self._reopen, self._every = video, reopen, every
+        self._video = video
+        self._reopen = reopen
+        self._every = every
         self._first_wait_s = first_wait_s
         self._waiting: deque[Frame | Event | BaseException] = deque()
         self._changed, self._stopped = threading.Condition(), threading.Event()

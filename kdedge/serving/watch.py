@@ -27,8 +27,8 @@ from kdedge.serving.source import Event, Frame, FrameSource, event
 
 log = get_logger(__name__)
 DRIFT = ("artifact", "stream", "off")
+# Defaults for frames; for the files of a folder, both are 1
 WINDOW, SHOT = 7, 25
-"""Defaults for frames; for the files of a folder, both are 1."""
 
 
 class Decider:
@@ -109,7 +109,8 @@ class Watcher:
     shot: int | None
 
     def __post_init__(self) -> None:
-        artifact, is_folder = self.classifier.artifact, self.source.kind == "folder"
+        artifact = self.classifier.artifact
+        is_folder = self.source.kind == "folder"
         has_scores = artifact.head == "scores"
         if not has_scores and (self.min_score is not None or self.drift not in (None, "off")):
             raise RecipeError(
@@ -122,7 +123,8 @@ class Watcher:
         if has_scores and self.drift != "off":
             need("watch", "The drift alarm", "scipy")
             reference = None if self.drift == "stream" else _reference(self.classifier, self.drift)
-            shot, has_none = self.shot or (1 if is_folder else SHOT), self.classifier.tells_none
+            shot = self.shot or (1 if is_folder else SHOT)
+            has_none = self.classifier.tells_none
             self._monitor = DriftMonitor(reference, shot=shot, has_none=has_none)
         self._n_classified = self._n_unreadable = 0
         self._first_reason: str | None = None
@@ -167,7 +169,9 @@ class Watcher:
 
     def _events_of(self, frame: Frame) -> Iterator[Event]:
         """Classifies a frame; yields what is known of it, or that it is unreadable."""
-        classifier, when, image = self.classifier, frame.when(), decode_input(frame.image)
+        classifier = self.classifier
+        when = frame.when()
+        image = decode_input(frame.image)
         batch = [(str(frame.number), classifier.prepare(image))]
         (result,) = classifier.classify_batch(batch, top=len(classifier.artifact.class_names))
         if not isinstance(result, Prediction):
@@ -202,7 +206,8 @@ class Watcher:
         self, monitor: DriftMonitor, result: Prediction, image: Image.Image, when: Event
     ) -> Iterator[Event]:
         """The alarms that a frame begins or ends, and that the reference is learned."""
-        names, was_learning = self.classifier.artifact.class_names, monitor.reference is None
+        names = self.classifier.artifact.class_names
+        was_learning = monitor.reference is None
         for drift in monitor.add(_scored(result, names), image):
             if not drift.is_over:
                 log.warning(f"{self.source.name}: {_warning(drift)}")

@@ -312,9 +312,9 @@ def test_a_folder_in_dev_is_no_camera() -> None:
     from kdedge.serving.source import open_frames
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        assert open_frames(folder).kind == "folder"
+        assert open_frames(folder, every=1, existing=False).kind == "folder"
     with pytest.raises(SetupError, match="/dev/null cannot be opened"):
-        open_frames("/dev/null")
+        open_frames("/dev/null", every=1, existing=False)
 
 
 def test_the_smoke_set_is_the_reference_where_it_has_enough_images(
@@ -324,7 +324,7 @@ def test_the_smoke_set_is_the_reference_where_it_has_enough_images(
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (120, 1, 1, 3)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
-    write_smoke_set(work / "art" / SMOKE_SET, pixels, np.zeros((120, 4), np.float32))
+    write_smoke_set(work / "art" / SMOKE_SET, pixels, np.zeros((120, 4), np.float32), images=())
     digest = hashlib.sha256((work / "art" / SMOKE_SET).read_bytes()).hexdigest()
     artifact = package.open_artifact("art")
     dataclasses.replace(artifact, others={SMOKE_SET: digest}).save()

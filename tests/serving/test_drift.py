@@ -90,7 +90,7 @@ def test_a_change_is_seen_within_500_frames_and_its_end_too(
 
 def test_an_alarm_has_the_numbers_of_both_sides(reference: DriftReference) -> None:
     rng = np.random.default_rng(3)
-    monitor = DriftMonitor(reference, shot=1)
+    monitor = DriftMonitor(reference, shot=1, has_none=False)
     shots = draw(rng, 40, shift=4)
     (_, alarm), *_ = play(monitor, shots, length=1)
     assert alarm.reference == reference.summary
@@ -129,14 +129,14 @@ def test_a_p_value_is_that_of_the_plain_test_on_ranks_of_centered_log_scores() -
 
 
 def test_a_still_scene_counts_once(reference: DriftReference) -> None:
-    monitor, image = DriftMonitor(reference, shot=5), Image.new("L", (16, 16))
+    monitor, image = DriftMonitor(reference, shot=5, has_none=False), Image.new("L", (16, 16))
     (odd,) = draw(np.random.default_rng(6), 1, shift=9)
     assert [monitor.add(odd, image) for _ in range(2000)] == [[]] * 2000
 
 
 def test_without_a_reference_it_is_learned_from_the_stream() -> None:
     rng = np.random.default_rng(7)
-    monitor = DriftMonitor(None, shot=1, n_learned=200)
+    monitor = DriftMonitor(None, shot=1, n_learned=200, has_none=False)
     assert play(monitor, draw(rng, 199), length=1) == []
     assert monitor.reference is None
     assert play(monitor, draw(rng, 100), length=1) == []
@@ -175,7 +175,7 @@ def test_a_p_value_below_a_tenth_comes_in_a_tenth_of_the_cases() -> None:
 def test_noise_and_small_movement_are_the_same_scene_and_another_picture_is_not() -> None:
     rng = np.random.default_rng(10)
     pixels = rng.normal(128, 40, (4, 4)).repeat(16, 0).repeat(16, 1)
-    monitor = DriftMonitor(None, shot=1, n_learned=50)
+    monitor = DriftMonitor(None, shot=1, n_learned=50, has_none=False)
 
     def show(values: np.ndarray) -> None:
         monitor.add(*draw(rng, 1), Image.fromarray(values.clip(0, 255).astype(np.uint8)))

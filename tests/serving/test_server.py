@@ -430,7 +430,7 @@ def test_the_old_model_is_closed_once_its_last_request_is_answered(
     taken = send(server)
     device.begun.acquire()
     other = type(device)(artifact, mean_color_logits)
-    server._app.model = ServedModel(Classifier(artifact, artifact.files[0], other))
+    server._app.model = ServedModel(Classifier(artifact, artifact.files[0], other), batch=None)
     assert not device.is_closed
     device.gate.set()
     assert taken.result().json["class"] == "red"
@@ -443,7 +443,9 @@ def test_a_batch_has_images_of_one_model(
     artifact: Artifact, gated_backend: Callable[[], Any]
 ) -> None:
     old, new = gated_backend(), gated_backend()
-    models = [ServedModel(Classifier(artifact, artifact.files[0], one)) for one in (old, new)]
+    models = [
+        ServedModel(Classifier(artifact, artifact.files[0], one), batch=None) for one in (old, new)
+    ]
     sizes: list[int] = []
     batcher = Batcher(sizes.append)
     old.gate.clear()

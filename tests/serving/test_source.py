@@ -48,7 +48,7 @@ def taken(
     found: list[Any] = []
     worker = threading.Thread(target=work)
     files: Iterator[Any] = new_files(
-        folder, {} if existing else image_stamps(folder), every_s=EVERY_S
+        folder, {} if existing else image_stamps(folder), every_s=EVERY_S, every=1
     )
     worker.start()
     for item in files:
@@ -180,8 +180,8 @@ class Camera:
         self.n_closed += 1
 
 
-def watched(camera: Camera, **options: int) -> LatestFrameReader:
-    return LatestFrameReader(camera.open(), camera.open, first_wait_s=0.001, **options)
+def watched(camera: Camera, every: int = 1) -> LatestFrameReader:
+    return LatestFrameReader(camera.open(), camera.open, first_wait_s=0.001, every=every)
 
 
 def test_a_camera_that_comes_back_goes_on_with_the_next_number() -> None:
@@ -206,9 +206,9 @@ def test_a_camera_is_not_opened_for_a_refusal_and_closed_without_a_frame(
     av.open = lambda name, **_: opened.append(name) or container
     monkeypatch.setitem(sys.modules, "av", av)
     with pytest.raises(RecipeError, match="/dev/video0 is a camera"):
-        open_frames("0", existing=True)
+        open_frames("0", existing=True, every=1)
     with pytest.raises(RecipeError, match="rtsp://cam/1 is a stream"):
-        open_frames("rtsp://me:secret@cam/1", existing=True)
+        open_frames("rtsp://me:secret@cam/1", existing=True, every=1)
     assert opened == []
     (tmp_path / "artifact.json").write_text("{}")
     with pytest.raises(DataError):
@@ -248,7 +248,7 @@ def test_a_frame_that_is_no_picture_is_given_with_its_reason() -> None:
         raise UnusableImage("its frames are too large")
 
     video = LiveVideo(False, iter([broken]), lambda: None)
-    items = LatestFrameReader(video, Camera().open)
+    items = LatestFrameReader(video, Camera().open, every=1)
     frame = next(items)
     items.close()
     assert isinstance(frame, Frame)
@@ -260,7 +260,7 @@ def test_a_bug_in_the_thread_is_an_error_here() -> None:
         yield partial(picture, 1)
         raise ZeroDivisionError
 
-    items = LatestFrameReader(LiveVideo(False, frames(), lambda: None), Camera().open)
+    items = LatestFrameReader(LiveVideo(False, frames(), lambda: None), Camera().open, every=1)
     with pytest.raises(ZeroDivisionError):
         list(items)
 
