@@ -63,21 +63,9 @@ def pytest_xdist_auto_num_workers() -> Iterator[None]:
     return (yield) + ("PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """Lets every second worker collect from the end: it takes what the others have compiled."""
-    report = yield
-    is_second = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[-1] in "13579"
-    if isinstance(collector, pytest.Dir) and is_second:
-        report.result.reverse()
-    return report
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with slow tests first: at the end, one worker would be alone with them."""
-    items.sort(key=lambda item: item.path)  # in the same order in every worker
-    yield
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -324,6 +312,31 @@ def add_benchmark() -> Iterator[Callable[[Any], None]]:
     yield lambda added: benchmarks().update({added.name: added})
     benchmarks().clear()
     benchmarks().update(own)
+
+
+@pytest.fixture(scope="session")
+def parity() -> Callable[..., Any]:
+    """Makes the record of a comparison of a file without labels, with other values if given."""
+    from kdedge.records.evaluation import ParityResult
+
+    def make(**changes: Any) -> ParityResult:
+        values = {
+            "n_images": 200,
+            "n_labeled": 0,
+            "n_nonfinite": 0,
+            "agreement_percent": 99.5,
+            "mean_softmax_distance": 0.001,
+            "max_softmax_distance": 0.01,
+            "accuracy_percent": None,
+            "reference_accuracy_percent": None,
+            "accuracy_drop": None,
+            "worst": (),
+            "images": "200 images of data.test",
+            "runtime": "onnxruntime 1.24.4 CPU",
+        }
+        return ParityResult(**values | changes)
+
+    return make
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,24 +10,8 @@ from typing import Any
 import pytest
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile, artifact_subjects
-from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
-
-PARITY = ParityResult(
-    n_images=40,
-    n_labeled=40,
-    n_nonfinite=0,
-    agreement_percent=97.5,
-    mean_softmax_distance=0.1,
-    max_softmax_distance=0.2,
-    accuracy_percent=71.0,
-    reference_accuracy_percent=72.0,
-    accuracy_drop=1.0,
-    worst=(),
-    images="40 images of data.test",
-    runtime="onnxruntime 1 CPU",
-)
 
 
 def make_artifact(*files: ModelFile) -> Artifact:
@@ -47,14 +32,17 @@ def file(name: str, target: str, sha256: str, **other: Any) -> ModelFile:
     return ModelFile(name, target, "fp16", "gpu", sha256, 1000, **other)
 
 
-def test_every_file_has_the_work_that_the_export_counted_of_the_model() -> None:
+def test_every_file_has_the_work_that_the_export_counted_of_the_model(
+    parity: Callable[..., Any],
+) -> None:
+    measured = parity(n_labeled=40, agreement_percent=97.5, accuracy_percent=71.0)
     rows = artifact_subjects(
         make_artifact(
             file("other.onnx", "onnx", "0" * 64),
             file(
                 *("model.onnx", "onnx", "1" * 64),
                 built_with={"gmacs": 2.0, "parameters": 5},
-                parity=PARITY,
+                parity=measured,
                 gate="missed",
             ),
             file("model.engine", "tensorrt", "2" * 64, made_from="1" * 64),

@@ -16,7 +16,6 @@ from kdedge.benchmarking.cpu_files import TIE_SHARE, choose, cpu_files, fastest_
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
 from kdedge.errors import GateError
-from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.cpu_choice import CpuMachine, TimedFile
@@ -101,28 +100,13 @@ def test_files_for_cpus_are_measured_and_one_that_misses_its_gate_here_is_out(
     assert choice.not_tried == {"Other fp32": "why"}
 
 
-def parity(n_images: int, agreement_percent: float, n_nonfinite: int = 0) -> ParityResult:
-    return ParityResult(
-        n_images=n_images,
-        n_labeled=0,
-        n_nonfinite=n_nonfinite,
-        agreement_percent=agreement_percent,
-        mean_softmax_distance=0.01,
-        max_softmax_distance=0.1,
-        accuracy_percent=None,
-        reference_accuracy_percent=None,
-        accuracy_drop=None,
-        worst=(),
-        images="some images",
-        runtime="some 1.0",
-    )
-
-
 def test_a_file_that_missed_its_gate_on_all_images_is_out_even_if_it_agrees_here(
-    measurable: Artifact,
+    measurable: Artifact, parity: Callable[..., Any]
 ) -> None:
     file = measurable.file("model.int8-cpu.onnx")
-    made = dataclasses.replace(file, gate="missed", parity=parity(1000, 90.0))
+    made = dataclasses.replace(
+        file, gate="missed", parity=parity(n_images=1000, agreement_percent=90.0)
+    )
     choice = fastest_on_cpu(measurable.with_files(made), not_tried={}, plan=SHORT)
     out = {one.file: one.out for one in choice.candidates}
     assert "agreement 90.00 %" in str(out["model.int8-cpu.onnx"])
@@ -130,7 +114,7 @@ def test_a_file_that_missed_its_gate_on_all_images_is_out_even_if_it_agrees_here
 
 
 def test_a_file_that_passed_on_more_images_is_out_only_if_it_is_worse_here(
-    measurable: Artifact,
+    measurable: Artifact, parity: Callable[..., Any]
 ) -> None:
     """Two of twelve images have another class: 83.33 %, where the gate is 98 %."""
     smoke = read_smoke_set(measurable.path / SMOKE_SET)
@@ -143,8 +127,9 @@ def test_a_file_that_passed_on_more_images_is_out_only_if_it_is_worse_here(
     )
     others = {**measurable.others, SMOKE_SET: digest(measurable.path / SMOKE_SET)}
     measurable = dataclasses.replace(measurable, others=others)
+    before = parity(n_images=1000, agreement_percent=98.5)
     made = [
-        dataclasses.replace(measurable.file(name), gate="passed", parity=parity(1000, 98.5))
+        dataclasses.replace(measurable.file(name), gate="passed", parity=before)
         for name in ("model.int8-cpu.onnx", "model.wrong.onnx")
     ]
     choice = fastest_on_cpu(measurable.with_files(*made), not_tried={}, plan=SHORT)
@@ -156,18 +141,16 @@ def test_a_file_that_passed_on_more_images_is_out_only_if_it_is_worse_here(
 
 
 @pytest.mark.parametrize(
-    ("here", "expected"),
-    [
-        (parity(200, 98.5), False),
-        (parity(200, 95.5), False),
-        (parity(200, 95.0), True),
-        (parity(200, 100.0, n_nonfinite=1), True),
-    ],
+    ("percent", "n_nonfinite", "expected"),
+    [(98.5, 0, False), (95.5, 0, False), (95.0, 0, True), (100.0, 1, True)],
 )
-def test_worse_is_what_chance_does_not_explain(here: ParityResult, expected: bool) -> None:
+def test_worse_is_what_chance_does_not_explain(
+    parity: Callable[..., Any], percent: float, n_nonfinite: int, expected: bool
+) -> None:
+    here = parity(agreement_percent=percent, n_nonfinite=n_nonfinite)  # of 200 images
     stats = pytest.importorskip("scipy.stats")
     chance = stats.binom.cdf(round(2 * here.agreement_percent), n=200, p=0.98)
-    assert is_worse(here, parity(5000, 98.0)) is expected
+    assert is_worse(here, parity(n_images=5000, agreement_percent=98.0)) is expected
     assert expected is bool(chance < 0.01 or here.n_nonfinite)
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from kdedge.errors import DataError, SetupError
 from kdedge.files import sha256_json
-from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import (
     ARTIFACT_FORMAT,
     Artifact,
@@ -22,24 +21,10 @@ from kdedge.runtime.artifact import (
 from kdedge.runtime.preprocess import Preprocess
 
 SHA = "0123456789abcdef" * 4
-PARITY = ParityResult(
-    n_images=200,
-    n_labeled=0,
-    n_nonfinite=0,
-    agreement_percent=99.5,
-    mean_softmax_distance=0.001,
-    max_softmax_distance=0.01,
-    accuracy_percent=None,
-    reference_accuracy_percent=None,
-    accuracy_drop=None,
-    worst=(),
-    images="200 images of data.test",
-    runtime="onnxruntime 1.24.4 CPU",
-)
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Artifact:
+def written(tmp_path: Path, parity: Callable[..., Any]) -> Artifact:
     """An artifact with every kind of entry; no model file of it exists."""
     artifact = Artifact(
         path=tmp_path,
@@ -62,7 +47,7 @@ def written(tmp_path: Path) -> Artifact:
                 20,
                 made_from=SHA,
                 built_with={"tensorrt": "10.3.0", "profile": [1, 4, 8]},
-                parity=PARITY,
+                parity=parity(),
                 gate="passed",
             ),
         ),
