@@ -152,7 +152,9 @@ def load_images(
             # The loader draws a number at its start, which must not advance the global generator
             generator=torch.Generator(),
         )
-        for slot, n_images, failed, reason in loader:
+        with _without_callers_script():
+            loaded = iter(loader)
+        for slot, n_images, failed, reason in loaded:
             if failed is not None:
                 number, position = failed
                 raise DataError(
@@ -160,6 +162,22 @@ def load_images(
                     "  It was readable when the run began. Check the disk and start again."
                 )
             yield normalize_batch(slots[slot, :n_images])
+
+
+@contextlib.contextmanager
+def _without_callers_script() -> Iterator[None]:
+    """Context in which new processes do not run the caller's script again.
+
+    Workers need modules of kdedge alone. Otherwise a script without `if __name__ == "__main__":`
+    would start its training in each of them.
+    """
+    main = vars(sys.modules["__main__"])
+    before: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        main.update(before)
 
 
 @contextlib.contextmanager

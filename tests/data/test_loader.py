@@ -402,6 +402,7 @@ def test_one_process_starts_the_workers_of_all_epochs(tmp_path):
     assert parent.name != str(os.getpid())
 
 
+# As users write one: without `if __name__ == "__main__":`
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
@@ -410,23 +411,17 @@ from kdedge.data.loader import evaluation_batches
 from kdedge.data.sources.folder import open_source
 from kdedge.runtime.preprocess import Preprocess
 
-def main():
-    source = open_source(Path(sys.argv[1]), class_names=(), labeled=False)
-    preprocess = Preprocess(16, (0.5,) * 3, (0.5,) * 3)
-    loading = evaluation_batches(
-        source, [0] * 10**5, preprocess=preprocess, batch_size=4, n_workers=2
-    )
-    next(loading)
-    try:
-        print("ready", flush=True)
-        for _ in loading:
-            time.sleep(0.02)
-    except KeyboardInterrupt:
-        next(loading, None)
-        print("interrupted", flush=True)
-
-if __name__ == "__main__":
-    main()
+source = open_source(Path(sys.argv[1]), class_names=(), labeled=False)
+preprocess = Preprocess(16, (0.5,) * 3, (0.5,) * 3)
+loading = evaluation_batches(source, [0] * 10**5, preprocess=preprocess, batch_size=4, n_workers=2)
+next(loading)
+try:
+    print("ready", flush=True)
+    for _ in loading:
+        time.sleep(0.02)
+except KeyboardInterrupt:
+    next(loading, None)
+    print("interrupted", flush=True)
 """
 
 
