@@ -69,7 +69,7 @@ from kdedge.runs.provenance import Provenance as Provenance
 from kdedge.runtime.artifact import Artifact as Artifact
 from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
 from kdedge.serving.server import Server as Server
-from kdedge.setup.new_recipe import NewRecipe as NewRecipe, init as init
+from kdedge.api.init import NewRecipe as NewRecipe, init as init
 from kdedge.records.speed import SpeedResult as SpeedResult
 from kdedge.records.tables import Table as Table
 from kdedge.training.label_pool import LabeledPool as LabeledPool

@@ -8,8 +8,8 @@ from itertools import tee
 from pathlib import Path
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
+from kdedge.api.inputs import AnyPath, open_inputs, path_list
 from kdedge.api.model import load
-from kdedge.api.predict import AnyPath, open_inputs, path_list
 from kdedge.errors import DataError, GateError, RecipeError, check_at_least, get_logger, some_of
 from kdedge.evaluation.comparison import (
     ComparedImage,

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import heapq
-import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain, tee
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from kdedge.api.arguments import RunOrArtifact
+from kdedge.api.inputs import AnyPath, ResultStream, open_inputs, path_list
 from kdedge.api.model import load
-from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, read_file
-from kdedge.errors import DataError, RecipeError, check_at_least, get_logger, os_reason
-from kdedge.inference.classify import Classifier, ImageInput
+from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.lines import (
     Lines,
     NonFiniteLogits,
@@ -27,130 +22,8 @@ from kdedge.inference.lines import (
     shown_classes,
 )
 from kdedge.progress import progress
-from kdedge.records.tables import Table, Tabled, images_text
+from kdedge.records.tables import Table, Tabled
 from kdedge.runtime.artifact import Precision
-from kdedge.runtime.preprocess import UnusableImage
-from kdedge.runtime.video import frames_of_video, import_pyav, is_video
-
-log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class InputImage:
-    """One image to classify.
-
-    Attributes:
-        key: name of the image in results.
-        name: file name to save it under.
-        image: the image, or a function that reads its file anew at each call.
-        label: position of its class in the `label_names` of `open_inputs`; None if it has no label.
-    """
-
-    key: str
-    name: str
-    image: ImageInput
-    label: int | None = None
-
-
-InputImages = list[InputImage] | Iterator[InputImage]
-"""Images to classify; an iterator if there is a video, whose number of frames is unknown."""
-
-
-AnyPath = str | Path | Iterable[str | Path]
-"""A path, or several."""
-
-
-def path_list(arguments: Iterable[AnyPath]) -> tuple[str, ...]:
-    """The paths of arguments, each of which is a path or a list of paths.
-
-    Raises:
-        RecipeError: there is no path, one is empty, or - (standard input) is not alone or has none.
-    """
-    lists = [[given] if isinstance(given, str | Path) else given for given in arguments]
-    paths = tuple(str(path) for listed in lists for path in listed)
-    if not paths:
-        raise RecipeError("No path is given.\n  Name images, a folder, or - for standard input.")
-    if "" in paths:
-        raise RecipeError("A path is empty.\n  Name an image or a folder; . is the current folder.")
-    if "-" in paths and len(paths) > 1:
-        raise RecipeError("- (standard input) cannot be combined with other paths.")
-    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
-        raise RecipeError("Standard input is a terminal.\n  Pipe an image into it.")
-    return paths
-
-
-def open_inputs(
-    paths: Sequence[str], *, every: int = 1, label_names: Sequence[str] | None = None
-) -> InputImages:
-    """Opens the images to classify, in the order given; lists folders, shards and CSV lists.
-
-    Args:
-        paths: files and folders, or - alone for standard input.
-        every: take the first and then every Nth frame of a video.
-        label_names: class names of the labels, which are a folder's subfolders, a column of a CSV
-            list or a shard's cls members; None reads no labels.
-
-    Raises:
-        DataError: a file or a folder does not exist, or a label is not a class name.
-        MissingPackage: a video is named and PyAV is not installed.
-    """
-    if tuple(paths) == ("-",):
-        data = sys.stdin.buffer.read(MAX_FILE_BYTES)
-        return iter([InputImage("stdin", "stdin.jpg", data)] if data else [])
-    labels: dict[str, Any] = {"class_names": label_names or (), "labeled": label_names is not None}
-    parts: list[InputImages] = []
-    for name in paths:
-        path = Path(name).expanduser()
-        try:
-            is_folder, is_there = path.is_dir(), path.exists()
-        except OSError as error:
-            raise DataError(
-                f"{name} cannot be read: {os_reason(error)}.\n"
-                "  Name a file or folder that you may read."
-            ) from error
-        if is_folder:
-            source = folder.open_source(path, **labels)
-            has_videos = any(is_video(Path(f"_{kind}")) for kind in source.left_out)
-            if has_videos or folder.has_pictures(source.left_out):
-                skipped = folder.left_out_text(source.left_out)
-                remedy = "\n  To classify a video, give its path." if has_videos else ""
-                log.warning(f"{path}: skipped files: {skipped}.{remedy}")
-            parts.append(_source_images(source, path))
-        elif not is_there:
-            raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
-        elif path.suffix.lower() == ".tar":
-            from kdedge.data.sources import webdataset  # only needed for shards
-
-            shard = webdataset.open_source(str(path.absolute()), **labels)
-            parts.append(_source_images(shard, path.parent))
-        elif path.suffix.lower() == ".csv":
-            parts.append(_source_images(csv_list.open_source(path, **labels), path.parent))
-        elif is_video(path):
-            import_pyav()  # fail before the model is loaded
-            parts.append(_frames(path, every))
-        else:
-            parts.append([InputImage(name, path.name, partial(read_file, path.absolute()))])
-    items = (item for part in parts for item in part)
-    return list(items) if all(isinstance(part, list) for part in parts) else items
-
-
-def _source_images(source: ImageSource, parent: Path) -> list[InputImage]:
-    return [
-        InputImage(
-            str(parent / item.key), item.key.replace("/", "_"), partial(source.read, i), item.label
-        )
-        for i, item in enumerate(source.items)
-    ]
-
-
-def _frames(path: Path, every: int) -> Iterator[InputImage]:
-    """Yields a video's frames; if the video is damaged, the last item has the reason."""
-    try:
-        for number, seconds, image in frames_of_video(path, every=every):
-            time = "" if seconds is None else f"@{seconds:.3f}s"
-            yield InputImage(f"{path}:{number}{time}", f"{path.stem}-{number:06d}.jpg", image)
-    except UnusableImage as error:
-        yield InputImage(str(path), path.name, error)
 
 
 class Predictions(Tabled, list[Result]):
@@ -272,52 +145,3 @@ def predict(
     stream.check_any_classified()
     n_shown = min(top, len(classifier.artifact.class_names))
     return Predictions(results, top=n_shown, tells_none=classifier.tells_none)
-
-
-class ResultStream:
-    """Yields each image with its result, in order, as soon as it is known.
-
-    Attributes:
-        counts: results so far: `classified`, `unreadable` and `unanswered` (logits not finite).
-    """
-
-    def __init__(
-        self, inputs: InputImages, classifier: Classifier, *, top: int, batch: int | None
-    ) -> None:
-        self.counts: Counter[str] = Counter()
-        self._classifier = classifier
-        self._items, items = tee(inputs)
-        images = ((item.key, item.image) for item in items)
-        self._results = classifier.classify_many(images, top=top, batch=batch)
-        self._first_failed: UnreadableImage | NonFiniteLogits | None = None
-
-    def __iter__(self) -> Iterator[tuple[InputImage, Result]]:
-        """Yields each result once, and counts it when the caller asks for the next."""
-        for result, item in zip(self._results, self._items, strict=False):
-            yield item, result
-            if isinstance(result, Prediction):
-                self.counts["classified"] += 1
-                continue
-            is_unread = isinstance(result, UnreadableImage)
-            self.counts["unreadable" if is_unread else "unanswered"] += 1
-            self._first_failed = self._first_failed or result
-
-    def check_any_classified(self) -> None:
-        """Checks that at least one image was classified.
-
-        Raises:
-            DataError: no image was classified; the message says why.
-        """
-        if self.counts["classified"]:
-            return
-        failed = self._first_failed
-        if failed is None:
-            raise DataError(
-                "There is no image in standard input or the video.\n  Pipe an image into it, or"
-                " play the video to see whether it has frames."
-            )
-        raise DataError(
-            f"None of {images_text(self.counts.total())} could be classified with"
-            f" {self._classifier.artifact.path / self._classifier.file.name}.\n  The first is"
-            f" {failed.key}: {failed.reason}."
-        )

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from kdedge.api.init import STUDENT_CLIP, TEACHER_CLIP, init
 from kdedge.cli._options import SIZE_HELP, path_option
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.config.student_sizes import NO_NETWORK, SIZES
-from kdedge.setup.new_recipe import STUDENT_CLIP, TEACHER_CLIP, init
 
 _CLIP_HELP = (
     "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"

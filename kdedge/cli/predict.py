@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
+from kdedge.api.inputs import InputImage, ResultStream, open_inputs, path_list
 from kdedge.api.model import load
-from kdedge.api.predict import InputImage, ResultStream, open_inputs, path_list
 from kdedge.cli._options import (
     backend_option,
     count_option,
