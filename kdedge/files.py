@@ -194,13 +194,13 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
 
 
-def read_text(path: Path, *, remedy: str, kind: type[KdedgeError] = DataError) -> str:
+def read_text(path: Path, *, remedy: str, error_type: type[KdedgeError] = DataError) -> str:
     """Reads a UTF-8 text file that a person wrote, with or without a byte order mark.
 
     Args:
         path: the file.
         remedy: last line of the message about a file that cannot be read.
-        kind: class of the errors.
+        error_type: class of the errors.
 
     Returns:
         The text, with a line feed at the end of each line.
@@ -208,14 +208,14 @@ def read_text(path: Path, *, remedy: str, kind: type[KdedgeError] = DataError) -
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise kind(f"{path} cannot be read: {os_reason(error)}.\n  {remedy}") from error
+        raise error_type(f"{path} cannot be read: {os_reason(error)}.\n  {remedy}") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         what = "UTF-16, not UTF-8" if is_utf16 else f"not UTF-8 (byte {data[error.start]:#04x})"
-        raise kind(f"{path}:{line}: {what}.\n  Save it as UTF-8.") from error
+        raise error_type(f"{path}:{line}: {what}.\n  Save it as UTF-8.") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

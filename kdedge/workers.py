@@ -122,8 +122,8 @@ class Workers:
             for output in _in_order(ray, workers, pieces):
                 failed, results = pickle.loads(output)  # noqa: S301 - of our worker
                 if failed is not None:
-                    kind, message = failed
-                    raise kind.__new__(kind, message)
+                    error_type, message = failed
+                    raise error_type.__new__(error_type, message)
                 yield from results
 
     def _start(

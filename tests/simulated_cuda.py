@@ -219,13 +219,13 @@ def _tensors(x: Any) -> list[Tensor]:
     return [x] if isinstance(x, Tensor) else []
 
 
-def _changed(change: Callable[[Any], Any], x: Any, kind: type = Tensor) -> Any:
-    """Arguments or results of an operation, with each tensor of a kind changed."""
+def _changed(change: Callable[[Any], Any], x: Any, tensor_type: type = Tensor) -> Any:
+    """Arguments or results of an operation, with each tensor of a type changed."""
     if isinstance(x, (list, tuple)):
-        return type(x)([_changed(change, part, kind) for part in x])
+        return type(x)([_changed(change, part, tensor_type) for part in x])
     if isinstance(x, dict):
-        return {name: _changed(change, part, kind) for name, part in x.items()}
-    return change(x) if isinstance(x, kind) else x
+        return {name: _changed(change, part, tensor_type) for name, part in x.items()}
+    return change(x) if isinstance(x, tensor_type) else x
 
 
 def _in_float32(func: Any, args: Any, kwargs: Any) -> Any:

@@ -215,4 +215,4 @@ def _encode(
         )
     workspace = Workspace(run.root, set_up_device(device))
     vectors = load_run(run, workspace, names=(present, *names)).vectors
-    return NewClasses(names, vectors.vectors.numpy()[1:], vectors.provenance)
+    return NewClasses(names, vectors.vectors.numpy()[1:], vectors.source_hash)

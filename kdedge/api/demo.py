@@ -65,12 +65,12 @@ def demo(
     """
     need_training_packages("The demo")
     from kdedge.setup.workspace import Workspace, set_up_device
-    from kdedge.training.distill import distill
+    from kdedge.training.distill import distill_student
 
     began = time.monotonic()
     root = runs_folder(root)
     workspace = Workspace(root, set_up_device(device))
-    teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
+    teacher, student = distill_student(load_recipe("demo"), workspace, resume=resume)
     assert teacher is not None  # the recipe trains its own teacher
     samples = read_details(student)["student"].samples or {}
     examples = tuple(image for images in samples.values() for image in images[:1])

@@ -373,8 +373,8 @@ def _fitting_depths(
     """
     from kdedge.methods.registry import load_method
 
-    kind = load_method(method).Settings
-    defaults, depths = kind(), kind.model_validate(settings).prompt_depths
+    settings_type = load_method(method).Settings
+    defaults, depths = settings_type(), settings_type.model_validate(settings).prompt_depths
     fitting: dict[str, int] = {}
     for setting, encoders in defaults.prompt_depths.items():
         if all(encoder in n_layers for encoder in encoders):

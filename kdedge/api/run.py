@@ -25,14 +25,14 @@ class Run(Tabled):
         folder: its files.
         path: the folder's path.
         name: `name/NN`.
-        kind: `teacher`, `student` or `baseline`.
+        role: `teacher`, `student` or `baseline`.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.path = folder.path
         self.name = folder.name
-        self.kind = folder.kind
+        self.role = folder.role
 
     @property
     def provenance(self) -> Provenance:
@@ -52,7 +52,7 @@ class Run(Tabled):
     @property
     def result(self) -> EvalResult | None:
         """The run's own accuracies; None if the recipe has no test images."""
-        return read_evaluation(self.folder).get(self.kind)
+        return read_evaluation(self.folder).get(self.role)
 
     @property
     def teacher(self) -> Run | None:
@@ -74,12 +74,12 @@ class Run(Tabled):
         return "\n".join(conclusion_of(model_records(self.folder))) or None
 
     def __repr__(self) -> str:
-        return f"<Run {self.name}: {self.kind}, {self.provenance.status}>"
+        return f"<Run {self.name}: {self.role}, {self.provenance.status}>"
 
     @property
     def table(self) -> Table:
-        """The run's name, kind, status and accuracies."""
-        title = f"{self.name} ({self.kind}, {self.provenance.status})"
+        """The run's name, role, status and accuracies."""
+        title = f"{self.name} ({self.role}, {self.provenance.status})"
         results = self.results
         return results_table([*results.items()], first=title) if results else Table("", [title], [])
 

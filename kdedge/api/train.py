@@ -66,9 +66,9 @@ def teach(
         "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
     )
     with training_workspace(loaded, root, device, warn_for=["teacher"]) as workspace:
-        from kdedge.training import teach
+        from kdedge.training.teach import teacher_job, train_teacher
 
-        return Run(teach.train_teacher(teach.teacher_job(loaded, workspace), resume=resume))
+        return Run(train_teacher(teacher_job(loaded, workspace), resume=resume))
 
 
 @torch_as_before()
@@ -168,9 +168,9 @@ def distill(
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     loaded = load_for("student", recipe, overrides, size=size, **options)
     with training_workspace(loaded, root, device, warn_for=["teacher", "student"]) as workspace:
-        from kdedge.training import distill
+        from kdedge.training.distill import distill_student
 
-        _, run = distill.distill(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+        _, run = distill_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
         return Run(run)
 
 
@@ -217,12 +217,12 @@ def train(
     )
     with training_workspace(loaded, root, device) as workspace:
         from kdedge.setup.method import warn_of_unused_optim
-        from kdedge.training import teach
         from kdedge.training.run_job import run_job
+        from kdedge.training.teach import baseline_job, with_baseline
 
-        loaded = teach.with_baseline(loaded, method)
+        loaded = with_baseline(loaded, method)
         warn_of_unused_optim(loaded, "baseline")
-        return Run(run_job(teach.baseline_job(loaded, workspace), resume=resume))
+        return Run(run_job(baseline_job(loaded, workspace), resume=resume))
 
 
 @contextmanager

@@ -83,9 +83,9 @@ def run_subjects(
         left_out[_title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
     if trained.loaded.recipe.student is not None:
         rows += _baseline_rows(trained, against, left_out)
-    if run.kind == "student":
+    if run.role == "student":
         rows += _teacher_rows(run, trained, left_out)
-    rows.append((_own_subject(trained), run, run.kind))
+    rows.append((_own_subject(trained), run, run.role))
     source = trained.loaded.recipe.name
     subjects = [
         replace(subject, source=source, accuracy=_accuracy(owner, key))
@@ -101,7 +101,7 @@ def _accuracy(run: RunFolder | None, key: str) -> Accuracy | None:
 
 def _check_has_class_vectors(run: RunFolder) -> None:
     """Refuses a run that has no class vectors and can only be measured next to another run."""
-    choice = choose_method(load_recipe(run.recipe), run.kind)
+    choice = choose_method(load_recipe(run.recipe), run.role)
     if not has_class_vectors(choice):
         raise RecipeError(
             f"{run.path} is a run of {choice.name}, which"
@@ -117,8 +117,8 @@ def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -
         folder = run.teacher_folder()
         if folder is None:
             raise RecipeError("the teacher is not a run")
-        if folder.kind != "teacher":
-            raise RecipeError(f"the teacher is a {folder.kind}; name its run next to this one")
+        if folder.role != "teacher":
+            raise RecipeError(f"the teacher is a {folder.role}; name its run next to this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
         subject = _own_subject(teacher)
     except KdedgeError as error:
@@ -126,7 +126,7 @@ def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -
         return []
     if "teacher" in stored_evaluation(run):  # its accuracy on the student's test images
         return [(subject, run, "teacher")]
-    return [(subject, folder, folder.kind)]
+    return [(subject, folder, folder.role)]
 
 
 def _baseline_rows(
@@ -150,7 +150,7 @@ def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
     finished = [
         (str(record.finished_at), str(record.method), run)
         for run, record in runs_in(root)
-        if run.kind == "baseline" and run.path.parent.name == recipe and record.is_finished
+        if run.role == "baseline" and run.path.parent.name == recipe and record.is_finished
     ]
     return {method: run for _, method, run in sorted(finished, key=lambda entry: entry[0])}
 
@@ -221,8 +221,8 @@ def _own_subject(trained: RunModel) -> Subject:
     if isinstance(modules.projector, nn.Module):
         tensors += modules.projector.state_dict().values()
     label = _title(trained.setup.choice.name)
-    if trained.run.kind != "baseline":
-        label = f"{trained.run.kind}, {label}"
+    if trained.run.role != "baseline":
+        label = f"{trained.run.role}, {label}"
     return _subject(label, logits, trained.backbone, tensors)
 
 

@@ -73,7 +73,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
         used: folders of the runs that were finished before this command.
     """
     rows: list[tuple[str, EvalResult]] = []
-    several = sum(run.kind == "student" for run in runs) > 1
+    several = sum(run.role == "student" for run in runs) > 1
     for run in runs:
         student_label = f"student, {run.read_provenance().method}" if several else "student"
         for name, result in labeled_results(run, stored_evaluation(run)):

@@ -30,7 +30,7 @@ def command(runs: tuple[str, ...], output: Path | None, root: Path, as_json: boo
     from kdedge.reporting.headline import conclusion_of
 
     page, shown = write_page(runs, output, root)
-    records = next((one for one in shown if one.run.kind == "student"), shown[0])
+    records = next((one for one in shown if one.run.role == "student"), shown[0])
     student, artifact = records.run, records.artifact
     following = ["show", str(student.path)]
     if artifact is not None:

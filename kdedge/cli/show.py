@@ -60,7 +60,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     summary = f"{len(files)} files, {megabytes(size_of(run))}; --all lists them, with settings,"
     summary += " versions and hashes"
     parts = [
-        f"{run.path}: {run.kind}, {record.status}",
+        f"{run.path}: {run.role}, {record.status}",
         "\n".join(conclusion_of(measured)) or None,
         accuracy_texts(rows) if rows else None,
         None if measured.unlabeled is None else unlabeled_table(measured.unlabeled),

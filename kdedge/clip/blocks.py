@@ -241,9 +241,9 @@ def _run_mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
     return output.view(tokens.shape)
 
 
-def linear_of(weight: Tensor, bias: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+def linear_of(weight: Tensor, bias: Tensor, layer_type: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """A linear layer that holds copies of these values; it may have no inputs or outputs."""
-    linear = kind(1, 1, device="meta")  # torch would warn of a layer without inputs or outputs
+    linear = layer_type(1, 1, device="meta")  # torch would warn of a layer without inputs
     linear.out_features, linear.in_features = weight.shape
     linear.weight, linear.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
     return linear

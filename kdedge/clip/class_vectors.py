@@ -1,4 +1,4 @@
-"""Stored class vectors and text features, each with the hash of its provenance."""
+"""Stored class vectors and text features, each with the hash of what it was made from."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class ClassVectors:
         vectors: [C, D], float32, in class-list order; of unit length, or shorter if they are
             averages; [C, 0] for a method whose class texts depend on the image.
         class_names: the C names.
-        provenance: hash of the weights, prompts and texts that the vectors were made from.
+        source_hash: hash of the weights, prompts and texts that the vectors were made from.
     """
 
     vectors: Tensor
     class_names: tuple[str, ...]
-    provenance: str
+    source_hash: str
 
     def __post_init__(self) -> None:
         """Checks that there is one vector per name, of at most unit length."""
@@ -68,13 +68,13 @@ class ClassVectors:
                 " class list."
             )
         rows = torch.tensor([position[name] for name in class_names])
-        return ClassVectors(self.vectors[rows], tuple(class_names), self.provenance)
+        return ClassVectors(self.vectors[rows], tuple(class_names), self.source_hash)
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, with names and hashes in its metadata."""
         vectors = self.vectors.detach().float().cpu().contiguous()
         names = json.dumps(list(self.class_names), ensure_ascii=False)
-        facts = {"class_names": names, "made_by": self.provenance}
+        facts = {"class_names": names, "made_by": self.source_hash}
         write_tensors(path, {"class_vectors": vectors}, facts)
 
 

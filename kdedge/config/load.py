@@ -76,7 +76,8 @@ def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
         plain = recipe_values(source) if isinstance(source, Recipe) else plain_values(source)
         return plain, LineMap("the recipe"), Path("recipe"), dump_yaml(plain)
     path = find_recipe(source)
-    text = read_text(path, remedy="Check the path and your right to read it.", kind=RecipeError)
+    remedy = "Check the path and your right to read it."
+    text = read_text(path, remedy=remedy, error_type=RecipeError)
     values, lines = parse_yaml(text, name=str(path))
     if values is None:
         raise RecipeError(f"{path} is empty.\n  Write a recipe to start from with: kdedge init")

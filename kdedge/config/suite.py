@@ -141,7 +141,7 @@ def load_suite(path: Path) -> LoadedSuite:
     Raises:
         RecipeError: no such file, not YAML, unknown keys, wrong types, anything listed twice.
     """
-    text = read_text(path, remedy="Name a suite's YAML file.", kind=RecipeError)
+    text = read_text(path, remedy="Name a suite's YAML file.", error_type=RecipeError)
     values, lines = parse_yaml(text, name=str(path), what="suite")
     if not isinstance(values, dict):
         got = "nothing" if values is None else type(values).__name__

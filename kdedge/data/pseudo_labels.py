@@ -8,8 +8,7 @@ A file has one JSON object per line. The first describes its origin, every other
 
 Images are sorted by class in class-list order, the most confident first. A person may correct
 classes and remove lines, so messages name the line and a similar class name. `made_by` is the
-model's provenance hash; `class_list` and `image_list` are hashes of the class names and of the
-images.
+model's hash; `class_list` and `image_list` are hashes of the class names and of the images.
 """
 
 from __future__ import annotations
@@ -186,7 +185,7 @@ def write_pseudo_labels(
         pool: the images.
         class_names: all C names.
         method: name of the model's method.
-        made_by: provenance hash of the model.
+        made_by: hash of the model.
 
     Raises:
         ResourceError: the file cannot be written.

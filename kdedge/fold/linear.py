@@ -21,9 +21,9 @@ def plain_weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]
     return layer.weight.double(), bias.double()
 
 
-def make_linear(weight: Tensor, bias: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+def make_linear(weight: Tensor, bias: Tensor, layer_type: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """A float32 linear layer with this weight and bias."""
-    return linear_of(weight.float(), bias.float(), kind)
+    return linear_of(weight.float(), bias.float(), layer_type)
 
 
 def with_layer_scale(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn.Linear:

@@ -45,11 +45,12 @@ class Record:
 _MADE_AGAIN = "Remove it: it is made again."
 
 
-def read_record(kind: type[_T], path: Path, *, remedy: str = _MADE_AGAIN) -> _T:
+def read_record(record_type: type[_T], path: Path, *, remedy: str = _MADE_AGAIN) -> _T:
     """Reads a JSON file.
 
     Args:
-        kind: the type of the whole file: a `Record`, a dictionary of them, or a pydantic model.
+        record_type: the type of the whole file: a `Record`, a dictionary of them, or a pydantic
+            model.
         path: the file.
         remedy: tells the user what to do about a damaged file; the last line of messages.
 
@@ -57,14 +58,14 @@ def read_record(kind: type[_T], path: Path, *, remedy: str = _MADE_AGAIN) -> _T:
         DataError: the file cannot be read, or it does not hold such a record.
         SetupError: a newer kdedge wrote it.
     """
-    return parse_record(kind, read_bytes(path), where=str(path), remedy=remedy)
+    return parse_record(record_type, read_bytes(path), where=str(path), remedy=remedy)
 
 
-def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) -> _T:
+def parse_record(record_type: type[_T], text: str | bytes, *, where: str, remedy: str) -> _T:
     """Reads JSON text.
 
     Args:
-        kind: the type of the whole text, as for `read_record`.
+        record_type: the type of the whole text, as for `read_record`.
         text: the JSON.
         where: start of messages: the file, or a name of the record.
         remedy: tells the user what to do about a damaged record; the last line of messages.
@@ -74,7 +75,7 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
         SetupError: a newer kdedge wrote it.
     """
     try:
-        record: _T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]
+        record: _T = _adapter(record_type).validate_json(text, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explain(error.errors(include_url=False), where, remedy) from error
     return record
@@ -95,8 +96,8 @@ def if_readable(read: Callable[..., _T], *arguments: Any) -> _T | None:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(record_type: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(record_type)
 
 
 def _explain(problems: list[ErrorDetails], where: str, remedy: str) -> DataError | SetupError:

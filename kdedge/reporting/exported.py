@@ -22,7 +22,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     artifact = records.artifact
     if artifact is None:
         line = f"# no file was exported yet\nkdedge export {run} --cpu"
-        return [Text("", line)] if records.run.kind == "student" else []
+        return [Text("", line)] if records.run.role == "student" else []
     folder = shlex.quote(str(artifact.path))
     shipped = records.ship
     if shipped is None:
@@ -34,7 +34,7 @@ def ship_blocks(records: RunRecords) -> list[Block]:
     parity = file.parity
     if parity is not None:
         agrees = f"{percent(parity.agreement_percent)} % of {parity.n_images:,} images"
-        whose = f"the {records.run.kind}'s"
+        whose = f"the {records.run.role}'s"
         rows.append(["agreement", f"{whose} class on {agrees}"])
         if parity.accuracy_percent is not None:
             reference = percent(parity.reference_accuracy_percent)

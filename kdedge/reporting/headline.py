@@ -76,13 +76,13 @@ class ModelRecords:
     @property
     def comparable(self) -> Mapping[str, EvalResult]:
         """The results on the same images as the result of the run's own model."""
-        return on_same_images(self.results, self.results.get(self.run.kind))
+        return on_same_images(self.results, self.results.get(self.run.role))
 
 
 def model_records(run: RunFolder) -> ModelRecords:
     """Reads the records; damaged ones are left out, and what only a student's verdict needs."""
     results, unlabeled = stored_evaluation(run), if_readable(read_unlabeled, run)
-    if run.kind != "student":
+    if run.role != "student":
         return ModelRecords(run, results, {}, unlabeled, None, None)
     exported, measured = run.newest_export, newest_speed(run)
     return ModelRecords(
@@ -103,7 +103,7 @@ def conclusion_of(records: ModelRecords) -> list[str]:
 
 def headline_of(records: ModelRecords) -> str | None:
     """Returns the headline of a run, one sentence a line; None if its records compare nothing."""
-    if records.run.kind != "student":
+    if records.run.role != "student":
         return None
     student = records.results.get("student")
     model, judged = judged_model(student, records.ship)
@@ -139,7 +139,7 @@ def _agreement(unlabeled: UnlabeledResult | None) -> list[str]:
 
 def _only_class(records: ModelRecords) -> str | None:
     """The class that the model predicts for every image, if there is one."""
-    details = records.details.get(records.run.kind)
+    details = records.details.get(records.run.role)
     exported = {} if records.artifact is None else records.artifact.provenance
     return exported.get("predicts_only") or (None if details is None else details.only_class)
 
@@ -174,7 +174,7 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
     belong to a benchmark.
     """
     run, student = records.run, records.results.get("student")
-    if run.kind != "student":
+    if run.role != "student":
         return None
     _, judged = judged_model(student, records.ship)
     if judged is None or student is None:

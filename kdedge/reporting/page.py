@@ -62,8 +62,8 @@ def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
 
 def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
     """The chapter of one run."""
-    result = records.results.get(records.run.kind)
-    parts = [_label(records, records.run.kind)]
+    result = records.results.get(records.run.role)
+    parts = [_label(records, records.run.role)]
     if result is not None:
         parts += [f"{len(result.per_class):,} classes", f"{result.n_images:,} test images"]
     parts.append(str(records.provenance.finished_at or records.provenance.status)[:10])
@@ -82,11 +82,11 @@ def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
 def _label(records: RunRecords, name: str) -> str:
     """A model's label with its backbone and method, such as `student (ViT-B-16, promptkd)`."""
     label = model_label(records.run, name)
-    if name not in ("teacher", records.run.kind):
+    if name not in ("teacher", records.run.role):
         return label
     recipe = None if records.recipe is None else records.recipe.recipe
     teacher = None if recipe is None or recipe.teacher is None else recipe.teacher.method
-    method = records.provenance.method if name == records.run.kind else teacher
+    method = records.provenance.method if name == records.run.role else teacher
     details = ", ".join(filter(None, [backbone_of(records, name), method]))
     return f"{label} ({details})" if details else label
 
@@ -102,13 +102,13 @@ def _verdict(records: RunRecords) -> list[str]:
             f"Its scores assume {shares}. Where the device sees other shares, write them into"
             " balance.prior of the recipe."
         )
-    if baselines := records.baselines:
-        measured = [f"{_BASELINES[name]} {value:.1f} %" for name, value in baselines.items()]
+    if references := records.references:
+        measured = [f"{_REFERENCES[name]} {value:.1f} %" for name, value in references.items()]
         lines.append(f"On the labeled images, mean over classes: {', '.join(measured)}.")
     return lines
 
 
-_BASELINES = {
+_REFERENCES = {
     "zeroshot": "zero-shot CLIP (the teacher's)",
     "ridge": "ridge regression on the teacher's features, by leave-one-out,",
     "trained": "the trained teacher",
@@ -133,12 +133,12 @@ def _shown(records: RunRecords) -> dict[str, Sequence[Block | None]]:
 def _folded(records: RunRecords, prefix: str) -> dict[str, Sequence[Block | None]]:
     """The details, by the section's title."""
     run, artifact = records.run, records.artifact
-    own_details = records.details.get(run.kind)
+    own_details = records.details.get(run.role)
     folded: dict[str, Sequence[Block | None]] = {}
     if _has_many_classes(records):
         folded["Every class"] = [class_table(_by_class(records), own_details)]
     if own_details is not None:
-        plot = confusion_plot(model_label(run, run.kind), own_details, f"{prefix}confusion")
+        plot = confusion_plot(model_label(run, run.role), own_details, f"{prefix}confusion")
         folded["Confusion matrix"] = [plot]
     if compared := [name for name in _compared(records) if name in records.details]:
         models = {model_label(run, name): records.details[name] for name in compared}
@@ -158,34 +158,34 @@ def _folded(records: RunRecords, prefix: str) -> dict[str, Sequence[Block | None
 
 def _compared(records: RunRecords) -> list[str]:
     """The run's own model, then the others that were measured on the same images."""
-    names = dict.fromkeys((records.run.kind, "teacher", "zeroshot"))
+    names = dict.fromkeys((records.run.role, "teacher", "zeroshot"))
     return [name for name in names if name in records.comparable]
 
 
 def _by_class(records: RunRecords) -> dict[str, EvalResult]:
     """The columns of a table of classes; the file to ship comes first where it differs."""
     columns = {model_label(records.run, x): records.comparable[x] for x in _compared(records)}
-    own = records.results.get(records.run.kind)
+    own = records.results.get(records.run.role)
     _, judged = judged_model(own, records.ship)
     return columns if judged is None or judged == own else {"file to ship": judged, **columns}
 
 
 def _has_many_classes(records: RunRecords) -> bool:
-    main = records.results.get(records.run.kind)
+    main = records.results.get(records.run.role)
     return main is not None and len(main.per_class) > MOST_ROWS + 3
 
 
 def _classes(records: RunRecords) -> list[Block | None]:
     """The accuracies of the lowest classes, and the most frequent confusions."""
     columns = _by_class(records)
-    details = records.details.get(records.run.kind)
+    details = records.details.get(records.run.role)
     if not columns:
         return []
     least = MOST_ROWS if _has_many_classes(records) else None
     table = class_table(columns, details, least=least)
     if details is None:
         return [table]
-    return [table, confusion_table(model_label(records.run, records.run.kind), details)]
+    return [table, confusion_table(model_label(records.run, records.run.role), details)]
 
 
 def _non_empty(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
@@ -196,7 +196,7 @@ def _non_empty(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: boo
 
 def _images(records: RunRecords) -> list[Block | None]:
     """Rows of sample images: test images, or unlabeled ones if there are none."""
-    details = records.details.get(records.run.kind)
+    details = records.details.get(records.run.role)
     if details is not None and details.samples:
         samples = details.samples
         groups = {_SAMPLES[kind]: samples.get(kind, ())[:_N_PER_KIND] for kind in _SAMPLES}

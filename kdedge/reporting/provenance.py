@@ -16,7 +16,7 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
     facts = {
         "run": records.run.path,
         "status": provenance.status,
-        "backbone": backbone_of(records, records.run.kind),
+        "backbone": backbone_of(records, records.run.role),
         **provenance.facts,
         "resumed": ", ".join(str(entry.resumed_at) for entry in provenance.resumed),
         "platform": provenance.platform,

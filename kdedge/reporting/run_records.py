@@ -60,7 +60,7 @@ class RunRecords(ModelRecords):
         recipe: the resolved recipe.
         training: log of the training.
         balance: the offsets that balance its classes.
-        baselines: accuracies of the teacher, zero-shot CLIP and ridge on the labeled images.
+        references: accuracies of the teacher, zero-shot CLIP and ridge on the labeled images.
         speed_file: file of the newest speed measurement.
         problems: errors of damaged records, which are left out.
     """
@@ -69,7 +69,7 @@ class RunRecords(ModelRecords):
     recipe: LoadedRecipe | None
     training: TrainingLog
     balance: BalanceResult | None
-    baselines: Mapping[str, float]
+    references: Mapping[str, float]
     speed_file: Path | None
     problems: tuple[str, ...]
 
@@ -87,15 +87,15 @@ class RunRecords(ModelRecords):
     def missing(self) -> dict[str, list[str]]:
         """Name of each missing record -> the command that makes it."""
         name = str(self.run.path)
-        kind = self.run.kind
+        role = self.run.role
         artifact = self.artifact
         missing: dict[str, list[str]] = {}
-        if self.can_evaluate and not (kind in self.results and kind in self.details):
+        if self.can_evaluate and not (role in self.results and role in self.details):
             missing["accuracy and confusions"] = ["eval", name]
         data = None if self.recipe is None else self.recipe.recipe.data
         if self.unlabeled is None and data and data.test is None and data.unlabeled is not None:
             missing["agreement and predicted classes"] = ["eval", name]
-        if artifact is None and kind == "student":
+        if artifact is None and role == "student":
             missing["exported files"] = ["export", name, "--cpu"]
         measuring, is_timed = ["bench", name], self.speed is not None
         if artifact is not None and not any(f.name.endswith(".engine") for f in artifact.files):
@@ -142,7 +142,7 @@ def gather(run: RunFolder) -> RunRecords:
         details=read(lambda: read_details(run), {}),
         unlabeled=read(lambda: read_unlabeled(run), None),
         balance=read(lambda: read_balance(run), None),
-        baselines=read(lambda: _read_baselines(run, provenance.teacher_run), {}),
+        references=read(lambda: _read_references(run, provenance.teacher_run), {}),
         training=read(lambda: _read_training(metrics), TrainingLog()),
         artifact=read(lambda: load_artifact(artifact), None) if artifact else None,
         speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),
@@ -151,7 +151,7 @@ def gather(run: RunFolder) -> RunRecords:
     )
 
 
-def _read_baselines(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
+def _read_references(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
     """The accuracies that `training.teach` measured of a run's teacher; empty if there are none."""
     path = run.path if teacher is None else run.root / teacher
     if not (path / "baselines.json").exists():

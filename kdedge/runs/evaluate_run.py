@@ -50,7 +50,7 @@ def evaluate_run(
     warn_of_other_test_images(model, images)
     trained_classes = model.setup.classes.names
     n_new = len({*model.class_names} - {*trained_classes})
-    if run.kind == "student" and model.class_names != trained_classes:
+    if run.role == "student" and model.class_names != trained_classes:
         change = f"{n_new} of its names are new" if n_new else "its order, or fewer names"
         log.warning(
             f"The class list differs from the run's: {change}. Class vectors are looked up by name;"

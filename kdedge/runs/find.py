@@ -33,7 +33,7 @@ def newest(
     root: Path,
     name: str | None = None,
     *,
-    kind: Role | None = None,
+    role: Role | None = None,
     key: str | None = None,
     is_finished: bool = True,
     exported: bool = False,
@@ -46,7 +46,7 @@ def newest(
     Args:
         root: folder of all runs.
         name: only runs of this recipe name.
-        kind: only runs of this kind.
+        role: only runs of this role.
         key: only runs of the job with this key.
         is_finished: only finished runs, or only unfinished ones.
         exported: only runs with an artifact.
@@ -55,7 +55,7 @@ def newest(
         (str(record.finished_at if is_finished else record.started_at), run.name, run)
         for run, record in runs_in(root)
         if (name is None or run.path.parent.name == name)
-        and (kind is None or run.kind == kind)
+        and (role is None or run.role == role)
         and (record.better is None if key is None else record.key == key)
         and record.is_finished == is_finished
         and (not exported or run.exports)
@@ -69,14 +69,14 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     Raises:
         RecipeError: there is only an unfinished student, which the caller most likely wants.
     """
-    student = newest(root, name, kind="student")
+    student = newest(root, name, role="student")
     if student is not None:
         return student
-    run, unfinished = newest(root, name), newest(root, name, kind="student", is_finished=False)
+    run, unfinished = newest(root, name), newest(root, name, role="student", is_finished=False)
     if run is not None and unfinished is not None:
         raise RecipeError(
             f"{unfinished.path}, a student, is not finished.\n"
-            f"  Run its command again with --resume, or name {run.path} for the {run.kind}."
+            f"  Run its command again with --resume, or name {run.path} for the {run.role}."
         )
     return run
 
@@ -105,7 +105,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
                 f"There is no finished run in {root}.\n"
                 "  Train one with `kdedge distill RECIPE`, or name a run folder."
             )
-        log.info(f"Using {run.path}, the newest finished {run.kind}.")
+        log.info(f"Using {run.path}, the newest finished {run.role}.")
         return run
     argument = name_of(argument)
     for path in (Path(argument).expanduser(), root / argument):

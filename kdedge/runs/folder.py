@@ -38,7 +38,7 @@ class _File:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, run: RunFolder, kind: type[RunFolder]) -> Path:
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
         return run.path / self._name
 
 
@@ -48,12 +48,12 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        kind: kind of the trained model.
+        role: role of the trained model.
         is_new: whether this object created the folder, so that it holds no earlier training.
     """
 
     path: Path
-    kind: Role
+    role: Role
     is_new: bool = field(default=False, compare=False)
 
     recipe = _File("recipe.yaml")  # resolved: defaults and overrides are filled in
@@ -70,14 +70,14 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, root: Path, name: str, *, kind: Role, recipe_text: str, provenance: Mapping[str, Any]
+        cls, root: Path, name: str, *, role: Role, recipe_text: str, provenance: Mapping[str, Any]
     ) -> RunFolder:
         """Creates the next folder of a name and writes the recipe and the provenance.
 
         Args:
             root: folder of all runs.
             name: the recipe's name.
-            kind: kind of the model to train.
+            role: role of the model to train.
             recipe_text: the resolved recipe.
             provenance: device, seed, hashes and other inputs of this run, as plain values.
 
@@ -85,11 +85,11 @@ class RunFolder:
             ResourceError: the folder may not be written, or the disk is full.
         """
         with new_folder(root / name, is_numbered=True) as new:
-            run = cls(new.part, kind)
+            run = cls(new.part, role)
             run.checkpoints.mkdir()
             write_atomic(run.recipe, recipe_text.encode())
             record = {
-                "kind": kind,
+                "kind": role,
                 "status": "running",
                 "started_at": _now(),
                 "finished_at": None,
@@ -97,7 +97,7 @@ class RunFolder:
                 **provenance,
             }
             write_json(run.provenance, record)
-        return cls(new.final, kind, is_new=True)
+        return cls(new.final, role, is_new=True)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -127,8 +127,8 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The trained tensors, named after the run's kind: `teacher.safetensors`."""
-        return self.path / f"{self.kind}.safetensors"
+        """The trained tensors, named after the run's role: `teacher.safetensors`."""
+        return self.path / f"{self.role}.safetensors"
 
     @property
     def exports(self) -> list[Path]:

@@ -17,7 +17,7 @@ from kdedge.runtime.artifact import ARTIFACT_FILE
 
 def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
     """Returns a run as plain values: status, accuracy, size, exports."""
-    result = stored_evaluation(run).get(run.kind)
+    result = stored_evaluation(run).get(run.role)
     unlabeled = if_readable(read_unlabeled, run)
     which = value = n_images = None
     if result is not None:
@@ -30,7 +30,7 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
     return {
         "run": run.name,
         "path": str(run.path),
-        "kind": run.kind,
+        "kind": run.role,
         "method": record.method,
         "status": "interrupted" if was_killed else str(record.status),
         "started_at": record.started_at,

@@ -26,8 +26,8 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
 from kdedge.runs.weights import (
     check_stored_weights,
-    class_vectors_provenance,
-    features_provenance,
+    class_vectors_hash,
+    features_hash,
     hash_trained,
     load_weights,
 )
@@ -64,14 +64,14 @@ class MethodModel:
         return self.setup.classes.names
 
     @property
-    def features_provenance(self) -> str:
+    def features_hash(self) -> str:
         """Hash of what image features depend on, with the tensors as they are now."""
-        return features_provenance(self.setup, hash_trained(self.method))
+        return features_hash(self.setup, hash_trained(self.method))
 
     @property
-    def vectors_provenance(self) -> str:
+    def vectors_hash(self) -> str:
         """Hash of what class vectors depend on, with the tensors as they are now."""
-        return class_vectors_provenance(self.setup, hash_trained(self.method), self.setup.classes)
+        return class_vectors_hash(self.setup, hash_trained(self.method), self.setup.classes)
 
     @cached_property
     def _vectors(self) -> Tensor:
@@ -177,7 +177,7 @@ class RunModel(MethodModel):
 
     @cached_property
     def vectors(self) -> ClassVectors:
-        """The class vectors of `classes`, with their provenance: by name, or encoded.
+        """The class vectors of `classes`, with their hash: by name, or encoded.
 
         Raises:
             DataError: a name has no stored vector, and the teacher is missing or did not make the
@@ -185,26 +185,26 @@ class RunModel(MethodModel):
         """
         names = self.class_names
         if not has_class_vectors(self.setup.choice):
-            return ClassVectors(torch.empty(len(names), 0), names, self._stored.provenance)
+            return ClassVectors(torch.empty(len(names), 0), names, self._stored.source_hash)
         if self._has_stored_vectors:
             return self._stored if names == self._stored.class_names else self._stored.select(names)
-        if self.run.kind == "student":
+        if self.run.role == "student":
             return self._teacher().vectors
         method = self._trained(replace(self.setup, classes=self.classes))
-        return ClassVectors(method.class_vectors().cpu(), names, self.vectors_provenance)
+        return ClassVectors(method.class_vectors().cpu(), names, self.vectors_hash)
 
     @property
-    def vectors_provenance(self) -> str:
-        """The provenance of `vectors`, without encoding any text.
+    def vectors_hash(self) -> str:
+        """The hash of what `vectors` are made from, without encoding any text.
 
         Raises:
             DataError: as for `vectors`.
         """
         if self._has_stored_vectors:
-            return self._stored.provenance
-        if self.run.kind == "student":
-            return self._teacher().vectors_provenance
-        return class_vectors_provenance(self.setup, self._trained_hash, self.classes)
+            return self._stored.source_hash
+        if self.run.role == "student":
+            return self._teacher().vectors_hash
+        return class_vectors_hash(self.setup, self._trained_hash, self.classes)
 
     @property
     def _has_stored_vectors(self) -> bool:
@@ -254,9 +254,9 @@ class RunModel(MethodModel):
         return logits[:, [position[name] for name in self.class_names]]
 
     @property
-    def features_provenance(self) -> str:
+    def features_hash(self) -> str:
         """Hash of what image features depend on; no class name is part of it."""
-        return features_provenance(self.setup, self._trained_hash)
+        return features_hash(self.setup, self._trained_hash)
 
     def provenance(self) -> dict[str, Any]:
         """The provenance of the model, as plain values."""
@@ -268,7 +268,7 @@ class RunModel(MethodModel):
             balance = {"balance": {**spec.model_dump(mode="json"), "offsets": values}}
         return {
             "run": self.run.name,
-            "kind": self.run.kind,
+            "kind": self.run.role,
             "trained_at": record.finished_at,
             "trained_with": record.versions,
             "seed": record.seed,
@@ -277,7 +277,7 @@ class RunModel(MethodModel):
             "hashes": {
                 **record.hashes,
                 "exported_class_list": class_list_hash(self.class_names),
-                "class_vectors": self.vectors.provenance,
+                "class_vectors": self.vectors.source_hash,
             },
             "scale": self.scale,
             **balance,
@@ -290,7 +290,7 @@ class RunModel(MethodModel):
     def _trained(self, setup: RoleSetup) -> BaseMethod:
         """A method built for a class list, with the run's tensors."""
         vectors = None
-        if self.run.kind == "student":
+        if self.run.role == "student":
             vectors = self._stored.vectors.to(self.device)
         method = setup.build(class_vectors=vectors)
         load_weights(self.run.weights, method)
@@ -322,7 +322,7 @@ class RunModel(MethodModel):
             problem, folder = "its teacher's run is missing", None
         if folder is not None:
             teacher = load_run(folder, self.setup.workspace, names=names)
-            if teacher._stored.provenance == self._stored.provenance:
+            if teacher._stored.source_hash == self._stored.source_hash:
                 return teacher
             problem = f"the teacher in {folder.path} did not make the stored vectors"
         raise DataError(
@@ -362,8 +362,8 @@ def load_run(
     trained = load_recipe(run.recipe) if overrides else loaded
     trained_classes = classes_of(trained.recipe, stored.class_names)
     # For a student, overrides may name the new place of its backbone's weights
-    source = loaded if run.kind == "student" else trained
-    setup = set_up_role(source, run.kind, workspace, classes=trained_classes)
+    source = loaded if run.role == "student" else trained
+    setup = set_up_role(source, run.role, workspace, classes=trained_classes)
     classes = trained_classes if names is None else classes_of(loaded.recipe, names)
     trained_hash = check_stored_weights(run, setup, stored)
     new = [name for name in classes.names if name not in trained_classes.names]

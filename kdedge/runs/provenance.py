@@ -86,7 +86,7 @@ class Provenance(_Tolerant):
     """The content of a run's provenance.json.
 
     Attributes:
-        kind: kind of the model that was trained.
+        kind: role of the model that was trained.
         status: state of the run. A killed run stays `running`.
         started_at: ISO 8601 time of the first start.
         finished_at: ISO 8601 time; None until the run is finished.

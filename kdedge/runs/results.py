@@ -20,7 +20,7 @@ from kdedge.records.record import if_readable, read_record
 from kdedge.runs.folder import RunFolder
 
 Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]
-"""Results by model: the run's own under its kind, and others' on the same images."""
+"""Results by model: the run's own under its role, and others' on the same images."""
 
 _REMEDY = "`kdedge eval RUN` writes a new one."
 
@@ -50,7 +50,7 @@ def _write(
 
 def is_evaluated(run: RunFolder) -> bool:
     """Whether a run has the result and the details of its own model."""
-    return run.kind in stored_evaluation(run) and run.kind in stored_details(run)
+    return run.role in stored_evaluation(run) and run.role in stored_details(run)
 
 
 def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
@@ -63,10 +63,10 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     """
     stored = stored_evaluation(run)
     known = stored_details(run)
-    before = stored.get(run.kind)
-    if before is not None and (run.kind in known or not are_same_images(result, before)):
+    before = stored.get(run.role)
+    if before is not None and (run.role in known or not are_same_images(result, before)):
         return []
-    return _write(run, {run.kind: result, **stored}, {**known, run.kind: details})
+    return _write(run, {run.role: result, **stored}, {**known, run.role: details})
 
 
 def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:
@@ -129,7 +129,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
     """Returns a run's result, with other models' on the same images from its record."""
-    return {**on_same_images(stored_evaluation(run), result), run.kind: result}
+    return {**on_same_images(stored_evaluation(run), result), run.role: result}
 
 
 def labeled_results(
@@ -143,30 +143,30 @@ def labeled_results(
 
 def sorted_results(run: RunFolder, results: Mapping[str, EvalResult]) -> dict[str, EvalResult]:
     """Results in the order of tables: baselines, a teacher, the run's own."""
-    last = ("labels_alone", "teacher", run.kind)
+    last = ("labels_alone", "teacher", run.role)
     order = sorted(results, key=lambda name: last.index(name) if name in last else -1)
     return {name: results[name] for name in order}
 
 
 def model_label(run: RunFolder, name: str) -> str:
     """The label of an evaluated model of a run in tables."""
-    if name == "teacher" and run.kind == "student":
+    if name == "teacher" and run.role == "student":
         return "teacher, official" if run.read_provenance().official else "teacher"
     if name == "labels_alone":
         return "same network, labels alone (ridge)"
     if name in ("zeroshot", "zeroshot_balanced"):
         # A baseline has the student's backbone
-        owner = "student" if run.kind == "baseline" else run.kind
+        owner = "student" if run.role == "baseline" else run.role
         return f"zero-shot CLIP ({owner}'s{', balanced' if name == 'zeroshot_balanced' else ''})"
-    return _run_label(run) if name == run.kind else name
+    return _run_label(run) if name == run.role else name
 
 
 def _run_label(run: RunFolder) -> str:
-    """The label of a run's model in tables: its kind, a baseline's method, whether official."""
+    """The label of a run's model in tables: its role, a baseline's method, whether official."""
     record = run.read_provenance()
-    label = f"{record.method} (baseline)" if run.kind == "baseline" else str(run.kind)
+    label = f"{record.method} (baseline)" if run.role == "baseline" else str(run.role)
     return f"{label}, official" if record.official else label
 
 
-def _read(kind: type[_T], path: Path) -> _T | None:
-    return read_record(kind, path, remedy=_REMEDY) if path.exists() else None
+def _read(record_type: type[_T], path: Path) -> _T | None:
+    return read_record(record_type, path, remedy=_REMEDY) if path.exists() else None

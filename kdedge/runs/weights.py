@@ -1,7 +1,7 @@
 """Writes and reads a run's trained tensors and the class vectors that are computed with them.
 
-Both files have the provenance hash of the class vectors, so that files of different runs are never
-mixed.
+Both files have the hash of what the class vectors were made from, so that files of different runs
+are never mixed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kdedge.setup.method import settings_record
 from kdedge.setup.role import RoleSetup
 
 
-def class_vectors_provenance(setup: RoleSetup, trained: str, classes: Classes) -> str:
+def class_vectors_hash(setup: RoleSetup, trained: str, classes: Classes) -> str:
     """Hash of all inputs of class vectors.
 
     Args:
@@ -37,7 +37,7 @@ def class_vectors_provenance(setup: RoleSetup, trained: str, classes: Classes) -
     return sha256_json([setup.backbone.identity, trained, names, template, record])
 
 
-def features_provenance(setup: RoleSetup, trained: str) -> str:
+def features_hash(setup: RoleSetup, trained: str) -> str:
     """Hash of all inputs of image features, which do not depend on class names."""
     return sha256_json([setup.backbone.identity, trained, settings_record(setup.choice)])
 
@@ -47,14 +47,14 @@ def hash_trained(method: BaseMethod) -> str:
     return hash_weights(method.module.state_dict())
 
 
-def write_weights(run: RunFolder, setup: RoleSetup, method: BaseMethod, *, provenance: str) -> None:
+def write_weights(run: RunFolder, setup: RoleSetup, method: BaseMethod, vectors_hash: str) -> None:
     """Writes the trained tensors and the class vectors computed with them.
 
     Args:
         run: the run's folder.
         setup: the model's method and backbone; only the backbone's hash is stored.
         method: the method with its trained tensors, with which the class vectors are computed.
-        provenance: provenance hash of the class vectors.
+        vectors_hash: hash of what the class vectors were made from.
     """
     method.module.eval()
     state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
@@ -63,11 +63,11 @@ def write_weights(run: RunFolder, setup: RoleSetup, method: BaseMethod, *, prove
         "backbone": setup.backbone.identity,
         "backbone_name": setup.backbone.name,
         "trained": hash_weights(state),
-        "class_vectors": provenance,
+        "class_vectors": vectors_hash,
     }
     write_tensors(run.weights, state, facts)
     names = setup.classes.names
-    ClassVectors(method.class_vectors().cpu(), names, provenance).save(run.class_vectors)
+    ClassVectors(method.class_vectors().cpu(), names, vectors_hash).save(run.class_vectors)
 
 
 def load_weights(path: Path, method: BaseMethod) -> None:
@@ -123,9 +123,9 @@ def check_stored_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors)
             "  Use the weights that the run's recipe.yaml names."
         )
     trained = str(metadata.get("trained"))
-    is_pair = metadata.get("class_vectors") == stored.provenance
-    if is_pair and run.kind != "student":  # a student has its teacher's class vectors
-        is_pair = stored.provenance == class_vectors_provenance(setup, trained, setup.classes)
+    is_pair = metadata.get("class_vectors") == stored.source_hash
+    if is_pair and run.role != "student":  # a student has its teacher's class vectors
+        is_pair = stored.source_hash == class_vectors_hash(setup, trained, setup.classes)
     if not is_pair:
         raise DataError(
             f"{path} was trained with other class vectors than those in {run.class_vectors.name}"

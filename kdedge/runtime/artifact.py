@@ -54,7 +54,7 @@ class ClassChange(Record):
         kdedge: version of kdedge that changed them.
         added: names, in the order of the new last rows.
         removed: names.
-        class_vectors: provenance hash of the added vectors; None if none were added.
+        class_vectors: hash of what the added vectors were made from; None if none were added.
     """
 
     at: str

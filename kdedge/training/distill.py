@@ -32,7 +32,7 @@ from kdedge.training.teacher_store.store import TeacherStore
 log = get_logger(__name__)
 
 
-def distill(
+def distill_student(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False, keep_teacher: bool = False
 ) -> tuple[RunFolder | None, RunFolder]:
     """Trains the recipe's student, and first its teacher if it is missing.
@@ -103,7 +103,7 @@ def train_missing_teacher(
     else:
         with working("trying a step of the student"):
             trial_steps(student, 1)
-        other = newest(workspace.root, loaded.recipe.name, kind="teacher")
+        other = newest(workspace.root, loaded.recipe.name, role="teacher")
         if other is not None:
             log.info(
                 f"Teacher 1/2: training another one than {other.path}, which had different"
@@ -201,7 +201,7 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
 
 def _accuracy_text(run: RunFolder) -> str:
     """A run's accuracy, to end a message; empty if it has none or its record is damaged."""
-    result = stored_evaluation(run).get(run.kind)
+    result = stored_evaluation(run).get(run.role)
     if result is None:
         return ""
     what = "accuracy" if result.harmonic_mean is None else "harmonic mean"

@@ -105,8 +105,8 @@ def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | 
     model = _answering(job.teacher, test)
     if isinstance(model, RunModel):
         try:
-            result = read_evaluation(model.run).get(model.run.kind)
-            details = read_details(model.run).get(model.run.kind)
+            result = read_evaluation(model.run).get(model.run.role)
+            details = read_details(model.run).get(model.run.role)
         except DataError:  # a record is damaged
             result = details = None
         if result is not None and details is not None and result.images_hash == list_hash:
@@ -125,8 +125,11 @@ def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
     return measure_without_labels(model, *sample, teacher=_answering(job.teacher, sample[0]))
 
 
-def count_operations(job: Job) -> dict[str, float]:
-    """GMACs per image and weights of a student and its teacher; empty for other roles."""
+def count_cost(job: Job) -> dict[str, float]:
+    """GMACs per image and weights of a student and its teacher; empty for other roles.
+
+    Freezes the student's method for good, so it is called after training.
+    """
     if job.teacher is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaf tensors with gradients

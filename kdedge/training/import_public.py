@@ -96,7 +96,7 @@ def import_public(
     run = RunFolder.create(
         workspace.root,
         name,
-        kind=role,
+        role=role,
         recipe_text=dump_recipe(recipe),
         provenance={
             "method": method,
@@ -150,12 +150,12 @@ def _write_weights(
     run: RunFolder, workspace: Workspace, parameters: PublicParameters, vectors: ClassVectors | None
 ) -> None:
     """Writes the trained tensors and the class vectors: a student's are its teacher's."""
-    setup = set_up_role(load_recipe(run.recipe), run.kind, workspace)
+    setup = set_up_role(load_recipe(run.recipe), run.role, workspace)
     class_vectors = None if vectors is None else vectors.vectors.to(workspace.device)
     built = setup.build(class_vectors=class_vectors)
     built.module.load_state_dict(parameters.trained)
-    source = LiveModel(setup, built).vectors_provenance if vectors is None else vectors.provenance
-    write_weights(run, setup, built, provenance=source)
+    source = LiveModel(setup, built).vectors_hash if vectors is None else vectors.source_hash
+    write_weights(run, setup, built, vectors_hash=source)
 
 
 def _recipe(

@@ -189,11 +189,11 @@ class Job:
             return None
         return self.test.of_classes(self.classes.labeled)
 
-    def provenance(self) -> str:
-        """Provenance hash of the class vectors, with the tensors as they are now."""
+    def vectors_hash(self) -> str:
+        """Hash of what the class vectors depend on, with the tensors as they are now."""
         if self.teacher is not None and not self.choice.settings.has_own_class_vectors:
-            return self.teacher.vectors_provenance
-        return self.model().vectors_provenance
+            return self.teacher.vectors_hash
+        return self.model().vectors_hash
 
     def hashes(self) -> dict[str, str]:
         """Hashes of backbone, class list, images and teacher, by name."""
@@ -211,7 +211,7 @@ class Job:
             "class_list": class_list_hash(self.classes.names),
             **{name: images.list_hash for name, images in lists.items() if images is not None},
             **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
-            **({} if self.teacher is None else {"teacher": self.teacher.vectors_provenance}),
+            **({} if self.teacher is None else {"teacher": self.teacher.vectors_hash}),
             **self.data.hashes,
         }
 

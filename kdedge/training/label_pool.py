@@ -123,11 +123,10 @@ def _logits_filler(
     Like a teacher's features, they are stored on disk, as C float32 values per image, so that
     workers can write them and a restarted command computes only missing ones.
     """
-    provenance = [model.vectors_provenance, model.features_provenance]
     store = TeacherStore(
         workspace.root / ".cache" / "logits",
         describe_store(
-            provenance=sha256_json(["logits", *provenance]),
+            features_hash=sha256_json(["logits", model.vectors_hash, model.features_hash]),
             preprocess=model.preprocess,
             augment=None,
             precision="fp32",

@@ -53,7 +53,7 @@ class RoundFolder(RunFolder):
     @classmethod
     def of(cls, run: RunFolder, number: int) -> RoundFolder:
         """The folder of a run's round (from 1), which is created if missing."""
-        folder = cls(run.path / "rounds" / f"{number:02d}", run.kind)
+        folder = cls(run.path / "rounds" / f"{number:02d}", run.role)
         with explained(folder.checkpoints):
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
         return folder
@@ -162,7 +162,7 @@ def _settings(job: Job) -> RoundsSettings:
 
 def _classes_to_label(job: Job) -> range:
     """The classes that get pseudo-labels: classes without labels; all if no labels are used."""
-    return range(len(job.classes.names)) if job.data.images is None else job.classes.unlabeled
+    return range(len(job.classes.names)) if job.data.images is None else job.classes.pseudo_labeled
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:

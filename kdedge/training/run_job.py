@@ -26,7 +26,7 @@ from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import solve
 from kdedge.training.evaluate_job import (
     balanced,
-    count_operations,
+    count_cost,
     evaluations,
     find_balance,
     unlabeled_result,
@@ -138,7 +138,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
             return done
         role, name = job.setup.role, job.setup.loaded.recipe.name
         log.info(f"There is no interrupted run of this {role} to resume. Starting a new run.")
-        other = newest(root, name, kind=role, is_finished=False)
+        other = newest(root, name, role=role, is_finished=False)
         if other is not None:
             log.info(f"{other.path} was interrupted with different {changed_input(other, job)}.")
     job.prepare()  # raises its errors before there is a folder
@@ -146,7 +146,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
     return RunFolder.create(
         root,
         recipe.name,
-        kind=job.setup.role,
+        role=job.setup.role,
         recipe_text=dump_recipe(recipe),
         provenance={
             "key": key,
@@ -260,7 +260,7 @@ def _write_skipped_images(run: RunFolder, job: Job) -> None:
 
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     """Writes the trained weights and evaluates them."""
-    write_weights(run, job.setup, job.method, provenance=job.provenance())
+    write_weights(run, job.setup, job.method, vectors_hash=job.vectors_hash())
     balance = find_balance(job, job.model())
     if balance is not None:
         write_json(run.balance, balance.to_dict())
@@ -273,7 +273,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     if unlabeled is not None:
         write_json(run.unlabeled_evaluation, unlabeled.to_dict())
     measured_on = None if job.test is None else job.test.list_hash
-    run.finish(measured_on=measured_on, **summary, **count_operations(job))
+    run.finish(measured_on=measured_on, **summary, **count_cost(job))
 
 
 def _validation(job: Job) -> Callable[[], float] | None:

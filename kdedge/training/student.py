@@ -124,7 +124,7 @@ def file_teacher(student: Job) -> FileTeacher | None:
 
 
 def named_teacher_run(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
-    """The finished run of any kind that the recipe names as its teacher, or None.
+    """The finished run of any role that the recipe names as its teacher, or None.
 
     Raises:
         RecipeError: there is no such run, or the recipe has no teacher section.
@@ -196,7 +196,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     if teacher.setup.role == "student" or teacher.setup.choice.settings.gives_logits:
         dim = teacher.class_vectors().shape[1]
     description = describe_store(
-        provenance=teacher.features_provenance,
+        features_hash=teacher.features_hash,
         preprocess=prepared_teacher.preprocess,
         augment=augment,
         precision=optim.precision,

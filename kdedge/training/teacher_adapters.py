@@ -38,7 +38,7 @@ class FileTeacher:
         unlabeled: all images of `data.unlabeled`, including held-out ones.
 
     Attributes:
-        vectors_provenance: hash of images and probabilities.
+        vectors_hash: hash of images and probabilities.
 
     Raises:
         DataError: the file is wrong, or lacks an image.
@@ -50,7 +50,7 @@ class FileTeacher:
         keys = [unlabeled.source.items[index].key for index in unlabeled.indices]
         probabilities = read_probabilities(path, keys=keys, class_names=classes.names)
         contents = hashlib.sha256(probabilities.tobytes()).hexdigest()
-        self.vectors_provenance = sha256_json([keys, contents])
+        self.vectors_hash = sha256_json([keys, contents])
         # Logarithms, whose softmax is the probabilities; 0 becomes the smallest positive number
         smallest = torch.finfo(torch.float32).tiny
         self._logits = torch.from_numpy(probabilities).clamp_min(smallest).log()

@@ -60,13 +60,13 @@ def student(recipe: dict[str, Any], folder: Path) -> kdedge.Run:
 
 
 def test_a_student_has_its_teacher_results_and_recipe(student: kdedge.Run) -> None:
-    assert (student.name, student.kind, student.provenance.status) == (
+    assert (student.name, student.role, student.provenance.status) == (
         "toy/02",
         "student",
         "finished",
     )
     assert student.teacher is not None
-    assert (student.teacher.name, student.teacher.kind) == ("toy/01", "teacher")
+    assert (student.teacher.name, student.teacher.role) == ("toy/01", "teacher")
     assert student.teacher.teacher is None
     assert student.result is not None
     assert student.result.n_images == 9

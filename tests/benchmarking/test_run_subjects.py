@@ -14,7 +14,7 @@ def test_anewest_baselines_accuracy_is_that_of_its_run_that_finished_last(tmp_pa
         run = RunFolder.create(
             tmp_path,
             "tiny",
-            kind="baseline",
+            role="baseline",
             recipe_text="name: tiny\n",
             provenance={"method": method},
         )

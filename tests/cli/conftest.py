@@ -115,12 +115,12 @@ def trained_project(blank_project: Path, made_once: Callable[..., Path]) -> Path
     from kdedge.config.load import load_recipe
     from kdedge.files import SETTLED_NS
     from kdedge.setup.workspace import Workspace, set_up_device
-    from kdedge.training.distill import distill
+    from kdedge.training.distill import distill_student
 
     def train(folder: Path) -> None:
         project = copy_project(blank_project, folder / "project")
         runs, device = project / "runs", set_up_device("cpu")
-        distill(load_recipe(project / "r.yaml"), Workspace(runs, device))
+        distill_student(load_recipe(project / "r.yaml"), Workspace(runs, device))
         for weights in project.glob("*.pt"):  # once they are old enough, their hash is kept
             age_ns = time.time_ns() - weights.stat().st_ctime_ns
             time.sleep(max(0, SETTLED_NS - age_ns) / 1e9)

@@ -147,11 +147,11 @@ def test_python_takes_names_and_runs_too(
     teacher = api.import_checkpoint(
         str(teacher_checkpoint), "promptsrc", weights="teacher.pt", classes=names
     )
-    assert (teacher.name, teacher.kind) == ("model-best-promptsrc/01", "teacher")
+    assert (teacher.name, teacher.role) == ("model-best-promptsrc/01", "teacher")
     student = api.import_checkpoint(
         student_checkpoint, "promptkd", weights="student.pt", teacher=api.open_run("tiny/01")
     )
-    assert student.kind == "student"
+    assert student.role == "student"
 
 
 @pytest.mark.usefixtures("teacher_checkpoint")

@@ -75,7 +75,7 @@ def test_zero_shot_clip_labels_the_first_round_and_that_rounds_model_the_second(
 ) -> None:
     job = job_of("fpl")
     assert written(ifpl / "rounds/01/pseudo_labels.jsonl") == chosen_by(zero_shot_model(job), job)
-    run = RunFolder.create(project / "again", "x", kind="baseline", recipe_text="", provenance={})
+    run = RunFolder.create(project / "again", "x", role="baseline", recipe_text="", provenance={})
     train_rounds(job, run, validate=None)
     second = written(ifpl / "rounds/02/pseudo_labels.jsonl")
     assert second == chosen_by(job.model(), job)
@@ -85,7 +85,7 @@ def test_zero_shot_clip_labels_the_first_round_and_that_rounds_model_the_second(
 def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_alone(
     ifpl: Path, project: Path
 ) -> None:
-    run = RunFolder.create(project / "again", "x", kind="baseline", recipe_text="", provenance={})
+    run = RunFolder.create(project / "again", "x", role="baseline", recipe_text="", provenance={})
     only = RoundFolder.of(run, 1)
     shutil.copy(ifpl / "rounds/02/pseudo_labels.jsonl", only.pseudo_labels)
     job = job_of("fpl")

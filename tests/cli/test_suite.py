@@ -83,12 +83,12 @@ def table_of(folder: Path) -> dict[str, dict[str, str]]:
     return {row["method"]: row for row in csv.DictReader(io.StringIO(text))}
 
 
-def evaluations(runs: Path, kind: str) -> list[dict[str, Any]]:
-    """What eval.json says of all finished runs of a kind, in the order of their seeds."""
+def evaluations(runs: Path, role: str) -> list[dict[str, Any]]:
+    """What eval.json says of all finished runs of a role, in the order of their seeds."""
     found = {}
     for file in runs.glob("*/*/eval.json"):
         record = json.loads((file.parent / "provenance.json").read_text())
-        if record["kind"] == kind:
+        if record["kind"] == role:
             found[record["seed"]] = json.loads(file.read_text())
     return [found[seed] for seed in sorted(found)]
 
@@ -273,7 +273,7 @@ def undisturbed(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -
     from kdedge.suite.plan import make_plan
     from kdedge.suite.state import Outcome
     from kdedge.suite.tables import make_lines, to_csv
-    from kdedge.training.distill import distill
+    from kdedge.training.distill import distill_student
 
     folder = shutil.copytree(blank_project, tmp_path_factory.mktemp("undisturbed") / "project")
     (folder / "s.yaml").write_text(LONG.replace("0.001", "60.0"))
@@ -281,7 +281,7 @@ def undisturbed(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -
     for cell in plan.cells:
         given = [f"seed={cell.seed}", "student.optim.epochs=12"]
         recipe = load_recipe(folder / "r.yaml", parse_overrides(given))
-        _, run = distill(recipe, Workspace(folder / "runs", CPU))
+        _, run = distill_student(recipe, Workspace(folder / "runs", CPU))
         outcomes[cell] = Outcome("finished", result=read_evaluation(run)["student"])
     return to_csv(make_lines(plan, outcomes)).encode()
 

@@ -20,7 +20,7 @@ from kdedge.data.sources import folder
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import distill
+from kdedge.training.distill import distill_student
 from kdedge.training.job import Job
 from kdedge.training.student import resolve_teacher, student_job
 
@@ -58,7 +58,7 @@ def write_probabilities(
 
 
 def distilled(recipe: str, *overrides: str) -> RunFolder:
-    _, student = distill(
+    _, student = distill_student(
         load_recipe(recipe, parse_overrides(overrides)), Workspace(Path("runs"), CPU)
     )
     return student

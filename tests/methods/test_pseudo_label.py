@@ -35,17 +35,17 @@ def batch() -> tuple[Batch, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "kind"),
+    ("chosen", "method_type"),
     [
         ({"promptsrc": PROMPTSRC}, promptsrc.Method),
         ({"coop": {"n_ctx": 3}}, coop.Method),
     ],
 )
 def test_the_cross_entropies_of_both_parts_are_added_with_the_ratio_of_their_images(
-    tiny_backbone: Backbone, chosen: dict[str, Any], kind: type
+    tiny_backbone: Backbone, chosen: dict[str, Any], method_type: type
 ) -> None:
     method = build(tiny_backbone, **chosen)
-    assert type(method) is kind
+    assert type(method) is method_type
     given, is_pseudo = batch()
     weights = pseudo_label.Settings().weigh(is_pseudo, n_labeled=40, n_pseudo=16)
     weighted = Batch(given.images, given.labels, weights=weights)

@@ -41,8 +41,8 @@ PARITY = ParityResult(
 )
 
 
-def read(kind: type, values: Any) -> Any:
-    return parse_record(kind, json.dumps(values), where="x.json", remedy="Measure again.")
+def read(record_type: type, values: Any) -> Any:
+    return parse_record(record_type, json.dumps(values), where="x.json", remedy="Measure again.")
 
 
 @pytest.mark.parametrize("record", [RESULT, PARITY])

@@ -164,7 +164,7 @@ def build_run(
     run = RunFolder.create(
         folder / "runs",
         "tiny",
-        kind="student",
+        role="student",
         recipe_text=f"name: tiny\nclasses: {{file: {classes}}}\n"
         f"data: {{unlabeled: {{folder: {pool}}}, test: {{folder: {pool}}}}}\n"
         "student: {backbone: ViT-B-16, method: promptkd}\n",

@@ -119,7 +119,7 @@ def finished_project(images_and_weights: Path, tmp_path_factory: pytest.TempPath
 
     from kdedge.config.load import load_recipe
     from kdedge.setup.workspace import Workspace
-    from kdedge.training.distill import distill
+    from kdedge.training.distill import distill_student
     from kdedge.training.run_job import run_job
     from kdedge.training.teach import baseline_job, with_baseline
 
@@ -130,7 +130,7 @@ def finished_project(images_and_weights: Path, tmp_path_factory: pytest.TempPath
     (project / "s.yaml").write_text(SUITE)
     workspace = Workspace(project / "runs", torch.device("cpu"))
     loaded = load_recipe(recipe, {"seed": 1, "baseline.optim": {"epochs": 1, "batch_size": 8}})
-    distill(loaded, workspace)
+    distill_student(loaded, workspace)
     run_job(baseline_job(with_baseline(loaded, "coop"), workspace), resume=False)
     return project
 

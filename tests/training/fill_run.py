@@ -93,7 +93,7 @@ def make_filler(
     **of: Any,
 ) -> StoreFiller:
     """A filler with everything that is not given filled in."""
-    given = {"provenance": "t", "preprocess": PREPROCESS, "precision": "fp32", **of}
+    given = {"features_hash": "t", "preprocess": PREPROCESS, "precision": "fp32", **of}
     store = TeacherStore(
         root,
         describe_store(augment=augment, **given),

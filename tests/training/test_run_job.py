@@ -28,7 +28,7 @@ from kdedge.training.teach import baseline_job, teacher_job
 
 def create(root: Path, name: str) -> RunFolder:
     return RunFolder.create(
-        root, name, kind="teacher", recipe_text="name: x\n", provenance={"key": "k"}
+        root, name, role="teacher", recipe_text="name: x\n", provenance={"key": "k"}
     )
 
 

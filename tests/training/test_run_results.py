@@ -21,7 +21,7 @@ def measured(n_images: int) -> tuple[EvalResult, EvalDetails]:
 
 
 def test_nothing_is_added_to_the_record_of_another_test_set(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "x", kind="student", recipe_text="name: x\n", provenance={})
+    run = RunFolder.create(tmp_path, "x", role="student", recipe_text="name: x\n", provenance={})
     first = measured(3)
     write_evaluations(run, {"student": first})
     run.evaluation_details.unlink()

@@ -18,8 +18,8 @@ from kdedge.runs.find import find_run, newest, runs_in
 from kdedge.runs.folder import RunFolder, command_line, logged_to
 
 
-def _create(root: Path, name: str = "line3", kind: Any = "student", **values: Any) -> RunFolder:
-    return RunFolder.create(root, name, kind=kind, recipe_text="name: x\n", provenance=values)
+def _create(root: Path, name: str = "line3", role: Any = "student", **values: Any) -> RunFolder:
+    return RunFolder.create(root, name, role=role, recipe_text="name: x\n", provenance=values)
 
 
 def _finish(run: RunFolder, at: str) -> RunFolder:
@@ -144,7 +144,7 @@ def test_a_root_that_cannot_be_written_is_a_resource_error(tmp_path: Path, where
 def test_a_full_disk_is_a_resource_error(small_disk: Any) -> None:
     disk = small_disk(64)
     with pytest.raises(ResourceError, match="disk is full"):
-        RunFolder.create(disk, "line3", kind="student", recipe_text="x" * 100_000, provenance={})
+        RunFolder.create(disk, "line3", role="student", recipe_text="x" * 100_000, provenance={})
     # Half a run is none
     assert list(runs_in(disk)) == []
 
@@ -188,7 +188,7 @@ def many(tmp_path: Path) -> Path:
     _finish(_create(tmp_path, "line3"), "2026-01-02T00:00:00+00:00")
     _finish(_create(tmp_path, "line3"), "2026-01-01T00:00:00+00:00")
     _create(tmp_path, "line3")
-    _finish(_create(tmp_path, "big", kind="teacher"), "2026-01-03T00:00:00+00:00")
+    _finish(_create(tmp_path, "big", role="teacher"), "2026-01-03T00:00:00+00:00")
     _create(tmp_path, "open").mark("interrupted")
     for name, text in {
         "line3/04": "{",
@@ -209,7 +209,7 @@ def many(tmp_path: Path) -> Path:
     ("options", "expected"),
     [
         ({}, "big/01"),
-        ({"kind": "student"}, "line3/01"),
+        ({"role": "student"}, "line3/01"),
         ({"name": "line3"}, "line3/01"),
         ({"name": "open"}, None),
         ({"name": "nothing"}, None),
@@ -254,11 +254,11 @@ def test_a_path_finds_its_run_whatever_the_root(
 
 def test_without_a_student_any_finished_run_is_taken(tmp_path: Path) -> None:
     _create(tmp_path, "line3").finish()
-    _create(tmp_path, "big", kind="teacher").finish()
+    _create(tmp_path, "big", role="teacher").finish()
     time.sleep(0.01)
-    assert find_run(None, tmp_path).kind == "student"
-    _create(tmp_path / "b", "big", kind="teacher").finish()
-    assert find_run(None, tmp_path / "b").kind == "teacher"
+    assert find_run(None, tmp_path).role == "student"
+    _create(tmp_path / "b", "big", role="teacher").finish()
+    assert find_run(None, tmp_path / "b").role == "teacher"
 
 
 @pytest.mark.parametrize(

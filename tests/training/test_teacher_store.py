@@ -95,7 +95,7 @@ def test_a_file_has_few_images_and_a_view_has_few_files(
 @pytest.mark.parametrize(
     "change",
     [
-        {"provenance": "another"},
+        {"features_hash": "another"},
         {"precision": "bf16"},
         {"preprocess": Preprocess(8, (0.5,) * 3, (0.5,) * 3, resize_mode="squash")},
         {"augment": Augmentation(2, 0.5, flip=True)},

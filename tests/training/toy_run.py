@@ -133,7 +133,7 @@ def make_settings(**values: Any) -> OptimSettings:
 
 def make_run(root: Path, **provenance: Any) -> RunFolder:
     return RunFolder.create(
-        root, "toy", kind="student", recipe_text="name: toy\n", provenance=provenance
+        root, "toy", role="student", recipe_text="name: toy\n", provenance=provenance
     )
 
 

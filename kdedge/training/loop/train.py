@@ -149,7 +149,7 @@ class Training:
             n_bytes=self._n_metrics_bytes,
             step=self.n_done,
             n_steps=self._settings.epochs * self._n_steps,
-            what=f"training {self._run.kind}",
+            what=f"training {self._run.role}",
         ) as self._metrics:
             yield
 

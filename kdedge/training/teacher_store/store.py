@@ -65,12 +65,12 @@ def n_crops(chunks: Iterable[Chunk]) -> int:
 
 
 def describe_store(
-    *, provenance: str, preprocess: Preprocess, augment: Augmentation | None, precision: str
+    *, features_hash: str, preprocess: Preprocess, augment: Augmentation | None, precision: str
 ) -> dict[str, Any]:
     """The inputs of stored features, except for the images; a store's key is their hash.
 
     Args:
-        provenance: provenance hash of the features, such as `RunModel.features_provenance`.
+        features_hash: hash of what the features depend on, such as `RunModel.features_hash`.
         preprocess: the teacher's preprocessing.
         augment: draws the views; None for a single view, prepared as in evaluation.
         precision: number format of the teacher's forward pass.
@@ -87,7 +87,7 @@ def describe_store(
         }
     return {
         "format": "kdedge-teacher-store-2",
-        "teacher": provenance,
+        "teacher": features_hash,
         "preprocess": preprocess.as_dict(),
         **views,
         "precision": precision,

@@ -299,7 +299,7 @@ def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(
 
 
 @pytest.mark.parametrize(
-    ("reason", "kind", "last"),
+    ("reason", "error_type", "last"),
     [
         ("[E] OutOfMemory (no further information)", ResourceError, "Lower export.max_batch"),
         ("Cuda failure: out of memory", ResourceError, "Lower export.max_batch"),
@@ -312,7 +312,7 @@ def test_a_build_that_gives_nothing_is_told_with_tensorrts_reason(
     small: Path,
     tmp_path: Path,
     reason: str | None,
-    kind: type[Exception],
+    error_type: type[Exception],
     last: str,
 ) -> None:
     def fail(log: Any) -> None:
@@ -320,7 +320,7 @@ def test_a_build_that_gives_nothing_is_told_with_tensorrts_reason(
             log.log(tensorrt_rtx.ILogger.ERROR, reason)
 
     version_10.instead = fail
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error_type) as caught:
         version_10.builder().build(small, tmp_path / "a.engine", batches=(1, 4))
     assert str(caught.value).startswith(
         f"TensorRT 10.3.0 could not build {small}.\n  {reason or 'It gave no reason.'}\n  {last}"
