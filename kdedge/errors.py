@@ -36,15 +36,20 @@ ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether the command line made the call: messages then name flags, else Python's arguments."""
 
 _SAME_NAME = (
-    "against backend browser calibrate classes config cpu data device drift exact file fp16 head"
-    " images int8 int8-minutes keep-teacher labeled labels max-megabytes method min-score"
-    " none-of-these open-classes output pixels port precision resume size student teacher test"
-    " threads triton weights"
+    "against backend batch-size browser calibrate classes config cpu data device drift epochs exact"
+    " file fp16 head images int8 int8-minutes keep-teacher labeled labels lr max-megabytes method"
+    " min-score none-of-these open-classes output pixels port precision resume size student teacher"
+    " test threads triton weights"
 )
 # Flag -> argument of the public function; messages keep flags that have no argument
 _ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
     flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
 }
+# The flags of kdedge's own targets, whose modules are not loaded here
+_TARGETS = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx", "torch-trt": "torch-tensorrt"}
+_TARGETS |= {"with-preprocess": "onnx-image"}
+_TARGETS |= {name: name for name in ("coreml", "executorch", "litert", "onnx", "openvino")}
+_ARGUMENTS |= {flag: f'targets=["{name}"]' for flag, name in _TARGETS.items()}
 
 _FLAG = re.compile(rf"`.*?`|\bkdedge \w+ .*|(?<![^\s(])--({'|'.join(_ARGUMENTS)})\b(?!-)")
 

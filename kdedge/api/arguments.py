@@ -28,7 +28,9 @@ def run_argument(run: RunOrArtifact | None) -> str | None:
     return None if run is None else str(getattr(run, "path", run))
 
 
-def artifact_folder(artifact: RunOrArtifact, root: str | Path | None = None) -> Path:
+def artifact_folder(
+    artifact: RunOrArtifact, root: str | Path | None = None, *, warns: bool = True
+) -> Path:
     """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
 
     Args:
@@ -36,6 +38,7 @@ def artifact_folder(artifact: RunOrArtifact, root: str | Path | None = None) -> 
             its folder of artifacts, or a recipe's name for its newest finished run with an
             artifact.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
+        warns: whether to warn of a newer run of the recipe that was not exported.
 
     Raises:
         DataError: the argument names no artifact and no run that has one.
@@ -49,8 +52,8 @@ def artifact_folder(artifact: RunOrArtifact, root: str | Path | None = None) -> 
     for folder in (in_runs_folder, path):
         run = newest(folder.parent, folder.name, exported=True)
         if run is not None:
-            last = newest(folder.parent, folder.name) or run
-            if last.path != run.path:
+            last = newest(folder.parent, folder.name) if warns else None
+            if last is not None and last.path != run.path:
                 log.warning(f"{last.path} is newer than {run.path}, but was not exported.")
             return artifact_folder(run.path)
     is_there = path.exists() or in_runs_folder.exists()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import (
-    ON_COMMAND_LINE,
     Interrupted,
     KdedgeError,
     RecipeError,
@@ -56,9 +55,15 @@ class _Request:
     triton: str | Path | None
     browser: str | Path | None
 
-    def options(self) -> list[str]:
-        """The options of `kdedge export` that ask for the same."""
-        options = [f"--{precision}" for precision in self.precisions]
+    def options(self, precisions: Set[Precision]) -> list[str]:
+        """The options of `kdedge export` that ask for the same.
+
+        Args:
+            precisions: those of the targets' files; from the recipe if the caller names none.
+        """
+        made = [x for x in ("int8", "fp16") if x in precisions and self.targets]
+        common = [x for x in made if all(x in target.precisions for target in self.targets)]
+        options = [f"--{precision}" for precision in self.precisions or common]
         options += [target.flag for target in self.targets]
         options += ["--cpu"] if self.cpu else []
         options += [] if self.triton is None else ["--triton", str(self.triton)]
@@ -276,22 +281,22 @@ def export(
             run_options = {"classes": classes, "output": output, "device": device, **recipe_options}
             wrong = [f"--{k.replace('_', '-')}" for k, v in run_options.items() if v is not None]
             wrong += [f"--set {key}" for key in overrides or ()]
-            wrong += [_as_given([target]) for target in requested if target.name == "onnx"]
+            wrong += [target.flag for target in requested if target.name == "onnx"]
             made = _from_artifact(existing, str(name), request, wrong)
         path = made.artifact.path
-        with held(path), _telling_how_to_finish(path, request):
+        with held(path), _telling_how_to_finish(path, request.options(made.precisions)):
             made.artifact = load_artifact(path)  # which no other process changes now
             made.add(request)
     return made.result()
 
 
 @contextlib.contextmanager
-def _telling_how_to_finish(path: Path, request: _Request) -> Iterator[None]:
-    """Context that an interruption leaves with the command for the missing files."""
+def _telling_how_to_finish(path: Path, options: Sequence[str]) -> Iterator[None]:
+    """Context that an interruption leaves with the command, and its options, for missing files."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        command = shlex.join(["kdedge", "export", str(path), *request.options()])
+        command = shlex.join(["kdedge", "export", str(path), *options])
         message = f"interrupted. {path} is kept; this goes on: {command}"
         raise Interrupted(message, signum=signum_of(interrupt)) from interrupt
 
@@ -311,19 +316,12 @@ def _from_artifact(path: Path, name: str, request: _Request, wrong: Sequence[str
             " exported.\n  Name its run instead."
         )
     if not (request.targets or request.cpu or request.triton or request.browser):
-        built = [target for target in list_targets() if target.source == "ONNX file"]
+        flags = [target.flag for target in list_targets() if target.source == "ONNX file"]
         raise RecipeError(
-            f"{name} is an artifact. Name what to build from it: {_as_given(built)}, --cpu,"
+            f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
             " --triton DIR or --browser DIR."
         )
     return _Export(load_artifact(path), _with_fp16(request.precisions))
-
-
-def _as_given(targets: Sequence[Target]) -> str:
-    """Targets as the caller names them: flags, or the argument `targets`."""
-    if ON_COMMAND_LINE.get():
-        return ", ".join(target.flag for target in targets)
-    return f"targets={[target.name for target in targets]}"
 
 
 def _with_fp16(precisions: Iterable[Precision]) -> set[Precision]:

@@ -6,7 +6,6 @@ import heapq
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.inputs import AnyPath, ResultStream, open_inputs, path_list
@@ -18,7 +17,6 @@ from kdedge.inference.lines import (
     Prediction,
     Result,
     UnreadableImage,
-    result_values,
     shown_classes,
 )
 from kdedge.progress import progress
@@ -55,10 +53,6 @@ class Predictions(Tabled, list[Result]):
                 "  Export again with the head scores."
             )
         return heapq.nsmallest(n, self.classified, key=lambda x: x.top[0].score_percent or 0.0)
-
-    def to_records(self) -> list[dict[str, Any]]:
-        """Returns the objects that `kdedge predict --format jsonl` writes, as for a data frame."""
-        return [result_values(result, None) for result in self]
 
     def to_csv(self) -> str:
         """Returns the lines that `kdedge predict --format csv` writes."""

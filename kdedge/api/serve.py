@@ -77,8 +77,9 @@ def serve(
     need("serve", "Serving over HTTP", *SERVING)
     from kdedge.serving.server import Server
 
+    artifact_folder(artifact, root)  # warns once; the server looks again and again
     return Server(
-        partial(artifact_folder, artifact, root),
+        partial(artifact_folder, artifact, root, warns=False),
         partial(Classifier.load, precision=precision, backend=backend, n_threads=threads),
         batch=batch,
         host=host,

@@ -318,8 +318,8 @@ class ClosedFormData:
 class BaseMethod(ABC):
     """A method: built once, trained by the loop, then used for features and class vectors.
 
-    A method's file adds `training_step`, `class_vectors` and an `__init__` that sets `module`. It
-    overrides other parts if they differ.
+    A method's file adds `class_vectors`, an `__init__` that sets `module`, and `training_step` if
+    it is trained by gradients. It overrides other parts if they differ.
 
     Args:
         backbone: frozen, on its device; an `ImageBackbone` unless `settings.needs_texts`.
@@ -346,9 +346,12 @@ class BaseMethod(ABC):
         """Builds the method; a method that stands for another one overrides this."""
         return cls(backbone, settings, inputs)
 
-    @abstractmethod
     def training_step(self, batch: Batch) -> StepOutput:
-        """The loss of one batch; the loop does the backward pass, clipping and the step."""
+        """The loss of one batch; the loop does the backward pass, clipping and the step.
+
+        Called only if there are trainable parameters.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def class_vectors(self) -> Tensor:
@@ -417,10 +420,6 @@ class SolvedMethod(BaseMethod):
         Raises:
             DivergedError: features of an image are not finite.
         """
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Never called: nothing is trained by gradients."""
-        raise AssertionError("a method in closed form has no training steps")
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Empty: nothing is trained by gradients."""

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
-from kdedge.data.batch import Batch
-from kdedge.errors import RecipeError
-from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 
 METHOD = Declaration(label="Zero-shot CLIP", paper="arXiv:2103.00020", data_needs=DataNeeds())
@@ -68,12 +66,6 @@ class Method(BaseMethod):
         self.module = nn.Module()
         templates = template_list(settings.templates, inputs.template)
         self._class_vectors = ensemble_text_features(backbone, inputs.class_names, templates)
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """There is nothing to train."""
-        raise RecipeError(
-            "zeroshot has nothing to train.\n  Use it without training, or choose another method."
-        )
 
     def class_vectors(self) -> Tensor:
         """[C, D], the text features."""

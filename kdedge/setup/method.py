@@ -12,10 +12,13 @@ from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe, override_texts
 from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
+from kdedge.config.yaml_file import dotted
 from kdedge.errors import RecipeError, get_logger
 from kdedge.methods.base import MethodSettings, SolvedMethod
 from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.records.evaluation import Role
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,21 @@ class MethodChoice:
     def is_solved(self) -> bool:
         """Whether the method is solved in closed form and not trained by gradients."""
         return issubclass(self.module.Method, SolvedMethod)
+
+    @property
+    def why_no_gradients(self) -> str | None:
+        """Why no gradients train it, to follow its name; None if they do."""
+        if self.is_solved:
+            return "is solved in one pass"
+        return "has nothing to train" if self.data_needs == DataNeeds() else None
+
+    @property
+    def used_optim(self) -> OptimSettings:
+        """The settings that have an effect on the method; the others have their defaults."""
+        if self.why_no_gradients is None:
+            return self.optim
+        used = {"precision", "n_workers", "selection"} if self.is_solved else {"selection"}
+        return OptimSettings(**self.optim.model_dump(include=used))
 
     @property
     def data_needs(self) -> DataNeeds:
@@ -184,23 +202,28 @@ def trained_roles(loaded: LoadedRecipe) -> list[Role]:
 
 
 def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
-    """Warns about each `--set optim.KEY` that all trained models override.
+    """Warns about each override of `optim` or `ROLE.optim` that no trained model follows.
 
     Args:
         loaded: the recipe with its overrides.
         roles: the models that are trained.
     """
-    overridden = sorted(loaded.lines.overrides)
-    keys = [str(path[1]) for path in overridden if len(path) == 2 and path[0] == "optim"]
+    overridden = [path for path in sorted(loaded.lines.overrides) if path[-2:-1] == ("optim",)]
     # Methods are chosen only if needed, since that refuses a recipe without the model
-    optims = {role: choose_method(loaded, role).optim for role in roles} if keys else {}
-    for key in keys:
+    choices = [choose_method(loaded, role) for role in roles] if overridden else []
+    for path in overridden:
+        key = str(path[-1])
+        models = [choice for choice in choices if path[0] in ("optim", choice.role)]
+        used = [choice for choice in models if key in choice.used_optim.model_fields_set]
+        chosen = {f"{model.role}.optim.{key}": getattr(model.optim, key) for model in used}
         shared = getattr(loaded.recipe.optim, key)
-        chosen = {f"{role}.optim.{key}": getattr(optim, key) for role, optim in optims.items()}
-        if chosen and shared not in chosen.values():
+        if models and not used:
+            reasons = {f"{model.name} {model.why_no_gradients}" for model in models}
+            log.warning(f"{dotted(path)} has no effect: {' and '.join(sorted(reasons))}.")
+        elif len(path) == 2 and used and shared not in chosen.values():
             (given,) = override_texts({f"optim.{key}": shared})
             others = " --set ".join(override_texts(dict.fromkeys(chosen, shared)))
-            get_logger(__name__).warning(
+            log.warning(
                 f"--set {given} has no effect, overridden by"
                 f" {' and '.join(override_texts(chosen))}.\n  Set that instead: --set {others}"
             )

@@ -138,20 +138,16 @@ def check_sizes(*models: tuple[LoadedRecipe, Role, EncoderSizes | None]) -> None
                 sizes = named_sizes(_backbone_spec(spec))
         settings = choose_method(loaded, role).settings
         name = spec.backbone or Path(spec.config or str(spec.weights)).stem
-        misfits = [
-            (
-                setting,
-                f"the {encoder} encoder of {name} has {sizes.n_layers[encoder]} layers.\n"
-                f"  Set it to {sizes.n_layers[encoder]} or less.",
-            )
-            for setting, encoders in settings.prompt_depths.items()
-            for encoder in encoders
-            if attrgetter(setting)(settings) > sizes.n_layers.get(encoder, float("inf"))
-        ]
-        problems += [
-            f"{loaded.lines.where((role, 'settings', *setting.split('.')))}:"
-            f" {role}.settings.{setting} is {attrgetter(setting)(settings)}, but {why}"
-            for setting, why in [*misfits, *settings.misfits(sizes).items()]
-        ]
+        misfits: list[tuple[str, str]] = []
+        for setting, encoders in settings.prompt_depths.items():
+            for encoder in encoders:
+                n_layers = sizes.n_layers.get(encoder, float("inf"))
+                if attrgetter(setting)(settings) > n_layers:
+                    why = f"the {encoder} encoder of {name} has {n_layers} layers."
+                    misfits.append((setting, f"{why}\n  Set it to {n_layers} or less."))
+        for setting, why in [*misfits, *settings.misfits(sizes).items()]:
+            where = loaded.lines.where((role, "settings", *setting.split(".")))
+            value = attrgetter(setting)(settings)
+            problems.append(f"{where}: {role}.settings.{setting} is {value}, but {why}")
     if problems:
         raise RecipeError("\n".join(problems))

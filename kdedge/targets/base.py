@@ -228,6 +228,8 @@ class BuildRequest:
 class BuildModule(Protocol):
     """A target's build.py; it may import torch and onnx.
 
+    That of `onnx` has no `build`: `deploy.export` writes its files.
+
     It may have three more functions:
 
     - `check_environment()` checks all requirements of a build, if `Target.packages` are not all;

@@ -265,7 +265,7 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
         {
             "role": role,
             **settings_record(choice),
-            "optim": decisive_settings(choice.optim),
+            "optim": decisive_settings(choice.used_optim),
             "template": recipe.classes.template,
             "split": recipe.data.split,
             "seed": recipe.seed,

@@ -16,6 +16,7 @@ import pytest
 import kdedge
 from kdedge.cli.main import run
 from kdedge.errors import ON_COMMAND_LINE, KdedgeError, get_logger
+from kdedge.targets.registry import list_targets
 
 pytest.importorskip("torch")
 
@@ -116,7 +117,9 @@ def test_an_override_from_python_is_named_as_one() -> None:
         ("  kdedge data fetch sun --data d", "  kdedge data fetch sun --data d"),
         ("`docker --gpus all` or --resume", "`docker --gpus all` or resume"),
         ("pip install --upgrade av", "pip install --upgrade av"),
-        ("--trt has no argument", "--trt has no argument"),
+        ("--json has no argument", "--json has no argument"),
+        ("or --batch-size, --lr", "or batch_size, lr"),
+        *((f"Leave {t.flag} out", f'Leave targets=["{t.name}"] out') for t in list_targets()),
     ],
 )
 def test_a_message_names_arguments_in_python_and_flags_on_a_command_line(

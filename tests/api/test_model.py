@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -313,16 +312,6 @@ def test_no_threads_and_no_path_are_refused(artifact: Artifact, folder: Path) ->
         kdedge.predict(artifact, folder, threads=0)
     with pytest.raises(kdedge.RecipeError, match="No path is given"):
         kdedge.predict(artifact)
-
-
-def test_its_records_are_the_json_lines_of_the_command(
-    artifact: Artifact, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = kdedge.predict(artifact, folder, top=2)
-    capsys.readouterr()
-    assert run(["predict", str(artifact.path), str(folder), "--top", "2", "--json"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert found.to_records() == [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("number", ["top", "every"])

@@ -37,9 +37,7 @@ def edit_provenance(**values: Any) -> None:
     file.write_text(json.dumps(record | values))
 
 
-def test_eval_export_and_bench_say_that_the_test_images_are_others(
-    kdedge: Run,
-) -> None:
+def test_eval_export_and_bench_say_that_the_test_images_are_others(kdedge: Run) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     quick = ("--against", "none", "--seconds", "0.01", "--calls", "3", "--batch", "1")

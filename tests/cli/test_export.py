@@ -452,11 +452,12 @@ def test_an_interrupted_export_leaves_no_artifact(start: Callable[..., Any]) -> 
 def test_an_interruption_after_the_artifact_names_the_command_for_the_other_files(
     start: Callable[..., Any],
 ) -> None:
-    process = start("export", "tiny/02", "--cpu", "--int8-minutes", "0")
+    made = ("--with-preprocess", "--cpu", "--int8-minutes", "0")
+    process = start("export", "tiny/02", *made, "--set", "export.precisions=[int8]")
     process.wait_until(lambda: "Wrote runs/tiny/02/artifacts/01" in process.stderr)
     process.send(signal.SIGINT)
     assert process.wait() == 130
-    rest = "kdedge export runs/tiny/02/artifacts/01 --cpu"
+    rest = "kdedge export runs/tiny/02/artifacts/01 --int8 --with-preprocess --cpu"
     assert f"is kept; this goes on: {rest}" in process.stderr
 
 

@@ -143,10 +143,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_signal_after_training_loses_nothing_either(
-    project: Path,
-    start: Start,
-    draw_picture: Callable[..., None],
-    reference: dict[str, bytes],
+    project: Path, start: Start, draw_picture: Callable[..., None], reference: dict[str, bytes]
 ) -> None:
     # Large pictures: measuring takes long enough to be interrupted
     draw_picture(project / "large.jpg", label=0, number=0, side_px=1200)

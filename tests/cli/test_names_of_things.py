@@ -99,7 +99,9 @@ def test_a_call_takes_each_name_and_object(call: str, name: str, tmp_path: Path)
     CALLS[call](thing, tmp_path / "new")
 
 
-def test_a_name_means_the_newest_run_with_an_artifact(exported: Path, kdedge: Run) -> None:
+def test_a_name_means_the_newest_run_with_an_artifact(
+    exported: Path, kdedge: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     assert package.open_run("runs/tiny").name == package.open_run("tiny.yaml").name == "tiny/02"
     shutil.copytree("runs/tiny/02", "runs/tiny/03")
     shutil.rmtree("runs/tiny/03/artifacts")
@@ -111,6 +113,11 @@ def test_a_name_means_the_newest_run_with_an_artifact(exported: Path, kdedge: Ru
     said = kdedge("predict", "tiny", *IMAGES).err
     assert "runs/tiny/03 is newer than runs/tiny/02, but was not exported." in said
     assert "Using runs/tiny/02/artifacts/01/model.onnx on onnxruntime" in said
+    caplog.clear()
+    package.serve("tiny", port=0).close()
+    assert [message for message in caplog.messages if "was not exported" in message] == [
+        "runs/tiny/03 is newer than runs/tiny/02, but was not exported."
+    ]
 
 
 @pytest.mark.usefixtures("exported")

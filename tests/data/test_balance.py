@@ -32,9 +32,7 @@ def slow_offsets(logits: Tensor, prior: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("prior", [[0.25] * 4, [0.7, 0.1, 0.1, 0.1]])
-def test_offsets_are_those_of_the_plain_sum_and_make_the_prior_the_mean(
-    prior: list[float],
-) -> None:
+def test_offsets_are_those_of_the_plain_sum_and_make_the_prior_the_mean(prior: list[float]) -> None:
     found = find_offsets(pool(), torch.tensor(prior))
     torch.testing.assert_close(found, torch.tensor(slow_offsets(pool(), prior)).double())
     balanced = pool() - found

@@ -108,11 +108,7 @@ def test_a_head_that_only_ranks_has_no_scores(tmp_path: Path, make_artifact: Mak
 @pytest.mark.parametrize("fixed", [None, 1, 3])
 @pytest.mark.parametrize("n_images", [1, 3, 4, 7])
 def test_batches_change_no_answer(
-    tmp_path: Path,
-    make_artifact: MakeArtifact,
-    by_hand: ByHand,
-    fixed: int | None,
-    n_images: int,
+    tmp_path: Path, make_artifact: MakeArtifact, by_hand: ByHand, fixed: int | None, n_images: int
 ) -> None:
     """A fixed batch is filled up where too few images are left."""
     artifact = make_artifact(tmp_path, batch=fixed)

@@ -40,11 +40,7 @@ def encode_plainly(
 @pytest.mark.parametrize("is_specific", [False, True])
 @pytest.mark.parametrize("n_ctx", [1, 4, 5])
 def test_texts_are_encoded_as_the_paper_says(
-    build: Build,
-    tiny_backbone: Backbone,
-    tiny_open_clip: CLIP,
-    n_ctx: int,
-    is_specific: bool,
+    build: Build, tiny_backbone: Backbone, tiny_open_clip: CLIP, n_ctx: int, is_specific: bool
 ) -> None:
     chosen = {"n_ctx": n_ctx, "context_init": "", "class_specific": is_specific}
     method = build("coop", n_trained=4, **chosen)

@@ -23,11 +23,7 @@ def test_the_driver_names_the_gpus(cudart: Any) -> None:
     ("system", "library"), [("Linux", "libcuda.so.1"), ("Windows", "nvcuda.dll")]
 )
 def test_the_driver_has_another_name_on_windows(
-    host_gpu: Any,
-    cuda_libraries: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    system: str,
-    library: str,
+    host_gpu: Any, cuda_libraries: Any, monkeypatch: pytest.MonkeyPatch, system: str, library: str
 ) -> None:
     names = []
 

@@ -386,15 +386,27 @@ def test_what_takes_too_long_is_not_compared(
     assert ("missed its gates" in caplog.text) == is_compared
 
 
-def quick(source: Path) -> Any:
+def quick(source: Path, search: Callable[[], Path] | None = None) -> Any:
     """A server that looks for a new artifact many times a second."""
     from kdedge.api.arguments import artifact_folder
     from kdedge.serving.limits import RequestLimits
     from kdedge.serving.server import Server
 
     address: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "limits": RequestLimits()}
-    find = partial(artifact_folder, source)
+    find = search or partial(artifact_folder, source)
     return Server(find, Classifier.load, **address, look_every_s=0.05)
+
+
+def test_a_slow_search_for_the_folder_is_rare(make_checked: MakeArtifact, tmp_path: Path) -> None:
+    searches, path = [], make_checked(tmp_path / "1").path
+
+    def search() -> Path:
+        searches.append(time.sleep(0.05))
+        return path
+
+    with quick(path, search):
+        time.sleep(0.4)
+    assert len(searches) == 1
 
 
 def test_a_run_s_newer_artifact_is_served(

@@ -8,7 +8,7 @@ import pytest
 
 from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.records.evaluation import Role
-from kdedge.setup.method import choose_method
+from kdedge.setup.method import choose_method, warn_of_unused_optim
 from kdedge.training.job import job_key
 
 RECIPE = """\
@@ -47,6 +47,28 @@ def test_stored_views_matter_where_they_are_stored_and_up_to_the_epochs(recipe: 
     assert len(set(views)) == 3
     assert views[2] == views[3]
     assert key(recipe, "student.views=1") == key(recipe, "student.views=4")
+
+
+@pytest.mark.parametrize(
+    ("method", "no_effect"),
+    [
+        ("ridge", ("lr=0.5", "epochs=7", "batch_size=2", "flip=false")),
+        ("zeroshot", ("lr=0.5", "precision=bf16")),
+    ],
+)
+def test_settings_without_effect_do_not_matter_and_are_named(
+    recipe: Path, caplog: pytest.LogCaptureFixture, method: str, no_effect: tuple[str, ...]
+) -> None:
+    given = [f"{section}optim.{text}" for text in no_effect for section in ("", "teacher.")]
+    method_key = f"teacher.method={method}"
+    changed = key(recipe, method_key, *given, role="teacher")
+    assert changed == key(recipe, method_key, role="teacher")
+    warn_of_unused_optim(load_recipe(recipe, parse_overrides((method_key, *given))), "teacher")
+    named = sorted(text.partition("=")[0] for text in given)
+    assert [message.partition(" has no effect: ")[0] for message in caplog.messages] == named
+    assert {f"{method} " in message for message in caplog.messages} == {True}
+    used = key(recipe, method_key, "optim.precision=bf16", role="teacher")
+    assert (used != changed) == (method == "ridge")
 
 
 def test_places_and_devices_matter_to_no_job(recipe: Path) -> None:

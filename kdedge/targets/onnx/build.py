@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from kdedge.targets.base import PlannedFile
+from dataclasses import replace
 
-FLOAT32 = PlannedFile("model.onnx", "fp32", "any")
-FP16 = PlannedFile("model.fp16.onnx", "fp16", "gpu")
-INT8 = PlannedFile("model.int8.onnx", "int8", "gpu")
-INT8_CPU = PlannedFile("model.int8-cpu.onnx", "int8", "cpu")
+from kdedge.targets.onnx import TARGET
+
+FLOAT32 = replace(TARGET.plan("fp32"), device="any")
+FP16 = replace(TARGET.plan("fp16"), device="gpu")
+INT8 = replace(TARGET.plan("int8"), device="gpu")
+INT8_CPU = replace(INT8, name="model.int8-cpu.onnx", device="cpu")

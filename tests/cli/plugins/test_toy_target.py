@@ -81,11 +81,7 @@ def test_predict_runs_it_by_its_backends_name_and_gives_the_onnx_files_scores(
 
 
 def test_bench_has_a_row_of_it(
-    exported: Path,
-    kdedge: Run,
-    quick_machine: None,
-    toy: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    exported: Path, kdedge: Run, quick_machine: None, toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(toy.folder), *sys.path])
     options = ("--batch", "1", "--seconds", "0.01", "--calls", "3", "--format", "json")
@@ -97,10 +93,7 @@ def test_bench_has_a_row_of_it(
 
 
 def test_the_fastest_file_is_looked_for_among_its_files_too(
-    project: Path,
-    toy: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    project: Path, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "path", [str(toy.folder), *sys.path])
