@@ -341,8 +341,8 @@ def test_without_tensorrt_the_step_for_the_device_is_told_and_nothing_is_built_i
         f" kdedge export '{path}' {flags}"
     )
     assert instead == (
-        "  tensorrt-rtx is installed: use --trt-rtx to build engines for RTX GPUs (not for a"
-        " Jetson). It is not used automatically."
+        '  tensorrt-rtx is installed: use targets=["tensorrt-rtx"] to build engines for RTX GPUs'
+        " (not for a Jetson). It is not used automatically."
     )
     assert snapshot(artifact.path) == before
 
