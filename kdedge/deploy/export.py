@@ -24,7 +24,7 @@ from kdedge.data.images import Images, spread
 from kdedge.deploy.build import FoldedRun, build_file, with_parity
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images, read_pixels
 from kdedge.deploy.classes import write_classes
-from kdedge.deploy.known_images import choose_known_images
+from kdedge.deploy.known_images import KnownImages, choose_known_images
 from kdedge.deploy.model_card import with_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Float32Reference, run_reference
@@ -32,6 +32,7 @@ from kdedge.errors import DataError, get_logger
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, write_json
 from kdedge.fold import FoldRequest, fold
+from kdedge.fold.head import FoldedModel
 from kdedge.quantization.search import search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
 from kdedge.runtime.artifact import Artifact, Precision
@@ -116,19 +117,36 @@ class _Writer:
     def __init__(
         self, trained: RunModel, folder: Path, pool: Images | None, reference: Float32Reference
     ) -> None:
-        recipe = trained.loaded.recipe
-        self._trained, self._spec = trained, recipe.export
+        self._trained, self._spec = trained, trained.loaded.recipe.export
         self._pool, self._reference = pool, reference
-        spec = recipe.export
-        used = reference.digests
-        only = reference.only_class
-        self._known = choose_known_images(trained, pool, spec.none_of_these, exclude_digests=used)
-        if self._known is not None:
-            used |= self._known.digests
-        # Unlabeled images that are used neither for comparisons nor for "none of these"
-        self._free = (
-            [] if pool is None else [i for i in pool.indices if pool.digests[i] not in used]
+        self._known, self._free = self._draw_images()
+        model = self._fold()
+        self.artifact = self._describe(folder)
+        limit = None if self._known is None else self._known.file_limit
+        self.run = FoldedRun(model, reference.compare, file_limit=limit)
+        size = trained.preprocess.size_px
+        self._gmacs = count_gmacs(model, torch.zeros(1, 3, size, size))
+        self._trace = functools.partial(
+            write_onnx,
+            size_px=size,
+            batch=self._spec.batch,
+            max_batch=self._spec.max_batch,
+            external_data=self._spec.external_data,
+            metadata=self._metadata(),
+            tracer=Tracer(),
         )
+
+    def _draw_images(self) -> tuple[KnownImages | None, list[int]]:
+        """The images for "none of these", and the unlabeled ones that are not used for anything."""
+        pool, compared, share = self._pool, self._reference.digests, self._spec.none_of_these
+        known = choose_known_images(self._trained, pool, share, exclude_digests=compared)
+        used = compared if known is None else compared | known.digests
+        free = [] if pool is None else [i for i in pool.indices if pool.digests[i] not in used]
+        return known, free
+
+    def _fold(self) -> FoldedModel:
+        """The trained model as one plain graph."""
+        trained, spec, reference = self._trained, self._spec, self._reference
         request = FoldRequest(
             trained.vectors.vectors,
             scale=reference.scale,
@@ -138,17 +156,22 @@ class _Writer:
             open_classes=spec.open_classes,
             offsets=reference.offsets,
         )
-        model = fold(trained.method.image_modules(), request)
-        self.artifact = Artifact(
+        return fold(trained.method.image_modules(), request)
+
+    def _describe(self, folder: Path) -> Artifact:
+        """The artifact without files, except for the class matrix if its classes are open."""
+        trained, spec, reference = self._trained, self._spec, self._reference
+        only = reference.only_class
+        artifact = Artifact(
             path=folder,
-            name=recipe.name,
+            name=trained.loaded.recipe.name,
             class_names=trained.class_names,
             preprocess=trained.preprocess,
             pixels=spec.pixels,
             head=spec.head,
             max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
             batch=spec.batch,
-            gates=recipe.gates.as_record(),
+            gates=trained.loaded.recipe.gates.as_record(),
             provenance={
                 "kdedge": __version__,
                 **trained.provenance(),
@@ -156,22 +179,10 @@ class _Writer:
             },
             temperature=reference.temperature,
         )
-        if spec.open_classes:
-            vectors = reference.vectors(trained.vectors.vectors.numpy())
-            self.artifact = write_classes(self.artifact, vectors, scale=reference.scale)
-        limit = None if self._known is None else self._known.file_limit
-        self.run = FoldedRun(model, reference.compare, file_limit=limit)
-        size = trained.preprocess.size_px
-        self._gmacs = count_gmacs(model, torch.zeros(1, 3, size, size))
-        self._trace = functools.partial(
-            write_onnx,
-            size_px=trained.preprocess.size_px,
-            batch=spec.batch,
-            max_batch=spec.max_batch,
-            external_data=spec.external_data,
-            metadata=self._metadata(),
-            tracer=Tracer(),
-        )
+        if not spec.open_classes:
+            return artifact
+        vectors = reference.vectors(trained.vectors.vectors.numpy())
+        return write_classes(artifact, vectors, scale=reference.scale)
 
     def write(self, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""

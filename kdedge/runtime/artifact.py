@@ -29,6 +29,14 @@ from kdedge.runtime.preprocess import Mean, Preprocess, Side, Std
 Matrix = npt.NDArray[np.float32]
 
 ARTIFACT_FILE = "artifact.json"
+ARTIFACT_FORMAT = 6
+
+Precision = Literal["fp32", "fp16", "int8"]
+Device = Literal["any", "cpu", "gpu"]
+Gate = Literal["passed", "missed", "not measured"]
+Head = Literal["scores", "argmax"]
+PixelType = Literal["float", "uint8"]
+FittedTo = Literal["labels", "teacher"]
 
 
 def _plain_name(name: str) -> str:
@@ -43,6 +51,62 @@ FileName = Annotated[str, AfterValidator(_plain_name)]
 
 # Unicode's control characters, lone surrogates, line and paragraph separators
 _UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+@dataclass(frozen=True)
+class ModelFile(Record):
+    """One file of the artifact that a backend can run.
+
+    Attributes:
+        name: the file's name in the folder.
+        target: its target, such as `onnx` or `tensorrt`.
+        precision: precision of its weights and arithmetic.
+        device: device that it is meant for.
+        sha256: SHA-256 of the file's bytes, in hex.
+        n_bytes: size of the file.
+        data: name of its external data file, which is one of `Artifact.others`; None if the
+            weights are in the file itself.
+        made_from: SHA-256 of the ONNX file that an engine was built from; None for ONNX files.
+        built_with: tool, versions, device, profile, flags and seconds of the build.
+        parity: comparison with the model on real images; None if not measured.
+        gate: whether the comparison passed the recipe's gates.
+        none_below: its limits for "none of these"; None if the artifact cannot tell, or if the
+            file that it was made from has them.
+    """
+
+    name: FileName
+    target: str
+    precision: Precision
+    device: Device
+    sha256: Sha256
+    n_bytes: Annotated[int, Field(ge=1, le=10**18)]
+    data: str | None = None
+    made_from: Sha256 | None = None
+    built_with: dict[str, Any] = field(default_factory=dict)
+    parity: ParityResult | None = None
+    gate: Gate = "not measured"
+    none_below: NoneBelow | None = None
+
+
+@dataclass(frozen=True)
+class Temperature(Record):
+    """A fitted temperature (Guo et al. 2017, arXiv:1706.04599); top-1 answers do not change.
+
+    It is part of `logit_scale` in the graph or the class matrix: nothing divides at run time.
+
+    Attributes:
+        value: the logits of the model as it was trained are divided by it; above 1 they were too
+            confident.
+        fitted_to: `labels`: lowest negative log-likelihood of labeled images. `teacher`: mean
+            confidence on unlabeled images equals the share with the teacher's top-1 class.
+        images: describes the images.
+        n_images: their number.
+    """
+
+    value: Positive
+    fitted_to: FittedTo
+    images: str
+    n_images: PositiveCount
 
 
 @dataclass(frozen=True)
@@ -107,9 +171,6 @@ def check_recorded_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names or not all(fits) or len(set(names)) != len(names):
         raise ValueError("distinct names, one or more, without line breaks and control characters")
     return names
-
-
-PixelType = Literal["float", "uint8"]
 
 
 def _steps(preprocess: Preprocess, pixels: PixelType) -> list[str]:
@@ -377,11 +438,6 @@ def load_artifact(path: Path) -> Artifact:
     return artifact
 
 
-ARTIFACT_FORMAT = 6
-
-Head = Literal["scores", "argmax"]
-
-
 def _at(*path: str) -> Any:
     """The place of a field in the sections of the file."""
     return Field(validation_alias=AliasPath(*path))
@@ -420,67 +476,3 @@ class _Contents(Record):
     open_classes: OpenClasses | None = None
     temperature: Temperature | None = None
     none_of_these: NoneOfThese | None = None
-
-
-FittedTo = Literal["labels", "teacher"]
-
-
-@dataclass(frozen=True)
-class Temperature(Record):
-    """A fitted temperature (Guo et al. 2017, arXiv:1706.04599); top-1 answers do not change.
-
-    It is part of `logit_scale` in the graph or the class matrix: nothing divides at run time.
-
-    Attributes:
-        value: the logits of the model as it was trained are divided by it; above 1 they were too
-            confident.
-        fitted_to: `labels`: lowest negative log-likelihood of labeled images. `teacher`: mean
-            confidence on unlabeled images equals the share with the teacher's top-1 class.
-        images: describes the images.
-        n_images: their number.
-    """
-
-    value: Positive
-    fitted_to: FittedTo
-    images: str
-    n_images: PositiveCount
-
-
-Precision = Literal["fp32", "fp16", "int8"]
-Device = Literal["any", "cpu", "gpu"]
-Gate = Literal["passed", "missed", "not measured"]
-
-
-@dataclass(frozen=True)
-class ModelFile(Record):
-    """One file of the artifact that a backend can run.
-
-    Attributes:
-        name: the file's name in the folder.
-        target: its target, such as `onnx` or `tensorrt`.
-        precision: precision of its weights and arithmetic.
-        device: device that it is meant for.
-        sha256: SHA-256 of the file's bytes, in hex.
-        n_bytes: size of the file.
-        data: name of its external data file, which is one of `Artifact.others`; None if the
-            weights are in the file itself.
-        made_from: SHA-256 of the ONNX file that an engine was built from; None for ONNX files.
-        built_with: tool, versions, device, profile, flags and seconds of the build.
-        parity: comparison with the model on real images; None if not measured.
-        gate: whether the comparison passed the recipe's gates.
-        none_below: its limits for "none of these"; None if the artifact cannot tell, or if the
-            file that it was made from has them.
-    """
-
-    name: FileName
-    target: str
-    precision: Precision
-    device: Device
-    sha256: Sha256
-    n_bytes: Annotated[int, Field(ge=1, le=10**18)]
-    data: str | None = None
-    made_from: Sha256 | None = None
-    built_with: dict[str, Any] = field(default_factory=dict)
-    parity: ParityResult | None = None
-    gate: Gate = "not measured"
-    none_below: NoneBelow | None = None

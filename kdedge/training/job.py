@@ -29,9 +29,11 @@ from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
-from kdedge.training.loop.optim import check_fits, decisive_settings
+from kdedge.training.loop.optim import check_fits
 from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, adapted_teacher
 from kdedge.training.teacher_store.fill import StoreFiller
+
+_ONLY_SPEED = {"n_workers", "checkpoint_every_s", "micro_batch"}  # keys of `optim`
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
         {
             "role": role,
             **settings_record(choice),
-            "optim": decisive_settings(choice.used_optim),
+            "optim": choice.used_optim.model_dump(mode="json", exclude=_ONLY_SPEED),
             "template": recipe.classes.template,
             "split": recipe.data.split,
             "seed": recipe.seed,

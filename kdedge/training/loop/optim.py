@@ -15,13 +15,6 @@ from kdedge.errors import RecipeError
 from kdedge.methods.base import BaseMethod
 
 
-def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
-    """The settings that affect the trained weights, and not only the speed, as plain values."""
-    return settings.model_dump(
-        mode="json", exclude={"n_workers", "checkpoint_every_s", "micro_batch"}
-    )
-
-
 def make_optimizer(
     parameters: Iterable[nn.Parameter],
     settings: OptimSettings,
