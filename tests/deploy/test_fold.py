@@ -135,7 +135,8 @@ def test_prompts_of_every_block_are_never_tokens() -> None:
 
 
 def assert_equal_logits(actual: Tensor, expected: Tensor) -> None:
-    atol = RELATIVE * float(expected.abs().max())
+    # A cosine's rounding error does not shrink with the cosine
+    atol = RELATIVE * max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(actual.to(expected.dtype), expected, rtol=0, atol=atol)
 
 
