@@ -23,6 +23,7 @@ from kdedge.api.demo import Demo as Demo, demo as demo
 from kdedge.api.evaluate import evaluate as evaluate
 from kdedge.api.export import export as export
 from kdedge.api.import_checkpoint import import_checkpoint as import_checkpoint
+from kdedge.api.init import NewRecipe as NewRecipe, init as init
 from kdedge.api.model import LoadedModel as LoadedModel, load as load
 from kdedge.api.predict import Predictions as Predictions, predict as predict
 from kdedge.api.pseudo_label import pseudo_label as pseudo_label
@@ -69,7 +70,6 @@ from kdedge.runs.provenance import Provenance as Provenance
 from kdedge.runtime.artifact import Artifact as Artifact
 from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
 from kdedge.serving.server import Server as Server
-from kdedge.api.init import NewRecipe as NewRecipe, init as init
 from kdedge.records.speed import SpeedResult as SpeedResult
 from kdedge.records.tables import Table as Table
 from kdedge.training.label_pool import LabeledPool as LabeledPool

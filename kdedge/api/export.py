@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, merged
-from kdedge.errors import (
-    Interrupted,
-    KdedgeError,
-    RecipeError,
-    get_logger,
-    signum_of,
-)
+from kdedge.errors import Interrupted, KdedgeError, RecipeError, get_logger, signum_of
 from kdedge.files import check_writable
 from kdedge.locks import held
 from kdedge.packages import log_pending_warnings, need_training_packages

@@ -152,11 +152,9 @@ def gather(run: RunFolder) -> RunRecords:
 
 
 def _read_references(run: RunFolder, teacher: str | None) -> Mapping[str, float]:
-    """The accuracies that `training.teach` measured of a run's teacher; empty if there are none."""
-    path = run.path if teacher is None else run.root / teacher
-    if not (path / "baselines.json").exists():
-        return {}
-    return read_record(dict[str, float], path / "baselines.json")
+    """A teacher's accuracy and its references (`training/teacher_check.py`); empty if missing."""
+    owner = run if teacher is None else RunFolder(run.root / teacher, "teacher")
+    return read_record(dict[str, float], owner.references) if owner.references.exists() else {}
 
 
 def _read_training(path: Path) -> TrainingLog:

@@ -23,8 +23,6 @@ from kdedge.training.job import Job, zero_shot_model
 
 log = get_logger(__name__)
 
-_REFERENCES = "baselines.json"  # file of a teacher's run
-
 
 def reference_accuracies(job: Job) -> dict[str, float]:
     """Measures `zeroshot` and `ridge` on a teacher's labeled images, and logs their accuracies.
@@ -62,7 +60,7 @@ def reference_accuracies(job: Job) -> dict[str, float]:
 def write_references(run: RunFolder, accuracies: dict[str, float]) -> None:
     """Writes the result of `reference_accuracies` to the teacher's run."""
     if accuracies:
-        write_json(run.path / _REFERENCES, accuracies)
+        write_json(run.references, accuracies)
 
 
 def compare_with_references(run: RunFolder, job: Job, model: MethodModel) -> dict[str, float]:
@@ -73,7 +71,7 @@ def compare_with_references(run: RunFolder, job: Job, model: MethodModel) -> dic
         job: the teacher's job.
         model: the trained teacher.
     """
-    file = run.path / _REFERENCES
+    file = run.references
     accuracies = read_record(dict[str, float], file) if file.exists() else reference_accuracies(job)
     if accuracies and "trained" not in accuracies:
         accuracies["trained"] = _mean_over_classes(job, *_labeled_logits(job, model))
