@@ -411,11 +411,12 @@ def load_artifact(path: Path) -> Artifact:
     """
     try:
         folder, is_folder = artifact_at(path), path.is_dir()
+        instead = "is not a folder" if path.exists() else "does not exist"
     except OSError as error:  # a name that is too long, a folder that may not be searched
         raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
     if folder is None:
         raise DataError(
-            f"{path} {f'has no {ARTIFACT_FILE}' if is_folder else 'is not a folder'}.\n"
+            f"{path} {f'has no {ARTIFACT_FILE}' if is_folder else instead}.\n"
             "  An artifact is the folder that `kdedge export` writes."
         )
     file = folder / ARTIFACT_FILE

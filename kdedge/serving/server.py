@@ -32,6 +32,7 @@ _MORE_S = 5.0  # to send an answer, after the time limit of its request
 _LAST_REQUESTS_S = 0.5  # in which answers still ask clients to close their connections
 _HANGING_S = 3.0  # for a model to finish its batch, after the last answer
 _SEARCH_PAUSE = 100  # between searches of the folder, in times that the last one took
+_MOST_LOOKS = 60  # from one search to the next, as one may be slow by chance
 _OTHER_FILES = 128  # open files that are no connections
 
 
@@ -169,7 +170,8 @@ class Server:
         began = time.monotonic()
         if began >= self._next_search_s:
             self._folder = self._find()
-            self._next_search_s = began + _SEARCH_PAUSE * (time.monotonic() - began)
+            pause_s = _SEARCH_PAUSE * (time.monotonic() - began)
+            self._next_search_s = began + min(pause_s, _MOST_LOOKS * self._look_every_s)
         return self._folder
 
     def _folder_state(self) -> _FolderState:
@@ -177,8 +179,8 @@ class Server:
         try:
             folder = self._found_folder().resolve()
             stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-        except (OSError, KdedgeError) as error:
-            return (str(error),)
+        except (OSError, KdedgeError):
+            return ()  # whatever the reason: a folder that is not there is refused once
         return (folder, *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
 
     def _load_checked(self, path: Path) -> ServedModel:

@@ -196,8 +196,11 @@ def test_what_is_not_a_json_object_is_refused(tmp_path: Path, text: str) -> None
 def test_a_folder_that_is_no_artifact_says_what_one_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no artifact\.json.\n.*`kdedge export` writes"):
         load_artifact(tmp_path)
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="does not exist"):
         load_artifact(tmp_path / "nowhere")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(DataError, match="is not a folder"):
+        load_artifact(tmp_path / "model.onnx")
 
 
 def test_a_file_is_given_with_the_bytes_of_the_export_alone(artifact: Artifact) -> None:
