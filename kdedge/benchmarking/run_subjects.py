@@ -105,7 +105,7 @@ def _check_has_class_vectors(run: RunFolder) -> None:
     if not has_class_vectors(choice):
         raise RecipeError(
             f"{run.path} is a run of {choice.name}, which"
-            f" {choice.module.Method.why_no_class_vectors}: it can only be measured next to"
+            f" {choice.module.METHOD.why_no_class_vectors}: it can only be measured next to"
             " another run.\n"
             f"  Name another run: kdedge bench RUN --against {choice.name}"
         )
@@ -180,7 +180,7 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
             return method.class_logits(method.training_features(images), prompts)
 
         return [_subject(label, cocoop_logits, backbone, [*tensors, *encoder], is_paper=True)]
-    if method.why_no_class_vectors:
+    if not has_class_vectors(setup.choice):
         return [_subject(label, method.own_logits, backbone, tensors)]
     cached = _with_vectors(label, features, method.class_vectors(), backbone, tensors)
     if not isinstance(method, TextPromptMethod):

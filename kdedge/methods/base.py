@@ -2,6 +2,7 @@
 
 A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
 functions, and a class `Method`, a subclass of `BaseMethod`. The loop knows no method by name.
+`METHOD` has what holds for all settings, a property of `Settings` what depends on them.
 
 `METHOD.data_needs` decides which images a batch holds:
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -330,13 +331,9 @@ class BaseMethod(ABC):
         module: holds exactly the tensors that training changes: parameters and buffers (batch-norm
             statistics). Checkpoints and run folders keep its state dict. The loop calls
             `module.train()` and `.eval()`.
-        why_no_class_vectors: None if the logits are cosines with one vector per class. Else what
-            the method does instead, such as "makes texts for every image"; it can be trained and
-            evaluated, but not exported, and it cannot teach.
     """
 
     module: nn.Module
-    why_no_class_vectors: ClassVar[str | None] = None
 
     def __init__(self, backbone: ImageBackbone, settings: Any, inputs: MethodInputs) -> None:
         self._backbone, self._settings, self._inputs = backbone, settings, inputs

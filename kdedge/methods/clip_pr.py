@@ -32,6 +32,7 @@ METHOD = Declaration(
     label="CLIP-PR",
     paper="arXiv:2212.00784",
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
+    why_no_class_vectors="classifies image features with a network",
     # The authors' code on CIFAR-10, except that one batch here is four of its batches of 128.
     optim=OptimSpec(
         algorithm="adamw",
@@ -111,7 +112,6 @@ class Method(BaseMethod):
     """
 
     _backbone: Backbone
-    why_no_class_vectors = "classifies image features with a network"
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)

@@ -24,6 +24,7 @@ METHOD = Declaration(
     label="CoCoOp",
     paper="arXiv:2203.05557",
     data_needs=DataNeeds(labels=True),
+    why_no_class_vectors="makes texts for every image",
     # The authors' code, base-to-novel.
     optim=OptimSpec(lr=0.002, epochs=10, batch_size=1),
 )
@@ -113,7 +114,6 @@ def pair_logits(
 class Method(TextPromptMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits but no class vectors."""
 
-    why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:

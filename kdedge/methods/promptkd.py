@@ -315,7 +315,7 @@ class Student(nn.Module):
         _check_encoder(backbone, settings)
         # Drawn in this order: prompts, low-rank changes, projector, context
         generator = inputs.generator
-        self.visual_prompts = self.projector = self.visual = None
+        self.visual_prompts = self.lora = self.projector = self.text_prompts = self.visual = None
         if settings.has_prompts:
             self.visual_prompts = make_visual_prompts(
                 backbone,
@@ -323,9 +323,8 @@ class Student(nn.Module):
                 prompt_depth=settings.prompt_depth,
                 generator=generator,
             )
-        lora = None
         if settings.has_lora:
-            lora = make_low_rank_changes(
+            self.lora = make_low_rank_changes(
                 backbone,
                 rank=settings.lora.rank,
                 alpha=settings.lora.alpha,
@@ -333,14 +332,13 @@ class Student(nn.Module):
                 blocks=settings.lora_blocks,
                 generator=generator,
             )
-        text_prompts = None
         if settings.class_vectors == "teacher":
             self.projector = Projector(
                 backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
             )
         else:
             assert isinstance(backbone, Backbone)
-            text_prompts = make_text_prompts(
+            self.text_prompts = make_text_prompts(
                 backbone,
                 n_ctx=settings.n_ctx_text,
                 prompt_depth=settings.prompt_depth_text,
@@ -350,8 +348,6 @@ class Student(nn.Module):
         if settings.tune == "full":
             frozen = first_blocks(backbone.visual, settings.depth)
             self.visual = copy.deepcopy(frozen).requires_grad_(True)
-        # Set after the copy, in the order of the tensors in weights and checkpoints
-        self.lora, self.text_prompts = lora, text_prompts
         self.losses = nn.ModuleDict(
             {name: load_loss(name).Loss(spec) for name, spec in settings.losses.items()}
         )

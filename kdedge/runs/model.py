@@ -6,6 +6,7 @@ together. The backbone is built and the trained tensors are read when they are f
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -41,22 +42,27 @@ from kdedge.setup.workspace import Workspace
 log = get_logger(__name__)
 
 
-class MethodModel:
+class MethodModel(ABC):
     """A method as a model of a class list, which can teach (`methods.base.Teacher`).
 
     Class vectors are computed once.
 
     Attributes:
         setup: its role's method, classes and backbone.
-        method: the method, in the mode (evaluation or training) that its owner chose.
-        offsets: [C], subtracted from its logits (`data/balance.py`), or None.
     """
-
-    method: BaseMethod
-    offsets: Tensor | None
 
     def __init__(self, setup: RoleSetup) -> None:
         self.setup = setup
+
+    @property
+    @abstractmethod
+    def method(self) -> BaseMethod:
+        """The method, in the mode (evaluation or training) that its owner chose."""
+
+    @property
+    @abstractmethod
+    def offsets(self) -> Tensor | None:
+        """[C], subtracted from its logits (`data/balance.py`), or None."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -72,6 +78,10 @@ class MethodModel:
     def vectors_hash(self) -> str:
         """Hash of what class vectors depend on, with the tensors as they are now."""
         return class_vectors_hash(self.setup, hash_trained(self.method), self.setup.classes)
+
+    @property
+    def _has_class_vectors(self) -> bool:
+        return has_class_vectors(self.setup.choice)
 
     @cached_property
     def _vectors(self) -> Tensor:
@@ -108,7 +118,7 @@ class MethodModel:
     @torch.no_grad()
     def plain_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
-        if self.method.why_no_class_vectors:
+        if not self._has_class_vectors:
             return self.method.own_logits(images)
         return self.scale * self.forward_features(images) @ self.class_vectors().T
 
@@ -124,8 +134,17 @@ class LiveModel(MethodModel):
 
     def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
         super().__init__(setup)
-        self.method = method
-        self.offsets = offsets
+        self._method, self._offsets = method, offsets
+
+    @property
+    def method(self) -> BaseMethod:
+        """The method; a job trains it."""
+        return self._method
+
+    @property
+    def offsets(self) -> Tensor | None:
+        """[C], subtracted from its logits, or None."""
+        return self._offsets
 
 
 class RunModel(MethodModel):
@@ -163,10 +182,10 @@ class RunModel(MethodModel):
         return self.setup.load_backbone()
 
     @cached_property
-    def method(self) -> BaseMethod:  # type: ignore[override]  # on first use
+    def method(self) -> BaseMethod:
         """The method with its trained tensors, frozen, in evaluation mode."""
         built_for = self.setup
-        if not has_class_vectors(built_for.choice) and not self._is_class_specific:
+        if not self._has_class_vectors and not self._is_class_specific:
             built_for = replace(built_for, classes=self.classes)
         return self._trained(built_for)
 
@@ -184,7 +203,7 @@ class RunModel(MethodModel):
                 stored ones.
         """
         names = self.class_names
-        if not has_class_vectors(self.setup.choice):
+        if not self._has_class_vectors:
             return ClassVectors(torch.empty(len(names), 0), names, self._stored.source_hash)
         if self._has_stored_vectors:
             return self._stored if names == self._stored.class_names else self._stored.select(names)
@@ -210,7 +229,7 @@ class RunModel(MethodModel):
     def _has_stored_vectors(self) -> bool:
         """Whether every name has a stored vector, or the method has no class vectors."""
         stored = set(self._stored.class_names)
-        return not has_class_vectors(self.setup.choice) or set(self.class_names) <= stored
+        return not self._has_class_vectors or set(self.class_names) <= stored
 
     def images(self, key: DataPart) -> Images | None:
         """The images of its recipe under `data.<key>`; None if it has none."""
@@ -228,7 +247,7 @@ class RunModel(MethodModel):
         return self.vectors.vectors.to(self.device)
 
     @cached_property
-    def offsets(self) -> Tensor | None:  # type: ignore[override]  # on first use
+    def offsets(self) -> Tensor | None:
         """[C], what is subtracted from its logits (`data/balance.py`), or None.
 
         Read from the run; computed again if the recipe's `balance` or the classes have changed.
@@ -248,7 +267,7 @@ class RunModel(MethodModel):
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
         logits = super().plain_logits(images)
-        if not (self.method.why_no_class_vectors and self._is_class_specific):
+        if self._has_class_vectors or not self._is_class_specific:
             return logits
         position = self.setup.classes.positions(self.class_names)
         return logits[:, [position[name] for name in self.class_names]]

@@ -139,7 +139,7 @@ def settings_record(choice: MethodChoice) -> dict[str, Any]:
 
 def has_class_vectors(choice: MethodChoice) -> bool:
     """Whether a method's logits are cosines with one vector per class."""
-    return choice.module.Method.why_no_class_vectors is None
+    return choice.module.METHOD.why_no_class_vectors is None
 
 
 def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
@@ -154,7 +154,7 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
     """
     if not has_class_vectors(choice):
         raise RecipeError(
-            f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
+            f"{choice.name} {choice.module.METHOD.why_no_class_vectors}, so it has no class"
             f" vectors and cannot {use}.\n"
             "  Choose another method, such as promptsrc. To measure this one, run"
             f" `kdedge train RECIPE --method {choice.name}`."

@@ -84,7 +84,7 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
     """
     if has_class_vectors(teacher.choice) and not teacher.choice.settings.gives_logits:
         return
-    why = teacher.choice.module.Method.why_no_class_vectors or "gives logits"
+    why = teacher.choice.module.METHOD.why_no_class_vectors or "gives logits"
     check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which {why}")
     known = {teacher.classes.names[label] for label in teacher.train_classes}
     unknown = [name for name in student.classes.names if name not in known]

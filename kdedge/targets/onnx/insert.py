@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -128,37 +128,43 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
             as a block's own product with a weight, are left out.
     """
     modules = dict(folded.named_modules())
-    reads = {
+    input_of = {
         name: nodes[0].input[0]
         for name, nodes in quantizable(model).items()
         if isinstance(modules.get(name), nn.Linear | nn.Conv2d)
         and not isinstance(modules[name], FloatLinear)
     }
-    sites: list[Site] = []
-    placed: set[str] = set()
-    by_norm: dict[str, list[str]] = {}
-    calls = Counter(layer_of(n) for n in model.graph.node if n.op_type == "LayerNormalization")
-    for norm, readers in norm_readers(model):
-        by_norm.setdefault(layer_of(norm), []).extend(layer_of(node) for node in readers)
-        calls[layer_of(norm)] -= 1
-    for norm_name, read_by in by_norm.items():
-        names = tuple(dict.fromkeys(read_by))
-        module = modules.get(norm_name)
-        # A norm may run twice, such as for the queries of the last block; all its readers count
-        is_only_read_by_layers = calls[norm_name] == 0 and all(name in reads for name in names)
-        if is_only_read_by_layers and isinstance(module, nn.LayerNorm):
-            sites.append(Site(names, norm=norm_name))
-            placed.update(names)
-    for tensor in dict.fromkeys(x for name, x in reads.items() if name not in placed):
-        names = tuple(name for name, x in reads.items() if x == tensor and name not in placed)
+    sites = _sites_after_norms(model, modules, input_of)
+    placed = {name for site in sites for name in site.layers}
+    readers: dict[str, list[str]] = {}
+    for name, tensor in input_of.items():
+        if name not in placed:
+            readers.setdefault(tensor, []).append(name)
+    for names in readers.values():
         block, _, last = names[0].rpartition(".")
         has_values = last == "out" and hasattr(modules[block], "divide_values")
-        sites.append(
-            Site(
-                names,
-                block=block if has_values else None,
-                activation=_activation_before(names[0], modules) if len(names) == 1 else None,
-            )
-        )
-    order = list(reads)
+        activation = _activation_before(names[0], modules) if len(names) == 1 else None
+        sites.append(Site(tuple(names), block=block if has_values else None, activation=activation))
+    order = list(input_of)
     return sorted(sites, key=lambda site: order.index(site.layers[0]))
+
+
+def _sites_after_norms(
+    model: Any, modules: Mapping[str, nn.Module], layers: Container[str]
+) -> list[Site]:
+    """The sites after layer norms that only quantized layers read.
+
+    A norm may run twice, such as for the queries of the last block; all its readers count.
+    """
+    calls = Counter(layer_of(n) for n in model.graph.node if n.op_type == "LayerNormalization")
+    readers: dict[str, list[str]] = {}
+    for norm, nodes in norm_readers(model):
+        readers.setdefault(layer_of(norm), []).extend(layer_of(node) for node in nodes)
+        calls[layer_of(norm)] -= 1
+    return [
+        Site(tuple(dict.fromkeys(names)), norm=norm)
+        for norm, names in readers.items()
+        if isinstance(modules.get(norm), nn.LayerNorm)
+        and calls[norm] == 0
+        and all(name in layers for name in names)
+    ]
