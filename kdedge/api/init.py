@@ -15,7 +15,7 @@ from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import NAME, looks_like_path
 from kdedge.config.keys import list_keys
 from kdedge.config.load import check_paths, load_recipe
-from kdedge.config.optim_spec import OptimSettings, OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
@@ -42,7 +42,7 @@ _TUNED = {
     "crop_scale_min": 0.3,
 }
 # Section -> the model whose unset keys `--all-keys` writes as comments
-_DEFAULTS_OF: dict[str, type[BaseModel]] = {"optim": OptimSpec, "export": ExportSpec}
+_DEFAULTS_OF: dict[str, type[BaseModel]] = {"optim": OptimSettings, "export": ExportSpec}
 # Key or method in a new recipe -> comment that explains it
 _WHY = {
     "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",

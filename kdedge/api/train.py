@@ -66,9 +66,10 @@ def teach(
         "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
     )
     with training_workspace(loaded, root, device, warn_for=["teacher"]) as workspace:
-        from kdedge.training.teach import teacher_job, train_teacher
+        from kdedge.training.run_job import run_job
+        from kdedge.training.teach import teacher_job
 
-        return Run(train_teacher(teacher_job(loaded, workspace), resume=resume))
+        return Run(run_job(teacher_job(loaded, workspace), resume=resume))
 
 
 @torch_as_before()

@@ -16,7 +16,7 @@ TrainingPrecision = Literal["fp32", "bf16", "fp16", "fp16-unscaled"]
 
 
 class OptimSettings(Strict):
-    """Optimization settings with every value given."""
+    """Optimization settings; in a recipe, `model_fields_set` holds the keys that were written."""
 
     algorithm: Literal["sgd", "adamw"] = Field(
         "sgd", description="sgd: momentum without Nesterov. adamw: decoupled weight decay."
@@ -108,11 +108,7 @@ class OptimSettings(Strict):
     )
 
 
-class OptimSpec(OptimSettings):
-    """Optimization as a recipe writes it: `model_fields_set` holds the given keys."""
-
-
-def resolve_optim(shared: OptimSpec, *model_specs: OptimSpec | None) -> OptimSettings:
+def resolve_optim(shared: OptimSettings, *model_specs: OptimSettings | None) -> OptimSettings:
     """Merges settings: defaults, then shared keys, then a model's own keys; later ones win."""
     given = shared.model_dump(exclude_unset=True)
     for spec in model_specs:

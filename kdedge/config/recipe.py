@@ -22,7 +22,7 @@ from kdedge.config.fields import (
     WeightsPlace,
     plain_values,
 )
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.config.yaml_file import dotted, dump_value
 
 SettingsMapping = Annotated[dict[str, Any], AfterValidator(plain_values)]
@@ -57,7 +57,7 @@ class ModelSpec(Strict):
     settings: SettingsMapping = Field(
         default_factory=dict, description="Settings of the method; `kdedge schema` lists them."
     )
-    optim: OptimSpec | None = Field(
+    optim: OptimSettings | None = Field(
         None, description="Keys of optim that override the recipe's optim for this model."
     )
 
@@ -147,7 +147,7 @@ class BaselineSpec(Strict):
         description="Settings of the method. They override the teacher's settings if its method is"
         " the same.",
     )
-    optim: OptimSpec | None = Field(
+    optim: OptimSettings | None = Field(
         None,
         description="Keys of optim for the baseline. Default: the teacher's if its method is the"
         " same; else lr, epochs and batch_size as the method's authors published them, and the"
@@ -195,8 +195,8 @@ class Recipe(Strict):
         description="Subtract a model's preference for some classes from its logits. Default: no,"
         " as in the papers.",
     )
-    optim: OptimSpec = Field(
-        default_factory=OptimSpec,
+    optim: OptimSettings = Field(
+        default_factory=OptimSettings,
         description="Optimization, unless overridden per model. Defaults without a note are the"
         " PromptKD repository's.",
     )

@@ -32,7 +32,7 @@ from kdedge.clip.prompts import (
     text_width,
 )
 from kdedge.clip.text import TokenizedTexts
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import ivlp, promptsrc
@@ -44,7 +44,7 @@ METHOD = Declaration(
     paper="arXiv:2412.09442",
     data_needs=DataNeeds(labels=True),
     # PromptSRC's values
-    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+    optim=OptimSettings(lr=0.0025, epochs=20, batch_size=4),
 )
 
 ATTRIBUTE_STD = 0.01

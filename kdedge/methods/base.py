@@ -33,6 +33,7 @@ from kdedge.clip.vision import encode_image
 from kdedge.config.fields import Strict
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 
 EncoderName = Literal["image", "text"]
 
@@ -293,8 +294,7 @@ class ClosedFormData:
         n_look: number of unlabeled images, from the first, that standardize the features.
         labeled: yields a slice of the labeled images, with labels [B].
         label_counts: [C_labeled], labeled images of each class.
-        shard: for a number of rows, the slice that is this process's shard.
-        all_reduce: adds up a tensor over the processes, in place.
+        group: the processes that share the pool.
     """
 
     pool: Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
@@ -302,8 +302,7 @@ class ClosedFormData:
     n_look: int
     labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]
     label_counts: Tensor
-    shard: Callable[[int], slice]
-    all_reduce: Callable[[Tensor], None]
+    group: ProcessGroup = SINGLE_PROCESS
 
     @property
     def n_labeled(self) -> int:
@@ -393,8 +392,11 @@ class BaseMethod(ABC):
         return unit_length(encode_image(modules.visual, images, modules.visual_prompts))
 
     def own_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
-        return self.scale * self.forward_features(images) @ self.class_vectors().T
+        """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph.
+
+        Called only if `METHOD.why_no_class_vectors` is set.
+        """
+        raise NotImplementedError
 
     def layers_above(self) -> dict[str, int]:
         """Name of a trained parameter -> number of the encoder's layers after it.

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import random_linear, readable
 from kdedge.clip.text import in_chunks
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.balance import class_shares
 from kdedge.data.batch import Batch
 from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, StepOutput
@@ -34,7 +34,7 @@ METHOD = Declaration(
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     why_no_class_vectors="classifies image features with a network",
     # The authors' code on CIFAR-10, except that one batch here is four of its batches of 128.
-    optim=OptimSpec(
+    optim=OptimSettings(
         algorithm="adamw",
         lr=0.001,
         weight_decay=3e-4,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, random_linear, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.methods.base import MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
@@ -26,7 +26,7 @@ METHOD = Declaration(
     data_needs=DataNeeds(labels=True),
     why_no_class_vectors="makes texts for every image",
     # The authors' code, base-to-novel.
-    optim=OptimSpec(lr=0.002, epochs=10, batch_size=1),
+    optim=OptimSettings(lr=0.002, epochs=10, batch_size=1),
 )
 
 REDUCTION = 16

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import INIT_STD, first_context, prompted_text_features, text_width
 from kdedge.clip.text import TokenizedTexts
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.errors import RecipeError
 from kdedge.methods.base import MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
@@ -24,7 +24,7 @@ METHOD = Declaration(
     paper="arXiv:2109.01134",
     data_needs=DataNeeds(labels=True),
     # The authors' code, 8 or 16 shots; 50 epochs on ImageNet.
-    optim=OptimSpec(lr=0.002, epochs=200, batch_size=32),
+    optim=OptimSettings(lr=0.002, epochs=200, batch_size=32),
 )
 
 

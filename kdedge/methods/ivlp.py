@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts, prompted_texts
 from kdedge.clip.text import TokenizedTexts
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.methods.base import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
@@ -25,7 +25,7 @@ METHOD = Declaration(
     paper="arXiv:2307.06948",
     data_needs=DataNeeds(labels=True),
     # PromptSRC's code, base-to-novel; MaPLe's code: lr 0.0035, 5 epochs, batch_size 4.
-    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+    optim=OptimSettings(lr=0.0025, epochs=20, batch_size=4),
 )
 
 

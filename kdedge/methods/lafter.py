@@ -27,7 +27,7 @@ from kdedge.clip.layers import with_layers
 from kdedge.clip.prompts import make_visual_prompts, random_linear, readable
 from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.methods.base import BaseMethod, ImageModules, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
@@ -41,7 +41,7 @@ METHOD = Declaration(
     needs_clean_images=True,
     learns_from_texts=True,
     # The authors' code.
-    optim=OptimSpec(
+    optim=OptimSettings(
         algorithm="adamw",
         lr=5e-4,
         weight_decay=0.01,

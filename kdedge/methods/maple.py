@@ -21,7 +21,7 @@ from kdedge.clip.prompts import (
     random_linear,
     text_width,
 )
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.methods.base import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
@@ -31,7 +31,7 @@ METHOD = Declaration(
     paper="arXiv:2210.03117",
     data_needs=DataNeeds(labels=True),
     # The authors' code, base-to-novel.
-    optim=OptimSpec(lr=0.0035, epochs=5, batch_size=4),
+    optim=OptimSettings(lr=0.0035, epochs=5, batch_size=4),
 )
 
 

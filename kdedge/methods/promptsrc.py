@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods.base import StepOutput
@@ -30,7 +30,7 @@ METHOD = Declaration(
     paper="arXiv:2307.06948",
     data_needs=DataNeeds(labels=True),
     # The authors' code, base-to-novel, ViT-B/16.
-    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+    optim=OptimSettings(lr=0.0025, epochs=20, batch_size=4),
 )
 
 

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_probable
 from kdedge.methods.base import BaseMethod, EncoderName, MethodInputs, RoundsSettings
 from kdedge.methods.coop import Method as CoOp
@@ -40,7 +40,7 @@ METHOD = Declaration(
     paper="arXiv:2306.01669",
     data_needs=DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True),
     # PromptSRC's values, for each round
-    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+    optim=OptimSettings(lr=0.0025, epochs=20, batch_size=4),
 )
 
 

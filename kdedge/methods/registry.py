@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.plugins import Plugins
 
 
@@ -68,7 +68,7 @@ class Declaration:
     needs_clean_images: bool = False
     learns_from_texts: bool = False
     why_no_class_vectors: str | None = None
-    optim: OptimSpec | None = None
+    optim: OptimSettings | None = None
 
 
 _METHODS = Plugins(

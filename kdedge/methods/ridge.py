@@ -27,7 +27,7 @@ labels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -357,11 +357,11 @@ class Method(SolvedMethod):
         """The sums over the pool without held-out images, whose first images were read already."""
         out = self.module.out
         sums = NormalEquations(out.in_features, out.out_features, blocks.device)
-        share = data.shard(len(blocks))
+        share = data.group.shard(len(blocks))
         sums.add(self.module.rows(blocks[share]), targets[share])
         for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
             sums.add(self.module.rows(self._blocks(images)), self._target(features, logits))
-        sums.reduce(data.all_reduce)
+        sums.reduce(data.group.all_reduce_sum)
         return sums
 
     def _choose_lambda(
@@ -525,7 +525,7 @@ class NormalEquations:
         n_rows = targets.new_tensor(len(rows)) if weights is None else weights.sum()
         self.counts += torch.stack([n_rows, (weighted_targets * targets).sum()])
 
-    def reduce(self, all_reduce: Any) -> None:
+    def reduce(self, all_reduce: Callable[[Tensor], None]) -> None:
         """Adds the sums of all processes."""
         for tensor in (self.rows_rows, self.rows_targets, self.rows, self.targets, self.counts):
             all_reduce(tensor)

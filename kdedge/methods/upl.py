@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import INIT_STD, prompted_text_features, prompted_texts, text_width
 from kdedge.clip.text import TokenizedTexts
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
 from kdedge.methods.base import MethodInputs, RoundsSettings, StepOutput
@@ -35,7 +35,7 @@ METHOD = Declaration(
     paper="arXiv:2204.03649",
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
     # The authors' code.
-    optim=OptimSpec(lr=0.002, epochs=50, batch_size=32),
+    optim=OptimSettings(lr=0.002, epochs=50, batch_size=32),
 )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.methods.base import EncoderName, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import SupervisedMethod
@@ -24,7 +24,7 @@ METHOD = Declaration(
     paper="arXiv:2203.12119",
     data_needs=DataNeeds(labels=True),
     # MaPLe's code, base-to-novel.
-    optim=OptimSpec(lr=0.0025, epochs=5, batch_size=4),
+    optim=OptimSettings(lr=0.0025, epochs=5, batch_size=4),
 )
 
 

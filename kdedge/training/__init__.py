@@ -1,6 +1,7 @@
 """Training: one module per command, and packages that the commands share.
 
-* `teach.train_teacher`, `distill.distill_student`, `label_pool.label_pool`: commands.
+* `distill.distill_student`, `label_pool.label_pool`: commands.
+* `teach`, `student`: the jobs of a teacher or a baseline, and of a student.
 * `run_job.run_job`: trains one job in one run folder, new or resumed.
 * `job.Job`: inputs of one run's training, and the key that identifies the run.
 * `loop/`: the training loop, its steps, optimizers, checkpoints and logs.

@@ -111,8 +111,7 @@ def _closed_form_data(job: Job) -> ClosedFormData:
         n_look=_N_LOOK,
         labeled=labeled_part,
         label_counts=counts,
-        shard=group.shard,
-        all_reduce=group.all_reduce_sum,
+        group=group,
     )
 
 

@@ -25,7 +25,7 @@ from kdedge.training.student import (
     student_job,
     with_teacher,
 )
-from kdedge.training.teach import teacher_job, train_teacher
+from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_check import compare_with_references
 from kdedge.training.teacher_store.store import TeacherStore
 
@@ -47,7 +47,7 @@ def distill_student(
     Returns:
         The teacher's run, or None if the teacher is a file, and the student's run.
     """
-    run, job = train_missing_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+    run, job = _with_better_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
@@ -74,15 +74,32 @@ def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) 
             "  Set it to the number of crops to store of each image, for example --set"
             " student.views=4."
         )
-    _, job = train_missing_teacher(loaded, workspace, resume=resume)
+    _, job = _with_better_teacher(loaded, workspace, resume=resume)
     filler = job.filler
     assert filler is not None  # views is refused if the teacher is a file
     filler.fill()
     return filler.store
 
 
-def train_missing_teacher(
+def _with_better_teacher(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool = False
+) -> tuple[RunFolder | None, Job]:
+    """`train_missing_teacher`, with zero-shot CLIP or ridge for a teacher that did not learn."""
+    run, student = train_missing_teacher(loaded, workspace, resume=resume)
+    spec = loaded.recipe.teacher
+    assert spec is not None  # `train_missing_teacher` refuses a recipe without a teacher
+    if run is None or spec.run is not None:  # the user chose it
+        return run, student
+    better = _better_method(run, student, keep_teacher=keep_teacher)
+    if better is None:
+        return run, student
+    other = spec.model_copy(update={"method": better, "settings": {}, "optim": None})
+    recipe = loaded.recipe.model_copy(update={"teacher": other})
+    return train_missing_teacher(replace(loaded, recipe=recipe), workspace, resume=resume)
+
+
+def train_missing_teacher(
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool
 ) -> tuple[RunFolder | None, Job]:
     """The teacher's run, which is trained if it is missing, and the job of its student.
 
@@ -95,28 +112,20 @@ def train_missing_teacher(
         log.info(f"Teacher 1/2: using the probabilities of {spec.file}.")
         return None, student
     if isinstance(source, RunFolder):
-        run, is_named = source, spec.run is not None
-        why = "which the recipe names" if is_named else "trained with the same settings and data"
-        log.info(f"Teacher 1/2: using {run.path}, {why}{_accuracy_text(run)}.")
-        if is_named:
-            return run, student
-    else:
-        with working("trying a step of the student"):
-            trial_steps(student, 1)
-        other = newest(workspace.root, loaded.recipe.name, role="teacher")
-        if other is not None:
-            log.info(
-                f"Teacher 1/2: training another one than {other.path}, which had different"
-                f" {changed_input(other, source)}."
-            )
-        run = _run_stage("Teacher 1/2", source, resume=resume)
-        student = with_teacher(student, load_teacher(run, student))
-    better = _better_method(run, student, keep_teacher=keep_teacher)
-    if better is None:
-        return run, student
-    other_spec = spec.model_copy(update={"method": better, "settings": {}, "optim": None})
-    recipe = loaded.recipe.model_copy(update={"teacher": other_spec})
-    return train_missing_teacher(replace(loaded, recipe=recipe), workspace, resume=resume)
+        why = "trained with the same settings and data"
+        why = why if spec.run is None else "which the recipe names"
+        log.info(f"Teacher 1/2: using {source.path}, {why}{_accuracy_text(source)}.")
+        return source, student
+    with working("trying a step of the student"):
+        trial_steps(student, 1)
+    other = newest(workspace.root, loaded.recipe.name, role="teacher")
+    if other is not None:
+        log.info(
+            f"Teacher 1/2: training another one than {other.path}, which had different"
+            f" {changed_input(other, source)}."
+        )
+    run = _run_stage("Teacher 1/2", source, resume=resume)
+    return run, with_teacher(student, load_teacher(run, student))
 
 
 def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str | None:
@@ -143,7 +152,10 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
         log.warning(f"{summary}\n  {remedy}")
         return None
     chosen = max(better, key=better.__getitem__)
-    log.warning(f"{summary}\n  Using {chosen} as the teacher; --keep-teacher keeps {method}.")
+    log.warning(
+        f"{summary}\n"
+        f"  Using {chosen} as the teacher; `kdedge distill` with --keep-teacher keeps {method}."
+    )
     return chosen
 
 
@@ -193,8 +205,7 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     else:
         what = f"{what}, which needs no training."
     log.info(f"{stage}: {what}")
-    train = train_teacher if job.setup.role == "teacher" else run_job
-    run = train(job, resume=resume)
+    run = run_job(job, resume=resume)
     log.info(f"{stage} done{_accuracy_text(run)}.")
     return run
 

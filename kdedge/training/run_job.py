@@ -36,6 +36,7 @@ from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
 from kdedge.training.rounds import train_rounds
+from kdedge.training.teacher_check import reference_accuracies
 
 log = get_logger(__name__)
 
@@ -91,6 +92,8 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
             for context in (run.lock(), logged_to(run.log), _status(run, job)):
                 stack.enter_context(context)
             _write_skipped_images(run, job)
+        if job.setup.role == "teacher":  # before the training, which may take hours
+            group.on_rank0(lambda: reference_accuracies(run, job))
         with rng_kept(job.device):
             # An image encoder with dropout draws from torch's global generators
             torch.manual_seed(job.setup.loaded.recipe.seed)

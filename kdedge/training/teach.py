@@ -1,35 +1,23 @@
-"""Trains a teacher or a baseline, on the kinds of images that its method declares."""
+"""The jobs of a teacher and of a baseline, on the kinds of images that their methods declare."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.optim_spec import OptimSpec, resolve_optim
+from kdedge.config.optim_spec import resolve_optim
 from kdedge.config.recipe import BaselineSpec
 from kdedge.data.classes import read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.errors import DataError, RecipeError, some_of
 from kdedge.files import sha256_json
 from kdedge.methods.registry import load_method
-from kdedge.runs.folder import RunFolder
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, make_job
 from kdedge.training.rounds import trial_labels
-from kdedge.training.run_job import run_job
-from kdedge.training.teacher_check import reference_accuracies, write_references
-
-
-def train_teacher(job: Job, *, resume: bool) -> RunFolder:
-    """Trains a teacher, and stores its class vectors and the accuracies of its references."""
-    group = job.setup.workspace.group
-    references = group.on_rank0(lambda: reference_accuracies(job))
-    run = run_job(job, resume=resume)
-    group.on_rank0(lambda: write_references(run, references))
-    return run
 
 
 def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
@@ -95,7 +83,7 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     spec = BaselineSpec(
         method=name,
         settings={**settings, **section.settings},
-        optim=OptimSpec(**resolve_optim(recipe.optim, optim, section.optim).model_dump()),
+        optim=resolve_optim(recipe.optim, optim, section.optim),
     )
     return replace(loaded, recipe=recipe.model_copy(update={"baseline": spec}))
 

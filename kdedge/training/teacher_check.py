@@ -24,16 +24,17 @@ from kdedge.training.job import Job, zero_shot_model
 log = get_logger(__name__)
 
 
-def reference_accuracies(job: Job) -> dict[str, float]:
-    """Measures `zeroshot` and `ridge` on a teacher's labeled images, and logs their accuracies.
+def reference_accuracies(run: RunFolder, job: Job) -> dict[str, float]:
+    """The accuracies of `zeroshot` and `ridge` on a teacher's labeled images.
 
-    Args:
-        job: the teacher's job.
+    They are measured once, logged, and stored in the teacher's run.
 
     Returns:
         Name of a method -> accuracy in percent, mean over classes. Empty if not every class has
         labels, or if the teacher itself is one of the two methods.
     """
+    if run.references.exists():
+        return read_record(dict[str, float], run.references)
     images = job.data.images
     if images is None or not images.has_labels_of(len(job.classes.names)):
         return {}
@@ -54,13 +55,8 @@ def reference_accuracies(job: Job) -> dict[str, float]:
     if parts:
         n_images = len(job.training_images.indices)
         log.info(f"On {n_images} labeled images, mean over classes: {', '.join(parts)}.")
-    return accuracies
-
-
-def write_references(run: RunFolder, accuracies: dict[str, float]) -> None:
-    """Writes the result of `reference_accuracies` to the teacher's run."""
-    if accuracies:
         write_json(run.references, accuracies)
+    return accuracies
 
 
 def compare_with_references(run: RunFolder, job: Job, model: MethodModel) -> dict[str, float]:
@@ -71,11 +67,10 @@ def compare_with_references(run: RunFolder, job: Job, model: MethodModel) -> dic
         job: the teacher's job.
         model: the trained teacher.
     """
-    file = run.references
-    accuracies = read_record(dict[str, float], file) if file.exists() else reference_accuracies(job)
+    accuracies = reference_accuracies(run, job)
     if accuracies and "trained" not in accuracies:
         accuracies["trained"] = _mean_over_classes(job, *_labeled_logits(job, model))
-        write_references(run, accuracies)
+        write_json(run.references, accuracies)
     return accuracies
 
 

@@ -140,13 +140,19 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     done = kdedge("distill", "r.yaml", *options(*stuck, ridge))
     assert done.code == 0, done.err
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
-    assert "Using ridge as the teacher; --keep-teacher keeps promptsrc" in done.err
+    assert "Using ridge as the teacher; `kdedge distill` with --keep-teacher keeps" in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
-    assert read("runs/tiny/01/baselines.json").keys() == {"zeroshot", "ridge", "trained"}
     kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge))
     assert kept.code == 0, kept.err
     assert "On 16 labeled images" not in kept.err  # it is known
     assert read("runs/tiny/04/provenance.json")["teacher_run"] == "tiny/01"
+    labels = kdedge(
+        "pseudo-label", "r.yaml", *options(*stuck, ridge), *"--per-class 1 -o labels".split()
+    )
+    assert "Teacher 1/2: using runs/tiny/01" in labels.err
+    assert "as the teacher" not in labels.err
+    assert kdedge("teach", "r.yaml", "--resume", *options(*stuck)).code == 0
+    assert read("runs/tiny/01/baselines.json").keys() == {"zeroshot", "ridge", "trained"}
 
 
 def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge: Run) -> None:

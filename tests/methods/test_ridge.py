@@ -131,8 +131,6 @@ def data(backbone: Backbone, *, n_labels: int = 24, spoil: bool = False) -> Clos
         n_look=12,
         labeled=labeled,
         label_counts=torch.bincount(labels[:n_labels], minlength=len(NAMES)),
-        shard=lambda n: slice(0, n),
-        all_reduce=lambda tensor: None,
     )
 
 

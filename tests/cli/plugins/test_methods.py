@@ -18,7 +18,7 @@ TOY = '''
 
 import torch
 from torch.nn import functional as F
-from kdedge.config.optim_spec import OptimSpec
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.methods import coop
 from kdedge.methods.base import StepOutput
 from kdedge.methods.registry import Declaration, DataNeeds
@@ -27,7 +27,7 @@ METHOD = Declaration(
     label="Toy FixMatch",
     paper="arXiv:2001.07685",
     data_needs=DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True),
-    optim=OptimSpec(lr=0.01),
+    optim=OptimSettings(lr=0.01),
 )
 Settings = coop.Settings
 
