@@ -283,13 +283,12 @@ class Student(nn.Module):
     Args:
         backbone: the frozen CLIP, or an image encoder alone.
         settings: decide which parts there are.
-        inputs: the teacher, whose scale is used if the backbone has none, and the generator, which
-            draws prompts, low-rank changes, projector and context, in this order.
+        inputs: the teacher, whose scale is used if the backbone has none, and the generator.
         teacher_dim: D_teacher.
 
     Attributes:
-        visual_prompts: [depth, n_ctx_vision, D_vision], under `tune: prompts`.
-        lora: low-rank changes of the frozen image encoder, under `tune: lora`.
+        visual_prompts: [depth, n_ctx_vision, D_vision], if `settings.has_prompts`.
+        lora: low-rank changes of the frozen image encoder, if `settings.has_lora`.
         projector: to the teacher's dimension, under `class_vectors: teacher`.
         visual: the student's own copy of the image encoder, under `tune: full`.
         text_prompts: context of the text encoder, under `class_vectors: student`.
@@ -404,7 +403,7 @@ class Method(BaseMethod):
             self._teacher_scale, self._student_scale = self._teacher.scale, self.scale
         self._texts: TokenizedTexts | None = None
         if settings.needs_texts:
-            assert isinstance(backbone, Backbone)  # `Student` has checked it
+            assert isinstance(backbone, Backbone)  # `find_backbone` has checked it
             n_ctx, init = settings.n_ctx_text, settings.context_init
             names = inputs.class_names
             self._texts = prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init)

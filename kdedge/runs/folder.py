@@ -67,7 +67,7 @@ class RunFolder:
     evaluation_details = _File("eval_details.json")  # confusions and calibration bins
     unlabeled_evaluation = _File("eval_unlabeled.json")  # measurements on images without labels
     balance = _File("balance.json")  # offsets of the logits
-    references = _File("baselines.json")  # what a teacher is compared with, and its own accuracy
+    references = _File("references.json")  # what a teacher is compared with, and its own accuracy
 
     @classmethod
     def create(

@@ -146,13 +146,12 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     assert kept.code == 0, kept.err
     assert "On 16 labeled images" not in kept.err  # it is known
     assert read("runs/tiny/04/provenance.json")["teacher_run"] == "tiny/01"
-    labels = kdedge(
-        "pseudo-label", "r.yaml", *options(*stuck, ridge), *"--per-class 1 -o labels".split()
-    )
+    given = ("pseudo-label", "r.yaml", "--per-class=1", "--output=labels")
+    labels = kdedge(*given, *options(*stuck, ridge))
     assert "Teacher 1/2: using runs/tiny/01" in labels.err
     assert "as the teacher" not in labels.err
     assert kdedge("teach", "r.yaml", "--resume", *options(*stuck)).code == 0
-    assert read("runs/tiny/01/baselines.json").keys() == {"zeroshot", "ridge", "trained"}
+    assert read("runs/tiny/01/references.json").keys() == {"zeroshot", "ridge", "trained"}
 
 
 def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge: Run) -> None:

@@ -101,7 +101,7 @@ def test_the_shares_that_scores_assume_and_the_ridge_probe_are_told(make_run: Ma
     run = make_run(only="eval")
     balance = {"prior": "uniform", "strength": 1.0, "offsets": {}, "n_images": 9, "images": "nine"}
     run.balance.write_text(json.dumps(balance), encoding="utf-8")
-    (run.path / "baselines.json").write_text('{"ridge": 61.26, "trained": 50.0}')
+    (run.path / "references.json").write_text('{"ridge": 61.26, "trained": 50.0}')
     verdict = make_chapters([gather(run)])[0].verdict
     assert "Its scores assume equal shares of the classes." in verdict[-2]
     assert "ridge regression on the teacher's features, by leave-one-out, 61.3 %" in verdict[-1]
