@@ -32,7 +32,7 @@ from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
 from kdedge.runs.results import stored_evaluation
-from kdedge.setup.method import choose_method, has_class_vectors
+from kdedge.setup.method import check_has_class_vectors, has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.teach import with_baseline
@@ -66,8 +66,8 @@ def run_subjects(
                 f"--against {name}: it learns from a teacher; name its own run instead.\n"
                 f"  Or compare with one of: {', '.join(alone)}."
             )
-    _check_has_class_vectors(run)
     trained = load_run(run, workspace)
+    check_has_class_vectors(trained.setup.choice, "be measured by itself")
     try:
         warn_of_other_test_images(trained, trained.images("test"))
     except KdedgeError as error:
@@ -97,18 +97,6 @@ def run_subjects(
 def _accuracy(run: RunFolder | None, key: str) -> Accuracy | None:
     result = None if run is None else stored_evaluation(run).get(key)
     return None if run is None or result is None else Accuracy.of_run(result, run.name)
-
-
-def _check_has_class_vectors(run: RunFolder) -> None:
-    """Refuses a run that has no class vectors and can only be measured next to another run."""
-    choice = choose_method(load_recipe(run.recipe), run.role)
-    if not has_class_vectors(choice):
-        raise RecipeError(
-            f"{run.path} is a run of {choice.name}, which"
-            f" {choice.module.METHOD.why_no_class_vectors}: it can only be measured next to"
-            " another run.\n"
-            f"  Name another run: kdedge bench RUN --against {choice.name}"
-        )
 
 
 def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -> list[_Row]:
@@ -162,40 +150,36 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
     loaded = with_baseline(loaded, name)
     classes = replace(trained.setup.classes, names=trained.class_names)
-    # Raises an error if the student has no text encoder
+    # Raises an error if the method needs a text encoder and the student has none
     setup = set_up_role(loaded, "baseline", trained.setup.workspace, classes=classes)
     method, backbone = setup.build(), setup.load_backbone()
-    assert isinstance(backbone, Backbone)  # a baseline encodes texts
     method.module.requires_grad_(False).eval()
     label, features = _title(name), method.forward_features
     tensors = [*method.module.state_dict().values(), *backbone.visual.parameters()]
+    cached = []
+    if has_class_vectors(setup.choice):
+        vectors, scale = method.class_vectors(), method.scale
+        cached = [_with_vectors(label, features, vectors, scale, backbone, tensors)]
+    if not isinstance(method, TextPromptMethod):
+        return cached or [_subject(label, method.own_logits, backbone, tensors)]
+    assert isinstance(backbone, Backbone)  # it encodes texts
     model = backbone.model
     parts: list[nn.Module] = [model.transformer, model.token_embedding, model.ln_final]
     encoder = [parameter for part in parts for parameter in part.parameters()]
     encoder += [model.positional_embedding, model.text_projection]
-    if isinstance(method, CoCoOp):  # its texts depend on the image, so no vectors can be stored
-        prompts = _at_all_positions(method.texts, backbone)
-
-        def cocoop_logits(images: Tensor) -> Tensor:
-            return method.class_logits(method.training_features(images), prompts)
-
-        return [_subject(label, cocoop_logits, backbone, [*tensors, *encoder], is_paper=True)]
-    if not has_class_vectors(setup.choice):
-        return [_subject(label, method.own_logits, backbone, tensors)]
-    cached = _with_vectors(label, features, method.class_vectors(), backbone, tensors)
-    if not isinstance(method, TextPromptMethod):
-        return [cached]
     texts = _at_all_positions(method.texts, backbone)
-
-    def vectors() -> Tensor:
-        return method.text_features(texts)
+    gmacs = None
 
     def logits(images: Tensor) -> Tensor:
-        return method.scale * features(images) @ vectors().T
+        if isinstance(method, CoCoOp):  # its texts depend on the image
+            return method.class_logits(method.training_features(images), texts)
+        return method.scale * features(images) @ method.text_features(texts).T
 
-    call = count_gmacs(lambda images: vectors(), _one_image(backbone))
-    gmacs = (cached.gmacs_image or 0.0, call)
-    return [_subject(label, logits, backbone, [*tensors, *encoder], gmacs, is_paper=True), cached]
+    if cached:
+        call = count_gmacs(lambda images: method.text_features(texts), _one_image(backbone))
+        gmacs = (cached[0].gmacs_image or 0.0, call)
+    paper = _subject(label, logits, backbone, [*tensors, *encoder], gmacs, is_paper=True)
+    return [paper, *cached]
 
 
 def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
@@ -203,19 +187,14 @@ def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
     rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
     vectors = F.normalize(rows, dim=-1).to(backbone.device)
     tensors: list[Tensor] = [*backbone.visual.parameters()]
-    return _with_vectors(_title("zeroshot"), backbone.image_features, vectors, backbone, tensors)
+    label, features, scale = _title("zeroshot"), backbone.image_features, backbone.scale
+    return _with_vectors(label, features, vectors, scale, backbone, tensors)
 
 
 def _own_subject(trained: RunModel) -> Subject:
     """Subject of the run's own model, unfused."""
-    vectors = trained.class_vectors()
-    scale = trained.scale
     modules = trained.method.image_modules()
-
-    def logits(images: Tensor) -> Tensor:
-        return scale * trained.forward_features(images) @ vectors.T
-
-    tensors: list[Tensor] = [vectors, *modules.visual.parameters()]
+    tensors: list[Tensor] = [*modules.visual.parameters()]
     if modules.visual_prompts is not None:
         tensors.append(modules.visual_prompts)
     if isinstance(modules.projector, nn.Module):
@@ -223,7 +202,8 @@ def _own_subject(trained: RunModel) -> Subject:
     label = _title(trained.setup.choice.name)
     if trained.run.role != "baseline":
         label = f"{trained.run.role}, {label}"
-    return _subject(label, logits, trained.backbone, tensors)
+    features, vectors = trained.forward_features, trained.class_vectors()
+    return _with_vectors(label, features, vectors, trained.scale, trained.backbone, tensors)
 
 
 def _title(name: str) -> str:
@@ -239,10 +219,14 @@ def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTex
 
 
 def _with_vectors(
-    label: str, features: _Logits, vectors: Tensor, backbone: Backbone, tensors: list[Tensor]
+    label: str,
+    features: _Logits,
+    vectors: Tensor,
+    scale: float,
+    backbone: ImageBackbone,
+    tensors: list[Tensor],
 ) -> Subject:
     """Subject of a model with stored class vectors."""
-    scale = backbone.scale
 
     def logits(images: Tensor) -> Tensor:
         return scale * features(images) @ vectors.T

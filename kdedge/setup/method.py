@@ -147,7 +147,7 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
 
     Args:
         choice: the method.
-        use: the purpose, for the message: `be exported` or `teach a student`.
+        use: the purpose, for the message, such as `be exported`.
 
     Raises:
         RecipeError: the method has no class vectors.
@@ -156,8 +156,9 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
         raise RecipeError(
             f"{choice.name} {choice.module.METHOD.why_no_class_vectors}, so it has no class"
             f" vectors and cannot {use}.\n"
-            "  Choose another method, such as promptsrc. To measure this one, run"
-            f" `kdedge train RECIPE --method {choice.name}`."
+            "  Choose another method, such as promptsrc. To compare with this one, run"
+            f" `kdedge train RECIPE --method {choice.name}`,"
+            f" and for its speed `kdedge bench RUN --against {choice.name}`."
         )
 
 

@@ -69,15 +69,15 @@ def test_a_timm_student_is_timed_exported_in_every_precision_and_predicts(
     pytest.importorskip("onnxruntime")
     assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
     quick = ("--seconds", "0.01", "--calls", "3", "--batch", "1,2")
-    done = kdedge("bench", str(STUDENT), *quick, "--format", "json")
+    against = ("--against", "ridge,coop,cocoop")
+    done = kdedge("bench", str(STUDENT), *quick, *against, "--format", "json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
-    assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "student, PromptKD"]
+    models = [row["model"] for row in result["rows"]]
+    assert models == ["Ridge regression", "teacher, PromptSRC", "student, PromptKD"]
     left_out = result["left_out"]
     assert left_out["Zero-shot CLIP"] == "timm/test_resnet has no text encoder that runs here"
-    assert left_out.keys() == {
-        *("tiny/02 folded", "Zero-shot CLIP", "CoOp", "CoCoOp", "PromptSRC"),
-    }
+    assert left_out.keys() == {"tiny/02 folded", "Zero-shot CLIP", "CoOp", "CoCoOp"}
     exported = kdedge("export", str(STUDENT), "--int8", "--int8-minutes", "0", "--json")
     assert exported.code == 0, exported.err
     record = json.loads(exported.out)

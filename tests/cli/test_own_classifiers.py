@@ -119,10 +119,9 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run) -> None:
     reason = "clip_pr classifies image features with a network"
     pytest.importorskip("onnx")
     train(kdedge, "clip_pr")
-    kdedge("export", "tiny/01").fails(
-        2, reason, "so it has no class vectors and cannot be exported"
-    )
-    kdedge("bench", "tiny/01").fails(2, "it can only be measured next to another run")
+    for command, what in (("export", "be exported"), ("bench", "be measured by itself")):
+        why = f"so it has no class vectors and cannot {what}"
+        kdedge(command, "tiny/01").fails(2, reason, why, "kdedge bench RUN --against clip_pr")
     assert "kdedge bench" not in kdedge("report", "tiny/01").out
     shutil.rmtree("runs")
     given = ("--set", "teacher.method=clip_pr", "--set", "teacher.settings={}")
