@@ -56,16 +56,11 @@ def pseudo_label(
             not see a file.
     """
     check_at_least(1, per_class=per_class)
-    overrides = overrides or {}
     loaded = load_recipe(recipe, overrides)
     if method is None:
         given = loaded.recipe
         has_teacher = None not in (given.teacher, given.student, given.data.labeled)
         method = "teacher" if has_teacher else "zeroshot"
-    baseline = loaded.recipe.baseline
-    # The recipe's baseline settings may belong to another method
-    if method != "teacher" and baseline is not None and baseline.method not in {None, method}:
-        loaded = load_recipe(recipe, {"baseline": {}, **overrides})
     with training_workspace(loaded, root, device, engine) as workspace:
         from kdedge.training.label_pool import label_pool
 

@@ -145,13 +145,10 @@ def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
 
 def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[Subject]:
     """Subjects of an untrained method on the student's backbone: one per protocol that differs."""
-    spec = loaded.recipe.baseline
-    if spec is not None and spec.method not in (None, name):  # another method's settings
-        loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
-    loaded = with_baseline(loaded, name)
     classes = replace(trained.setup.classes, names=trained.class_names)
     # Raises an error if the method needs a text encoder and the student has none
-    setup = set_up_role(loaded, "baseline", trained.setup.workspace, classes=classes)
+    workspace = trained.setup.workspace
+    setup = set_up_role(with_baseline(loaded, name), "baseline", workspace, classes=classes)
     method, backbone = setup.build(), setup.load_backbone()
     method.module.requires_grad_(False).eval()
     label, features = _title(name), method.forward_features

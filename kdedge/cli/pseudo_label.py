@@ -62,12 +62,8 @@ def command(
     # Baseline keys are left out: they may be settings of the method that labeled the images
     kept = {key: value for key, value in overrides.items() if key.split(".")[0] != "baseline"}
     given = load_recipe(recipe, kept).recipe
-    labels = {"data.pseudo_labels": path}
-    if given.teacher is not None and given.student is not None:
-        lines.append(next_line("distill", recipe, *same_options(merged(kept, labels))))
-    else:
-        # An empty baseline section drops another method's settings
-        is_other = given.baseline is not None and given.baseline.method not in {None, "coop"}
-        same = same_options(merged(kept, {"baseline": {}} if is_other else {}, labels))
-        lines.append(next_line("train", recipe, "--method", "coop", *same))
+    has_both = given.teacher is not None and given.student is not None
+    following = ("distill", recipe) if has_both else ("train", recipe, "--method", "coop")
+    same = same_options(merged(kept, {"data.pseudo_labels": path}))
+    lines.append(next_line(*following, *same))
     print_result(pool, as_json=as_json, text="\n".join(lines))

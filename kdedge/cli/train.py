@@ -34,7 +34,7 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     Otherwise it uses the method's defaults, the learning rate, epochs and batch size that its
     authors published, and the recipe's optim for the rest. Change them with --set
     baseline.settings.n_ctx=16 and --set baseline.optim.epochs=50, or in the recipe's baseline
-    section. The run's recipe.yaml holds all values.
+    section, which is used if it is for the same method. The run's recipe.yaml holds all values.
     """
     from kdedge.api.train import train
 

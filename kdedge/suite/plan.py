@@ -254,7 +254,9 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
     name = row.method or model_spec(plain, row.role or "student").method
     role: Role = row.role or ("student" if load_method(name).METHOD.needs_teacher else "baseline")
     _check_changes_model(row, role)
-    switch = _method_overrides(plain, role, name)
+    switch = {}
+    if role != "baseline" and name != model_spec(plain, role).method:
+        switch = {f"{role}.method": name, f"{role}.settings": {}}
     resolved = _load_to_test(loaded, file, switch, row.set, row.set_on.get(plain.name, {}))
     if role == "baseline":
         resolved = with_baseline(resolved, name)
@@ -272,15 +274,6 @@ def _check_changes_model(row: Row, role: Role) -> None:
                 f" depend on {unread[0]}.\n"
                 f"  Remove it; keys that only a {role} reads begin with {role}."
             )
-
-
-def _method_overrides(recipe: Recipe, role: Role, method: str) -> dict[str, Any]:
-    """Overrides by which a role has a row's method, without another method's settings."""
-    if role != "baseline":
-        is_same = method == model_spec(recipe, role).method
-        return {} if is_same else {f"{role}.method": method, f"{role}.settings": {}}
-    is_same = recipe.baseline is None or recipe.baseline.method in (None, method)
-    return {} if is_same else {"baseline": {}}
 
 
 def _check_can_train(resolved: LoadedRecipe, role: Role) -> None:

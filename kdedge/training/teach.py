@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.optim_spec import resolve_optim
 from kdedge.config.recipe import BaselineSpec
+from kdedge.config.yaml_file import LineMap
 from kdedge.data.classes import read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
-from kdedge.errors import DataError, RecipeError, some_of
+from kdedge.errors import DataError, RecipeError, get_logger, some_of
 from kdedge.files import sha256_json
 from kdedge.methods.registry import load_method
 from kdedge.setup.data import RecipeData
@@ -18,6 +20,8 @@ from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, make_job
 from kdedge.training.rounds import trial_labels
+
+log = get_logger(__name__)
 
 
 def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
@@ -45,25 +49,26 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
 
     If a teacher uses the same method, the baseline takes that teacher's settings and `optim`.
     Otherwise it takes the method's default settings and the recipe's shared `optim`, in which the
-    method's own `optim` values take precedence. The recipe's baseline section overrides both.
+    method's own `optim` values take precedence. The recipe's baseline section overrides both; if
+    its file names another method there, only overrides of the section count.
 
     Args:
         loaded: the recipe; its baseline section may be incomplete.
         method: the baseline's method; None for the recipe's `baseline.method`.
 
     Raises:
-        RecipeError: no method is named, two different methods are named, the method does not
-            exist, or it learns from a teacher.
+        RecipeError: no method is named, an override names another one, the method does not exist,
+            or it learns from a teacher.
     """
-    recipe = loaded.recipe
+    recipe, lines, key = loaded.recipe, loaded.lines, ("baseline", "method")
     section = recipe.baseline or BaselineSpec()
-    if None not in (method, section.method) and method != section.method:
-        raise RecipeError(
-            f"{loaded.lines.where(('baseline', 'method'))}: baseline.method is {section.method},"
-            f" but --method is {method}.\n"
-            "  Leave --method out, or replace the section with --set"
-            f" 'baseline={{method: {method}}}'"
-        )
+    if method is not None and section.method not in (None, method):
+        which = f"{lines.where(key)}: baseline.method is {section.method}"
+        if lines.override(key):
+            raise RecipeError(f"{which}, but --method is {method}.\n  Leave one of them out.")
+        log.info(f"{which}: {method} does not use that section.")
+        given = section.model_dump(exclude_unset=True)
+        section = BaselineSpec(**_overridden(given, lines, "baseline"))
     name = method or section.method
     if name is None:
         raise RecipeError(
@@ -86,6 +91,17 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
         optim=resolve_optim(recipe.optim, optim, section.optim),
     )
     return replace(loaded, recipe=recipe.model_copy(update={"baseline": spec}))
+
+
+def _overridden(values: dict[str, Any], lines: LineMap, *path: str) -> dict[str, Any]:
+    """The values of a recipe's section, or what is in them, that overrides gave."""
+    kept = {}
+    for key, value in values.items():
+        if lines.override((*path, key)):
+            kept[key] = value
+        elif isinstance(value, dict) and (part := _overridden(value, lines, *path, key)):
+            kept[key] = part
+    return kept
 
 
 def baseline_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:

@@ -121,8 +121,7 @@ def test_the_next_command_trains_whatever_made_the_labels(kdedge: Run) -> None:
     assert "to resume" not in done.err
     following = done.out.splitlines()[-1]
     assert following == (
-        "Next: kdedge train r.yaml --method coop --set seed=3 --set 'baseline={}'"
-        " --set data.pseudo_labels=labels.jsonl"
+        "Next: kdedge train r.yaml --method coop --set seed=3 --set data.pseudo_labels=labels.jsonl"
     )
     record = baseline_record(kdedge, *shlex.split(following)[2:], *SHORT)
     assert (record["settings"]["n_ctx"], record["seed"]) == (4, 3)

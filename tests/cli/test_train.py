@@ -141,11 +141,13 @@ def test_the_recipe_may_name_its_baseline(kdedge: Run) -> None:
     assert "\nbaseline:" not in unnamed.out
     assert kdedge("train", "r.yaml").code == 0
     assert load_recipe("runs/tiny/01/recipe.yaml").recipe.baseline.method == "vpt"
-    done = kdedge("train", "r.yaml", "--method", "maple")
-    done.fails(2, "r.yaml:16: baseline.method is vpt, but --method is maple.")
-    assert "--set 'baseline={method: maple}'" in done.err
-    whole = "baseline={method: maple, settings: {prompt_depth: 1}, optim: {epochs: 1}}"
-    assert kdedge("train", "r.yaml", "--method", "maple", "--set", whole).code == 0
+    maple = ("train", "r.yaml", "--method", "maple", "--epochs", "1", "--set")
+    done = kdedge(*maple, "baseline.method=vpt")
+    done.fails(2, "--set baseline.method: baseline.method is vpt, but --method is maple.")
+    done = kdedge(*maple, "baseline.settings.prompt_depth=1")
+    assert "r.yaml:16: baseline.method is vpt: maple does not use that section." in done.err
+    baseline = load_recipe("runs/tiny/02/recipe.yaml").recipe.baseline
+    assert (baseline.settings, baseline.optim.epochs) == ({"prompt_depth": 1}, 1)
 
 
 def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(kdedge: Run) -> None:
