@@ -53,7 +53,8 @@ _PATTERNS = ("shards", "table")
 def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
     """Expands `~`, and puts the recipe's folder in front of a relative path.
 
-    With `must_exist` in the validation context, the path has to exist.
+    With `must_exist` in the validation context, the path has to exist. A list `paths` in it gets
+    the path.
     """
     if not isinstance(value, str):
         return value
@@ -69,6 +70,8 @@ def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
         raise ValueError("must be a path, got empty text" if not value else "is not a path")
     context = info.context or {}
     path = _absolute(value, context)
+    if "paths" in context:
+        context["paths"].append(path)
     if context.get("must_exist") and not _has_wildcards(kind, value):
         _check_exists(path, kind)
     return path if kind in ("dataset", "file", "folder") else str(path)

@@ -227,6 +227,13 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+def named_files(recipe: Recipe) -> list[Path]:
+    """The files that a recipe names, of those that exist."""
+    paths: list[Path] = []
+    Recipe.model_validate(recipe_values(recipe), context={"paths": paths})
+    return [path for path in paths if path.is_file()]
+
+
 def check_paths(loaded: LoadedRecipe) -> None:
     """Checks that the files and folders that a recipe names exist.
 

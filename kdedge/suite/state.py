@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-from kdedge.config.load import dump_recipe, recipe_values
+from kdedge.config.load import dump_recipe, named_files
 from kdedge.errors import KdedgeError, explained
 from kdedge.files import sha256_json, write_atomic, write_json
 from kdedge.records.evaluation import EvalResult
@@ -56,8 +55,8 @@ class Inputs(NamedTuple):
     """The inputs of a cell's result, as hashes.
 
     Attributes:
-        hash: hash of the cell's settings, and of the images and files that its recipe names; empty
-            if they cannot be read.
+        hash: hash of the cell's settings, the images, and the stamps of the files that its recipe
+            names and of its teacher's weights; empty if they cannot be read.
         tested: hash of the test images and class names, as in `EvalResult.images_hash`.
     """
 
@@ -163,19 +162,10 @@ class SuiteState:
             tested = images[-1].hash_with(classes.names)
             hashes = [part and part.list_hash for part in images]
             self._images[key] = Inputs(sha256_json([hashes, tested]), tested)
-        run = None if recipe.teacher is None else recipe.teacher.run
-        named = [Path(text) for text in _strings(recipe_values(recipe)) if text.startswith("/")]
-        statuses = [path.stat() for path in named if path == run or path.is_file()]
-        files = [[status.st_size, status.st_mtime_ns] for status in statuses]
+        named = named_files(recipe)
+        if recipe.teacher is not None and recipe.teacher.run is not None:
+            named += sorted(recipe.teacher.run.glob("*.safetensors"))
+        files = [[status.st_size, status.st_mtime_ns] for status in map(Path.stat, named)]
         source = None if cell.source is None else self.inputs(cell.source).hash
         hashed, tested = self._images[key]
         return Inputs(sha256_json([cell.depends_on(cell.role), source, hashed, files]), tested)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yields all strings in nested plain values."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)

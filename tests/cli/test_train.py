@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kdedge.clip.class_vectors import load_class_vectors
-from kdedge.config.load import load_recipe, parse_overrides
+from kdedge.config.load import load_recipe
 from kdedge.training.teach import with_baseline
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -105,10 +105,8 @@ def test_an_interrupted_baseline_goes_on_to_the_same_weights(
 
 
 def test_the_teachers_method_keeps_the_teachers_settings_and_optimization() -> None:
-    overrides = ("teacher.optim={lr: 0.03}", "baseline.settings.prompt_depth_vision=1")
-    baseline = with_baseline(
-        load_recipe("r.yaml", parse_overrides(overrides)), "promptsrc"
-    ).recipe.baseline
+    overrides = {"teacher.optim": {"lr": 0.03}, "baseline.settings.prompt_depth_vision": 1}
+    baseline = with_baseline(load_recipe("r.yaml", overrides), "promptsrc").recipe.baseline
     assert baseline.settings == {
         "prompt_depth_text": 2,
         "prompt_depth_vision": 1,
@@ -118,10 +116,8 @@ def test_the_teachers_method_keeps_the_teachers_settings_and_optimization() -> N
 
 
 def test_another_method_is_optimized_as_published_and_by_the_recipe_for_the_rest() -> None:
-    overrides = ("optim.flip=false", "teacher.optim={lr: 0.03}")
-    baseline = with_baseline(
-        load_recipe("r.yaml", parse_overrides(overrides)), "coop"
-    ).recipe.baseline
+    overrides = {"optim.flip": False, "teacher.optim": {"lr": 0.03}}
+    baseline = with_baseline(load_recipe("r.yaml", overrides), "coop").recipe.baseline
     assert baseline.settings == {}
     optim = baseline.optim
     assert (optim.lr, optim.epochs, optim.batch_size) == (0.002, 200, 32)

@@ -87,6 +87,20 @@ def test_other_weights_and_a_lost_run_make_cells_outdated(ended: Path, state_of:
     assert states(state_of()) == dict.fromkeys(ROWS, "outdated")
 
 
+def test_of_a_teachers_run_its_weights_alone_count(
+    finished: Path, plan_of: PlanOf, state_of: StateOf
+) -> None:
+    recipe, run = finished / "tiny.yaml", finished / "runs/tiny/01"
+    recipe.write_text(re.sub("teacher: .*", "teacher: {run: runs/tiny/01}", recipe.read_text()))
+    state = state_of(plan_of("promptkd", more="seeds: [1]\n"))
+    (cell,) = state.plan.cells
+    state.begin(cell)
+    state.write(cell, Outcome("finished", state.inputs(cell).hash, str(run)))
+    for file, expected in (("report.html", "finished"), ("teacher.safetensors", "outdated")):
+        (run / file).write_bytes(b"new")
+        assert states(state_of(state.plan)) == {"promptkd": expected}
+
+
 def test_what_began_is_told_from_what_did_not_and_a_failure_is_known_until_it_runs_again(
     ended: Path, state_of: StateOf
 ) -> None:
