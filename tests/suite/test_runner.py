@@ -20,18 +20,18 @@ ONE_SEED = "seeds: [1]\n"
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], int]:
-    """Runs what is left of a suite; gives how many cells have ended."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs what is left of a suite, with a call after each cell; gives how many have ended."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
-    def run_all(state: Any) -> int:
-        ended: list[int] = []
+    def run_all(state: Any, after_each: Callable[[], None] = lambda: None) -> int:
+        ended: list[None] = []
         runner = Runner(
             state,
             root=tmp_path / "runs",
             device="cpu",
             n_jobs=1,
-            after_each=lambda: ended.append(1),
+            after_each=lambda: ended.append(after_each()),
         )
         runner.run()
         return len(ended)
@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], int]
 
 @pytest.mark.usefixtures("forked_cells")
 def test_a_recipe_that_is_gone_while_a_suite_runs_is_run_as_planned(
-    plan_of: PlanOf, state_of: StateOf, run: Callable[[Any], int], tmp_path: Path
+    plan_of: PlanOf, state_of: StateOf, run: Callable[..., int], tmp_path: Path
 ) -> None:
     state = state_of(plan_of("coop", more=ONE_SEED))
     (cell,) = state.plan.cells
@@ -57,32 +57,24 @@ def test_a_recipe_that_is_gone_while_a_suite_runs_is_run_as_planned(
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_cells")
 def test_images_that_change_while_a_suite_runs_are_looked_at_by_the_next_call(
-    filled: Path,
-    plan_of: PlanOf,
-    state_of: StateOf,
-    run: Callable[[Any], int],
+    filled: Path, plan_of: PlanOf, state_of: StateOf, run: Callable[..., int]
 ) -> None:
     more = "set: {baseline.optim: {epochs: 1, batch_size: 8}}\n"
-    state = state_of(plan_of("coop", more=f"{ONE_SEED}{more}"))
-    (cell,) = state.plan.cells
-    read = state.inputs
+    state = state_of(plan_of("zeroshot, coop", more=f"{ONE_SEED}{more}"))
+    image = filled / "labeled/cat/0.png"
 
-    def changed(cell: Cell) -> Any:
-        """The images change after they were read for the cell, and before its process starts."""
-        found = read(cell)
-        image = filled / "labeled/cat/0.png"
+    def change() -> None:
+        """The first cell's images, which were read for both cells, change before the second's."""
         image.unlink()
         image.write_bytes((filled / "pool/dog/0.png").read_bytes())
-        return found
 
-    state.inputs = changed
-    assert run(state) == 1
-    assert state.is_finished(cell)
+    assert run(state, change) == 2
+    assert all(map(state.is_finished, state.plan.cells))
     again = state_of(state.plan)
-    assert again.outcomes[cell].status == "outdated"
-    assert run(again) == 1
-    assert [path.name for path in filled.glob("runs/tiny/[0-9]*")] == ["01"]
-    assert state_of(state.plan).outcomes[cell].run == str(filled / "runs/tiny/01")
+    assert {outcome.status for outcome in again.outcomes.values()} == {"outdated"}
+    assert run(again) == 2
+    runs = [outcome.run for outcome in state_of(state.plan).outcomes.values()]
+    assert runs == sorted(map(str, filled.glob("runs/tiny/[0-9]*")))
 
 
 # Which cells run side by side
