@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
+from kdedge.benchmarking.device import find_power
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least, get_logger
@@ -94,6 +95,7 @@ def bench(
                 batches=tuple(batches),
                 n_threads=threads,
                 left_out=left_out,
+                power=find_power(),
             )
         except Interrupted as error:
             _write(error.result, file, first_run)

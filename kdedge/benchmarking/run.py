@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 
-from kdedge.benchmarking.device import (
-    SampledPower,
-    conditions,
-    device_sheet,
-    find_power,
-    was_throttled,
-)
+from kdedge.benchmarking.device import SampledPower, conditions, device_sheet, was_throttled
 from kdedge.benchmarking.timing import (
     LoadedSubject,
     Subject,
@@ -86,7 +80,7 @@ def run_bench(
     batches: Sequence[int],
     n_threads: int | None,
     left_out: dict[str, str],
-    find_sensor: Callable[[], SampledPower | None] = find_power,
+    power: SampledPower | None = None,
     watch: Watch = watch_contention,
 ) -> SpeedResult:
     """Measures models on this machine.
@@ -97,7 +91,7 @@ def run_bench(
         batches: images per call; a model is left out at batches that it does not take.
         n_threads: CPU threads, for the record; None for each library's default.
         left_out: models that are already left out, and why.
-        find_sensor: returns the power sensor of this machine.
+        power: the power sensor of this machine, if it has one.
         watch: watches the load of other processes, like `watch_contention`.
 
     Raises:
@@ -112,7 +106,7 @@ def run_bench(
         turns = _plan_turns(loaded, batches, plan, left_out)
         baseline = next((row for *_, timed in turns for row in timed), None)
         try:
-            _measure(turns, baseline, plan, find_sensor(), watch)
+            _measure(turns, baseline, plan, power, watch)
         except KeyboardInterrupt as error:
             if not any(row.measurements for row in loaded):
                 raise

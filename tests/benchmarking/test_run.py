@@ -90,14 +90,7 @@ def test_watts_are_given_to_models_on_the_measured_devices_alone(
         subject(name, lambda gpu=gpu: nullcontext(Instant(gpu)))
         for name, gpu in (("cpu", None), ("gpu", 0), ("second gpu", 1))
     ]
-    result = run_bench(
-        subjects,
-        plan=SHORT,
-        batches=[1],
-        n_threads=None,
-        left_out={},
-        find_sensor=lambda: power,
-    )
+    result = run_bench(subjects, plan=SHORT, batches=[1], n_threads=None, left_out={}, power=power)
     watts = {row.model: [found.watts for found in row.measurements] for row in result.rows}
     assert watts == {"cpu": [on_cpu], "gpu": [200.0], "second gpu": [None]}
 
