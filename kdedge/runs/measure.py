@@ -30,7 +30,6 @@ from kdedge.records.evaluation import (
     Selection,
     UnlabeledResult,
 )
-from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
 
@@ -49,20 +48,6 @@ _MOST_UNLABELED = 500  # one point of agreement is 5 images, as for exported fil
 _FEW_IMAGES = 20  # with fewer, one image is more than 5 points of agreement
 _N_SAMPLES = 12
 _N_DIFFERENT = 6  # largest number of samples on which model and teacher differ
-
-
-class ImageModel(Protocol):
-    """A model with its own preprocessing of images."""
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """The preprocessing of its images."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """The device of its inputs and outputs."""
-        ...
 
 
 @runtime_checkable

@@ -12,7 +12,6 @@ from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import ImageModel
 from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_needs_no_vectors, has_class_vectors
@@ -20,7 +19,7 @@ from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
-from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, adapted_teacher
+from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, ImageTeacher, adapted_teacher
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.workers import WorkerResources
@@ -227,7 +226,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
 
 def _open_prepared(
     loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, resources: WorkerResources
-) -> ImageModel:
+) -> ImageTeacher:
     """Loads the teacher in a worker, for images that are preprocessed for the student."""
     workspace = Workspace.of_worker(root, resources)
     teacher = load_run(RunFolder.open(run), workspace, names=names)

@@ -84,9 +84,7 @@ class FileTeacher:
 AnyTeacher: TypeAlias = MethodModel | FileTeacher
 
 
-def adapted_teacher(
-    student: UnbuiltBackbone, teacher: MethodModel
-) -> MethodModel | ConvertingTeacher:
+def adapted_teacher(student: UnbuiltBackbone, teacher: MethodModel) -> ImageTeacher:
     """The teacher for images that are preprocessed for a student.
 
     This is the same teacher if both have the same preprocessing.
@@ -146,3 +144,7 @@ class ConvertingTeacher:
             size = (size_px, size_px)
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
         return self._teacher.forward_features((pixels - self._mean) / self._std)
+
+
+ImageTeacher: TypeAlias = MethodModel | ConvertingTeacher
+"""A teacher that encodes images, prepared as its `preprocess` says."""

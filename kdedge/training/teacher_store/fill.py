@@ -31,8 +31,8 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError, get_logger
 from kdedge.locks import is_locked, locked
 from kdedge.progress import progress, readable_bytes, rough_duration
-from kdedge.runs.measure import ImageModel
 from kdedge.training.loop.precision import MixedPrecision
+from kdedge.training.teacher_adapters import ImageTeacher
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore, n_crops
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
@@ -61,12 +61,12 @@ class StoreFiller:
     """
 
     store: TeacherStore
-    teacher: ImageModel
+    teacher: ImageTeacher
     source: ImageSource
     augment: Augmentation | None = None
     precision: TrainingPrecision = "fp32"
     n_workers: int | Literal["auto"] = "auto"
-    open_model: Callable[[WorkerResources], ImageModel] | None = None
+    open_model: Callable[[WorkerResources], ImageTeacher] | None = None
     workers: Workers | None = None
     group: ProcessGroup = SINGLE_PROCESS
     output: Literal["forward_features", "logits"] = "forward_features"
