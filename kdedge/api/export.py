@@ -49,20 +49,6 @@ class _Request:
     triton: str | Path | None
     browser: str | Path | None
 
-    def options(self, precisions: Set[Precision]) -> list[str]:
-        """The options of `kdedge export` that ask for the same.
-
-        Args:
-            precisions: those of the targets' files; from the recipe if the caller names none.
-        """
-        made = [x for x in ("int8", "fp16") if x in precisions and self.targets]
-        common = [x for x in made if all(x in target.precisions for target in self.targets)]
-        options = [f"--{precision}" for precision in self.precisions or common]
-        options += [target.flag for target in self.targets]
-        options += ["--cpu"] if self.cpu else []
-        options += [] if self.triton is None else ["--triton", str(self.triton)]
-        return options + ([] if self.browser is None else ["--browser", str(self.browser)])
-
 
 @dataclass
 class _Export:
@@ -278,21 +264,18 @@ def export(
             wrong += [target.flag for target in requested if target.name == "onnx"]
             made = _from_artifact(existing, str(name), request, wrong)
         path = made.artifact.path
-        with held(path), _telling_how_to_finish(path, request.options(made.precisions)):
+        with held(path):
             made.artifact = load_artifact(path)  # which no other process changes now
-            made.add(request)
+            try:
+                made.add(request)
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(
+                    f"interrupted. {path} is kept.\n"
+                    "  Export it for its missing files; this lists their options:"
+                    f" kdedge export {shlex.quote(str(path))} --help",
+                    signum=signum_of(interrupt),
+                ) from interrupt
     return made.result()
-
-
-@contextlib.contextmanager
-def _telling_how_to_finish(path: Path, options: Sequence[str]) -> Iterator[None]:
-    """Context that an interruption leaves with the command, and its options, for missing files."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        command = shlex.join(["kdedge", "export", str(path), *options])
-        message = f"interrupted. {path} is kept; this goes on: {command}"
-        raise Interrupted(message, signum=signum_of(interrupt)) from interrupt
 
 
 def _from_artifact(path: Path, name: str, request: _Request, wrong: Sequence[str]) -> _Export:
