@@ -43,28 +43,33 @@ _TUNED = {
 }
 # Section -> the model whose unset keys `--all-keys` writes as comments
 _DEFAULTS_OF: dict[str, type[BaseModel]] = {"optim": OptimSettings, "export": ExportSpec}
-# Key or method in a new recipe -> comment that explains it
+# Key, or key and value, in a new recipe -> comment that explains it
 _WHY = {
     "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",
-    "unlabeled": "images of the cameras that the student learns from, the more the better",
-    "labeled": "one folder a class",
-    "test": "one folder a class; nothing is chosen on them",
-    "hold_out": "student and teacher are compared on these, as there are no test images",
-    "max_bad_images": "unreadable images that are skipped, at least one; more are an error",
-    "ridge": "solved in seconds from the labels, and says how good it is by leave-one-out",
-    "student ridge": "one pass over the unlabeled images, without epochs",
-    "promptsrc": "prompts, trained on the labels; classes without labels are known by their names",
-    "zeroshot": "no labels: CLIP knows the classes by their names",
-    "text_loss_weight": "usual: 25 and 10 at a logit scale of 100; in proportion to it",
-    "teacher optim": "usual: 0.005 at a logit scale of 100; the lower the scale, the higher",
-    "labeled_weight": "the labels, next to the teacher's answers on the unlabeled images",
-    "views": "the teacher's answers are stored: another student costs no second pass",
-    "one_pass_first": "a student without training, in one pass; the better one is kept",
-    "tune": "all weights; prompts: --set student.settings.tune=prompts --set student.optim=null",
-    "losses": "the PromptKD repository's 1000 is 2.5 an image on the 397 classes of SUN397",
-    "optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
+    "data.unlabeled": "images of the cameras that the student learns from, the more the better",
+    "data.unlabeled.hold_out": "student and teacher are compared on these, as there are no test"
+    " images",
+    "data.labeled": "one folder a class",
+    "data.test": "one folder a class; nothing is chosen on them",
+    "data.max_bad_images": "unreadable images that are skipped, at least one; more are an error",
+    "teacher.method=ridge": "solved in seconds from the labels, and says how good it is by"
+    " leave-one-out",
+    "teacher.method=promptsrc": "prompts, trained on the labels; classes without labels are known"
+    " by their names",
+    "teacher.method=zeroshot": "no labels: CLIP knows the classes by their names",
+    "teacher.settings.text_loss_weight": "usual: 25 and 10 at a logit scale of 100; in proportion"
+    " to it",
+    "teacher.optim": "usual: 0.005 at a logit scale of 100; the lower the scale, the higher",
+    "student.method=ridge": "one pass over the unlabeled images, without epochs",
+    "student.settings.labeled_weight": "the labels, next to the teacher's answers on the unlabeled"
+    " images",
+    "student.settings.tune": "all weights; prompts: --set student.settings.tune=prompts --set"
+    " student.optim=null",
+    "student.views": "the teacher's answers are stored: another student costs no second pass",
+    "student.one_pass_first": "a student without training, in one pass; the better one is kept",
+    "student.optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
     "balance": "corrects CLIP's preference for some classes; or the shares that you know",
-    "precisions": "add int8 for a GPU or Jetson; export --cpu makes INT8 by itself",
+    "export.precisions": "add int8 for a GPU or Jetson; export --cpu makes INT8 by itself",
     "gates": "what an exported file must reach against the float32 student, in whole images",
 }
 
@@ -285,23 +290,23 @@ def _short_text(values: dict[str, Any]) -> str:
     """The recipe with one line per key and short comments."""
     lines = ["# `kdedge schema` explains every key. Relative paths start at this file's folder."]
     for key, value in values.items():
-        why = _WHY.get(key)
-        if key == "classes" and str(values["teacher"].get("backbone")).startswith("timm/"):
-            why = None  # without a text encoder nothing reads the template
-        if key not in ("data", "teacher", "student", "export"):
-            lines += ["", *_line(key, value, why)] if key == "classes" else _line(key, value, why)
-            continue
-        lines += ["", f"{key}:"]
-        for inner, item in value.items():
-            reason = _WHY.get(f"{key} {inner}", _WHY.get(inner))
-            if inner == "method":
-                reason = _WHY.get(f"{key} {item}", _WHY.get(item))
-            if inner == "settings":
-                reason = next((_WHY[name] for name in item if name in _WHY), None)
-            if inner == "unlabeled" and "hold_out" in item:
-                reason = _WHY["hold_out"]
-            lines += _line(inner, item, reason, indent="  ")
+        if key in ("data", "teacher", "student", "export"):
+            lines += ["", f"{key}:"]
+            for inner, item in value.items():
+                lines += _line(inner, item, _why(f"{key}.{inner}", item), indent="  ")
+        elif key == "classes":
+            # Without a text encoder nothing reads the template
+            has_texts = not str(values["teacher"].get("backbone")).startswith("timm/")
+            lines += ["", *_line(key, value, _why(key, value) if has_texts else None)]
+        else:
+            lines += _line(key, value, _why(key, value))
     return "\n".join(lines) + "\n"
+
+
+def _why(key: str, value: Any) -> str | None:
+    """The comment on a key: on its value, on the first key below that has one, or on itself."""
+    below = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
+    return next((_WHY[name] for name in (f"{key}={value}", *below, key) if name in _WHY), None)
 
 
 def _line(key: str, value: Any, why: str | None, indent: str = "") -> list[str]:
