@@ -21,14 +21,14 @@ from kdedge.config.student_sizes import PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
-from kdedge.errors import DataError, RecipeError, explained
+from kdedge.errors import RecipeError, explained
 from kdedge.files import refuse_existing
 from kdedge.packages import need_training_packages
 
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
-# Repositories of these CLIPs in open_clip; without a named CLIP, init loads neither it nor torch
+# Their repositories in open_clip. For them init loads neither it nor torch
 _ON_HUB = {
     TEACHER_CLIP: "timm/vit_large_patch14_clip_224.openai",
     STUDENT_CLIP: "timm/vit_base_patch16_clip_224.openai",
@@ -166,8 +166,8 @@ def init(
         "classes": {"file": str(classes), "template": "a photo of a {}."},
         "data": _data_section(images, labeled, test, has_ridge=not without_labels),
     }
-    if size is not None:
-        student = student_size(size).clip
+    student = student or student_size(size or "base").clip
+    teacher = teacher or TEACHER_CLIP
     values |= _models(teacher, student, without_labels, has_labels=labeled is not None)
     values |= {"export": {"precisions": ["fp16"]}, "gates": GatesSpec().model_dump()}
     with explained(path):
@@ -213,32 +213,26 @@ def _data_section(
 
 
 def _models(
-    teacher: str | None, student: str | None, without_labels: Sequence[str], *, has_labels: bool
+    teacher: str, student: str, without_labels: Sequence[str], *, has_labels: bool
 ) -> dict[str, Any]:
     """Teacher and student: solved if every class has labels, else CLIPs, which know the names.
 
     Raises:
-        DataError: the teacher's network is no CLIP, and a class has no labels.
+        RecipeError: the teacher has no text encoder, and a class has no labels.
     """
     if not without_labels:
-        teacher_model = _model("ridge", teacher, {}, default=TEACHER_CLIP)
-        ridge = _model("ridge", student, {"labeled_weight": 1.0}, default=STUDENT_CLIP)
-        return {"teacher": teacher_model, "student": ridge | {"views": 1}}
-    if teacher in PACKAGED:
-        raise DataError(
-            f'{teacher} knows classes by their labels alone, and "{without_labels[0]}" has none.\n'
-            "  Give labeled images of each class (--labeled), or no --teacher: CLIP needs none."
-        )
+        ridge = _model("ridge", student, {"labeled_weight": 1.0})
+        return {"teacher": _model("ridge", teacher, {}), "student": ridge | {"views": 1}}
     if has_labels:
         settings, optim = _promptsrc_for_scale(teacher)
-        teacher_model = _model("promptsrc", teacher, settings, default=TEACHER_CLIP) | optim
+        teacher_model = _model("promptsrc", teacher, settings, without_labels) | optim
     else:
-        teacher_model = _model("zeroshot", teacher, {}, default=TEACHER_CLIP)
+        teacher_model = _model("zeroshot", teacher, {}, without_labels)
     settings = {"tune": "full", "losses": {"kl": {"weight_per_image": 2.5}}}
-    promptkd = _model("promptkd", student, settings, default=STUDENT_CLIP)
     return {
         "teacher": teacher_model,
-        "student": promptkd | {"one_pass_first": True, "optim": _TUNED},
+        "student": _model("promptkd", student, settings)
+        | {"one_pass_first": True, "optim": _TUNED},
         "balance": {"prior": "auto"},
     }
 
@@ -262,13 +256,13 @@ def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _promptsrc_for_scale(clip: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _promptsrc_for_scale(clip: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """PromptSRC's settings and `optim` for a CLIP whose logit scale s is not the usual 100.
 
     The gradient of the cross-entropy grows with s, but the gradients of the distances do not.
     Weights times s / 100 keep their ratio, and a learning rate times 100 / s keeps the step length.
     """
-    weights = (clip or "").rpartition(":")[2]
+    weights = clip.rpartition(":")[2]
     if not (looks_like_path(weights) and Path(weights).expanduser().is_file()):
         return {}, {}
     from kdedge.clip.weights import read_weights
@@ -342,26 +336,38 @@ def _long_text(values: dict[str, Any]) -> str:
 
 
 def _model(
-    method: str, clip: str | None, settings: dict[str, Any], *, default: str
+    method: str, clip: str, settings: dict[str, Any], named_only: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The section of a model, with prompt depths that fit its CLIP.
 
+    Args:
+        method: its method.
+        clip: its network, as `MODEL:WEIGHTS`.
+        settings: settings of the method.
+        named_only: classes that it has to know by their names.
+
     Raises:
-        RecipeError: there is no such CLIP, or the method does not work with it.
+        RecipeError: there is no such CLIP, it knows no names, or the method does not work with it.
     """
-    if clip is not None and clip in PACKAGED:
-        clip = f"{PACKAGED[clip][0]}:package"
-    backbone, colon, weights = (clip or default).rpartition(":")
+    network = f"{PACKAGED[clip][0]}:package" if clip in PACKAGED else clip
+    backbone, colon, weights = network.rpartition(":")
     where = {"config": backbone} if backbone.endswith(".json") else {"backbone": backbone}
     model = {"method": method, **(where if colon else {}), "weights": weights}
-    if clip is None:
+    if clip in _ON_HUB:
         return model | ({"settings": settings} if settings else {})
-    from kdedge.clip.find import check_weights_file
+    from kdedge.clip.find import check_weights_file, has_text_encoder
     from kdedge.clip.resolve import BackboneSpec, named_sizes
 
     config = Path(backbone).expanduser() if "config" in model else None
     spec = BackboneSpec(model.get("backbone"), weights, config)
     n_layers = named_sizes(spec).n_layers
+    if named_only and not has_text_encoder(spec):
+        raise RecipeError(
+            f"{clip} has no text encoder that runs here: it knows classes by their labels alone,"
+            f' and "{named_only[0]}" has none.\n'
+            "  Give labeled images of each class (--labeled), or a CLIP that has one (--teacher),"
+            f" such as {TEACHER_CLIP}."
+        )
     if looks_like_path(weights) and Path(weights).expanduser().is_file():
         check_weights_file(spec)
     settings = {**_fitting_depths(method, settings, n_layers, clip), **settings}

@@ -187,6 +187,17 @@ def find_backbone(
     return UnbuiltBackbone(label, build(device="meta"), build, weights, keys, preprocess, config)
 
 
+def has_text_encoder(spec: BackboneSpec) -> bool:
+    """Whether a backbone has CLIP's own text encoder; nothing is fetched for it.
+
+    Raises:
+        RecipeError: unknown name.
+        DataError: the config, or the file of weights, is damaged.
+    """
+    is_timm = spec.name is not None and spec.name.startswith(TIMM_PREFIX)
+    return not is_timm and has_clip_text_encoder(*read_model_config(spec, local_file(spec)))
+
+
 def check_weights_file(spec: BackboneSpec) -> None:
     """Checks that a local file of weights has the shapes of the CLIP that the recipe names.
 
@@ -195,10 +206,8 @@ def check_weights_file(spec: BackboneSpec) -> None:
         DataError: the file is damaged or belongs to another model.
     """
     file = local_file(spec)
-    if file is None or (spec.name is not None and spec.name.startswith(TIMM_PREFIX)):
-        return
-    label, config = read_model_config(spec, file)
-    if has_clip_text_encoder(label, config):
+    if file is not None and has_text_encoder(spec):
+        label, config = read_model_config(spec, file)
         match_shapes(shapes_of(build_clip(label, config).state_dict()), file.known.shapes, label)
 
 

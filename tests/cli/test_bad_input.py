@@ -312,9 +312,10 @@ def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run) -> None:
     assert not Path("line3.yaml").exists()
     shutil.rmtree("labeled/dog")  # with labels of all classes, no prompts are trained
     kdedge(*INIT, "--teacher", "RN50:openai").fails(2, "no layers that take them")
-    package = ("--teacher", "efficientnet-lite2", "--student", "efficientnet-lite0")
-    kdedge(*INIT, *package).fails(3, 'by their labels alone, and "dog" has none.')
-    kdedge(*INIT[:-2], *package).fails(3, "by their labels alone, and")
+    for teacher in ("efficientnet-lite2", "timm/resnet18.a1_in1k:pretrained", "MobileCLIP-S1:gone"):
+        said = (f"{teacher} has no text encoder that runs here", "a CLIP that has one (--teacher)")
+        kdedge(*INIT, "--teacher", teacher).fails(2, *said, '"dog" has none.')
+        kdedge(*INIT[:-2], "--teacher", teacher).fails(2, *said)
     assert not Path("line3.yaml").exists()
 
 
