@@ -49,13 +49,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.clip.backbone import Backbone
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
 from kdedge.data.loader import training_batches
 from kdedge.data.sources.webdataset import open_source
 from kdedge.data.views import Augmentation
-from kdedge.distributed import SINGLE_PROCESS
 from kdedge.methods import promptkd, promptsrc, ridge
 from kdedge.methods.base import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
@@ -329,18 +329,8 @@ def loader_rate(shard: Path, *, batch_size: int = 64) -> float:
     batches = training_batches(
         Images(source, tuple(range(len(source.items)))),
         Preparation(PREPROCESS, AUGMENT),
+        OptimSettings(epochs=1, batch_size=batch_size, n_workers=0),
         seed=1,
-        epochs=[1],
-        batch_size=batch_size,
-        first_step=0,
-        n_views=None,
-        teacher_features=None,
-        weights=None,
-        labeled=None,
-        labeled_batch_size=0,
-        n_workers=0,
-        device=torch.device("cpu"),
-        group=SINGLE_PROCESS,
     )
     next(iter(batches))
     began = time.perf_counter()

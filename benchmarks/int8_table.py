@@ -147,9 +147,7 @@ class Table:
             {i: pool.digests[i] for i in pool.indices if pool.digests[i] not in digests},
             n_images=trained.loaded.recipe.export.calibration_images + N_HELD_OUT,
             seed=trained.loaded.recipe.seed,
-            predict=partial(
-                run_batches, backend.load(self.source), pixels="float", max_batch=BATCH
-            ),
+            predict=partial(run_batches, backend.load(self.source), max_batch=BATCH),
             preprocess=trained.preprocess,
         )
         ranges, held_out = chosen.hold_out(N_HELD_OUT)
@@ -162,7 +160,7 @@ class Table:
     def add(self, name: str, path: Path, **facts: Any) -> None:
         """Compares a file."""
         session = backend.load(path)
-        logits = run_batches(session, self._pixels, pixels="float", max_batch=BATCH)
+        logits = run_batches(session, self._pixels, max_batch=BATCH)
         self._files[name] = path
         self.rows[name] = {
             **self._compared(logits),

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice, repeat, tee
+from itertools import count, islice, tee
 from typing import Literal
 
 import numpy as np
 import torch
 
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch, FeaturesOfViews, ImageWeights
 from kdedge.data.decoding import PlannedImage, Preparation, choose_n_workers, load_images
 from kdedge.data.images import Images
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import ORDER, SECOND_SET, random_stream
-from kdedge.distributed import ProcessGroup
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
@@ -35,21 +36,19 @@ def n_steps(n_images: int, batch_size: int) -> int:
 def training_batches(
     images: Images,
     preparation: Preparation,
+    optim: OptimSettings,
     *,
     seed: int,
-    epochs: Sequence[int],
-    batch_size: int,
-    first_step: int,
-    n_views: int | None,
-    teacher_features: FeaturesOfViews | None,
-    weights: ImageWeights | None,
-    labeled: Images | None,
-    labeled_batch_size: int,
-    n_workers: int | Literal["auto"],
-    device: torch.device,
-    group: ProcessGroup,
+    epoch: int = 1,
+    first_step: int = 0,
+    n_views: int | None = None,
+    teacher_features: FeaturesOfViews | None = None,
+    weights: ImageWeights | None = None,
+    labeled: Images | None = None,
+    device: torch.device = _CPU,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Generator[Batch, None, None]:
-    """Yields the augmented batches of successive epochs, from a step of the first one on.
+    """Yields the augmented batches from a step of an epoch on, to the end of the last epoch.
 
     The data workers stay for all epochs, and decode images of the next epoch before the last step
     of an epoch is done. Each process reads only its own shard of a batch.
@@ -57,18 +56,16 @@ def training_batches(
     Args:
         images: the images of an epoch, each used once, in random order.
         preparation: how each image is augmented.
+        optim: number of epochs, images per step and data workers.
         seed: seed of the order of the images.
-        epochs: successive numbers, from 1.
-        batch_size: images per step; fewer only if there are not enough for one batch.
-        first_step: first step of the first epoch, from 0; at `n_steps` the epoch has no batch.
+        epoch: the first epoch, from 1.
+        first_step: its first step, from 0; at `n_steps` the epoch has no batch.
         n_views: number of views of an image, which the epochs use in turn; None for a new view in
             each epoch.
         teacher_features: returns stored features of a teacher; None if none are stored.
         weights: returns the weights of a batch's images; None for equal weights.
         labeled: additional images with labels, a fixed number per step, as `Batch.labeled`. They
             repeat, in a new order and with new views in each pass.
-        labeled_batch_size: number of labeled images per step.
-        n_workers: processes that decode; 0 decodes in this process.
         device: where the images are needed.
         group: the processes that share each batch.
 
@@ -77,21 +74,18 @@ def training_batches(
         DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
-    n_labeled = 0 if labeled is None else labeled_batch_size
-    sizes = [min(batch_size, len(images.indices)), n_labeled]
-    for size in sizes:
-        check_shares(size or group.world_size, group.world_size)
-    n_per_epoch = n_steps(len(images.indices), batch_size)
-    steps = _planned_steps(images, seed, epochs, batch_size, first_step, n_views)
-    labeled_steps: Iterator[list[PlannedImage]] = repeat([])
-    if labeled is not None:
-        n_before = ((epochs[0] - 1) * n_per_epoch + first_step) * n_labeled
-        stream = _labeled_stream(labeled, seed, n_before)
-        labeled_steps = (list(islice(stream, n_labeled)) for _ in count())
-    plan, loader_plan = tee(zip(steps, labeled_steps, strict=False))
+    n_labeled = 0 if labeled is None else optim.labeled_batch_size or optim.batch_size
+    sizes = [min(optim.batch_size, len(images.indices)), n_labeled]
+    for size in filter(None, sizes):
+        check_shares(size, group.world_size)
+    # The loader reads the plan a few steps ahead
+    plan, loader_plan = tee(
+        _planned_steps(images, labeled, n_labeled, optim, seed, epoch, first_step, n_views)
+    )
     shards = ([*group.shard_of(step), *group.shard_of(others)] for step, others in loader_plan)
-    n_batches = len(epochs) * n_per_epoch - first_step
-    n_loaders = choose_n_workers(n_workers, n_batches * sum(sizes) // group.world_size)
+    n_per_epoch = n_steps(len(images.indices), optim.batch_size)
+    n_batches = (optim.epochs + 1 - epoch) * n_per_epoch - first_step
+    n_loaders = choose_n_workers(optim.n_workers, n_batches * sum(sizes) // group.world_size)
     loaded = load_images(
         [images.source] if labeled is None else [images.source, labeled.source],
         shards,
@@ -116,20 +110,26 @@ def training_batches(
 
 def _planned_steps(
     images: Images,
+    labeled: Images | None,
+    n_labeled: int,
+    optim: OptimSettings,
     seed: int,
-    epochs: Sequence[int],
-    batch_size: int,
+    first_epoch: int,
     first_step: int,
     n_views: int | None,
-) -> Iterator[list[PlannedImage]]:
-    """Yields the images of each step, in an order that is drawn for each epoch."""
+) -> Iterator[tuple[list[PlannedImage], list[PlannedImage]]]:
+    """Yields the images and the labeled images of each step; each epoch has its own order."""
     indices = np.asarray(images.indices, np.int64)
-    for epoch in epochs:
+    n_per_epoch = n_steps(len(indices), optim.batch_size)
+    n_before = ((first_epoch - 1) * n_per_epoch + first_step) * n_labeled
+    labeled_stream = iter(()) if labeled is None else _labeled_stream(labeled, seed, n_before)
+    for epoch in range(first_epoch, optim.epochs + 1):
         order = random_stream(seed, epoch, ORDER).permutation(indices)
         view = epoch if n_views is None else (epoch - 1) % n_views + 1
-        for step in range(first_step, n_steps(len(indices), batch_size)):
-            positions = order[step * batch_size :][:batch_size].tolist()
-            yield [(0, position, view) for position in positions]
+        for step in range(first_step, n_per_epoch):
+            positions = order[step * optim.batch_size :][: optim.batch_size].tolist()
+            planned = [(0, position, view) for position in positions]
+            yield planned, list(islice(labeled_stream, n_labeled))
         first_step = 0
 
 

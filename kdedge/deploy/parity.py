@@ -53,7 +53,7 @@ def predict_pixels(
     """
     smallest, largest = artifact.batches
     size = max(smallest, min(largest, _BATCH))
-    return run_batches(backend, pixels, pixels=artifact.pixels, max_batch=size)
+    return run_batches(backend, pixels, max_batch=size)
 
 
 def predict_each_way(
@@ -82,7 +82,7 @@ def predict_each_way(
     step = 2 if artifact.batches[0] == 1 and len(pixels) > 2 else 1
     logits[::step] = predict_pixels(backend, pixels[::step], artifact)
     if step > 1:
-        logits[1::step] = run_batches(backend, pixels[1::step], pixels=artifact.pixels, max_batch=1)
+        logits[1::step] = run_batches(backend, pixels[1::step], max_batch=1)
     return logits
 
 

@@ -188,9 +188,7 @@ class Classifier:
         with self._running():
             if isinstance(self.backend, TakesImages):
                 return np.concatenate([self._graph.run_image(image) for image in images])
-            return run_batches(
-                self._graph, np.stack(images), pixels=self.artifact.pixels, max_batch=self.max_batch
-            )
+            return run_batches(self._graph, np.stack(images), max_batch=self.max_batch)
 
     def outputs(self, inputs: npt.NDArray[Any], *, max_batch: int) -> npt.NDArray[np.float32]:
         """Runs the graph on images that are prepared.

@@ -97,7 +97,7 @@ def to_input(images: npt.NDArray[np.uint8], pixels: PixelType) -> npt.NDArray[An
 
 
 def run_batches(
-    backend: Backend, images: npt.NDArray[np.uint8], *, pixels: PixelType, max_batch: int
+    backend: Backend, images: npt.NDArray[np.uint8], *, max_batch: int
 ) -> npt.NDArray[np.float32]:
     """Computes the logits of any number of images, in batches.
 
@@ -106,14 +106,13 @@ def run_batches(
     Args:
         backend: a loaded model file.
         images: [N, S, S, 3], uint8, RGB, resized and cropped; one or more.
-        pixels: type of the pixels in the graph's input.
         max_batch: batch size, unless the backend's largest batch is smaller.
 
     Returns:
         [N, C], float32.
     """
     return run_inputs(
-        backend, images, max_batch=max_batch, prepare=lambda batch: to_input(batch, pixels)
+        backend, images, max_batch=max_batch, prepare=lambda batch: to_input(batch, backend.pixels)
     )
 
 

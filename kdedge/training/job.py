@@ -125,7 +125,6 @@ class Job:
                 views.
         """
         optim, setup = self.choice.optim, self.setup
-        n_views = optim.epochs if self.filler is None else self.filler.store.n_views
         recipe = setup.loaded.recipe
         seed = view_seed(recipe) if setup.role == "student" else recipe.seed
         return training_batches(
@@ -135,16 +134,14 @@ class Job:
                 Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views),
                 with_clean=self.choice.module.METHOD.needs_clean_images,
             ),
+            optim,
             seed=recipe.seed,
-            epochs=range(epoch, optim.epochs + 1),
-            batch_size=optim.batch_size,
+            epoch=epoch,
             first_step=first_step,
-            n_views=n_views,
+            n_views=None if self.filler is None else self.filler.store.n_views,
             teacher_features=features,
             weights=self.data.weights,
             labeled=self.data.labeled,
-            labeled_batch_size=optim.labeled_batch_size or optim.batch_size,
-            n_workers=optim.n_workers,
             device=self.device,
             group=setup.workspace.group,
         )

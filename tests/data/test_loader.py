@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.decoding import Preparation, choose_n_workers
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches, n_steps, training_batches
 from kdedge.data.views import Augmentation, decode_pixels
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.preprocess import (
     Preprocess,
@@ -51,24 +52,18 @@ def labels_of(source):
 
 def batches(source, indices=range(23), labeled=None, **changes):
     """One epoch, with the values of all parts by their names."""
-    options = {"seed": 1, "batch_size": 4} | changes
-    epoch = options.pop("epoch", 0)
-    options.setdefault("epochs", [epoch])
-    augment = Augmentation(
-        options.pop("view_seed", options["seed"]),
-        options.pop("crop_scale_min", 0.08),
-        options.pop("flip", True),
-        options.pop("strong_views", False),
-    )
-    missing = ("n_views", "teacher_features", "weights", "labeled", "labeled_batch_size")
-    alone = {"n_workers": 0, "device": torch.device("cpu"), "group": SINGLE_PROCESS}
-    options = dict.fromkeys(missing) | alone | {"first_step": 0} | options
-    images = Images(source, indices, train_labels=options.pop("labels", labels_of(source)))
-    preparation = Preparation(PREPROCESS, augment, options.pop("with_clean", False))
+    options = {"seed": 1, "batch_size": 4, "n_workers": 0, "epoch": 1} | changes
+    options.setdefault("epochs", options["epoch"])
     if labeled is not None:
         other, options["labeled_batch_size"] = labeled
         options["labeled"] = Images(other, range(len(other.labels)), train_labels=labels_of(other))
-    return list(training_batches(images, preparation, **options))
+    optim = OptimSettings(**{k: options.pop(k) for k in OptimSettings.model_fields if k in options})
+    views = options.pop("view_seed", options["seed"]), optim.crop_scale_min, optim.flip
+    images = Images(source, indices, train_labels=options.pop("labels", labels_of(source)))
+    preparation = Preparation(
+        PREPROCESS, Augmentation(*views, optim.strong_views), options.pop("with_clean", False)
+    )
+    return list(training_batches(images, preparation, optim, **options))
 
 
 def assert_same(expected, actual):
@@ -134,7 +129,7 @@ def test_strong_views_are_asked_for_by_name(source):
     assert not torch.equal(plain[0].images, strong[0].images)
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, {"epoch": 1}])
+@pytest.mark.parametrize("change", [{"seed": 2}, {"epoch": 2}])
 def test_another_seed_or_epoch_gives_another_order_and_other_crops(source, change):
     first, second = batches(source), batches(source, **change)
     assert [batch.keys for batch in first] != [batch.keys for batch in second]
@@ -231,7 +226,7 @@ def test_labeled_images_stand_beside_unlabeled_ones(source, listed, n_workers):
 
 
 def test_more_labeled_images_a_step_than_there_are_come_more_than_once(source, listed):
-    (batch, *_) = batches(source, labels=None, labeled=(listed([0, 1]), 5), epoch=1)
+    (batch, *_) = batches(source, labels=None, labeled=(listed([0, 1]), 5))
     assert sorted(batch.labeled.labels.tolist()) in ([0, 0, 0, 1, 1], [0, 0, 1, 1, 1])
 
 
@@ -240,7 +235,7 @@ def test_epochs_follow_each_other_as_if_each_were_asked_for_alone(source, listed
     options = {"labeled": (listed(SEVEN), 3), "n_views": 2}
     alone = [batches(source, epoch=epoch, **options) for epoch in (2, 3, 4)]
     expected = [batch for epoch in alone for batch in epoch][2:]
-    actual = batches(source, epochs=range(2, 5), first_step=2, n_workers=n_workers, **options)
+    actual = batches(source, epoch=2, epochs=4, first_step=2, n_workers=n_workers, **options)
     assert_same(expected, actual)
     assert_same([batch.labeled for batch in expected], [batch.labeled for batch in actual])
 
@@ -257,7 +252,7 @@ def test_unlabeled_images_bring_the_stored_features_of_a_teacher(source, listed)
 
 
 def test_a_mixed_batch_moves_and_splits_with_its_labeled_part(source, listed):
-    (batch, *_) = batches(source, labels=None, labeled=(listed([0, 1, 2]), 2), epoch=1)
+    (batch, *_) = batches(source, labels=None, labeled=(listed([0, 1, 2]), 2))
     moved = batch.to(torch.device("meta")).in_micro_batches(2)
     assert {moved.images.device.type, moved.labeled.images.device.type} == {"meta"}
     assert (moved.micro_batch, moved.labeled.micro_batch) == (2, 2)
@@ -274,7 +269,7 @@ def test_loading_draws_from_no_global_generator(source):
 def test_half_of_the_images_are_mirrored_and_none_without_flip(source):
     options = {"crop_scale_min": 0.99999, "batch_size": 23}
     n_mirrored = n_images = 0
-    for epoch in range(12):
+    for epoch in range(1, 13):
         (plain,) = batches(source, flip=False, epoch=epoch, **options)
         (flipped,) = batches(source, flip=True, epoch=epoch, **options)
         for one, other in zip(plain.images, flipped.images, strict=True):
@@ -489,7 +484,7 @@ def test_workers_die_with_a_killed_main_process(tmp_path, source):
 def test_the_shares_of_several_processes_are_the_batch_of_one(
     source, listed, n_processes, is_mixed
 ):
-    options = {"labels": None, "labeled": (listed(SEVEN), 3), "epoch": 1} if is_mixed else {}
+    options = {"labels": None, "labeled": (listed(SEVEN), 3)} if is_mixed else {}
     shares = [
         batches(source, group=ProcessGroup(rank, n_processes), n_workers=rank % 2, **options)
         for rank in range(n_processes)
@@ -509,7 +504,7 @@ def test_the_shares_of_several_processes_are_the_batch_of_one(
 def test_a_batch_of_fewer_images_than_processes_is_an_error(
     source, listed, n_processes, is_mixed, n
 ):
-    options = {"labels": None, "labeled": (listed(SEVEN), 3), "epoch": 1} if is_mixed else {}
+    options = {"labels": None, "labeled": (listed(SEVEN), 3)} if is_mixed else {}
     with pytest.raises(RecipeError, match=f"{n_processes} processes share batches of {n} images"):
         batches(source, group=ProcessGroup(0, n_processes), **options)
 

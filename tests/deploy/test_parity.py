@@ -55,7 +55,7 @@ RESULT = ParityResult(
 class Means:
     """An engine that answers with each color's mean, times a factor; takes given batches only."""
 
-    name = "means"
+    name, pixels = "means", "float"
 
     def __init__(self, batches: tuple[int, int | None] = (1, None), *, n_classes: int = 3) -> None:
         self.batches = batches
@@ -108,8 +108,9 @@ def with_smoke_set(artifact: Artifact, pixels: Any, logits: Any) -> Artifact:
 
 
 def test_uint8_graphs_get_the_pixels_as_they_are(tmp_path: Path) -> None:
-    pixels = make_pixels(2)
-    logits = predict_pixels(Means(), pixels, make_artifact(tmp_path, pixels="uint8"))
+    pixels, backend = make_pixels(2), Means()
+    backend.pixels = "uint8"
+    logits = predict_pixels(backend, pixels, make_artifact(tmp_path, pixels="uint8"))
     np.testing.assert_allclose(logits, pixels.mean(axis=(1, 2)), rtol=1e-6)  # float32 means
 
 

@@ -127,7 +127,7 @@ def test_no_image_has_no_logits(artifact: Artifact) -> None:
 class Recording:
     """A backend that keeps what it is given."""
 
-    name = "recording"
+    name, pixels = "recording", "uint8"
 
     def __init__(self, batches: tuple[int, int | None]) -> None:
         self.batches = batches
@@ -160,7 +160,7 @@ def test_a_backend_gets_batches_that_it_takes(
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3)).astype(np.uint8)
     backend = Recording(batches)
-    rows = run_batches(backend, images, pixels="uint8", max_batch=max_batch)
+    rows = run_batches(backend, images, max_batch=max_batch)
     assert backend.sizes == sizes
     assert rows.tolist() == images.transpose(0, 3, 1, 2).reshape(9, -1)[:, :2].tolist()
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from kdedge.clip.tensor_file import read_tensors, write_tensors
+from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
 from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
-from kdedge.distributed import SINGLE_PROCESS
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, n_crops
@@ -35,14 +35,11 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
     batches = training_batches(
         Images(filler.source, tuple(filler.store.indices.tolist())),
         Preparation(filler.teacher.preprocess, Augmentation(1, 0.5, flip=True)),
+        OptimSettings(epochs=4, batch_size=64, n_workers=0),
         seed=5,
-        epochs=[4],
-        batch_size=64,
-        first_step=0,
+        epoch=4,
         n_views=2,
         teacher_features=filler.store.read,
-        **dict.fromkeys(("weights", "labeled", "labeled_batch_size")),
-        **{"n_workers": 0, "device": torch.device("cpu"), "group": SINGLE_PROCESS},
     )
     for batch in batches:
         expected = filling.SlowTeacher().forward_features(batch.images)
