@@ -52,7 +52,6 @@ def scan(
     source: ImageSource,
     *,
     rows: slice = slice(None),
-    n_threads: int | None = None,
     progress: Callable[[int], None] | None = None,
     cache: ScanCache | None = None,
 ) -> Scan:
@@ -61,13 +60,12 @@ def scan(
     Args:
         source: the images.
         rows: positions to scan; all by default.
-        n_threads: threads that decode, which releases the interpreter lock; None for one per core,
-            at most 8.
         progress: called with the number of finished images, every few images.
         cache: scanned images, which are not read again; new images are added.
 
     Returns:
-        The scan, which does not depend on threads and cache. Each thread holds one decoded image.
+        The scan, which does not depend on threads and cache. There is a thread per core, at most
+        8, as decoding releases the interpreter lock. Each thread holds one decoded image.
     """
     cache = cache or ScanCache()
     cache.open(source)
@@ -76,7 +74,7 @@ def scan(
     parts = [positions[start : start + n_at_once] for start in range(0, len(positions), n_at_once)]
     results: list[ImageFacts | str] = []
     try:
-        with ThreadPoolExecutor(n_threads or min(8, usable_cores()), "scan") as pool:
+        with ThreadPoolExecutor(min(8, usable_cores()), "scan") as pool:
             try:
                 for part_results in pool.map(partial(_read_rows, source, cache), parts):
                     results += part_results

@@ -266,13 +266,11 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     )
 
 
-def warn_of_failed_gates(
-    artifact: Artifact, file: ModelFile, backend: Backend, *, seconds: float = 1.0
-) -> None:
+def warn_of_failed_gates(artifact: Artifact, file: ModelFile, backend: Backend) -> None:
     """Warns if a loaded file misses its gates on this machine, by the smoke set.
 
     Processors compute INT8 in different ways, so a file may pass on one machine and miss on
-    another. Nothing is compared if it would take longer than `seconds`.
+    another. Nothing is compared if it would take longer than a second.
 
     Raises:
         DataError: the smoke set has changed since the export.
@@ -284,7 +282,7 @@ def warn_of_failed_gates(
     smoke_logits(artifact, backend, first_two)  # the first call is slower
     began = time.monotonic()
     smoke_logits(artifact, backend, first_two)
-    if (time.monotonic() - began) * len(stored.pixels) / len(first_two.pixels) > seconds:
+    if (time.monotonic() - began) * len(stored.pixels) / len(first_two.pixels) > 1.0:
         return
     error = gate_error(file, parity_on_smoke_set(artifact, backend), artifact.gates)
     if error is not None:

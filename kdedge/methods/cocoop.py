@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, random_linear, text_width
-from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
+from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.methods.base import MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
@@ -78,39 +78,6 @@ class PromptLearner(nn.Module):
         return self.context + shift[:, None]
 
 
-def pair_logits(
-    backbone: Backbone,
-    image_features: Tensor,
-    contexts: Tensor,
-    texts: TokenizedTexts,
-    *,
-    chunk_size: int = CHUNK_SIZE,
-) -> Tensor:
-    """Logits of images against their own class texts: <x, g(t_i(x))> / τ.
-
-    Args:
-        backbone: frozen; its text encoder encodes every pair of image and class.
-        image_features: [B, D], unit length.
-        contexts: [B, n_ctx, D_text], with gradients. Pairs are encoded in chunks to save memory.
-        texts: texts of the C classes, with placeholders for the context.
-        chunk_size: pairs encoded at a time.
-
-    Returns:
-        [B, C], scaled, float32.
-    """
-    n_images, n_classes = len(image_features), len(texts.tokens)
-    scale = backbone.scale
-
-    def compare(pairs: slice) -> Tensor:
-        pair = torch.arange(pairs.start, pairs.stop, device=image_features.device)
-        image, label = pair // n_classes, pair % n_classes
-        raw = encode_text(backbone.model, texts[label], context=contexts[image])
-        return scale * (image_features[image] * unit_length(raw)).sum(dim=-1)
-
-    logits = in_chunks(compare, n_images * n_classes, chunk_size=chunk_size)
-    return logits.view(n_images, n_classes)
-
-
 class Method(TextPromptMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits but no class vectors."""
 
@@ -124,10 +91,29 @@ class Method(TextPromptMethod):
         self.module = PromptLearner(context, meta_net).to(backbone.device)
 
     def class_logits(self, image_features: Tensor, texts: TokenizedTexts | None = None) -> Tensor:
-        """[B, D] -> [B, C], float32, over the classes of `texts`; None: the training classes."""
+        """Logits of images against their own class texts: <x, g(t_i(x))> / τ.
+
+        Pairs of image and class are encoded in chunks to save memory.
+
+        Args:
+            image_features: [B, D], unit length.
+            texts: texts of the C classes; None for the training classes.
+
+        Returns:
+            [B, C], scaled, float32, with gradients.
+        """
+        texts, scale = texts or self._train_texts, self.scale
+        n_images, n_classes = len(image_features), len(texts.tokens)
         with torch.autocast(image_features.device.type, enabled=False):
             contexts = self.module.contexts(image_features)
-        return pair_logits(self._backbone, image_features, contexts, texts or self._train_texts)
+
+        def compare(pairs: slice) -> Tensor:
+            pair = torch.arange(pairs.start, pairs.stop, device=image_features.device)
+            image, label = pair // n_classes, pair % n_classes
+            raw = encode_text(self._backbone.model, texts[label], context=contexts[image])
+            return scale * (image_features[image] * unit_length(raw)).sum(dim=-1)
+
+        return in_chunks(compare, n_images * n_classes).view(n_images, n_classes)
 
     @torch.no_grad()
     def own_logits(self, images: Tensor) -> Tensor:

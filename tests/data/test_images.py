@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import os
 
 import pytest
 
@@ -7,12 +8,13 @@ from kdedge.data.images import BadImage, Images, check_limit, concatenated, scan
 from kdedge.errors import DataError
 
 
-@pytest.mark.parametrize("n_threads", [None, 1, 3])
-def test_a_scan_finds_the_bad_images_in_order(source, n_threads):
+@pytest.mark.parametrize("n_cores", [1, 3])
+def test_a_scan_finds_the_bad_images_in_order(source, n_cores, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n_cores)), raising=False)
     source.files[4] = None
     source.files[20] = source.files[20][:100]
     seen = []
-    result = scan(source, n_threads=n_threads, progress=seen.append)
+    result = scan(source, progress=seen.append)
     assert [i for i in range(23) if i not in (4, 20)] == list(result.good)
     assert [bad.key for bad in result.bad] == ["image-4", "image-20"]
     assert result.bad[0].reason == "cannot be read: no such file"

@@ -335,5 +335,5 @@ def test_a_scan_that_is_interrupted_keeps_what_it_has(images: Path, tmp_path: Pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scan(opened(images), n_threads=1, progress=stop, cache=ScanCache(tmp_path / "cache"))
+        scan(opened(images), progress=stop, cache=ScanCache(tmp_path / "cache"))
     assert check(opened(images), ScanCache(tmp_path / "cache")) <= 40 - 16 + 2

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.text import encode_text
-from kdedge.methods import cocoop
+from kdedge.clip.text import CHUNK_SIZE, encode_text
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
@@ -38,27 +36,25 @@ def test_every_image_is_compared_with_texts_of_its_own(
     )
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 4, 5])
-def test_the_chunk_size_changes_no_logit_and_no_gradient(
-    build: Build, labeled_batch: Any, tiny_backbone: Backbone, chunk_size: int
+def test_the_chunks_of_a_batch_change_no_logit_and_no_gradient(
+    build: Build, labeled_batch: Any
 ) -> None:
-    def run(**chosen: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        method, batch = build("cocoop"), labeled_batch()
-        features = method.forward_features(batch.images)
-        contexts = method.module.contexts(features)
-        logits = cocoop.pair_logits(tiny_backbone, features, contexts, method.texts, **chosen)
-        loss = nn.functional.cross_entropy(logits, batch.labels)
-        return logits, torch.autograd.grad(loss, list(method.trainable_parameters().values()))
-
-    logits, gradients = run()
-    chunked_logits, chunked = run(chunk_size=chunk_size)
-    torch.testing.assert_close(chunked_logits, logits, **FLOAT32)
-    for ours, whole in zip(chunked, gradients, strict=True):
-        torch.testing.assert_close(ours, whole, **FLOAT32)
+    """Against the pairs of one image at a time, which fit into one chunk."""
+    method, batch = build("cocoop"), labeled_batch(25)
+    features = method.forward_features(batch.images)
+    logits = method.class_logits(features, method.texts)
+    assert logits.numel() > CHUNK_SIZE
+    assert logits.numel() % CHUNK_SIZE
+    alone = torch.cat([method.class_logits(one[None], method.texts) for one in features])
+    torch.testing.assert_close(logits, alone, **FLOAT32)
+    losses = [nn.functional.cross_entropy(each, batch.labels) for each in (logits, alone)]
+    parameters = list(method.trainable_parameters().values())
+    for ours, plain in zip(*(torch.autograd.grad(x, parameters) for x in losses), strict=True):
+        torch.testing.assert_close(ours, plain, **FLOAT32)
 
 
 def test_what_a_step_keeps_does_not_grow_with_images_times_classes(
-    build: Build, labeled_batch: Any, tiny_backbone: Backbone
+    build: Build, labeled_batch: Any
 ) -> None:
     method = build("cocoop", n_trained=4)
 
@@ -71,10 +67,9 @@ def test_what_a_step_keeps_does_not_grow_with_images_times_classes(
             return tensor
 
         features = method.forward_features(labeled_batch(n_images).images)
-        contexts = method.module.contexts(features)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            cocoop.pair_logits(tiny_backbone, features, contexts, method.texts, chunk_size=8)
+            method.class_logits(features)
         return saved
 
     one_pair_activations = 10 * 64 * 4
-    assert saved_bytes(40) - saved_bytes(4) < 36 * 4 * one_pair_activations
+    assert saved_bytes(80) - saved_bytes(16) < 64 * 4 * one_pair_activations
