@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdedge.clip.weights import Weights, read_weights, shapes_of
 from kdedge.config.fields import Strict
-from kdedge.errors import ResourceError, first_line, get_logger
+from kdedge.errors import ResourceError, get_logger
 from kdedge.files import FileStamp, sha256_file, write_atomic
 from kdedge.progress import working
 
@@ -64,14 +64,10 @@ class HashCache:
         return self._folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
 
     def get(self, path: Path, stamp: FileStamp) -> KnownFile | None:
-        """The cached facts about a file with this stamp; None if missing or damaged."""
-        file = self._file(path)
+        """The cached facts about a file with this stamp; None if there are none of this format."""
         try:
-            known = KnownFile.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError) as error:
-            log.warning(f"{file} is damaged ({first_line(error)}). Making it again.")
+            known = KnownFile.model_validate_json(self._file(path).read_bytes())
+        except (OSError, ValidationError):
             return None
         return known if (known.path, known.stamp) == (str(path), stamp) else None
 
