@@ -161,11 +161,6 @@ class AttentionBlock(nn.Module):
         attended, _ = self.attend(tokens, queries=queries, memory=memory, attn_mask=attn_mask)
         return self.feed_forward(attended)
 
-    def get_weight_dtype(self) -> torch.dtype:
-        """The dtype of the weights; open_clip's own `encode_text` asks for it."""
-        dtype: torch.dtype = self.ln_1.weight.dtype
-        return dtype
-
 
 def make_wrappable(transformer: Transformer) -> None:
     """Replaces open_clip's blocks in a transformer, in place; blocks replaced before stay."""

@@ -35,14 +35,12 @@ class LoadedRecipe:
         path: the recipe's file.
         lines: the line of each key.
         text: the file's text.
-        override_folder: where relative paths in overrides start.
     """
 
     recipe: Recipe
     path: Path
     lines: LineMap
     text: str
-    override_folder: Path
 
 
 def load_recipe(
@@ -61,13 +59,12 @@ def load_recipe(
     """
     values, lines, path, text = _read(source)
     lines = _apply_overrides(values, lines, overrides or {})
-    override_folder = override_folder or Path.cwd()
     context = {"folder": path.absolute().parent, "override_folder": override_folder}
     try:
         recipe = Recipe.model_validate(values, context=context)
     except ValidationError as error:
         raise explain_validation(error, model=Recipe, lines=lines) from error
-    return LoadedRecipe(recipe, path, lines, text, override_folder)
+    return LoadedRecipe(recipe, path, lines, text)
 
 
 def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
@@ -248,6 +245,6 @@ def check_paths(loaded: LoadedRecipe) -> None:
     except ValidationError as error:
         where = f"  Relative paths start at the recipe's folder, {folder}"
         if loaded.lines.overrides:
-            where += f"; in overrides at {loaded.override_folder}"
+            where += "; in overrides at the current folder or the suite's"
         problems = explain_validation(error, model=Recipe, lines=loaded.lines)
         raise DataError(f"{problems}\n{where}.") from error

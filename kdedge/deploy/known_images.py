@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from kdedge.runtime.none_of_these import (
     Gaussians,
     NoneBelow,
     NoneOfThese,
+    read_gaussians,
 )
 from kdedge.runtime.open_classes import class_logits, graph_of
 
@@ -40,7 +41,7 @@ MAX_IMAGES = 8000
 _FOR_GAUSSIANS, _FOR_LIMIT = slice(0, None, 2), slice(1, None, 2)
 
 
-@dataclass
+@dataclass(frozen=True)
 class KnownImages:
     """Images like those that the model will classify.
 
@@ -55,7 +56,6 @@ class KnownImages:
     pixels: PixelArray
     share_percent: float
     what: str
-    _gaussians: Gaussians | None = field(default=None, init=False)
 
     @property
     def digests(self) -> frozenset[str]:
@@ -71,7 +71,7 @@ class KnownImages:
     def file_limit(self, artifact: Artifact, file: ModelFile, backend: Backend) -> NoneBelow | None:
         """Fits the limit of a loaded file of the artifact; see `fit_limit`.
 
-        The Gaussians are fitted to the float32 ONNX file, which has to come first, and written.
+        The Gaussians are fitted to the float32 ONNX file, the first one, and stored beside it.
 
         Raises:
             DataError: no output is finite.
@@ -79,12 +79,12 @@ class KnownImages:
         """
         outputs, predicted = self._outputs(artifact, backend)
         if (file.target, file.precision) == ("onnx", "fp32"):
-            self._gaussians = fit_gaussians(outputs[_FOR_GAUSSIANS], predicted[_FOR_GAUSSIANS])
-            write_atomic(artifact.path / GAUSSIANS_FILE, self._gaussians.to_bytes())
-        assert self._gaussians is not None
+            fitted = fit_gaussians(outputs[_FOR_GAUSSIANS], predicted[_FOR_GAUSSIANS])
+            write_atomic(artifact.path / GAUSSIANS_FILE, fitted.to_bytes())
+        gaussians = read_gaussians(artifact.path / GAUSSIANS_FILE)
         held_out = outputs[_FOR_LIMIT]
         finite = held_out[np.isfinite(held_out).all(axis=1)]
-        return fit_limit(self._gaussians.scores(finite), self.share_percent)
+        return fit_limit(gaussians.scores(finite), self.share_percent)
 
     def _outputs(
         self, artifact: Artifact, backend: Backend
