@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdedge.errors import InUseError, explain_os_error, explained, get_logger
+from kdedge.errors import InUseError, explain_os_error, explained
+from kdedge.messages import get_logger
 
 log = get_logger(__name__)
 

@@ -7,7 +7,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from kdedge import torchrun
-from kdedge.errors import MissingPackage, get_logger
+from kdedge.errors import MissingPackage
+from kdedge.messages import get_logger
 
 TRAINING_PACKAGES = {
     "torch": "torch",
@@ -16,6 +17,9 @@ TRAINING_PACKAGES = {
     "tensorboard": "tensorboard",
 }
 """Module -> distribution that provides it, all in the extra train."""
+
+SERVING_PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+"""The modules that `kdedge serve` needs, all in the extra serve."""
 
 
 def installed_version(package: str) -> str | None:

@@ -16,7 +16,8 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 
-from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError, one_line, suggestion
+from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError
+from kdedge.messages import one_line, suggestion
 from kdedge.packages import TRAINING_PACKAGES
 
 

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
-from kdedge.errors import KdedgeError, get_logger
+from kdedge.errors import KdedgeError
+from kdedge.messages import get_logger
 from kdedge.methods import registry
 
 log = get_logger(__name__)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, load_recipe, merged
 from kdedge.config.student_sizes import student_size
-from kdedge.errors import DataError, get_logger
+from kdedge.errors import DataError
+from kdedge.messages import get_logger
 from kdedge.records.evaluation import Role
 from kdedge.runs.find import name_of, newest
 from kdedge.runs.folder import runs_folder

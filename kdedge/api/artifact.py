@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import RunOrArtifact, artifact_folder, run_argument
-from kdedge.errors import DataError, RecipeError, get_logger
+from kdedge.errors import DataError, RecipeError
+from kdedge.messages import get_logger
 from kdedge.packages import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder

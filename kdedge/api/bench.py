@@ -13,8 +13,9 @@ from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.device import find_power
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
-from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least, get_logger
+from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import new_file, write_json, write_new_numbered_json
+from kdedge.messages import get_logger
 from kdedge.packages import need_training_packages
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run

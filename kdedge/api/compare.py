@@ -10,7 +10,7 @@ from pathlib import Path
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.api.inputs import AnyPath, open_inputs, path_list
 from kdedge.api.model import load
-from kdedge.errors import DataError, GateError, RecipeError, check_at_least, get_logger, some_of
+from kdedge.errors import DataError, GateError, RecipeError, check_at_least
 from kdedge.evaluation.comparison import (
     ComparedImage,
     ComparedModel,
@@ -20,6 +20,7 @@ from kdedge.evaluation.comparison import (
 )
 from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import UnreadableImage
+from kdedge.messages import get_logger, some_of
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
 from kdedge.runtime.artifact import model_file_at

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, load_recipe
-from kdedge.errors import ResourceError, get_logger
+from kdedge.errors import ResourceError
+from kdedge.messages import get_logger
 from kdedge.packages import need_training_packages
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run

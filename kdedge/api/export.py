@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, merged
-from kdedge.errors import Interrupted, KdedgeError, RecipeError, get_logger, signum_of
+from kdedge.errors import Interrupted, KdedgeError, RecipeError, signum_of
 from kdedge.files import check_writable
 from kdedge.locks import held
+from kdedge.messages import get_logger
 from kdedge.packages import log_pending_warnings, need_training_packages
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, read_file
-from kdedge.errors import DataError, RecipeError, get_logger, os_reason
+from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import NonFiniteLogits, Prediction, Result, UnreadableImage
+from kdedge.messages import get_logger
 from kdedge.records.tables import images_text
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import frames_of_video, import_pyav, is_video

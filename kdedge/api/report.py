@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
-from kdedge.errors import RecipeError, get_logger
+from kdedge.errors import RecipeError
 from kdedge.files import refuse_existing
+from kdedge.messages import get_logger
 from kdedge.packages import need
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import runs_folder

@@ -14,7 +14,8 @@ from datetime import datetime, timezone
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import TimedCall, TimingPlan, measure, percentile, summarize
 from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
-from kdedge.errors import GateError, KdedgeError, first_line, get_logger
+from kdedge.errors import GateError, KdedgeError
+from kdedge.messages import first_line, get_logger
 from kdedge.progress import working
 from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile

@@ -18,15 +18,8 @@ from kdedge.benchmarking.timing import (
     summarize,
     watching_peak,
 )
-from kdedge.errors import (
-    BackendUnavailable,
-    Interrupted,
-    KdedgeError,
-    MissingPackage,
-    first_line,
-    get_logger,
-    signum_of,
-)
+from kdedge.errors import BackendUnavailable, Interrupted, KdedgeError, MissingPackage, signum_of
+from kdedge.messages import first_line, get_logger
 from kdedge.progress import progress
 from kdedge.records.speed import Measurement, ModelFacts, SpeedResult, SpeedRow, TimedFrom
 from kdedge.runs.folder import command_line

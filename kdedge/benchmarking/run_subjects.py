@@ -22,8 +22,9 @@ from kdedge.benchmarking.timing import LoadedSubject, Subject, TimedCall, host_t
 from kdedge.clip.backbone import Backbone, ImageBackbone
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.load import LoadedRecipe, load_recipe
-from kdedge.errors import KdedgeError, RecipeError, first_line, get_logger
+from kdedge.errors import KdedgeError, RecipeError
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.messages import first_line, get_logger
 from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.methods.supervised import TextPromptMethod

@@ -14,7 +14,7 @@ from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.tables import as_markdown, make_tables, notes
 from kdedge.cli._options import calls_option, device_option, plain_threads_option, runs_option
 from kdedge.cli._output import next_line, print_result, show_result, titled
-from kdedge.errors import get_logger
+from kdedge.messages import get_logger
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runtime.artifact import model_file_at

@@ -32,15 +32,14 @@ from kdedge.cli._output import (
     summary_of_module,
 )
 from kdedge.errors import (
-    ON_COMMAND_LINE,
     Interrupted,
     KdedgeError,
     Terminated,
     is_out_of_memory,
-    one_line,
     os_reason,
     signum_of,
 )
+from kdedge.messages import ON_COMMAND_LINE, one_line
 
 _FOLDER = Path(__file__).parent
 # Errors that a mistyped path can cause

@@ -22,7 +22,7 @@ from kdedge.cli._options import (
     runs_option,
     threads_value_option,
 )
-from kdedge.errors import explained, get_logger
+from kdedge.errors import explained
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import (
     FORMATS,
@@ -34,6 +34,7 @@ from kdedge.inference.lines import (
     shown_classes,
 )
 from kdedge.inference.pictures import PictureFolder
+from kdedge.messages import get_logger
 from kdedge.progress import Advance, progress, progress_to
 from kdedge.records.tables import images_text
 

@@ -17,7 +17,7 @@ from kdedge.cli._options import (
     runs_option,
     threads_value_option,
 )
-from kdedge.errors import get_logger
+from kdedge.messages import get_logger
 from kdedge.progress import working
 from kdedge.serving.limits import RequestLimits
 

@@ -31,7 +31,8 @@ from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kdedge.errors import DataError, first_line, os_reason
+from kdedge.errors import DataError, os_reason
+from kdedge.messages import first_line
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first bytes of a file of `torch.save` before 1.6 (torch/serialization.py, pickled)."""

@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from kdedge.clip.blocks import AttentionBlock
-from kdedge.errors import RecipeError, one_line
+from kdedge.errors import RecipeError
+from kdedge.messages import one_line
 from kdedge.records.record import read_record
 
 VOCAB_SIZE = 49408

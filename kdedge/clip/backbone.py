@@ -18,7 +18,8 @@ from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.clip.weights import hash_weights
-from kdedge.errors import RecipeError, is_out_of_memory, one_line
+from kdedge.errors import RecipeError, is_out_of_memory
+from kdedge.messages import one_line
 from kdedge.runtime.preprocess import Preprocess
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdedge.clip.tensor_file import read_tensors, write_tensors
-from kdedge.errors import DataError, ShapeError, explained, get_logger
+from kdedge.errors import DataError, ShapeError, explained
 from kdedge.files import sha256_json
+from kdedge.messages import get_logger
+from kdedge.tensor_file import read_tensors, write_tensors
 
 log = get_logger(__name__)
 

@@ -31,7 +31,8 @@ from kdedge.clip.weights import Weights, infer_config
 from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import NO_NETWORK, PACKAGED
-from kdedge.errors import RecipeError, SetupError, first_line, get_logger, suggestion
+from kdedge.errors import RecipeError, SetupError
+from kdedge.messages import first_line, get_logger, suggestion
 from kdedge.runtime.preprocess import Preprocess
 
 log = get_logger(__name__)

@@ -16,7 +16,8 @@ import torch
 from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub, not_fetched
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import PACKAGED
-from kdedge.errors import MissingPackage, RecipeError, nearest
+from kdedge.errors import MissingPackage, RecipeError
+from kdedge.messages import nearest
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
 _RESIZE_MODES: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}

@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge.clip._unpickle import DTYPES, MALFORMED, REMEDY, Inert, kind_of, open_archive
-from kdedge.errors import DataError, first_line, some_of
+from kdedge.errors import DataError
+from kdedge.messages import first_line, some_of
 
 OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Sizes that OpenAI's archives keep among the weights (openai/CLIP, clip/model.py)."""

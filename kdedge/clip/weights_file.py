@@ -18,8 +18,9 @@ from torch import Tensor
 
 from kdedge.clip.weights import Weights, read_weights, shapes_of
 from kdedge.config.fields import Strict
-from kdedge.errors import ResourceError, get_logger
+from kdedge.errors import ResourceError
 from kdedge.files import FileStamp, sha256_file, write_atomic
+from kdedge.messages import get_logger
 from kdedge.progress import working
 
 log = get_logger(__name__)

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, resolve_scalar
-from kdedge.errors import RecipeError, nearest, suggestion
+from kdedge.errors import RecipeError
+from kdedge.messages import nearest, suggestion
 
 _MAX_SHOWN = 10
 

@@ -14,8 +14,9 @@ from kdedge.config.explain import explain_validation
 from kdedge.config.fields import CommandLineText, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
-from kdedge.errors import DataError, RecipeError, nearest
+from kdedge.errors import DataError, RecipeError
 from kdedge.files import read_text
+from kdedge.messages import nearest
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 """A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from kdedge.errors import RecipeError, suggestion
+from kdedge.errors import RecipeError
+from kdedge.messages import suggestion
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from kdedge.config.explain import explain_validation
 from kdedge.config.fields import Distinct, Name, PlainText, Strict
 from kdedge.config.load import find_recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, parse_yaml
-from kdedge.errors import RecipeError, suggestion
+from kdedge.errors import RecipeError
 from kdedge.files import read_text
+from kdedge.messages import suggestion
 from kdedge.records.record import Percent
 
 AVERAGE = "average"

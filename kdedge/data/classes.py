@@ -16,8 +16,9 @@ from kdedge.config.data_spec import ClassesSpec, DataSpec
 from kdedge.config.fields import class_key
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.sources import synthetic
-from kdedge.errors import DataError, suggestion
+from kdedge.errors import DataError
 from kdedge.files import read_text, sha256_json
+from kdedge.messages import suggestion
 
 _REMEDY = "Name a text file with one class name per line."
 _MAX_NAME_CHARACTERS = 200

@@ -13,17 +13,10 @@ from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, HubArchive, by_hand
 from kdedge.data.unpack import unpack
-from kdedge.errors import (
-    DataError,
-    ResourceError,
-    SetupError,
-    explain_os_error,
-    explained,
-    first_line,
-    get_logger,
-)
+from kdedge.errors import DataError, ResourceError, SetupError, explain_os_error, explained
 from kdedge.files import sha256_file
 from kdedge.locks import locked
+from kdedge.messages import first_line, get_logger
 from kdedge.packages import need
 from kdedge.progress import progress, readable_bytes
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from kdedge.data.scan_cache import ImageFacts, ScanCache
 from kdedge.data.sources import ImageSource, Joined
-from kdedge.errors import DataError, some_of
+from kdedge.errors import DataError
 from kdedge.files import sha256_json, write_atomic
+from kdedge.messages import some_of
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage
 

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.data.sources import LabelIndex
-from kdedge.errors import DataError, first_line, some_of
+from kdedge.errors import DataError
+from kdedge.messages import first_line, some_of
 
 _KEY_COLUMN = "image"
 _TOLERANCE = 1e-3  # of the sum of 200 probabilities that were rounded to five digits

@@ -19,9 +19,10 @@ from PIL import Image
 
 from kdedge import __version__
 from kdedge.data.sources import ImageSource, InFiles, Location
-from kdedge.errors import InUseError, ResourceError, first_line, get_logger
+from kdedge.errors import InUseError, ResourceError
 from kdedge.files import FileStamp, write_atomic
 from kdedge.locks import locked
+from kdedge.messages import first_line, get_logger
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, decode_image, register_heif
 
 MAX_FILES = 64

@@ -9,16 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from kdedge.config.fields import HUB
 from kdedge.data.images import BadImage, Scan, check_limit, scan
-from kdedge.data.sources import (
-    ImageSource,
-    csv_list,
-    folder,
-    huggingface,
-    name_some,
-    parquet,
-    webdataset,
-)
+from kdedge.data.sources import ImageSource, csv_list, folder, huggingface, parquet, webdataset
 from kdedge.errors import DataError
+from kdedge.messages import name_some
 from kdedge.progress import progress
 
 

@@ -22,16 +22,9 @@ import numpy.typing as npt
 
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
-from kdedge.errors import (
-    BackendUnavailable,
-    DataError,
-    MissingPackage,
-    RecipeError,
-    SetupError,
-    first_line,
-    get_logger,
-)
+from kdedge.errors import BackendUnavailable, DataError, MissingPackage, RecipeError, SetupError
 from kdedge.files import sha256_file
+from kdedge.messages import first_line, get_logger
 from kdedge.progress import working
 from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, Gate, ModelFile, Precision

@@ -14,7 +14,8 @@ from PIL import Image
 
 from kdedge.data.images import spread
 from kdedge.data.sources import ImageSource
-from kdedge.errors import DataError, get_logger
+from kdedge.errors import DataError
+from kdedge.messages import get_logger
 from kdedge.progress import progress
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop

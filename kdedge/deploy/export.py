@@ -28,11 +28,12 @@ from kdedge.deploy.known_images import KnownImages, choose_known_images
 from kdedge.deploy.model_card import with_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Float32Reference, run_reference
-from kdedge.errors import DataError, get_logger
+from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, write_json
 from kdedge.fold import FoldRequest, fold
 from kdedge.fold.head import FoldedModel
+from kdedge.messages import get_logger
 from kdedge.quantization.search import search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
 from kdedge.runtime.artifact import Artifact, Precision

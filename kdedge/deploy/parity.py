@@ -19,9 +19,10 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from kdedge.errors import GateError, get_logger
+from kdedge.errors import GateError
 from kdedge.evaluation.agreement import measure_parity
 from kdedge.files import write_atomic
+from kdedge.messages import get_logger
 from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend, TakesImages, run_batches

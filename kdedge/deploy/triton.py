@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from kdedge.errors import DataError, get_logger
+from kdedge.errors import DataError
 from kdedge.files import new_folder
+from kdedge.messages import get_logger
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.open_classes import check_gives_logits
 

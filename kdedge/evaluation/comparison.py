@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from kdedge.errors import some_of
 from kdedge.files import printable
 from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage, best_name, visible
+from kdedge.messages import some_of
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE
 

@@ -6,15 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from kdedge.errors import (
-    BackendUnavailable,
-    GateError,
-    MissingPackage,
-    RecipeError,
-    SetupError,
-    first_line,
-    get_logger,
-)
+from kdedge.errors import BackendUnavailable, GateError, MissingPackage, RecipeError, SetupError
+from kdedge.messages import first_line, get_logger
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import measured_choice

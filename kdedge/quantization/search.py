@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdedge.errors import DataError, Terminated, get_logger
+from kdedge.errors import DataError, Terminated
+from kdedge.messages import get_logger
 from kdedge.progress import progress
 from kdedge.quantization.candidate import (
     DEFAULT_ALPHA,

@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdedge import __version__
-from kdedge.errors import DataError, SetupError, get_logger
+from kdedge.errors import DataError, SetupError
 from kdedge.files import read_bytes
+from kdedge.messages import get_logger
 
 _T = TypeVar("_T")
 

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kdedge.data.sources import name_some
 from kdedge.deploy.parity import failed_gates
 from kdedge.deploy.ship import FileToShip, file_to_ship
 from kdedge.files import highest_number
+from kdedge.messages import name_some
 from kdedge.records.evaluation import (
     EvalDetails,
     EvalResult,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdedge.config.load import load_recipe
-from kdedge.errors import DataError, get_logger
+from kdedge.errors import DataError
+from kdedge.messages import get_logger
 from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from kdedge.errors import RecipeError, get_logger
+from kdedge.errors import RecipeError
+from kdedge.messages import get_logger
 from kdedge.records.evaluation import Role
 from kdedge.records.record import if_readable
 from kdedge.runs.folder import RunFolder, read_provenance

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from kdedge.data.images import Images, spread
 from kdedge.data.loader import evaluation_batches
-from kdedge.errors import DivergedError, get_logger
+from kdedge.errors import DivergedError
 from kdedge.evaluation.accuracy import (
     accuracy_result,
     calibration_error_percent,
     evaluation_details,
 )
+from kdedge.messages import get_logger
 from kdedge.progress import progress
 from kdedge.records.evaluation import (
     EvalDetails,

@@ -20,7 +20,8 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import Images
-from kdedge.errors import DataError, KdedgeError, RecipeError, get_logger
+from kdedge.errors import DataError, KdedgeError, RecipeError
+from kdedge.messages import get_logger
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder

@@ -7,8 +7,9 @@ from collections.abc import Collection
 import numpy as np
 
 from kdedge.data.images import Images
-from kdedge.errors import DataError, get_logger
+from kdedge.errors import DataError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
+from kdedge.messages import get_logger
 from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import RunModel, load_teacher_of
 from kdedge.runtime.artifact import Temperature

@@ -13,7 +13,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from kdedge.clip.class_vectors import ClassVectors
-from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.clip.weights import hash_weights
 from kdedge.errors import DataError
 from kdedge.files import sha256_json
@@ -22,6 +21,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.setup.classes import Classes
 from kdedge.setup.method import settings_record
 from kdedge.setup.role import RoleSetup
+from kdedge.tensor_file import read_tensors, write_tensors
 
 
 def class_vectors_hash(setup: RoleSetup, trained: str, classes: Classes) -> str:

@@ -13,8 +13,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdedge.errors import DataError, KdedgeError, SetupError, first_line
+from kdedge.errors import DataError, KdedgeError, SetupError
 from kdedge.files import write_json
+from kdedge.messages import first_line
 from kdedge.records.record import Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.records.speed import Measurement
 from kdedge.records.tables import Table, Tabled, images_text

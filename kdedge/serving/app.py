@@ -28,8 +28,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from kdedge.errors import get_logger
 from kdedge.inference.lines import NonFiniteLogits, answer_values
+from kdedge.messages import get_logger
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, GraphOutputs, RequestImages, ServedModel

@@ -15,8 +15,9 @@ from pathlib import Path
 import uvicorn
 
 from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_failed_gates
-from kdedge.errors import InUseError, KdedgeError, RecipeError, first_line, get_logger
+from kdedge.errors import InUseError, KdedgeError, RecipeError
 from kdedge.inference.classify import Classifier
+from kdedge.messages import first_line, get_logger
 from kdedge.serving.app import App
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import ServedModel

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
-from kdedge.errors import DataError, RecipeError, get_logger
+from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import Classifier, decode_input
 from kdedge.inference.lines import Prediction, best_name
+from kdedge.messages import get_logger
 from kdedge.packages import need
 from kdedge.runtime.none_of_these import NONE
 from kdedge.serving.drift import (

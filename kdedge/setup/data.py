@@ -14,12 +14,13 @@ from kdedge.config.recipe import Recipe
 from kdedge.data.classes import benchmark_root
 from kdedge.data.images import Images, check_limit, concatenated, scan
 from kdedge.data.open import open_source
-from kdedge.data.sources import ImageSource, WithoutLabels, name_some
+from kdedge.data.sources import ImageSource, WithoutLabels
 from kdedge.data.sources.folder import has_pictures, left_out_text
 from kdedge.data.split import few_shot
 from kdedge.distributed import ProcessGroup
-from kdedge.errors import DataError, RecipeError, get_logger
+from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
+from kdedge.messages import get_logger, name_some
 from kdedge.progress import progress
 from kdedge.setup.classes import Classes
 from kdedge.setup.workspace import Workspace

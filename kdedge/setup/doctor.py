@@ -10,14 +10,13 @@ from typing import Any
 
 from kdedge import __version__
 from kdedge.config.student_sizes import PACKAGED
-from kdedge.errors import SetupError, first_line
+from kdedge.errors import SetupError
+from kdedge.messages import first_line
+from kdedge.packages import SERVING_PACKAGES
 from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.targets.base import Package
 from kdedge.targets.registry import list_targets
-
-SERVING = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-"""Modules of the extra serve."""
 
 _BEFORE_TARGETS = (
     Package("torch", "training", extra="train"),
@@ -38,7 +37,7 @@ _AFTER_TARGETS = (
     Package("av", "videos", extra="video"),
     Package("scipy", "the drift alarm", extra="watch"),
     Package("ray", "pools on a cluster", extra="ray"),
-    *(Package(name, "serving over HTTP", extra="serve") for name in SERVING),
+    *(Package(name, "serving over HTTP", extra="serve") for name in SERVING_PACKAGES),
     Package("matplotlib", "reports", extra="report"),
     Package("jinja2", "reports", extra="report"),
 )

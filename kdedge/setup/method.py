@@ -13,7 +13,8 @@ from kdedge.config.load import LoadedRecipe, override_texts
 from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.config.yaml_file import dotted
-from kdedge.errors import RecipeError, get_logger
+from kdedge.errors import RecipeError
+from kdedge.messages import get_logger
 from kdedge.methods.base import MethodSettings, SolvedMethod
 from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.records.evaluation import Role

@@ -13,8 +13,9 @@ from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.tables import machine as machine_text
 from kdedge.benchmarking.timing import TimingPlan
-from kdedge.errors import GateError, KdedgeError, first_line, get_logger
+from kdedge.errors import GateError, KdedgeError
 from kdedge.files import write_atomic, write_json, write_new_numbered_json
+from kdedge.messages import first_line, get_logger
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.speed import SpeedRow, pareto_front
 from kdedge.records.tables import Table, figure, percent

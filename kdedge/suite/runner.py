@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import CellsFailed, DataError, Interrupted, explained, get_logger, signum_of
+from kdedge.errors import CellsFailed, DataError, Interrupted, explained, signum_of
 from kdedge.locks import locked
+from kdedge.messages import get_logger
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import read_record

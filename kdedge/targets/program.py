@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from kdedge.errors import RecipeError, explain_os_error, is_out_of_memory, one_line
+from kdedge.errors import RecipeError, explain_os_error, is_out_of_memory
 from kdedge.files import write_atomic
+from kdedge.messages import one_line
 
 
 def example_images(model: Any, *, size_px: int, batches: tuple[int, int]) -> Tensor:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kdedge.errors import DataError, RecipeError, SetupError, get_logger, suggestion
+from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.messages import get_logger, suggestion
 from kdedge.plugins import Plugins
 from kdedge.targets.base import BuildModule, PlannedFile, RunModule, Target
 

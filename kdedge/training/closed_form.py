@@ -13,7 +13,7 @@ from torch import Tensor
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
-from kdedge.errors import get_logger
+from kdedge.messages import get_logger
 from kdedge.methods import ridge
 from kdedge.methods.base import ClosedFormData, SolvedMethod
 from kdedge.runs.model import MethodModel

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.distributed import SINGLE_PROCESS
-from kdedge.errors import RecipeError, get_logger
+from kdedge.errors import RecipeError
+from kdedge.messages import get_logger
 from kdedge.progress import working
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder

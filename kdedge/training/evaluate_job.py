@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kdedge.data.images import Images
-from kdedge.errors import DataError, get_logger
+from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.messages import get_logger
 from kdedge.records.evaluation import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.balance import balance_of
 from kdedge.runs.measure import (

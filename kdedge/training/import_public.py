@@ -27,11 +27,11 @@ from kdedge.clip.public_checkpoint import (
     read_public_checkpoint,
 )
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.clip.tensor_file import write_tensors
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
-from kdedge.errors import DataError, get_logger
+from kdedge.errors import DataError
 from kdedge.files import sha256_file, write_atomic
+from kdedge.messages import get_logger
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.base import MethodSettings
 from kdedge.records.evaluation import Role
@@ -40,6 +40,7 @@ from kdedge.runs.model import LiveModel
 from kdedge.runs.weights import write_weights
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
+from kdedge.tensor_file import write_tensors
 
 log = get_logger(__name__)
 

@@ -13,8 +13,9 @@ import torch
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable, write_pseudo_labels
-from kdedge.errors import Interrupted, RecipeError, first_line
+from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import refuse_existing, sha256_json
+from kdedge.messages import first_line
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_run

@@ -26,9 +26,9 @@ from kdedge.data.pseudo_labels import (
     read_pseudo_labels,
     write_pseudo_labels,
 )
-from kdedge.data.sources import name_some
-from kdedge.errors import DataError, explained, get_logger
+from kdedge.errors import DataError, explained
 from kdedge.files import sha256_json
+from kdedge.messages import get_logger, name_some
 from kdedge.methods.base import RoundsSettings
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import compute_logits

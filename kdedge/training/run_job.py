@@ -13,8 +13,9 @@ from kdedge.config.load import dump_recipe
 from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shares
-from kdedge.errors import Interrupted, RecipeError, get_logger, signum_of
+from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
+from kdedge.messages import get_logger
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy

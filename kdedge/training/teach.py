@@ -11,8 +11,9 @@ from kdedge.config.recipe import BaselineSpec
 from kdedge.config.yaml_file import LineMap
 from kdedge.data.classes import read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
-from kdedge.errors import DataError, RecipeError, get_logger, some_of
+from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
+from kdedge.messages import get_logger, some_of
 from kdedge.methods.registry import load_method
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kdedge.data.balance import find_offsets
-from kdedge.errors import get_logger
 from kdedge.evaluation.accuracy import accuracy_result
 from kdedge.files import write_json
+from kdedge.messages import get_logger
 from kdedge.records.record import read_record
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import compute_logits

@@ -15,7 +15,8 @@ import pytest
 
 import kdedge
 from kdedge.cli.main import run
-from kdedge.errors import ON_COMMAND_LINE, KdedgeError, get_logger
+from kdedge.errors import KdedgeError
+from kdedge.messages import ON_COMMAND_LINE, get_logger
 from kdedge.targets.registry import list_targets
 
 pytest.importorskip("torch")

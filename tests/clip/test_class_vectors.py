@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.class_vectors import ClassVectors, TextFeatureCache, load_class_vectors
-from kdedge.clip.tensor_file import write_tensors
 from kdedge.errors import DataError, ShapeError
+from kdedge.tensor_file import write_tensors
 
 NAMES = ("cat", "dog, big", 'a "quoted" fox', "Käfer")
 

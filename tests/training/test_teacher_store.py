@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
 from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
+from kdedge.tensor_file import read_tensors, write_tensors
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, n_crops
 

@@ -17,7 +17,8 @@ from kdedge.data.benchmarks._benchmark import (
 )
 from kdedge.data.benchmarks._coop import PARTS, AircraftSet, CoopSet, read_split
 from kdedge.data.benchmarks._imagenet import FolderSet
-from kdedge.errors import DataError, suggestion
+from kdedge.errors import DataError
+from kdedge.messages import suggestion
 
 __all__ = [
     "PARTS",

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kdedge.data.sources import FileSource, Item, LabelIndex, name_some
+from kdedge.data.sources import FileSource, Item, LabelIndex
 from kdedge.errors import DataError
 from kdedge.files import read_text
+from kdedge.messages import name_some
 
 MIRROR = "zhengli97/prompt_learning_dataset"
 """Repository on the Hugging Face Hub: one zip per set with its split file, but not ImageNet

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from kdedge.data.benchmarks._benchmark import Benchmark, ImageList, exists, read_lines, unexpected
 from kdedge.data.sources import IMAGE_EXTENSIONS
-from kdedge.errors import DataError, get_logger, os_reason
+from kdedge.errors import DataError, os_reason
+from kdedge.messages import get_logger
 from kdedge.packages import need
 
 log = get_logger(__name__)

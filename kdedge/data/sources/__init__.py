@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
-from kdedge.errors import DataError, nearest, os_reason, some_of
+from kdedge.errors import DataError, os_reason
 from kdedge.files import FileStamp, printable
+from kdedge.messages import nearest
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
@@ -175,9 +176,6 @@ def is_file(path: str | Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - raises nothing
 
 
-_MAX_NAMED = 8
-
-
 def relative_names(paths: Sequence[Path]) -> list[str]:
     """Returns printable paths of files, relative to the innermost folder that holds all of them."""
     absolute = [path.absolute() for path in paths]
@@ -231,8 +229,3 @@ class LabelIndex:
         """Returns ` (nearest: "x")`; an empty text if no class name is similar."""
         near = nearest(class_key(text), self._keys)
         return "" if near is None else f' (nearest: "{self.class_names[self._keys[near]]}")'
-
-
-def name_some(names: Iterable[str]) -> str:
-    """Returns the first names in quotes, and the number of others."""
-    return ", ".join(some_of((f'"{name}"' for name in names), _MAX_NAMED))

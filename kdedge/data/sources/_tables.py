@@ -19,16 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kdedge.data.sources import (
-    MAX_FILE_BYTES,
-    Item,
-    LabelIndex,
-    Location,
-    name_some,
-    relative_names,
-)
-from kdedge.errors import DataError, first_line
+from kdedge.data.sources import MAX_FILE_BYTES, Item, LabelIndex, Location, relative_names
+from kdedge.errors import DataError
 from kdedge.files import FileStamp
+from kdedge.messages import first_line, name_some
 from kdedge.packages import need
 from kdedge.runtime.preprocess import UnusableImage
 

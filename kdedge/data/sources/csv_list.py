@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdedge.data.sources import FileSource, Item, LabelIndex, is_file
-from kdedge.errors import DataError, some_of
+from kdedge.errors import DataError
 from kdedge.files import printable, read_text
+from kdedge.messages import some_of
 
 _IMAGE_HEADINGS = (
     "path", "image", "images", "image_path", "imagepath", "img", "img_path", "image_file",

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kdedge.data.sources import IMAGE_EXTENSIONS, FileSource, Item, LabelIndex, name_some
-from kdedge.errors import DataError, os_reason, some_of
+from kdedge.data.sources import IMAGE_EXTENSIONS, FileSource, Item, LabelIndex
+from kdedge.errors import DataError, os_reason
 from kdedge.files import printable
+from kdedge.messages import name_some, some_of
 from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
 
 # Names that operating systems leave in folders, in lower case

@@ -16,8 +16,9 @@ from kdedge.data.sources._tables import (
     need_datasets,
     quiet_datasets,
 )
-from kdedge.errors import DataError, SetupError, first_line
+from kdedge.errors import DataError, SetupError
 from kdedge.files import FileStamp
+from kdedge.messages import first_line
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"

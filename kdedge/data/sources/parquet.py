@@ -22,8 +22,9 @@ from kdedge.data.sources._tables import (
     quiet_datasets,
     read_features,
 )
-from kdedge.errors import DataError, explain_os_error, first_line, get_logger
+from kdedge.errors import DataError, explain_os_error
 from kdedge.files import FileStamp
+from kdedge.messages import first_line, get_logger
 
 # Rows that are copied at once; `datasets` writes row groups of images of this size
 _ROWS_AT_ONCE = 100

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kdedge.errors import KdedgeError, ResourceError, SetupError, get_logger
+from kdedge.errors import KdedgeError, ResourceError, SetupError
 from kdedge.files import write_atomic
+from kdedge.messages import get_logger
 from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.engines.package import open_log
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdedge.errors import SetupError, get_logger
+from kdedge.errors import SetupError
+from kdedge.messages import get_logger
 from kdedge.runtime.machine import is_jetson
 from kdedge.targets.base import Package
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import get_logger
 from kdedge.files import read_bytes
+from kdedge.messages import get_logger
 from kdedge.runtime.native_lines import filter_native_stderr
 from kdedge.targets.base import LOG_LINES
 from kdedge.targets.cpu_backend import CpuModel

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdedge.errors import RecipeError, first_line
+from kdedge.errors import RecipeError
 from kdedge.files import written_together
+from kdedge.messages import first_line
 from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
 from kdedge.targets.program import dynamic_shapes, example_images

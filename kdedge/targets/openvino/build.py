@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from kdedge.errors import ResourceError, get_logger
+from kdedge.errors import ResourceError
 from kdedge.files import written_together
+from kdedge.messages import get_logger
 from kdedge.runtime.machine import lacks_vnni
 from kdedge.targets.base import CPU_WEIGHT_LEVELS, BuildRequest, PlannedFile
 from kdedge.targets.cpu_backend import explaining

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kdedge.errors import SetupError, get_logger
+from kdedge.errors import SetupError
+from kdedge.messages import get_logger
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.cuda import Gpu, find_gpu
 from kdedge.targets.base import BuildRequest, PlannedFile

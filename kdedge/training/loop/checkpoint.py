@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.errors import DataError
+from kdedge.tensor_file import read_tensors, write_tensors
 
 _NAME = re.compile(r"e(\d+)-s(\d+)\.safetensors")
 _N_KEPT = 2

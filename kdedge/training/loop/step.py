@@ -18,7 +18,8 @@ from torch import Tensor
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import ProcessGroup
-from kdedge.errors import DivergedError, RecipeError, get_logger, is_out_of_memory
+from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
+from kdedge.messages import get_logger
 from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer

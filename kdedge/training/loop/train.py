@@ -32,7 +32,8 @@ import torch
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DataError, Interrupted, ResourceError, get_logger
+from kdedge.errors import DataError, Interrupted, ResourceError
+from kdedge.messages import get_logger
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import TrainingSummary

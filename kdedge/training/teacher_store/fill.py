@@ -28,8 +28,9 @@ from kdedge.data.loader import images_per_pass
 from kdedge.data.sources import ImageSource, InFiles
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DivergedError, ResourceError, get_logger
+from kdedge.errors import DivergedError, ResourceError
 from kdedge.locks import is_locked, locked
+from kdedge.messages import get_logger
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.teacher_adapters import ImageTeacher

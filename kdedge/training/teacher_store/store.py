@@ -29,12 +29,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.data.views import RATIO, Augmentation
-from kdedge.errors import DataError, explained, get_logger
+from kdedge.errors import DataError, explained
 from kdedge.files import sha256_json, write_json
+from kdedge.messages import get_logger
 from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
+from kdedge.tensor_file import read_tensors, write_tensors
 
 log = get_logger(__name__)
 

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from kdedge.clip.tensor_file import read_tensors, write_tensors
 from kdedge.errors import DataError
+from kdedge.tensor_file import read_tensors, write_tensors
 
 TENSORS = {
     "b": torch.arange(6.0).reshape(2, 3),
