@@ -76,9 +76,15 @@ def label_pool(
         per_class: number of images per class.
 
     Raises:
-        RecipeError: the file exists, its folder does not, or the method or a setting is wrong.
+        RecipeError: the file exists, its folder does not, the method or a setting is wrong, or
+            torchrun has started several processes.
         DataError: there are fewer unlabeled images than classes x `per_class`.
     """
+    if workspace.group.world_size > 1:
+        raise RecipeError(
+            "Pseudo-labels are written by one process.\n  Run the command without torchrun. With"
+            " --engine ray, several machines compute the predictions."
+        )
     refuse_existing(path)
     folder = path.absolute().parent
     if not folder.is_dir():

@@ -13,7 +13,11 @@ import torch
 import torch.distributed as dist
 
 from kdedge import torchrun
+from kdedge.config.load import load_recipe
 from kdedge.distributed import ProcessGroup, joined
+from kdedge.errors import RecipeError
+from kdedge.setup.workspace import Workspace
+from kdedge.training.label_pool import label_pool
 
 Pair = Callable[[str], list[tuple[int, str, str]]]
 
@@ -102,3 +106,9 @@ def test_a_rank_without_other_processes_prints_as_the_only_one(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert (torchrun.rank(), torchrun.world_size()) == (0, 1)
+
+
+def test_one_process_writes_pseudo_labels(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, torch.device("cpu"), group=ProcessGroup(0, 2))
+    with pytest.raises(RecipeError, match="without torchrun"):
+        label_pool(load_recipe("demo"), workspace, "zeroshot", tmp_path / "labels", per_class=1)

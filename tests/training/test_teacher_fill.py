@@ -29,12 +29,12 @@ def test_a_whole_store_asks_no_teacher(
     _, teacher = filling.fill(tmp_path)
     assert teacher.n_passes == 2 * filling.N_PASSES
     size = "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
-    said = rf"{size}\. Computing 580 of 580 crops, for later runs too\.$"
+    said = rf"{size}\. Computing 580 of 580 crops\.$"
     assert re.search(said, caplog.messages[0])
     took = re.fullmatch(r"Teacher store filled in (\d+) s\.", caplog.messages[-1])
     assert took is not None, "not by the clock's own time"
     assert filling.fill(tmp_path)[1].n_passes == 0
-    assert caplog.messages[-1].endswith(f"{size}. It is complete: the teacher is not needed.")
+    assert caplog.messages[-1].endswith(f"{size}. It is complete: nothing is computed.")
 
 
 def test_a_killed_process_loses_the_file_it_was_at_and_no_other(

@@ -99,7 +99,7 @@ class StoreFiller:
                     return
         if not self.group.is_rank0:
             self.store.load()
-        log.info(f"{self.store}. It is complete: the teacher is not needed.")
+        log.info(f"{self.store}. It is complete: nothing is computed.")
 
     def seconds(self, missing: Sequence[Chunk]) -> float:
         """Estimates the time for chunks, from forward passes over the first images of one chunk."""
@@ -113,7 +113,7 @@ class StoreFiller:
     def _fill(self, missing: list[Chunk]) -> None:
         """Computes this process's share of missing chunks, and maps all new files."""
         n_of_all = f"{n_crops(missing):,} of {self.store.n_crops:,}"
-        log.info(f"{self.store}. Computing {n_of_all} crops, for later runs too.")
+        log.info(f"{self.store}. Computing {n_of_all} crops.")
         began = time.monotonic()
         share = missing[self.group.rank :: self.group.world_size]
         n_done, what = 0, f"filling the {self.store.name.lower()}"
