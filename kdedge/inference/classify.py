@@ -299,7 +299,7 @@ class Classifier:
         known: list[tuple[bool, float | None]] = [(False, None)] * len(keys)
         if self._gaussians is not None and self.none_below is not None:
             known = [*self.none_below.is_none_and_percent(self._gaussians.scores(outputs))]
-        hint = "" if self.file.precision == "fp32" else "; try --precision fp32"
+        hint = "" if self.file.precision == "fp32" else "; float32 may not"
         results: list[Prediction | NonFiniteLogits] = []
         images = zip(keys, logits, 100 * softmax(logits), known, np.ravel(is_finite), strict=True)
         for key, row, scores, similarity, is_good in images:

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdedge.config.data_spec import BalanceSpec
 from kdedge.config.recipe import Recipe
 from kdedge.data.balance import careful_offsets, class_shares, find_offsets
+from kdedge.data.images import Images
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.records.evaluation import BalanceResult
 from kdedge.runs.measure import compute_logits
@@ -42,10 +43,8 @@ def balance_of(
     spec = recipe.balance
     if spec is None:
         return None
-    data = RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS)
     names = classes.names
-    prior = _prior(spec, data, names)
-    pool = data.require("unlabeled", "balance is found on unlabeled images")
+    prior, pool = _inputs(spec, RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS), names)
     sample = pool.spread(_MOST_IMAGES)
     logits = compute_logits(
         model, sample, what="bringing classes into balance", without_offsets=True
@@ -58,6 +57,24 @@ def balance_of(
         n_images=len(sample.indices),
         images=f"{len(sample.indices)} of {len(pool.indices)} images of data.unlabeled",
     )
+
+
+def check_balance(recipe: Recipe, classes: Classes, data: RecipeData) -> None:
+    """Checks a recipe's `balance` and its images, before a training whose end needs them.
+
+    Raises:
+        RecipeError: as for `balance_of`.
+    """
+    if recipe.balance is not None:
+        _inputs(recipe.balance, data, classes.names)
+
+
+def _inputs(
+    spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]
+) -> tuple[Tensor | None, Images]:
+    """The prior, and the unlabeled images."""
+    pool = data.require("unlabeled", "balance is found on unlabeled images")
+    return _prior(spec, data, names), pool
 
 
 def _prior(spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]) -> Tensor | None:

@@ -111,7 +111,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
     argument = name_of(argument)
     for path in (Path(argument).expanduser(), root / argument):
         exported = artifact_at(path)
-        path = path if exported is None else exported.resolve().parents[1]
+        path = path if exported is None else exported.resolve().parent.parent
         if (path / "provenance.json").is_file():
             return RunFolder.open(path)
     for path in (root / argument, Path(argument).expanduser()):

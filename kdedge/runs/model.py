@@ -185,10 +185,9 @@ class RunModel(MethodModel):
     @cached_property
     def method(self) -> BaseMethod:
         """The method with its trained tensors, frozen, in evaluation mode."""
-        built_for = self.setup
-        if not self._has_class_vectors and not self._is_class_specific:
-            built_for = replace(built_for, classes=self.classes)
-        return self._trained(built_for)
+        is_as_trained = self._has_class_vectors or self.setup.choice.settings.is_class_specific
+        setup = self.setup if is_as_trained else replace(self.setup, classes=self.classes)
+        return self._trained(setup)
 
     @cached_property
     def scale(self) -> float:
@@ -268,7 +267,7 @@ class RunModel(MethodModel):
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
         logits = super().plain_logits(images)
-        if self._has_class_vectors or not self._is_class_specific:
+        if self._has_class_vectors or not self.setup.choice.settings.is_class_specific:
             return logits
         position = self.setup.classes.positions(self.class_names)
         return logits[:, [position[name] for name in self.class_names]]
@@ -302,10 +301,6 @@ class RunModel(MethodModel):
             "scale": self.scale,
             **balance,
         }
-
-    @property
-    def _is_class_specific(self) -> bool:
-        return self.setup.choice.settings.is_class_specific
 
     def _trained(self, setup: RoleSetup) -> BaseMethod:
         """A method built for a class list, with the run's tensors."""

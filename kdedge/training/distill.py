@@ -53,7 +53,9 @@ def distill_student(
     one_pass = one_pass_job(job)
     if one_pass is not None:
         one_pass_run = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
-        one_pass_run = one_pass_run or _run_stage("First student", one_pass, resume=resume)
+        one_pass_run = one_pass_run or _run_stage(
+            "Student 2/2, in one pass", one_pass, resume=resume
+        )
     student = _run_stage("Student 2/2", job, resume=resume)
     if one_pass_run is not None and workspace.group.on_rank0(
         lambda: _is_one_pass_better(one_pass_run, student, job)
@@ -161,10 +163,10 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
 
 
 def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> bool:
-    """Whether the student of one pass is better than the trained one, whose run then records it.
+    """Whether the student of one pass is better than the trained one.
 
-    The accuracy on `data.validation` decides, mean over classes. If there are no such images, the
-    agreement with the teacher decides.
+    The worse one's run records the better one. The accuracy on `data.validation` decides, mean over
+    classes. If there are no such images, the agreement with the teacher decides.
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
@@ -191,8 +193,8 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
         f"Using the {kind} student {better.path}: of {where}, the ridge student {does} on"
         f" {scores[0]:.1f} % and the trained one on {scores[1]:.1f} %."
     )
-    if is_better:
-        trained.update(better=ridge.name)
+    better.update(better=None)  # other images may have said the opposite before
+    (trained if is_better else ridge).update(better=better.name)
     return is_better
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from kdedge.data.images import Images
-from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.messages import get_logger
 from kdedge.records.evaluation import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
+from kdedge.records.record import if_readable
 from kdedge.runs.balance import balance_of
 from kdedge.runs.measure import (
     measure_accuracy,
@@ -24,7 +24,7 @@ from kdedge.runs.measure import (
     unlabeled_sample,
 )
 from kdedge.runs.model import LiveModel, MethodModel, RunModel
-from kdedge.runs.results import Evaluations, read_details, read_evaluation
+from kdedge.runs.results import Evaluations, read_balance, stored_details, stored_evaluation
 from kdedge.setup.data import RecipeData
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
@@ -101,17 +101,23 @@ def _answering(teacher: AnyTeacher | None, images: Images) -> AnyTeacher | None:
 
 
 def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:
-    """The teacher's result: read from its run if the images are the same, else measured."""
-    list_hash = test.hash_with(job.classes.names)
-    model = _answering(job.teacher, test)
+    """The teacher's result: read from its run if images and balance are the same, else measured.
+
+    One teacher may serve recipes with `balance` and without; both models of a comparison have the
+    balance of the student's recipe.
+    """
+    model, spec = _answering(job.teacher, test), job.setup.loaded.recipe.balance
     if isinstance(model, RunModel):
-        try:
-            result = read_evaluation(model.run).get(model.run.role)
-            details = read_details(model.run).get(model.run.role)
-        except DataError:  # a record is damaged
-            result = details = None
-        if result is not None and details is not None and result.images_hash == list_hash:
+        run, stored = model.run, if_readable(read_balance, model.run)
+        before = stored and (stored.prior, stored.strength)
+        is_alike = before == (spec and (spec.prior, spec.strength))
+        result = stored_evaluation(run).get(run.role)
+        details = stored_details(run).get(run.role)
+        list_hash = test.hash_with(job.classes.names)
+        if is_alike and result and details and result.images_hash == list_hash:
             return result, replace(details, samples=None)
+        if not is_alike and model.class_names == model.setup.classes.names:
+            model = balanced(LiveModel(model.setup, model.method), find_balance(job, model))
     return None if model is None else measure_accuracy(model, test, job.classes, selection="last")
 
 

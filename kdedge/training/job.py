@@ -24,6 +24,7 @@ from kdedge.methods import zeroshot
 from kdedge.methods.base import BaseMethod, Teacher
 from kdedge.progress import working
 from kdedge.records.evaluation import Role
+from kdedge.runs.balance import check_balance
 from kdedge.runs.model import LiveModel, MethodModel
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
@@ -232,9 +233,11 @@ def make_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
     """The job of a role on its training images, with the images that select an epoch and test it.
 
     Raises:
-        RecipeError: the validation images that select an epoch are missing, or are test images.
+        RecipeError: the validation images that select an epoch are missing, or are test images;
+            or the recipe's `balance` is wrong.
         DataError: the validation images have no image of a labeled class.
     """
+    check_balance(setup.loaded.recipe, setup.classes, images)
     selection = setup.choice.optim.selection
     job = Job(setup, data, images.test(selection), images.validation(selection))
     if job.test is not None and job.validation is not None:

@@ -29,6 +29,7 @@ OWN = ("data.split=all", TEACHER, STUDENT)
 FEATURES = (
     "student={method: ridge, weights: student.pt, settings: {outputs: features, n_random: 64}}"
 )
+ONE_CLASS = "balance={prior: {cat: 0.00001, dog: 0.00001, red fox: 0.00001, school bus: 0.99997}}"
 
 
 def options(*texts: str) -> list[str]:
@@ -107,11 +108,19 @@ def test_the_exported_files_are_in_balance(kdedge: Run) -> None:
 
 def test_balance_is_subtracted_from_what_eval_measures(trained: Path, kdedge: Run) -> None:
     """The student of prompts is in balance by an override, without any training."""
-    prior = "balance={prior: {cat: 0.00001, dog: 0.00001, red fox: 0.00001, school bus: 0.99997}}"
-    done = kdedge("eval", "tiny/02", "--json", *options("data.split=all", prior))
+    done = kdedge("eval", "tiny/02", "--json", *options("data.split=all", ONE_CLASS))
     assert done.code == 0, done.err
     per_class = json.loads(done.out)["per_class"]
     assert per_class == {"cat": 0, "dog": 0, "red fox": 0, "school bus": 100}
+
+
+def test_a_teacher_is_compared_in_the_balance_of_its_student(kdedge: Run) -> None:
+    chosen = ("teacher.method=zeroshot", "teacher.settings={}", FEATURES)
+    for balance in (ONE_CLASS, "balance=null"):
+        assert kdedge("distill", "r.yaml", *options(*chosen, balance)).code == 0
+    own, same, other = (read(f"runs/tiny/0{n}/eval.json")["teacher"] for n in (1, 2, 3))
+    plain = kdedge("eval", "tiny/01", "--json", *options("balance=null"))
+    assert (same["all"], other["all"]) == (own["all"], json.loads(plain.out)["all"])
 
 
 def test_features_serve_classes_without_labels_and_later_ones(kdedge: Run) -> None:
@@ -167,6 +176,8 @@ def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge:
     # Labels decide where there are some; both students guess here, and the recipe's own is kept
     judged = kdedge("distill", "r.yaml", *options(*stuck, "data.validation={folder: test}"))
     assert "Using the trained student runs/tiny/04: of 20 images of data.validation" in judged.err
+    assert read("runs/tiny/02/provenance.json")["better"] == "tiny/04"
+    assert "runs/tiny/04" in kdedge("eval").out
 
 
 @pytest.mark.parametrize(
@@ -190,6 +201,7 @@ def test_what_is_wrong_is_one_message(
     done = kdedge("distill", "r.yaml", *options("data.split=all", TEACHER, small, *settings))
     assert done.code == code, done.err
     assert message in done.err
+    assert not list(Path("runs").glob("tiny/*"))  # nothing was trained before
 
 
 def test_a_pool_of_ten_equal_images_is_solved(kdedge: Run) -> None:
