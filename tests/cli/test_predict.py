@@ -283,7 +283,7 @@ def test_what_cannot_be_done_is_told(
     assert (done.code, message in done.err) == (code, True), done.err
 
 
-@pytest.mark.parametrize(("precision", "hint"), [("fp16", "; try --precision fp32"), ("fp32", "")])
+@pytest.mark.parametrize(("precision", "hint"), [("fp16", "; float32 may not"), ("fp32", "")])
 def test_answers_that_are_not_finite_have_a_count_and_a_reason(
     work: Path, kdedge: Run, device: ModuleType, precision: str, hint: str
 ) -> None:

@@ -140,7 +140,7 @@ def test_only_added_images_are_computed_and_all_features_are_those_of_a_fresh_st
     filling.fill(tmp_path / "grown", n_images=n_before)
     grown, teacher = filling.fill(tmp_path / "grown")
     assert teacher.n_computed == 2 * (290 - n_before)  # two views
-    assert f"Computing {2 * (290 - n_before)} of 580 crops, " in caplog.text
+    assert f"Computing {2 * (290 - n_before)} of 580 crops." in caplog.text
     alone, _ = filling.fill(tmp_path / "alone")
     assert torch.equal(filling.features_of(grown), filling.features_of(alone))
 
