@@ -189,7 +189,7 @@ def test_a_store_is_the_local_one_after_ctrl_c_and_though_a_worker_is_killed(
     assert done.code == 0, done.err
     assert len(killed) == 1
     assert "raylet" not in done.out
-    assert f"Computing {40 * (12 - len(kept))} of 480 crops, " in done.err
+    assert f"Computing {40 * (12 - len(kept))} of 480 crops." in done.err
     assert {file: file.read_bytes() for file in files} == local
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert sorted(store.glob("view-*/*.safetensors")) == files
