@@ -23,15 +23,16 @@ DISTILL = ("distill", "r.yaml", "--set", "optim.epochs=3", *OFTEN)
 KEPT = ("student.safetensors", "class_vectors.safetensors")
 
 
-@pytest.fixture(scope="session")
-def blank_project(
-    blank_project: Path, tmp_path_factory: pytest.TempPathFactory, copy_of: Callable[..., Path]
-) -> Path:
-    """That project, with the unlabeled images of five steps an epoch."""
-    folder = copy_of(blank_project, tmp_path_factory.mktemp("small") / "project")
+def small(folder: Path) -> Path:
+    """The project, with the unlabeled images of five steps an epoch."""
     for image in folder.glob("pool/*_[5-9].jpg"):
         image.unlink()
     return folder
+
+
+@pytest.fixture
+def project(project: Path) -> Path:
+    return small(project)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,7 @@ def reference(
     _forking: Any,
 ) -> dict[str, bytes]:
     """What a run that nothing disturbs leaves."""
-    folder = copy_of(blank_project, tmp_path_factory.mktemp("undisturbed") / "project")
+    folder = small(copy_of(blank_project, tmp_path_factory.mktemp("undisturbed") / "project"))
     process = _forking.start("distill", "r.yaml", "--set", "optim.epochs=3", cwd=folder)
     assert process.wait() == 0, process.stderr
     return results(folder / "runs" / "tiny" / "02")
