@@ -206,7 +206,8 @@ def test_an_interrupted_command_leaves_nothing_half_written(
         codes.add(process.wait())
         # Python itself prints what it swallows: a signal that meets a finalizer, and (as the tests
         # make errors of warnings) a file that a signal met between its open and its with.
-        swallowed = r"(?s)Exception ignored in.*?\n(KeyboardInterrupt: ?|ResourceWarning: .*?)\n"
+        ends = r"(KeyboardInterrupt: ?|\S*Terminated: ?|ResourceWarning: .*?)\n"
+        swallowed = rf"(?s)Exception ignored in.*?\n{ends}"
         said = re.sub(swallowed, "", process.stderr)
         assert "bug" not in said
         assert "Traceback" not in said
