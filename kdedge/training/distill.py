@@ -115,8 +115,8 @@ def train_missing_teacher(
         log.info(f"Teacher 1/2: using the probabilities of {spec.file}.")
         return None, student
     if isinstance(source, RunFolder):
-        why = "trained with the same settings and data"
-        why = why if spec.run is None else "which the recipe names"
+        is_named = spec.run is not None
+        why = "which the recipe names" if is_named else "trained with the same settings and data"
         log.info(f"Teacher 1/2: using {source.path}, {why}{_accuracy_text(source)}.")
         return source, student
     with working("trying a step of the student"):
