@@ -20,7 +20,14 @@ from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.onnx.graph import load_graph, save_graph, set_nodes
 from kdedge.targets.onnx_image import run
-from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME, Nodes, Order, add_preprocessing
+from kdedge.targets.onnx_image.graph import (
+    IMAGE_NAME,
+    PIXELS_NAME,
+    Nodes,
+    Order,
+    Value,
+    add_preprocessing,
+)
 
 # Height and width in halves of the model's side: smaller, equal, larger, long, and tall enough for
 # Pillow's other order of the axes
@@ -127,17 +134,14 @@ def _pixels(preprocess: Preprocess) -> Any:
 
 def _prepend(model: Any, preprocess: Preprocess, pixels: PixelType, order: Order) -> None:
     """Inserts the preprocessing before a graph, in place."""
-    from onnx import TensorProto, numpy_helper
-
     graph = model.graph
     nodes = Nodes()
     add_preprocessing(nodes, preprocess, order)
+    image = Value(nodes, PIXELS_NAME)
     if pixels == "uint8":
-        nodes.add("Identity", PIXELS_NAME, output=INPUT_NAME)
+        nodes.add("Identity", image, output=INPUT_NAME)
     else:
-        nodes.constants.append(numpy_helper.from_array(np.float32(255), "preprocess/255"))
-        values = nodes.add("Cast", PIXELS_NAME, to=TensorProto.FLOAT)
-        nodes.add("Div", values, "preprocess/255", output=INPUT_NAME)
+        nodes.add("Div", nodes.cast(image, "FLOAT"), np.float32(255), output=INPUT_NAME)
     set_nodes(model, [*nodes.nodes, *graph.node])
     graph.initializer.extend(nodes.constants)
     del graph.value_info[:]

@@ -13,7 +13,8 @@ Pillow's by up to 3 of 255 (`benchmarks/README.md`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,31 +49,75 @@ class Nodes:
         self.constants: list[Any] = []
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Adds a node with one output, and returns the output's name."""
+    def add(self, operator: str, *inputs: Operand, output: str = "", **attributes: Any) -> Value:
+        """Adds a node with one output, and returns this output.
+
+        Numbers become constants: an `int` of shape [1], a `float` without axes.
+        """
         from onnx import helper
 
+        names = [self.constant(each).name for each in inputs]
         name = f"preprocess/{operator}_{len(self.nodes)}"
-        node = helper.make_node(operator, inputs, [output or name], name=name, **attributes)
+        node = helper.make_node(operator, names, [output or name], name=name, **attributes)
         self.nodes.append(node)
-        return output or name
+        return Value(self, output or name)
 
-    def integers(self, values: Any) -> str:
-        """The name of an int64 constant."""
-        return self._constant(np.asarray(values, np.int64))
+    def cast(self, value: Value, dtype: Literal["DOUBLE", "FLOAT", "UINT8"]) -> Value:
+        """A value as numbers of another type."""
+        from onnx import TensorProto
 
-    def real(self, value: float) -> str:
-        """The name of a float64 constant."""
-        return self._constant(np.asarray(value, np.float64))
+        return self.add("Cast", value, to=getattr(TensorProto, dtype))
 
-    def _constant(self, values: npt.NDArray[Any]) -> str:
+    def constant(self, values: Operand) -> Value:
+        """A constant; what is a value of the graph stays as it is."""
         from onnx import numpy_helper
 
-        key = (str(values.dtype), values.shape, values.tobytes())
+        if isinstance(values, Value):
+            return values
+        array = np.array([values]) if isinstance(values, int) else np.asarray(values)
+        key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._names:
             self._names[key] = f"preprocess/constant_{len(self._names)}"
-            self.constants.append(numpy_helper.from_array(values, self._names[key]))
-        return self._names[key]
+            self.constants.append(numpy_helper.from_array(array, self._names[key]))
+        return Value(self, self._names[key])
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value in a graph; arithmetic with it adds nodes."""
+
+    nodes: Nodes
+    name: str
+
+    def __add__(self, other: Operand) -> Value:
+        return self.nodes.add("Add", self, other)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.nodes.add("Sub", self, other)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self.nodes.add("Mul", self, other)
+
+    def __truediv__(self, other: Operand) -> Value:
+        """The quotient; of integers, rounded toward 0."""
+        return self.nodes.add("Div", self, other)
+
+
+Operand: TypeAlias = Value | int | float | np.float32 | npt.NDArray[np.int64]
+
+
+class Axis(NamedTuple):
+    """One axis of the image; all lengths are int64 of shape [1].
+
+    Attributes:
+        side: its length.
+        resized: its length after the resize.
+        offset: where the crop begins in it.
+    """
+
+    side: Value
+    resized: Value
+    offset: Value
 
 
 def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> None:
@@ -83,35 +128,33 @@ def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> Non
         preprocess: size, interpolation and resize mode.
         order: the order of the axes.
     """
-    add, integers = nodes.add, nodes.integers
-    size = preprocess.size_px
-    shape = add("Shape", IMAGE_NAME)
-    height = add("Slice", shape, integers([0]), integers([1]))
-    width = add("Slice", shape, integers([1]), integers([2]))
+    add, size = nodes.add, preprocess.size_px
+    image = Value(nodes, IMAGE_NAME)
+    shape = add("Shape", image)
+    height, width = add("Slice", shape, 0, 1), add("Slice", shape, 1, 2)
     # At least 1: if there are no pixels, a division by 0 would end the process
-    shorter = add("Max", add("Min", height, width), integers([1]))
-    tall = [height, *_resize_crop(nodes, height, shorter, preprocess)]
-    wide = [width, *_resize_crop(nodes, width, shorter, preprocess)]
-    first, second = wide, tall
-    rows = add("Transpose", IMAGE_NAME, perm=_WIDTH_FIRST) if order == "width first" else ""
-    is_tall = ""
-    if order == "by size":
-        shrinkage = [add("Sub", sides[0], sides[1]) for sides in (tall, wide)]
-        limit = add("Max", add("Mul", shrinkage[1], integers([2])), integers([0]))
-        is_tall = add("Greater", shrinkage[0], limit)
-        rows = _transpose_by_size(nodes, is_tall)
-        first = [add("Where", is_tall, *both) for both in zip(tall, wide, strict=True)]
-        second = [add("Where", is_tall, *both) for both in zip(wide, tall, strict=True)]
-    rows = add("Reshape", rows, add("Concat", first[0], integers([-1]), axis=0))
-    rows = _resized(nodes, rows, first, preprocess)  # [S, 3 * second]
-    rows = add("Reshape", rows, add("Concat", integers([3 * size]), second[0], axis=0))
-    rows = add("Transpose", rows, perm=[1, 0])  # [second, S * 3]
-    rows = _resized(nodes, rows, second, preprocess)
-    square = add("Reshape", rows, integers([size, size, 3]))  # [second, first, 3]
+    shorter = add("Max", add("Min", height, width), 1)
+    tall = _axis(nodes, height, shorter, preprocess)
+    wide = _axis(nodes, width, shorter, preprocess)
+    if order == "width first":
+        first, second = wide, tall
+        pixels = add("Transpose", image, perm=_WIDTH_FIRST)
+    else:
+        limit = add("Max", (width - wide.resized) * 2, 0)
+        is_tall = add("Greater", height - tall.resized, limit)
+        first = Axis(*(add("Where", is_tall, *both) for both in zip(tall, wide, strict=True)))
+        second = Axis(*(add("Where", is_tall, *both) for both in zip(wide, tall, strict=True)))
+        pixels = _transpose_by_size(nodes, is_tall)
+    pixels = add("Reshape", pixels, add("Concat", first.side, -1, axis=0))  # [first, 3 * second]
+    pixels = _resized(pixels, first, preprocess)  # [S, 3 * second]
+    pixels = add("Reshape", pixels, add("Concat", 3 * size, second.side, axis=0))
+    pixels = add("Transpose", pixels, perm=[1, 0])  # [second, S * 3]
+    pixels = _resized(pixels, second, preprocess)  # [S, S * 3]
+    square = add("Reshape", pixels, np.array([size, size, 3]))  # [second, first, 3]
     planes = add("Transpose", square, perm=[2, 0, 1])
     if order == "by size":
         planes = add("Where", is_tall, add("Transpose", square, perm=[2, 1, 0]), planes)
-    add("Unsqueeze", planes, integers([0]), output=PIXELS_NAME)
+    add("Unsqueeze", planes, 0, output=PIXELS_NAME)
 
 
 # [H, W, 3] -> first the axis that is resized first, then colors. Runtimes move a single axis fast:
@@ -119,7 +162,7 @@ def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> Non
 _WIDTH_FIRST, _HEIGHT_FIRST = [1, 2, 0], [0, 2, 1]
 
 
-def _transpose_by_size(nodes: Nodes, is_tall: str) -> str:
+def _transpose_by_size(nodes: Nodes, is_tall: Value) -> Value:
     """[H, W, 3] -> [first, 3, second], with the axis first that is resized first."""
     from onnx import TensorProto, helper
 
@@ -136,97 +179,72 @@ def _transpose_by_size(nodes: Nodes, is_tall: str) -> str:
     )
 
 
-def _resize_crop(nodes: Nodes, side: str, shorter: str, preprocess: Preprocess) -> tuple[str, str]:
-    """[1], a side after the resize, and [1], the offset of the crop in it."""
-    add, integers = nodes.add, nodes.integers
-    size = preprocess.size_px
+def _axis(nodes: Nodes, side: Value, shorter: Value, preprocess: Preprocess) -> Axis:
+    """The axis of a side; `shorter` is the shorter one of the image."""
+    add, size = nodes.add, preprocess.size_px
     if preprocess.resize_mode == "squash":
-        return integers([size]), integers([0])
-    resized = add("Div", add("Mul", side, integers([size])), shorter)  # rounded down
-    resized = add("Max", resized, integers([size]))
-    rest = add("Sub", resized, integers([size]))
-    half, odd = add("Div", rest, integers([2])), add("Mod", rest, integers([2]))
+        return Axis(side, nodes.constant(size), nodes.constant(0))
+    resized = add("Max", side * size / shorter, size)
+    rest = resized - size
+    half = rest / 2
     # Half of an odd number is rounded to the nearest even number, as in Python's `round`
-    return resized, add("Add", half, add("Mul", odd, add("Mod", half, integers([2]))))
+    return Axis(side, resized, half + add("Mod", rest, 2) * add("Mod", half, 2))
 
 
-def _resized(nodes: Nodes, rows: str, axis: list[str], preprocess: Preprocess) -> str:
-    """Resizes and crops the first axis: [side, K] -> [S, K], bytes.
-
-    Args:
-        nodes: the list to which the nodes are added.
-        rows: the bytes.
-        axis: the side, its length after the resize, and the offset of the crop.
-        preprocess: size and interpolation.
-    """
-    add, integers, real = nodes.add, nodes.integers, nodes.real
-    window, weights = _window_and_weights(nodes, axis, preprocess)
-    inputs = add("Gather", rows, window, axis=0)  # [blocks, window, K]
-    sums = add("MatMul", weights, _cast(nodes, inputs, "DOUBLE"))  # [blocks, _BLOCK, K]
-    values = add("Floor", add("Add", add("Mul", sums, real(1 / _WEIGHT_UNIT)), real(0.5)))
-    values = _cast(nodes, add("Clip", values, real(0), real(255)), "UINT8")
-    n_outputs = _n_blocks(preprocess) * _BLOCK
-    rows = add("Reshape", values, integers([n_outputs, -1]))
-    return add("Slice", rows, integers([0]), integers([preprocess.size_px]), integers([0]))
+def _resized(pixels: Value, axis: Axis, preprocess: Preprocess) -> Value:
+    """Resizes and crops the first axis of bytes, which is `axis`: [side, K] -> [S, K]."""
+    nodes = pixels.nodes
+    window, weights = _window_and_weights(axis, preprocess)
+    inputs = nodes.add("Gather", pixels, window, axis=0)  # [blocks, window, K]
+    sums = nodes.add("MatMul", weights, nodes.cast(inputs, "DOUBLE"))  # [blocks, _BLOCK, K]
+    values = nodes.add("Floor", sums * (1 / _WEIGHT_UNIT) + 0.5)
+    values = nodes.cast(nodes.add("Clip", values, 0.0, 255.0), "UINT8")
+    values = nodes.add("Reshape", values, np.array([_n_blocks(preprocess) * _BLOCK, -1]))
+    return nodes.add("Slice", values, 0, preprocess.size_px, 0)
 
 
 def _n_blocks(preprocess: Preprocess) -> int:
     return -(-preprocess.size_px // _BLOCK)
 
 
-def _window_and_weights(nodes: Nodes, axis: list[str], preprocess: Preprocess) -> tuple[str, str]:
+def _window_and_weights(axis: Axis, preprocess: Preprocess) -> tuple[Value, Value]:
     """The inputs of each block, [blocks, window], and their weights, [blocks, _BLOCK, window].
 
     Output o has its center at (o + 1/2) side / resized. Input j is |(2j + 1) resized - (2o + 1)
     side| / (2 max(side, resized)) units of the kernel away from it.
     """
-    add, integers, real = nodes.add, nodes.integers, nodes.real
     side, resized, offset = axis
-    support = _SUPPORT[preprocess.interpolation]
+    nodes, add = side.nodes, side.nodes.add
     larger = add("Max", side, resized)
-    places = np.arange(_n_blocks(preprocess) * _BLOCK).reshape(-1, _BLOCK, 1)
-    odd = add("Mul", add("Add", integers(places), offset), integers([2]))
-    centers = add("Mul", add("Add", odd, integers([1])), side)  # (2o + 1) side
-    reach = add("Mul", larger, integers([2 * support]))
-    first = add("Slice", centers, integers([0]), integers([1]), integers([1]))
-    start = add("Add", add("Sub", first, reach), resized)
-    start = add("Div", start, add("Mul", resized, integers([2])))
-    width = add("Add", add("Mul", side, integers([_BLOCK - 1])), reach)
-    width = add("Min", add("Add", add("Div", width, resized), integers([2])), side)
+    reach = larger * (2 * _SUPPORT[preprocess.interpolation])
+    outputs = nodes.constant(np.arange(_n_blocks(preprocess) * _BLOCK).reshape(-1, _BLOCK, 1))
+    centers = ((outputs + offset) * 2 + 1) * side  # (2o + 1) side
+    width = add("Min", (side * (_BLOCK - 1) + reach) / resized + 2, side)
+    start = (add("Slice", centers, 0, 1, 1) - reach + resized) / (resized * 2)
     # The window stays inside the image; pixels outside of the kernel have the weight 0
-    start = add("Min", add("Max", start, integers([0])), add("Sub", side, width))
-    steps = add("Range", integers(0), add("Squeeze", width), integers(1))
-    window = add("Add", start, steps)  # [blocks, 1, window]
-    distance = add("Mul", add("Add", add("Mul", window, integers([2])), integers([1])), resized)
-    distance = _cast(nodes, add("Abs", add("Sub", distance, centers)), "DOUBLE")
-    units = add("Div", distance, _cast(nodes, add("Mul", larger, integers([2])), "DOUBLE"))
-    weights = _KERNELS[preprocess.interpolation](nodes, units)
-    weights = add("Div", weights, add("ReduceSum", weights, integers([2]), keepdims=1))
-    rounded = add("Add", add("Mul", add("Abs", weights), real(_WEIGHT_UNIT)), real(0.5))
-    weights = add("Mul", add("Sign", weights), add("Floor", rounded))
-    return add("Squeeze", window, integers([1])), weights
+    start = add("Min", add("Max", start, 0), side - width)
+    steps = add("Range", np.array(0), add("Squeeze", width), np.array(1))
+    window = start + steps  # [blocks, 1, window]
+    distance = add("Abs", (window * 2 + 1) * resized - centers)
+    units = nodes.cast(distance, "DOUBLE") / nodes.cast(larger * 2, "DOUBLE")
+    weights = _KERNELS[preprocess.interpolation](units)
+    weights = weights / add("ReduceSum", weights, 2, keepdims=1)
+    rounded = add("Floor", add("Abs", weights) * _WEIGHT_UNIT + 0.5)
+    return add("Squeeze", window, 1), add("Sign", weights) * rounded
 
 
-def _bicubic(nodes: Nodes, x: str) -> str:
+def _bicubic(x: Value) -> Value:
     """Keys' cubic convolution with a = -1/2 (IEEE ASSP 29, 1981, equation 15), for x >= 0."""
-    add, real = nodes.add, nodes.real
-    near = add("Sub", add("Mul", x, real(1.5)), real(2.5))
-    near = add("Add", add("Mul", add("Mul", near, x), x), real(1))
-    far = add("Add", add("Mul", add("Sub", x, real(5)), x), real(8))
-    far = add("Mul", add("Sub", add("Mul", far, x), real(4)), real(-0.5))
-    beyond = add("Where", add("Less", x, real(2)), far, real(0))
-    return add("Where", add("Less", x, real(1)), near, beyond)
+    add = x.nodes.add
+    near = (x * 1.5 - 2.5) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+    beyond = add("Where", add("Less", x, 2.0), far, 0.0)
+    return add("Where", add("Less", x, 1.0), near, beyond)
 
 
-def _bilinear(nodes: Nodes, x: str) -> str:
+def _bilinear(x: Value) -> Value:
     """The triangle kernel, for x >= 0."""
-    return nodes.add("Max", nodes.add("Sub", nodes.real(1), x), nodes.real(0))
+    return x.nodes.add("Max", x * -1.0 + 1.0, 0.0)
 
 
-_KERNELS: dict[str, Callable[[Nodes, str], str]] = {"bicubic": _bicubic, "bilinear": _bilinear}
-
-
-def _cast(nodes: Nodes, name: str, dtype: Literal["DOUBLE", "UINT8"]) -> str:
-    from onnx import TensorProto
-
-    return nodes.add("Cast", name, to=getattr(TensorProto, dtype))
+_KERNELS: dict[str, Callable[[Value], Value]] = {"bicubic": _bicubic, "bilinear": _bilinear}
