@@ -10,7 +10,8 @@ from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
 from kdedge.records.evaluation import EvalResult, results_table
 from kdedge.records.tables import Table, Tabled
-from kdedge.reporting.headline import conclusion_of, model_records
+from kdedge.reporting.facts import model_records
+from kdedge.reporting.headline import conclusion_of
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance

@@ -14,7 +14,8 @@ from kdedge.records.evaluation import (
     by_images,
     results_table,
 )
-from kdedge.reporting.headline import conclusion_of, headline_of, model_records
+from kdedge.reporting.facts import model_records
+from kdedge.reporting.headline import conclusion_of, headline_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, stored_evaluation
 

@@ -13,7 +13,8 @@ from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.config.student_sizes import student_size
-from kdedge.reporting.headline import model_records, verdict_of
+from kdedge.reporting.facts import model_records
+from kdedge.reporting.headline import verdict_of
 from kdedge.runs.find import finished_runs
 
 

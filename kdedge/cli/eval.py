@@ -17,7 +17,8 @@ from kdedge.cli._results import accuracy_text, unlabeled_table
 from kdedge.files import new_file, write_json
 from kdedge.records.evaluation import UnlabeledResult
 from kdedge.records.tables import percent
-from kdedge.reporting.headline import headline_of, model_records
+from kdedge.reporting.facts import model_records
+from kdedge.reporting.headline import headline_of
 from kdedge.runs.find import find_run
 from kdedge.runs.results import labeled_results, with_stored
 

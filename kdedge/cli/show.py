@@ -13,7 +13,8 @@ from kdedge.cli._results import accuracy_texts, megabytes, run_record, unlabeled
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import file_to_ship
 from kdedge.records.tables import figure
-from kdedge.reporting.headline import conclusion_of, model_records
+from kdedge.reporting.facts import model_records
+from kdedge.reporting.headline import conclusion_of
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_exports, files_of, size_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,12 +29,11 @@ from kdedge.reporting.accuracy import (
     confusion_plot,
     confusion_table,
 )
-from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
+from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section, Text
 from kdedge.reporting.exported import exported_blocks, ship_blocks
 from kdedge.reporting.figures import training_curves
-from kdedge.reporting.headline import headline_of, judged_model, verdict_of
+from kdedge.reporting.headline import headline_of, verdict_of
 from kdedge.reporting.pictures import changed_cards, sample_cards
-from kdedge.reporting.provenance import backbone_of, missing_lines, provenance_blocks
 from kdedge.reporting.run_records import RunRecords
 from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.runs.results import model_label, sorted_results
@@ -62,7 +62,7 @@ def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
 
 def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
     """The chapter of one run."""
-    result = records.results.get(records.run.role)
+    result = records.own
     parts = [_label(records, records.run.role)]
     if result is not None:
         parts += [f"{len(result.per_class):,} classes", f"{result.n_images:,} test images"]
@@ -87,7 +87,7 @@ def _label(records: RunRecords, name: str) -> str:
     recipe = None if records.recipe is None else records.recipe.recipe
     teacher = None if recipe is None or recipe.teacher is None else recipe.teacher.method
     method = records.provenance.method if name == records.run.role else teacher
-    details = ", ".join(filter(None, [backbone_of(records, name), method]))
+    details = ", ".join(filter(None, [records.backbone(name), method]))
     return f"{label} ({details})" if details else label
 
 
@@ -119,7 +119,7 @@ def _shown(records: RunRecords) -> dict[str, Sequence[Block | None]]:
     """The main results, by the section's title."""
     accuracies = sorted_results(records.run, records.results).items()
     rows = [(_label(records, name), result) for name, result in accuracies]
-    lines = missing_lines(records)
+    lines = _missing(records)
     return {
         "Accuracy": [accuracy_table(same) for same in by_images(rows)],
         "Without labels": _unlabeled(records.unlabeled),
@@ -133,7 +133,7 @@ def _shown(records: RunRecords) -> dict[str, Sequence[Block | None]]:
 def _folded(records: RunRecords, prefix: str) -> dict[str, Sequence[Block | None]]:
     """The details, by the section's title."""
     run, artifact = records.run, records.artifact
-    own_details = records.details.get(run.role)
+    own_details = records.own_details
     folded: dict[str, Sequence[Block | None]] = {}
     if _has_many_classes(records):
         folded["Every class"] = [class_table(_by_class(records), own_details)]
@@ -156,6 +156,43 @@ def _folded(records: RunRecords, prefix: str) -> dict[str, Sequence[Block | None
     return folded
 
 
+def provenance_blocks(records: RunRecords) -> list[Block]:
+    """Method, commands, versions, hashes, times and the recipe of a run."""
+    provenance = records.provenance
+    facts = {
+        "run": records.run.path,
+        "status": provenance.status,
+        "backbone": records.backbone(records.run.role),
+        **provenance.facts,
+        "resumed": ", ".join(str(entry.resumed_at) for entry in provenance.resumed),
+        "platform": provenance.platform,
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance.versions.items()),
+        **{f"SHA-256 of {key}": value for key, value in provenance.hashes.items()},
+        "speed": records.speed_file,
+        "artifact": None if records.artifact is None else records.artifact.path,
+    }
+    rows = [[key, str(value)] for key, value in facts.items() if value not in (None, "")]
+    blocks: list[Block] = [Table("", [], rows, align="l")]
+    commands = [shlex.join(provenance.command)] if provenance.command else []
+    commands += [] if records.speed is None else [records.speed.command]
+    if commands:
+        blocks.append(Text("Commands", "\n".join(commands)))
+    if records.recipe is not None:
+        blocks.append(Text("The recipe, resolved", records.recipe.text))
+    return blocks
+
+
+def _missing(records: RunRecords) -> list[str]:
+    """Lines about missing and damaged records, with the commands that add missing ones."""
+    lines = [
+        f"No {what} yet. To add it to the next report, run: {shlex.join(['kdedge', *command])}"
+        for what, command in records.missing.items()
+    ]
+    if not records.can_evaluate and not records.results and records.unlabeled is None:
+        lines.append("The recipe has no test images, so accuracy was not measured.")
+    return lines + [f"Left out, as it cannot be read: {problem}" for problem in records.problems]
+
+
 def _compared(records: RunRecords) -> list[str]:
     """The run's own model, then the others that were measured on the same images."""
     names = dict.fromkeys((records.run.role, "teacher", "zeroshot"))
@@ -165,20 +202,19 @@ def _compared(records: RunRecords) -> list[str]:
 def _by_class(records: RunRecords) -> dict[str, EvalResult]:
     """The columns of a table of classes; the file to ship comes first where it differs."""
     columns = {model_label(records.run, x): records.comparable[x] for x in _compared(records)}
-    own = records.results.get(records.run.role)
-    _, judged = judged_model(own, records.ship)
-    return columns if judged is None or judged == own else {"file to ship": judged, **columns}
+    judged = records.judged
+    return columns if judged in (None, records.own) else {"file to ship": judged, **columns}
 
 
 def _has_many_classes(records: RunRecords) -> bool:
-    main = records.results.get(records.run.role)
+    main = records.own
     return main is not None and len(main.per_class) > MOST_ROWS + 3
 
 
 def _classes(records: RunRecords) -> list[Block | None]:
     """The accuracies of the lowest classes, and the most frequent confusions."""
     columns = _by_class(records)
-    details = records.details.get(records.run.role)
+    details = records.own_details
     if not columns:
         return []
     least = MOST_ROWS if _has_many_classes(records) else None
@@ -196,7 +232,7 @@ def _non_empty(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: boo
 
 def _images(records: RunRecords) -> list[Block | None]:
     """Rows of sample images: test images, or unlabeled ones if there are none."""
-    details = records.details.get(records.run.role)
+    details = records.own_details
     if details is not None and details.samples:
         samples = details.samples
         groups = {_SAMPLES[kind]: samples.get(kind, ())[:_N_PER_KIND] for kind in _SAMPLES}

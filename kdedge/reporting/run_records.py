@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 
 from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.config.recipe import ModelSpec
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import read_bytes
 from kdedge.records.evaluation import BalanceResult
 from kdedge.records.record import parse_record, read_record
 from kdedge.records.speed import read_speed
-from kdedge.reporting.headline import ModelRecords, newest_speed
+from kdedge.reporting.facts import ModelRecords, newest_speed
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_balance, read_details, read_evaluation, read_unlabeled
@@ -77,6 +78,16 @@ class RunRecords(ModelRecords):
     def choices(self) -> tuple[CpuChoice, ...]:
         """The choices of the fastest file on CPUs, of all machines."""
         return () if self.artifact is None else readable_choices(self.artifact)
+
+    def backbone(self, role: str) -> str | None:
+        """The name of the teacher's or the student's backbone; a baseline uses the student's."""
+        recipe = None if self.recipe is None else self.recipe.recipe
+        spec: ModelSpec | None = getattr(
+            recipe, "teacher" if role == "teacher" else "student", None
+        )
+        if spec is None:
+            return None
+        return spec.config.stem if spec.config is not None else spec.backbone
 
     @property
     def can_evaluate(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from kdedge.deploy.ship import file_to_ship
 from kdedge.reporting.exported import compared_files, exported_blocks
-from kdedge.reporting.provenance import provenance_blocks
+from kdedge.reporting.page import provenance_blocks
 from kdedge.reporting.run_records import RunRecords, gather
 from kdedge.runs.folder import RunFolder
 

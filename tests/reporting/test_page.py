@@ -20,7 +20,8 @@ from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult, WorstImage
-from kdedge.reporting.headline import headline_of, model_records, verdict_of
+from kdedge.reporting.facts import model_records
+from kdedge.reporting.headline import headline_of, verdict_of
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.pictures import changed_cards
 from kdedge.reporting.run_records import gather
