@@ -123,6 +123,7 @@ class Workers:
                 failed, results = pickle.loads(output)  # noqa: S301 - of our worker
                 if failed is not None:
                     error_type, message = failed
+                    # Not by its `__init__`, which makes the message itself for some classes
                     raise error_type.__new__(error_type, message)
                 yield from results
 

@@ -77,7 +77,11 @@ class HiddenLayers(nn.Module):
 class FoldedModel(nn.Module):
     """The exported model: pixels to logits, with all constants computed.
 
-    A subclass adds the image encoder: it overrides `encode`.
+    A subclass adds the image encoder: it overrides `encode`. Linear layers follow it:
+
+    * `hidden`, if the projector has hidden layers;
+    * `fused_head`, from there to the logits; with open classes `features`, to the image features;
+    * `features` beside `fused_head`, if logits are divided by the length of the image features.
 
     Args:
         modules: the parts after the encoder, frozen, in float32 on the CPU.
@@ -86,12 +90,9 @@ class FoldedModel(nn.Module):
             layer after `encode`; None if `encode` returns the student's features.
 
     Attributes:
-        hidden: the projector's hidden layers, applied to the output of `encode`; None if there are
-            none.
-        features: linear layer from the last hidden features to the image features; None if the
-            output needs neither the image features nor their length.
-        fused_head: linear layer from the last hidden features to [C] logits; see the module's
-            docstring. None if classes are open.
+        hidden: see above; None if it is left out.
+        features: see above.
+        fused_head: see above.
         head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization where
             that leaves the ranking unchanged.
         is_divided: whether outputs are divided by the length of the image features.

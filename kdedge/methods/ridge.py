@@ -439,16 +439,14 @@ class Method(SolvedMethod):
 
     def image_modules(self) -> ImageModules:
         """Block features and regression, without blocks and texts whose weights are all 0."""
-        module, blocks = self.module, self._blocks
-        n_final = module.n_own
-        has_text = module.text is not None and bool(module.text.weight.any())
-        module = copy.deepcopy(module)
-        if not len(module.random.bias) and not module.out.weight[:, n_final:].any():
+        module, blocks = copy.deepcopy(self.module), self._blocks
+        n_own, out = module.n_own, module.out
+        if not len(module.random.bias) and not out.weight[:, n_own:].any():
             blocks = BlockFeatures(self._backbone.visual, 0)
-            module.mean, module.gain = module.mean[:n_final], module.gain[:n_final]
-            module.out.weight.data = module.out.weight[:, :n_final].clone()
-            module.out.in_features = n_final
-        if not has_text:
+            module.mean, module.gain = module.mean[:n_own], module.gain[:n_own]
+            module.out = linear_of(out.weight[:, :n_own], out.bias, FloatLinear)
+            module.requires_grad_(False)
+        if module.text is not None and not module.text.weight.any():
             module.text = None
         encoder = RidgeEncoder(blocks, module)
         return ImageModules(encoder, has_unit_length=not self._settings.gives_logits)

@@ -243,11 +243,11 @@ class _Search:
                 self.sensitivity[name] = round(baseline - _error_percent(logits, expected), 4)
                 advance(number + 1)
         worst = sorted(self.sensitivity, key=lambda name: -self.sensitivity[name])
-        n_left, step = 1, 1
+        n_left = 1
         while n_left < len(worst):
             yield f"{n_left} layers in float", leave_in_float(best, worst[:n_left])
             self._check_enough()
-            n_left, step = n_left + step, step + (n_left >= 4)
+            n_left += max(1, n_left // 3)
 
     def _try(self, name: str, candidate: Candidate) -> None:
         """Measures a candidate, and keeps it if it is the best; ends the search at the target."""
