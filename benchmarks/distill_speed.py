@@ -86,7 +86,7 @@ class OnceTeacher:
 
     def __init__(self, method: promptsrc.Method) -> None:
         self.scale = method.scale
-        self.forward_features = method.forward_features
+        self.teacher_features = lambda images, _: method.forward_features(images)
         self._vectors = method.class_vectors()
 
     def class_vectors(self) -> Tensor:
@@ -178,7 +178,7 @@ def make_setting(
         MethodInputs(names, teacher=stored, **common),
     )
     sums = ridge.NormalEquations(solved.module.out.in_features, 768, images.device)
-    store = make_store(folder, stored.forward_features(images))
+    store = make_store(folder, teacher.forward_features(images))
     positions = list(range(len(images)))
 
     @torch.no_grad()
@@ -194,7 +194,7 @@ def make_setting(
         "plain": lambda: plain.loss(images),
         "live": lambda: student.training_step(Batch(images, None)).loss,
         "store": lambda: student.training_step(Batch(images, None, teacher_features=read())).loss,
-        "ridge": lambda: add(stored.forward_features(images)),
+        "ridge": lambda: add(teacher.forward_features(images)),
         "ridge, store": lambda: add(read()),
     }
     return Setting(

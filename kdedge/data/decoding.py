@@ -24,8 +24,10 @@ from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from kdedge.data.batch import copy_to
 from kdedge.data.sources import ImageSource
 from kdedge.data.views import SECOND_SET, Augmentation, decode_pixels
 from kdedge.errors import DataError, ResourceError
@@ -225,6 +227,26 @@ def normalizer(
         return images.div_(full).sub_(mean).div_(std)
 
     return normalize_batch
+
+
+def converted(images: torch.Tensor, given: Preprocess, wanted: Preprocess) -> torch.Tensor:
+    """Converts images that were prepared for one model to another's size and normalization.
+
+    [B, 3, H, W] -> [B, 3, H', W'], float32. Resizing and cropping are done already, so images of
+    equal size and normalization are returned as they are.
+    """
+    is_equal_size = given.size_px == wanted.size_px
+    if is_equal_size and (given.mean, given.std) == (wanted.mean, wanted.std):
+        return images
+    given_mean, given_std, mean, std = (
+        copy_to(torch.tensor(values), images.device).view(3, 1, 1)
+        for values in (given.mean, given.std, wanted.mean, wanted.std)
+    )
+    pixels = images * given_std + given_mean  # 0-1
+    if not is_equal_size:
+        size = (wanted.size_px, wanted.size_px)
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return (pixels - mean) / std
 
 
 def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:

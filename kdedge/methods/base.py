@@ -32,8 +32,10 @@ from kdedge.clip.prompts import random_linear
 from kdedge.clip.vision import encode_image
 from kdedge.config.fields import Strict
 from kdedge.data.batch import Batch
+from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.runtime.preprocess import Preprocess
 
 EncoderName = Literal["image", "text"]
 
@@ -207,11 +209,20 @@ class ImageModules:
 
 
 class Teacher(Protocol):
-    """A frozen model that a student learns from."""
+    """What a student learns from: a frozen model, or a file of probabilities.
+
+    `runs.model.MethodModel` is the one, `training.file_teacher.FileTeacher` the other. Training
+    shows it batches as they are prepared for the student; `logits_of` prepares images by itself.
+    """
 
     @property
     def scale(self) -> float:
         """`logit_scale.exp()`."""
+        ...
+
+    @property
+    def vectors_hash(self) -> str:
+        """Hash of what class vectors and logits are made from."""
         ...
 
     def class_vectors(self) -> Tensor:
@@ -221,8 +232,13 @@ class Teacher(Protocol):
         """
         ...
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher], float32, no graph; unit length for class vectors."""
+    def teacher_features(self, images: Tensor, preprocess: Preprocess) -> Tensor:
+        """[B, 3, H, W] -> [B, D_teacher], float32, no graph; unit length for class vectors.
+
+        Args:
+            images: a batch of the student.
+            preprocess: how the batch was prepared.
+        """
         ...
 
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
@@ -234,6 +250,15 @@ class Teacher(Protocol):
 
         Returns:
             [B, C], scaled logits or log-probabilities, float32, no graph.
+        """
+        ...
+
+    def logits_of(self, images: Images, *, what: str) -> Tensor | None:
+        """[N, C], float32, on the CPU, in the images' order; None if it cannot answer all.
+
+        Args:
+            images: images without crops or flips, such as those that accuracy is measured on.
+            what: name of the work, for progress.
         """
         ...
 

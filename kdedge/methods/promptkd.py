@@ -498,7 +498,10 @@ class Method(BaseMethod):
         assert teacher is not None  # a student that is trained has a teacher
         if teacher_features is None:
             with torch.no_grad():
-                teacher_features = encode_images(batch, teacher.forward_features)
+                prepared = self._backbone.preprocess
+                teacher_features = encode_images(
+                    batch, lambda images: teacher.teacher_features(images, prepared)
+                )
         given_logits = None
         if self._class_vectors.shape[1] == 0:  # the teacher has no class vectors
             given_logits = teacher.teacher_logits(teacher_features, batch.keys)

@@ -14,7 +14,6 @@ from kdedge.data.balance import careful_offsets, class_shares, find_offsets
 from kdedge.data.images import Images
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.records.evaluation import BalanceResult
-from kdedge.runs.measure import compute_logits
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
@@ -46,9 +45,7 @@ def balance_of(
     names = classes.names
     prior, pool = _inputs(spec, RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS), names)
     sample = pool.spread(_MOST_IMAGES)
-    logits = compute_logits(
-        model, sample, what="bringing classes into balance", without_offsets=True
-    )
+    logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(
         prior=spec.prior,

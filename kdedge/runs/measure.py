@@ -8,21 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kdedge.data.images import Images, spread
-from kdedge.data.loader import evaluation_batches
-from kdedge.errors import DivergedError
 from kdedge.evaluation.accuracy import (
     accuracy_result,
     calibration_error_percent,
     evaluation_details,
 )
 from kdedge.messages import get_logger
-from kdedge.progress import progress
+from kdedge.methods.base import Teacher
 from kdedge.records.evaluation import (
     EvalDetails,
     EvalResult,
@@ -31,19 +28,14 @@ from kdedge.records.evaluation import (
     Selection,
     UnlabeledResult,
 )
+from kdedge.runs.model import MethodModel
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
-
-if TYPE_CHECKING:
-    from kdedge.runs.model import MethodModel
 
 log = get_logger(__name__)
 
 _N_TOP = 3
 _N_PER_KIND = 4  # twelve in a report
-EVALUATION_BATCH = 100
-"""Images per batch without gradients, as in the methods' public code."""
-
 _MOST_UNLABELED = 500  # one point of agreement is 5 images, as for exported files
 
 _FEW_IMAGES = 20  # with fewer, one image is more than 5 points of agreement
@@ -51,82 +43,15 @@ _N_SAMPLES = 12
 _N_DIFFERENT = 6  # largest number of samples on which model and teacher differ
 
 
-@runtime_checkable
-class LogitSource(Protocol):
-    """A source of logits that does not read pixels: a file of probabilities."""
-
-    def logits_of(self, images: Images) -> Tensor:
-        """[N, C] float32, on the CPU, in the images' order."""
-        ...
-
-
-@torch.no_grad()
-def compute_logits(
-    model: MethodModel | LogitSource, images: Images, *, what: str, without_offsets: bool = False
-) -> Tensor:
-    """Logits of all images over all classes, without crops or flips.
-
-    Args:
-        model: the model, which has its own preprocessing.
-        images: the images; labels are not needed.
-        what: name of the work, for progress.
-        without_offsets: leave the logits as the method gives them, out of balance.
-
-    Returns:
-        [N, C] float32, on the CPU, in the images' order.
-
-    Raises:
-        DivergedError: a logit is not finite.
-    """
-    if isinstance(model, LogitSource):
-        return model.logits_of(images)
-    parts: list[Tensor] = []
-    batches = evaluation_batches(
-        images.source,
-        images.indices,
-        preprocess=model.preprocess,
-        batch_size=EVALUATION_BATCH,
-        n_workers="auto",
-        device=model.device,
-    )
-    logits_of = model.plain_logits if without_offsets else model.logits
-    n_done = 0
-    with progress(what, len(images.indices), unit="images") as advance:
-        for batch, indices in batches:
-            parts.append(logits_of(batch).cpu())
-            n_done += len(indices)
-            advance(n_done)
-    logits = torch.cat(parts)
-    n_bad = int((~logits.isfinite().all(dim=1)).sum())
-    if n_bad:
-        raise DivergedError(
-            f"The model's scores are NaN or infinity for {n_bad} of {len(logits)} images.\n"
-            "  Its training diverged: train again with a lower optim.lr, optim.precision: fp32 or"
-            " optim.clip_grad_norm: 1.0."
-        )
-    return logits
-
-
-def predict_logits(model: MethodModel | LogitSource, images: Images) -> tuple[Tensor, Tensor]:
-    """Logits of all images over all classes, and their labels.
-
-    Returns:
-        [N, C] float32 and [N] int64, on the CPU, in the images' order.
-    """
-    logits = compute_logits(model, images, what="evaluating images")
-    labels = [images.source.items[index].label for index in images.indices]
-    return logits, torch.tensor(labels, dtype=torch.int64)
-
-
 def measure_accuracy(
-    model: MethodModel | LogitSource,
+    model: MethodModel,
     images: Images,
     classes: Classes,
     *,
     selection: Selection,
     temperature: float | None = None,
     with_samples: bool = False,
-    teacher: MethodModel | LogitSource | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model on labeled images; base and novel images among names of their own half.
 
@@ -137,22 +62,22 @@ def measure_accuracy(
         selection: how the model's epoch was chosen, for the record.
         temperature: if given, the calibration error of logits divided by it is measured, too.
         with_samples: keep a few images with the model's predictions.
-        teacher: also classifies these few images; None if there is none.
+        teacher: also classifies these few images if it can; None if there is none.
     """
-    logits, labels = predict_logits(model, images)
+    logits = model.logits_of(images, what="evaluating images")
     result, details = measure_logits(
-        logits, labels, images, classes, selection=selection, temperature=temperature
+        logits, images, classes, selection=selection, temperature=temperature
     )
     if not with_samples:
         return result, details
     scores, best = top_classes(logits)
     samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
-    pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
+    pairs = list(zip(_labels(images).tolist(), best[:, 0].tolist(), strict=True))
     for kind, chosen in _choose_samples(scores[:, 0].tolist(), pairs).items():
         sample, by_teacher = images.only([images.indices[i] for i in chosen]), None
         if teacher is not None and chosen:
-            outputs = compute_logits(teacher, sample, what="running the teacher")
-            by_teacher = outputs.argmax(dim=1).tolist()
+            outputs = teacher.logits_of(sample, what="running the teacher")
+            by_teacher = None if outputs is None else outputs.argmax(dim=1).tolist()
         top = scores[chosen], best[chosen]
         samples[kind] = _sample_images(sample, top, names=classes.names, teacher_classes=by_teacher)
     return result, replace(details, samples=samples)
@@ -160,14 +85,14 @@ def measure_accuracy(
 
 def measure_logits(
     logits: Tensor,
-    labels: Tensor,
     images: Images,
     classes: Classes,
     *,
     selection: Selection,
     temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
-    """Evaluates the results of `predict_logits` for these images; see `measure_accuracy`."""
+    """Evaluates the logits [N, C] of labeled images; see `measure_accuracy`."""
+    labels = _labels(images)
     result = accuracy_result(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )
@@ -176,6 +101,11 @@ def measure_logits(
         error = calibration_error_percent(logits / temperature, labels)
         result = replace(result, temperature=temperature, calibrated_ece_percent=error)
     return result, evaluation_details(logits, labels, class_names=classes.names)
+
+
+def _labels(images: Images) -> Tensor:
+    labels = [images.source.items[index].label for index in images.indices]
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def top_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,7 +189,7 @@ def unlabeled_sample(data: RecipeData, *, is_new: bool = False) -> tuple[Images,
 
 
 def measure_without_labels(
-    model: MethodModel, images: Images, what: str, *, teacher: MethodModel | LogitSource | None
+    model: MethodModel, images: Images, what: str, *, teacher: Teacher | None
 ) -> UnlabeledResult:
     """Measures a model on images without labels.
 
@@ -267,17 +197,18 @@ def measure_without_labels(
         model: the model.
         images: one or more images.
         what: description of the images, for the record.
-        teacher: a teacher with the same class list; None if there is none.
+        teacher: a teacher with the same class list, compared if it can answer for these images;
+            None if there is none.
 
     Raises:
         DivergedError: a logit is not finite.
     """
     names = model.class_names
-    scores, best = top_classes(compute_logits(model, images, what="evaluating images"))
+    scores, best = top_classes(model.logits_of(images, what="evaluating images"))
     predicted = best[:, 0].tolist()
     agreement = teacher_confidence = teacher_classes = None
-    if teacher is not None:
-        logits = compute_logits(teacher, images, what="running the teacher")
+    logits = None if teacher is None else teacher.logits_of(images, what="running the teacher")
+    if logits is not None:
         teacher_scores, teacher_best = top_classes(logits)
         teacher_confidence = _mean_percent(teacher_scores)
         teacher_classes = teacher_best[:, 0].tolist()

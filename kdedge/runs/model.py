@@ -19,10 +19,13 @@ from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
+from kdedge.data.decoding import converted
 from kdedge.data.images import Images
-from kdedge.errors import DataError, KdedgeError, RecipeError
+from kdedge.data.loader import evaluation_batches
+from kdedge.errors import DataError, DivergedError, KdedgeError, RecipeError
 from kdedge.messages import get_logger
 from kdedge.methods.base import BaseMethod
+from kdedge.progress import progress
 from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
@@ -42,9 +45,11 @@ from kdedge.setup.workspace import Workspace
 
 log = get_logger(__name__)
 
+_EVALUATION_BATCH = 100  # images without gradients, as in the methods' public code
+
 
 class MethodModel(ABC):
-    """A method as a model of a class list, which can teach (`methods.base.Teacher`).
+    """A method as a model of a class list; it can teach (`methods.base.Teacher`).
 
     Class vectors are computed once.
 
@@ -108,8 +113,12 @@ class MethodModel(ABC):
         return self._vectors
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """See `Teacher`."""
+        """[B, 3, H, W] -> [B, D], float32, no graph; unit length for class vectors."""
         return self.method.forward_features(images)
+
+    def teacher_features(self, images: Tensor, preprocess: Preprocess) -> Tensor:
+        """See `Teacher`."""
+        return self.forward_features(converted(images, preprocess, self.preprocess))
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, no graph; in balance where the recipe asks for it."""
@@ -128,6 +137,47 @@ class MethodModel(ABC):
         """See `Teacher`."""
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * features.float() @ self.class_vectors().T
+
+    @torch.no_grad()
+    def logits_of(self, images: Images, *, what: str, without_offsets: bool = False) -> Tensor:
+        """Logits of images over all classes, without crops or flips; no labels are needed.
+
+        Args:
+            images: the images, which it prepares by itself.
+            what: name of the work, for progress.
+            without_offsets: leave the logits as the method gives them, out of balance.
+
+        Returns:
+            [N, C] float32, on the CPU, in the images' order.
+
+        Raises:
+            DivergedError: a logit is not finite.
+        """
+        parts: list[Tensor] = []
+        batches = evaluation_batches(
+            images.source,
+            images.indices,
+            preprocess=self.preprocess,
+            batch_size=_EVALUATION_BATCH,
+            n_workers="auto",
+            device=self.device,
+        )
+        forward = self.plain_logits if without_offsets else self.logits
+        n_done = 0
+        with progress(what, len(images.indices), unit="images") as advance:
+            for batch, indices in batches:
+                parts.append(forward(batch).cpu())
+                n_done += len(indices)
+                advance(n_done)
+        logits = torch.cat(parts)
+        n_bad = int((~logits.isfinite().all(dim=1)).sum())
+        if n_bad:
+            raise DivergedError(
+                f"The model's scores are NaN or infinity for {n_bad} of {len(logits)} images.\n"
+                "  Its training diverged: train again with a lower optim.lr, optim.precision: fp32"
+                " or optim.clip_grad_norm: 1.0."
+            )
+        return logits
 
 
 class LiveModel(MethodModel):

@@ -10,7 +10,6 @@ from kdedge.data.images import Images
 from kdedge.errors import DataError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 from kdedge.messages import get_logger
-from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import RunModel, load_teacher_of
 from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
@@ -44,7 +43,7 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
     if labeled is not None:
         images, where = labeled
         sample = images.spread(_MOST_IMAGES)
-        logits = compute_logits(model, sample, what="fitting the temperature").numpy()
+        logits = model.logits_of(sample, what="fitting the temperature").numpy()
         value = temperature_of_labels(logits, np.array(model.labels_of(sample)))
     else:
         where = "data.unlabeled"
@@ -59,8 +58,8 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
             )
         images = pool.only(free)
         sample = images.spread(_MOST_IMAGES)
-        logits = compute_logits(model, sample, what="fitting the temperature").numpy()
-        targets = compute_logits(teacher, sample, what="running the teacher").numpy()
+        logits = model.logits_of(sample, what="fitting the temperature").numpy()
+        targets = teacher.logits_of(sample, what="running the teacher").numpy()
         agreement = float((logits.argmax(axis=1) == targets.argmax(axis=1)).mean())
         value = temperature_of_share(logits, agreement)
     n_images = len(sample.indices)

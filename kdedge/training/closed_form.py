@@ -149,11 +149,12 @@ def _batches(
 
 def _teacher_outputs(job: Job, images: Tensor, positions: list[int]) -> tuple[Tensor, Tensor]:
     """The teacher's features and logits of a batch, from its store if there is one."""
-    teacher = job.prepared_teacher
+    teacher = job.teacher
+    assert teacher is not None  # the job is a student's
     if job.filler is not None:
         features = job.filler.store.read(positions, 1).to(job.device)
     else:
         with torch.no_grad():
-            features = teacher.forward_features(images).float()
+            features = teacher.teacher_features(images, job.setup.backbone.preprocess).float()
     keys = [job.training_images.source.items[position].key for position in positions]
     return features, teacher.teacher_logits(features, keys).float()

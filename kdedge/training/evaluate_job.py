@@ -20,7 +20,6 @@ from kdedge.runs.measure import (
     measure_accuracy,
     measure_logits,
     measure_without_labels,
-    predict_logits,
     unlabeled_sample,
 )
 from kdedge.runs.model import LiveModel, MethodModel, RunModel
@@ -28,7 +27,6 @@ from kdedge.runs.results import Evaluations, read_balance, stored_details, store
 from kdedge.setup.data import RecipeData
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
-from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher
 
 log = get_logger(__name__)
 
@@ -57,7 +55,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
             job.classes,
             selection=job.choice.optim.selection,
             with_samples=True,
-            teacher=_answering(job.teacher, test),
+            teacher=job.teacher,
         )
     }
     teacher_result = _teacher_result(job, test)
@@ -69,9 +67,9 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
         results["labels_alone"] = measure_accuracy(ridge, test, job.classes, selection="last")
     if job.setup.backbone.has_texts:
         zero_shot = zero_shot_model(job)
-        logits, labels = predict_logits(zero_shot, test)
+        logits = zero_shot.logits_of(test, what="evaluating images")
         measured = functools.partial(
-            measure_logits, labels=labels, images=test, classes=job.classes, selection="last"
+            measure_logits, images=test, classes=job.classes, selection="last"
         )
         results["zeroshot"] = measured(logits)
         offsets = balanced(zero_shot, find_balance(job, zero_shot)).offsets
@@ -93,20 +91,13 @@ def balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:
     return LiveModel(model.setup, model.method, offsets.to(model.device))
 
 
-def _answering(teacher: AnyTeacher | None, images: Images) -> AnyTeacher | None:
-    """The teacher, if it has predictions for these images; else None."""
-    if isinstance(teacher, FileTeacher) and not teacher.can_answer(images):
-        return None
-    return teacher
-
-
 def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:
     """The teacher's result: read from its run if images and balance are the same, else measured.
 
     One teacher may serve recipes with `balance` and without; both models of a comparison have the
     balance of the student's recipe.
     """
-    model, spec = _answering(job.teacher, test), job.setup.loaded.recipe.balance
+    model, spec = job.teacher, job.setup.loaded.recipe.balance
     if isinstance(model, RunModel):
         run, stored = model.run, if_readable(read_balance, model.run)
         before = stored and (stored.prior, stored.strength)
@@ -118,7 +109,8 @@ def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | 
             return result, replace(details, samples=None)
         if not is_alike and model.class_names == model.setup.classes.names:
             model = balanced(LiveModel(model.setup, model.method), find_balance(job, model))
-    return None if model is None else measure_accuracy(model, test, job.classes, selection="last")
+    logits = None if model is None else model.logits_of(test, what="running the teacher")
+    return None if logits is None else measure_logits(logits, test, job.classes, selection="last")
 
 
 def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
@@ -129,7 +121,7 @@ def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
     sample = unlabeled_sample(images)
     if sample is None:
         return None
-    return measure_without_labels(model, *sample, teacher=_answering(job.teacher, sample[0]))
+    return measure_without_labels(model, *sample, teacher=job.teacher)
 
 
 def count_cost(job: Job) -> dict[str, float]:
@@ -143,7 +135,7 @@ def count_cost(job: Job) -> dict[str, float]:
     student, teacher = job.model(), job.teacher
     _ = student.class_vectors()  # computed before, since no image needs them anew
     counts = {"gmacs": _gmacs(student, student.logits), "parameters": _n_parameters(student)}
-    if not isinstance(teacher, FileTeacher):
+    if isinstance(teacher, MethodModel):  # a file has no cost
         _ = teacher.class_vectors()
         counts["teacher_gmacs"] = _gmacs(teacher, teacher.logits)
         counts["teacher_parameters"] = _n_parameters(teacher)

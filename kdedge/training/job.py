@@ -31,7 +31,6 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits
-from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, adapted_teacher
 from kdedge.training.teacher_store.fill import StoreFiller
 
 _ONLY_SPEED = {"n_workers", "checkpoint_every_s", "micro_batch"}  # keys of `optim`
@@ -82,7 +81,7 @@ class Job:
     data: TrainingData
     test: Images | None = None
     validation: Images | None = None
-    teacher: AnyTeacher | None = None
+    teacher: Teacher | None = None
     filler: StoreFiller | None = None
     built_method: BaseMethod | None = None
 
@@ -92,16 +91,7 @@ class Job:
         if self.built_method is not None:
             return self.built_method
         with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
-            teacher = None if self.teacher is None else self.prepared_teacher
-            return self.setup.build(teacher=teacher, sentences=self.data.sentences)
-
-    @cached_property
-    def prepared_teacher(self) -> Teacher:
-        """The teacher for a student's images, or as it is if only stored features are read."""
-        assert self.teacher is not None
-        if isinstance(self.teacher, FileTeacher) or (self.choice.is_solved and self.filler):
-            return self.teacher
-        return adapted_teacher(self.setup.backbone, self.teacher)
+            return self.setup.build(teacher=self.teacher, sentences=self.data.sentences)
 
     def prepare(self) -> None:
         """Builds the method and loads the teacher's weights, so that their errors are raised."""

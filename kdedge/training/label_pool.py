@@ -147,7 +147,13 @@ def _logits_filler(
     run = model.run.path.absolute() if isinstance(model, RunModel) else None
     opener = partial(_open_in_worker, loaded, run, model.class_names, workspace.root.absolute())
     return StoreFiller(
-        store, model, images.source, open_model=opener, workers=workspace.workers, output="logits"
+        store,
+        model,
+        model.preprocess,
+        images.source,
+        open_model=opener,
+        workers=workspace.workers,
+        output="logits",
     )
 
 

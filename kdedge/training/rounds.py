@@ -31,7 +31,6 @@ from kdedge.files import sha256_json
 from kdedge.messages import get_logger, name_some
 from kdedge.methods.base import RoundsSettings
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import MethodModel
 from kdedge.runs.provenance import RoundSummary, TrainingSummary
 from kdedge.setup.classes import Classes
@@ -193,7 +192,7 @@ def pool_probabilities(model: MethodModel, pool: Images) -> Probabilities:
     Raises:
         DivergedError: a score is not finite.
     """
-    logits = compute_logits(model, pool, what="labeling unlabeled images")
+    logits = model.logits_of(pool, what="labeling unlabeled images")
     probabilities: Probabilities = logits.softmax(dim=-1).numpy()
     return probabilities
 

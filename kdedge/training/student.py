@@ -10,6 +10,7 @@ from pathlib import Path
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
+from kdedge.methods.base import Teacher
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run
@@ -17,9 +18,9 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_needs_no_vectors, has_class_vectors
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
+from kdedge.training.file_teacher import FileTeacher
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
-from kdedge.training.teacher_adapters import AnyTeacher, FileTeacher, ImageTeacher, adapted_teacher
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.workers import WorkerResources
@@ -46,12 +47,13 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     return make_job(setup, images, TrainingData(unlabeled, labeled=labeled))
 
 
-def with_teacher(student: Job, teacher: AnyTeacher) -> Job:
+def with_teacher(student: Job, teacher: Teacher) -> Job:
     """The student's job with its teacher, and with a teacher store if the recipe has `views`."""
     spec = student.setup.loaded.recipe.student
     assert spec is not None  # the job was made from it
     filler = None
-    if spec.views and not isinstance(teacher, FileTeacher):
+    if spec.views:
+        assert isinstance(teacher, MethodModel)  # a file is refused with `views`
         filler = _store_filler(teacher, student)
     return replace(student, teacher=teacher, filler=filler)
 
@@ -79,8 +81,18 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
 
     Raises:
         RecipeError: the student needs class vectors, but the teacher has none; or the teacher was
-            not trained on every class.
+            not trained on every class, or takes larger images.
     """
+    given, needed = student.backbone.preprocess.size_px, teacher.backbone.preprocess.size_px
+    spec = student.loaded.recipe.student
+    assert spec is not None  # it was set up from it
+    # The stored features of a closed-form student are of images in the teacher's own size
+    if needed > given and not (student.choice.is_solved and spec.views):
+        raise RecipeError(
+            f"The teacher takes images of {needed} pixels, and student {student.backbone.name} of"
+            f" {given}.\n"
+            "  Both get the same crop: choose a teacher with the student's image size or less."
+        )
     if has_class_vectors(teacher.choice) and not teacher.choice.settings.gives_logits:
         return
     why = teacher.choice.module.METHOD.why_no_class_vectors or "gives logits"
@@ -168,7 +180,7 @@ def resolve_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
         RecipeError: the teacher cannot teach this student.
     """
     loaded, workspace = student.setup.loaded, student.setup.workspace
-    teacher: AnyTeacher | None = file_teacher(student)
+    teacher: Teacher | None = file_teacher(student)
     if teacher is not None:
         return None, with_teacher(student, teacher)
     run = named_teacher_run(loaded, workspace)
@@ -186,7 +198,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     recipe, optim = setup.loaded.recipe, setup.choice.optim
     # A closed-form student and its teacher get images as in evaluation, without views
     is_solved = setup.choice.is_solved
-    prepared_teacher = teacher if is_solved else adapted_teacher(setup.backbone, teacher)
+    preprocess = teacher.preprocess if is_solved else setup.backbone.preprocess
     augment = None
     if not is_solved:
         seed = view_seed(recipe)
@@ -196,7 +208,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         dim = teacher.class_vectors().shape[1]
     description = describe_store(
         features_hash=teacher.features_hash,
-        preprocess=prepared_teacher.preprocess,
+        preprocess=preprocess,
         augment=augment,
         precision=optim.precision,
     )
@@ -210,10 +222,11 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     open_model = None
     if isinstance(teacher, RunModel):  # another process can load it
         run, root = teacher.run.path.absolute(), setup.workspace.root.absolute()
-        open_model = partial(_open_prepared, setup.loaded, run, setup.classes.names, root)
+        open_model = partial(_open_in_worker, run, setup.classes.names, root)
     return StoreFiller(
         store=store,
-        teacher=prepared_teacher,
+        teacher=teacher,
+        preprocess=preprocess,
         source=images.source,
         augment=augment,
         precision=optim.precision,
@@ -224,11 +237,8 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     )
 
 
-def _open_prepared(
-    loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, resources: WorkerResources
-) -> ImageTeacher:
-    """Loads the teacher in a worker, for images that are preprocessed for the student."""
-    workspace = Workspace.of_worker(root, resources)
-    teacher = load_run(RunFolder.open(run), workspace, names=names)
-    student = set_up_role(loaded, "student", workspace)
-    return teacher if student.choice.is_solved else adapted_teacher(student.backbone, teacher)
+def _open_in_worker(
+    run: Path, names: Sequence[str], root: Path, resources: WorkerResources
+) -> MethodModel:
+    """Loads the teacher in a worker."""
+    return load_run(RunFolder.open(run), Workspace.of_worker(root, resources), names=names)

@@ -16,7 +16,6 @@ from kdedge.files import write_json
 from kdedge.messages import get_logger
 from kdedge.records.record import read_record
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import MethodModel
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
@@ -78,7 +77,7 @@ def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
     labels = job.training_images.train_labels
     assert labels is not None  # the teacher learns from labels
-    logits = compute_logits(model, job.training_images, what="looking at the labeled images")
+    logits = model.logits_of(job.training_images, what="looking at the labeled images")
     return logits, torch.tensor([labels[i] for i in job.training_images.indices])
 
 

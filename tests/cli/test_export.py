@@ -166,7 +166,6 @@ def test_predict_gives_the_students_scores(exported: Path, kdedge: Run) -> None:
     import torch
 
     from kdedge.runs.folder import RunFolder
-    from kdedge.runs.measure import predict_logits
     from kdedge.runs.model import load_run
     from kdedge.setup.workspace import Workspace
 
@@ -174,8 +173,7 @@ def test_predict_gives_the_students_scores(exported: Path, kdedge: Run) -> None:
     model = load_run(run, Workspace(run.root, torch.device("cpu")))
     images = model.images("test")
     assert images is not None
-    logits, _ = predict_logits(model, images)
-    expected = 100 * logits.softmax(dim=-1)
+    expected = 100 * model.logits_of(images, what="").softmax(dim=-1)
     lines = predict(kdedge, exported, "test")
     assert len(lines) == len(expected) == 20
     keys = [images.source.items[index].key for index in images.indices]

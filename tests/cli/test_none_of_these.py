@@ -141,7 +141,6 @@ def test_labels_that_a_model_was_trained_on_do_not_calibrate_it(
 def test_without_labels_the_mean_confidence_is_the_share_with_the_teachers_class(
     project: Path,
 ) -> None:
-    from kdedge.runs.measure import compute_logits
     from kdedge.runs.temperature import fit_temperature
 
     student = open_run(project, "data.labeled=null")
@@ -149,7 +148,7 @@ def test_without_labels_the_mean_confidence_is_the_share_with_the_teachers_class
     left_out = [pool.digests[index] for index in pool.indices[:10]]
     found = fit_temperature(student, exclude_digests=left_out)
     assert (found.fitted_to, found.images) == ("teacher", "30 of 30 images of data.unlabeled")
-    logits = compute_logits(student, pool.only(pool.indices[10:]), what="")
+    logits = student.logits_of(pool.only(pool.indices[10:]), what="")
     confidence = (logits.double() / found.value).softmax(dim=1).amax(dim=1).mean()
     overrides = {"data.test": None, "data.labeled": None}
     judged = api.evaluate(str(project / "runs/tiny/02"), overrides=overrides)
@@ -194,7 +193,6 @@ def test_eval_gives_the_calibration_error_before_and_after(project: Path, kdedge
     import torch
 
     from kdedge.evaluation.accuracy import calibration_error_percent
-    from kdedge.runs.measure import compute_logits
 
     calibrate = ("--set", "export.calibrate=true", "--set", "data.labeled=null")
     done = kdedge("eval", "tiny/02", *calibrate, "--json")
@@ -203,7 +201,7 @@ def test_eval_gives_the_calibration_error_before_and_after(project: Path, kdedge
     student = open_run(project)
     images = student.images("test")
     labels = np.array(student.labels_of(images))
-    logits = compute_logits(student, images, what="").numpy()
+    logits = student.logits_of(images, what="").numpy()
     # The temperature is that of an export, which leaves out the same test images
     exported = load_artifact(project / "both").temperature
     assert exported is not None

@@ -27,22 +27,18 @@ CPU = torch.device("cpu")
 TAUGHT = ("r.yaml", "--set", "teacher.run=runs/tiny/01")
 
 
-class Counted:
+class Counted(RunModel):
     """A trained teacher that sees each image by itself, in float16, and counts how often it does.
 
     By itself: in batches of other sizes a product's last bit may differ.
     """
 
     def __init__(self, teacher: RunModel) -> None:
-        self.n_images = 0
-        self._teacher = teacher
+        vars(self).update(vars(teacher), n_images=0)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._teacher, name)
-
-    def forward_features(self, images: Tensor) -> Tensor:
+    def teacher_features(self, images: Tensor, *given: Any) -> Tensor:
         self.n_images += len(images)
-        rows = [self._teacher.forward_features(image[None]) for image in images]
+        rows = [super(Counted, self).teacher_features(image[None], *given) for image in images]
         return torch.cat(rows).half().float()
 
 
@@ -50,7 +46,7 @@ def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
     """Distills from tiny/01 with a counted teacher."""
     loaded = load_recipe("r.yaml", parse_overrides(("teacher.run=runs/tiny/01", *overrides)))
     student = student_job(loaded, Workspace(Path("runs"), CPU))
-    teacher: Any = Counted(load_teacher(RunFolder.open(Path("runs/tiny/01")), student))
+    teacher = Counted(load_teacher(RunFolder.open(Path("runs/tiny/01")), student))
     return run_job(with_teacher(student, teacher), resume=False), teacher
 
 

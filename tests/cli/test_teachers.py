@@ -17,6 +17,7 @@ import torch
 
 from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.data.sources import folder
+from kdedge.errors import RecipeError
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
@@ -82,23 +83,26 @@ def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
     job = job_of(recipe, "student.views=2")
     assert job.filler is not None
     assert not job.filler.store.load()
-    teacher = job.prepared_teacher
+    teacher, prepared = job.teacher, job.setup.backbone.preprocess
     warm, live = (next(job.batches(2, 3, features=f)) for f in (job.filler.store.read, None))
     assert torch.equal(warm.images, live.images)
     assert torch.equal(teacher.class_vectors(), torch.eye(4))
     kept = teacher.teacher_logits(warm.teacher_features, warm.keys)
-    asked = teacher.teacher_logits(teacher.forward_features(live.images), live.keys)
+    asked = teacher.teacher_logits(teacher.teacher_features(live.images, prepared), live.keys)
     assert kept.shape == (4, 4)
     torch.testing.assert_close(kept.softmax(1), asked.softmax(1), atol=0.01, rtol=0)
     again = distilled(recipe, "student.views=2", "name=again")
     assert again.weights.read_bytes() == stored.weights.read_bytes()
     probe = RunFolder.open(Path("runs/tiny/03"))
     assert read_evaluation(stored)["teacher"] == read_evaluation(probe)["teacher"]
+    recipe = write_recipe(PROBE)
+    with pytest.raises(RecipeError, match="takes images of 32 pixels, and student small of 24"):
+        job_of(recipe, "student.weights=small.pt")
 
 
 def test_a_teacher_with_class_vectors_gives_its_cosines() -> None:
     job = job_of("r.yaml")
-    teacher = job.prepared_teacher
+    teacher = job.teacher
     features = torch.nn.functional.normalize(torch.randn(3, teacher.class_vectors().shape[1]))
     expected = teacher.scale * features @ teacher.class_vectors().T
     torch.testing.assert_close(teacher.teacher_logits(features, ("a", "b", "c")), expected)
@@ -119,8 +123,8 @@ def test_a_file_of_probabilities_teaches_and_is_judged(kdedge: Any) -> None:
     assert again.teacher.file == Path("pool.csv").absolute()
     job = job_of("t.yaml")
     batch = next(job.batches(1, 0))
-    teacher = job.prepared_teacher
-    found = teacher.teacher_logits(teacher.forward_features(batch.images), batch.keys)
+    teacher, prepared = job.teacher, job.setup.backbone.preprocess
+    found = teacher.teacher_logits(teacher.teacher_features(batch.images, prepared), batch.keys)
     lines = {row[0]: row[1:] for row in csv.reader(Path("pool.csv").read_text().splitlines())}
     expected = torch.tensor([[float(value) for value in lines[key]] for key in batch.keys])
     torch.testing.assert_close(found.exp(), expected)

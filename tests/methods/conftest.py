@@ -259,6 +259,8 @@ def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[
             teacher = None
         elif isinstance(teacher, Backbone):
             teacher = zeroshot.Method.build(teacher, zeroshot.Settings(), inputs(len(names)))
+        if teacher is not None:
+            teacher.teacher_features = lambda images, _: teacher.forward_features(images)
         return module.Method.build(
             backbone,
             module.Settings(**{**case.settings, **settings}),

@@ -274,6 +274,7 @@ def test_promptkd_gives_the_reference_logits_loss_gradients_and_batch_norm_stati
     teacher = reference_promptsrc[0]
     close(teacher.class_vectors(), unit(vectors["teacher_text_features"]))
     close(teacher.forward_features(vectors["image"]), unit(vectors["teacher_image_features"]))
+    teacher.teacher_features = lambda images, _: teacher.forward_features(images)
     names = reference_meta["classnames"]
     method = build(promptkd, student_clip, names, settings, teacher=teacher)
     set_student(method, vectors, meta["prompt_depth"])

@@ -56,8 +56,6 @@ def draw(i: int) -> bytes:
 class SlowTeacher:
     """Takes some pixels for features, an image by itself; notes the images of each pass."""
 
-    scale = 10.0
-    preprocess = PREPROCESS
     device = torch.device("cpu")
 
     def __init__(self, pass_s: float = 0.0) -> None:
@@ -73,10 +71,8 @@ class SlowTeacher:
         """Images in all passes."""
         return sum(self.seen)
 
-    def class_vectors(self) -> Tensor:
-        return torch.eye(3, DIM)
-
-    def forward_features(self, images: Tensor) -> Tensor:
+    def teacher_features(self, images: Tensor, preprocess: Preprocess) -> Tensor:
+        assert preprocess == PREPROCESS
         self.seen.append(len(images))
         time.sleep(self._pass_s)
         return F.normalize(images.flatten(1)[:, :DIM], dim=-1)
@@ -101,7 +97,9 @@ def make_filler(
         dim=DIM,
         n_views=n_views,
     )
-    return StoreFiller(store, teacher or SlowTeacher(), Drawn(n_images), augment, n_workers=0)
+    return StoreFiller(
+        store, teacher or SlowTeacher(), PREPROCESS, Drawn(n_images), augment, n_workers=0
+    )
 
 
 def digest(i: int) -> str:

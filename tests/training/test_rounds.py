@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from kdedge.data.images import Images
 from kdedge.errors import DivergedError
+from kdedge.runs.model import MethodModel
 from kdedge.training.rounds import pool_probabilities
 
 
@@ -24,6 +26,7 @@ def scores(filling: ModuleType, logits: Tensor) -> np.ndarray:
         device=torch.device("cpu"),
         logits=lambda batch: torch.stack([next(rows) for _ in batch]),
     )
+    model.logits_of = partial(MethodModel.logits_of, model)
     pool = Images(filling.Drawn(n_images), tuple(range(n_images)), (), {})
     return pool_probabilities(model, pool)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,41 +11,8 @@ import torch
 from PIL import Image
 
 from kdedge.clip.backbone import Backbone
-from kdedge.data.decoding import normalizer
-from kdedge.errors import RecipeError
+from kdedge.data.decoding import converted, normalizer
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
-from kdedge.training.teacher_adapters import adapted_teacher
-
-
-class Teacher:
-    """Zero-shot CLIP of two classes as a teacher that remembers what it was shown."""
-
-    device = torch.device("cpu")
-    class_names = ("cat", "dog")
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.scale, self.preprocess = backbone.scale, backbone.preprocess
-        self.forward_features = backbone.image_features
-        self._vectors = torch.eye(2, backbone.embed_dim)
-
-    def class_vectors(self) -> torch.Tensor:
-        return self._vectors
-
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        return self.scale * self.forward_features(images) @ self._vectors.T
-
-
-@pytest.fixture
-def teacher(tiny_backbone: Backbone) -> Teacher:
-    return Teacher(tiny_backbone)
-
-
-@dataclass(frozen=True)
-class Student:
-    """What the teacher asks of a student's backbone."""
-
-    preprocess: Preprocess
-    name: str = "small"
 
 
 def prepared(preprocess: Preprocess) -> torch.Tensor:
@@ -59,13 +26,12 @@ def prepared(preprocess: Preprocess) -> torch.Tensor:
     return normalizer(preprocess, torch.device("cpu"))(pixels[None])
 
 
-def test_a_student_of_the_same_size_and_normalization_has_the_teacher_itself(
-    teacher: Teacher,
+def test_images_of_the_same_size_and_normalization_stay_the_same(
+    tiny_backbone: Backbone,
 ) -> None:
-    same = replace(teacher.preprocess, interpolation="bilinear", resize_mode="squash")
-    assert adapted_teacher(Student(teacher.preprocess), teacher) is teacher
-    view, images = adapted_teacher(Student(same), teacher), prepared(same)
-    assert torch.equal(view.forward_features(images), teacher.forward_features(images))
+    theirs = tiny_backbone.preprocess
+    ours, images = replace(theirs, interpolation="bilinear", resize_mode="squash"), prepared(theirs)
+    assert converted(images, ours, theirs) is images
 
 
 @pytest.mark.parametrize(
@@ -77,39 +43,25 @@ def test_a_student_of_the_same_size_and_normalization_has_the_teacher_itself(
     ],
 )
 def test_another_normalization_or_size_is_undone(
-    teacher: Teacher, change: dict[str, Any], tolerance: float
+    tiny_backbone: Backbone, change: dict[str, Any], tolerance: float
 ) -> None:
-    theirs = teacher.preprocess
+    theirs, features_of = tiny_backbone.preprocess, tiny_backbone.image_features
     ours = replace(theirs, **change)
-    view = adapted_teacher(Student(ours), teacher)
-    assert view is not teacher
-    assert (view.scale, view.class_vectors() is teacher.class_vectors()) == (teacher.scale, True)
-    expected = teacher.forward_features(prepared(theirs))
-    found = view.forward_features(prepared(ours))
+    expected = features_of(prepared(theirs))
+    found = features_of(converted(prepared(ours), ours, theirs))
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
-    raw = teacher.forward_features(
+    raw = features_of(
         torch.nn.functional.interpolate(prepared(ours), (theirs.size_px, theirs.size_px))
     )
     assert (raw - expected).abs().max() > 2 * tolerance
 
 
-def test_a_resized_view_has_no_colors_beyond_black_and_white(
-    teacher: Teacher,
-) -> None:
-    theirs = teacher.preprocess
+def test_resized_images_have_no_colors_beyond_black_and_white(tiny_backbone: Backbone) -> None:
+    theirs = tiny_backbone.preprocess
     ours = replace(theirs, size_px=2 * theirs.size_px, mean=(0.0,) * 3, std=(1.0,) * 3)
-    seen: list[torch.Tensor] = []
-    teacher.forward_features = seen.append
     edge = torch.zeros(1, 3, ours.size_px, ours.size_px)
     edge[..., 31:] = 1.0
-    adapted_teacher(Student(ours), teacher).forward_features(edge)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (theirs.mean, theirs.std))
-    pixels = seen[0] * std + mean
+    pixels = converted(edge, ours, theirs) * std + mean
     assert pixels.min() > -1e-6
     assert pixels.max() < 1 + 1e-6
-
-
-def test_a_teacher_of_larger_images_is_refused(teacher: Teacher) -> None:
-    small = replace(teacher.preprocess, size_px=16)
-    with pytest.raises(RecipeError, match="takes images of 32 pixels, and student small of 16"):
-        adapted_teacher(Student(small), teacher)

@@ -34,7 +34,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
     filler.fill()
     batches = training_batches(
         Images(filler.source, tuple(filler.store.indices.tolist())),
-        Preparation(filler.teacher.preprocess, Augmentation(1, 0.5, flip=True)),
+        Preparation(filler.preprocess, Augmentation(1, 0.5, flip=True)),
         OptimSettings(epochs=4, batch_size=64, n_workers=0),
         seed=5,
         epoch=4,
@@ -42,7 +42,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
         teacher_features=filler.store.read,
     )
     for batch in batches:
-        expected = filling.SlowTeacher().forward_features(batch.images)
+        expected = filling.SlowTeacher().teacher_features(batch.images, filler.preprocess)
         assert batch.teacher_features.dtype == torch.float32
         assert torch.equal(expected.half().float(), batch.teacher_features)
 

@@ -32,8 +32,9 @@ from kdedge.errors import DivergedError, ResourceError
 from kdedge.locks import is_locked, locked
 from kdedge.messages import get_logger
 from kdedge.progress import progress, readable_bytes, rough_duration
+from kdedge.runs.model import MethodModel
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.loop.precision import MixedPrecision
-from kdedge.training.teacher_adapters import ImageTeacher
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore, n_crops
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
@@ -50,6 +51,7 @@ class StoreFiller:
     Attributes:
         store: the store to fill.
         teacher: the frozen model.
+        preprocess: how its images are prepared; it converts them to its own size.
         source: the images.
         augment: draws the views; None to prepare images as in evaluation.
         precision: number format of the model's forward pass.
@@ -58,19 +60,20 @@ class StoreFiller:
             that exists only in this process.
         workers: compute the chunks; None: this process computes them.
         group: processes of one training, which fill the store together.
-        output: the method of the teacher whose results are stored.
+        output: what is stored.
     """
 
     store: TeacherStore
-    teacher: ImageTeacher
+    teacher: MethodModel
+    preprocess: Preprocess
     source: ImageSource
     augment: Augmentation | None = None
     precision: TrainingPrecision = "fp32"
     n_workers: int | Literal["auto"] = "auto"
-    open_model: Callable[[WorkerResources], ImageTeacher] | None = None
+    open_model: Callable[[WorkerResources], MethodModel] | None = None
     workers: Workers | None = None
     group: ProcessGroup = SINGLE_PROCESS
-    output: Literal["forward_features", "logits"] = "forward_features"
+    output: Literal["features", "logits"] = "features"
 
     def fill(self) -> None:
         """Computes the missing files.
@@ -167,7 +170,7 @@ class StoreFiller:
         return load_images(
             [self.source],
             passes,
-            Preparation(self.teacher.preprocess, self.augment),
+            Preparation(self.preprocess, self.augment),
             n_workers,
             batch_size=self._images_per_pass,
             device=self.teacher.device,
@@ -181,7 +184,10 @@ class StoreFiller:
     def _features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], in the store's dtype, on the CPU."""
         with MixedPrecision(self.precision, self.teacher.device).autocast():
-            features: Tensor = getattr(self.teacher, self.output)(images)
+            if self.output == "logits":
+                features = self.teacher.logits(images)
+            else:
+                features = self.teacher.teacher_features(images, self.preprocess)
         return features.to(self.store.dtype).cpu()
 
     def _check_finite(self, chunk: Chunk, features: Tensor) -> None:
