@@ -70,7 +70,8 @@ def demo(
     began = time.monotonic()
     root = runs_folder(root)
     workspace = Workspace(root, set_up_device(device))
-    teacher, student = distill_student(load_recipe("demo"), workspace, resume=resume)
+    student = distill_student(load_recipe("demo"), workspace, resume=resume)
+    teacher = student.teacher_folder()
     assert teacher is not None  # the recipe trains its own teacher
     samples = read_details(student)["student"].samples or {}
     examples = tuple(image for images in samples.values() for image in images[:1])

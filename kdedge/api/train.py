@@ -171,8 +171,7 @@ def distill(
     with training_workspace(loaded, root, device, warn_for=["teacher", "student"]) as workspace:
         from kdedge.training.distill import distill_student
 
-        _, run = distill_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
-        return Run(run)
+        return Run(distill_student(loaded, workspace, resume=resume, keep_teacher=keep_teacher))
 
 
 @torch_as_before()

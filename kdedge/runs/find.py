@@ -57,7 +57,7 @@ def newest(
         for run, record in runs_in(root)
         if (name is None or run.path.parent.name == name)
         and (role is None or run.role == role)
-        and (record.better is None if key is None else record.key == key)
+        and (record.replaced_by is None if key is None else record.key == key)
         and record.is_finished == is_finished
         and (not exported or run.exports)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from kdedge.records.evaluation import Role
 
@@ -108,7 +108,8 @@ class Provenance(_Tolerant):
         teacher_run: the teacher's run, as `name/NN`, or as an absolute path if it is in another
             folder of runs.
         official: whether the run follows the public code's protocol.
-        better: the better student that replaced this one, as `name/NN`; None if this one was kept.
+        replaced_by: the better student that replaced this one, as `name/NN`; None if this one was
+            kept. Called `better` in older records.
         resumed: later starts of the run.
         summary: results; empty until the run is finished.
     """
@@ -134,7 +135,7 @@ class Provenance(_Tolerant):
     measured_on: str | None = None
     teacher_run: str | None = None
     official: bool = False
-    better: str | None = None
+    replaced_by: str | None = Field(None, validation_alias=AliasChoices("replaced_by", "better"))
     resumed: list[Resumed] = []
     summary: RunSummary = RunSummary()
 

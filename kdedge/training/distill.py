@@ -22,7 +22,6 @@ from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
     load_teacher,
     one_pass_job,
-    resolve_teacher,
     student_job,
     with_teacher,
 )
@@ -35,7 +34,7 @@ log = get_logger(__name__)
 
 def distill_student(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False, keep_teacher: bool = False
-) -> tuple[RunFolder | None, RunFolder]:
+) -> RunFolder:
     """Trains the recipe's student, and first its teacher if it is missing.
 
     Args:
@@ -46,9 +45,10 @@ def distill_student(
             backbone is better on the labeled images.
 
     Returns:
-        The teacher's run, or None if the teacher is a file, and the student's run.
+        The student's run.
     """
-    run, job = _with_better_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+    job = student_with_teacher(loaded, workspace, resume=resume)
+    job = _with_better_teacher(job, resume=resume, keep_teacher=keep_teacher)
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
@@ -60,8 +60,8 @@ def distill_student(
     if one_pass_run is not None and workspace.group.on_rank0(
         lambda: _is_one_pass_better(one_pass_run, student, job)
     ):
-        student = one_pass_run
-    return run, student
+        return one_pass_run
+    return student
 
 
 def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> TeacherStore:
@@ -77,70 +77,62 @@ def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) 
             "  Set it to the number of crops to store of each image, for example --set"
             " student.views=4."
         )
-    _, job = _with_better_teacher(loaded, workspace, resume=resume)
-    filler = job.filler
+    job = student_with_teacher(loaded, workspace, resume=resume)
+    filler = _with_better_teacher(job, resume=resume).filler
     assert filler is not None  # views is refused if the teacher is a file
     filler.fill()
     return filler.store
 
 
-def _with_better_teacher(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool = False
-) -> tuple[RunFolder | None, Job]:
-    """`train_missing_teacher`, with zero-shot CLIP or ridge for a teacher that did not learn."""
-    run, student = train_missing_teacher(loaded, workspace, resume=resume)
-    spec = loaded.recipe.teacher
-    assert spec is not None  # `train_missing_teacher` refuses a recipe without a teacher
-    if run is None or spec.run is not None:  # the user chose it
-        return run, student
-    better = _better_method(run, student, keep_teacher=keep_teacher)
-    if better is None:
-        return run, student
-    other = spec.model_copy(update={"method": better, "settings": {}, "optim": None})
-    recipe = loaded.recipe.model_copy(update={"teacher": other})
-    return train_missing_teacher(replace(loaded, recipe=recipe), workspace, resume=resume)
-
-
-def train_missing_teacher(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool
-) -> tuple[RunFolder | None, Job]:
-    """The teacher's run, which is trained if it is missing, and the job of its student.
+def student_with_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> Job:
+    """The job of the recipe's student with its teacher, which is trained first if it is missing.
 
     If the teacher has to be trained, one student step runs first: its errors come before the wait.
     """
-    spec = loaded.recipe.teacher
-    source, student = resolve_teacher(student_job(loaded, workspace))
-    assert spec is not None  # `resolve_teacher` refuses a recipe without a teacher
-    if source is None:
-        log.info(f"Teacher 1/2: using the probabilities of {spec.file}.")
-        return None, student
-    if isinstance(source, RunFolder):
-        is_named = spec.run is not None
-        why = "which the recipe names" if is_named else "trained with the same settings and data"
-        log.info(f"Teacher 1/2: using {source.path}, {why}{_accuracy_text(source)}.")
-        return source, student
+    student, missing = student_job(loaded, workspace)
+    if missing is None:
+        spec, run = loaded.recipe.teacher, student.teacher_run
+        assert spec is not None  # the student has a teacher
+        used = f"the probabilities of {spec.file}"
+        if run is not None:
+            why = "trained with the same settings and data"
+            if not spec.is_trained:
+                why = "which the recipe names"
+            used = f"{run.path}, {why}{_accuracy_text(run)}"
+        log.info(f"Teacher 1/2: using {used}.")
+        return student
     with working("trying a step of the student"):
         trial_steps(student, 1)
     other = newest(workspace.root, loaded.recipe.name, role="teacher")
     if other is not None:
         log.info(
             f"Teacher 1/2: training another one than {other.path}, which had different"
-            f" {changed_input(other, source)}."
+            f" {changed_input(other, missing)}."
         )
-    run = _run_stage("Teacher 1/2", source, resume=resume)
-    return run, with_teacher(student, load_teacher(run, student))
+    run = _run_stage("Teacher 1/2", missing, resume=resume)
+    return with_teacher(student, load_teacher(run, student))
 
 
-def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str | None:
-    """Zero-shot CLIP or ridge, if it is better on the teacher's training images; else None."""
-    teacher, workspace = student.teacher, student.setup.workspace
-    assert isinstance(teacher, RunModel)
-    job = teacher_job(student.setup.loaded, workspace)
-    accuracies = workspace.group.on_rank0(lambda: compare_with_references(run, job, teacher))
+def _with_better_teacher(student: Job, *, resume: bool, keep_teacher: bool = False) -> Job:
+    """The student's job, with another teacher if its own did not learn.
+
+    A teacher did not learn if zero-shot CLIP or ridge is better on its own training images. A run
+    that the recipe names, or a file, stays.
+    """
+    loaded, workspace = student.setup.loaded, student.setup.workspace
+    spec, teacher = loaded.recipe.teacher, student.teacher
+    assert spec is not None  # the student has a teacher
+    if not spec.is_trained:
+        return student
+    assert isinstance(teacher, RunModel)  # the recipe's own job trained it
+    job = teacher_job(loaded, workspace)
+    accuracies = workspace.group.on_rank0(
+        lambda: compare_with_references(teacher.run, job, teacher)
+    )
     trained = accuracies.pop("trained", 0.0)
     better = {name: value for name, value in accuracies.items() if value > trained}
     if not better:
-        return None
+        return student
     method, best = job.choice.name, max(better, key=better.__getitem__)
     summary = (
         f"The teacher, {method}, is right on {trained:.1f} % of the images that it was trained on"
@@ -153,13 +145,15 @@ def _better_method(run: RunFolder, student: Job, *, keep_teacher: bool) -> str |
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
         log.warning(f"{summary}\n  {remedy}")
-        return None
+        return student
     chosen = max(better, key=better.__getitem__)
     log.warning(
         f"{summary}\n"
         f"  Using {chosen} as the teacher; `kdedge distill` with --keep-teacher keeps {method}."
     )
-    return chosen
+    other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
+    recipe = loaded.recipe.model_copy(update={"teacher": other})
+    return student_with_teacher(replace(loaded, recipe=recipe), workspace, resume=resume)
 
 
 def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> bool:
@@ -193,8 +187,8 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
         f"Using the {kind} student {better.path}: of {where}, the ridge student {does} on"
         f" {scores[0]:.1f} % and the trained one on {scores[1]:.1f} %."
     )
-    better.update(better=None)  # other images may have said the opposite before
-    (trained if is_better else ridge).update(better=better.name)
+    better.update(replaced_by=None)  # other images may have said the opposite before
+    (trained if is_better else ridge).update(replaced_by=better.name)
     return is_better
 
 

@@ -25,7 +25,8 @@ from kdedge.methods.base import BaseMethod, Teacher
 from kdedge.progress import working
 from kdedge.records.evaluation import Role
 from kdedge.runs.balance import check_balance
-from kdedge.runs.model import LiveModel, MethodModel
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import LiveModel, MethodModel, RunModel
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
@@ -74,7 +75,6 @@ class Job:
         validation: labeled images that select the best epoch.
         teacher: the frozen teacher of a student; None for other roles.
         filler: stores the teacher's features; None if it runs in every step.
-        built_method: the method object to train on; None to build one on first use.
     """
 
     setup: RoleSetup
@@ -83,21 +83,23 @@ class Job:
     validation: Images | None = None
     teacher: Teacher | None = None
     filler: StoreFiller | None = None
-    built_method: BaseMethod | None = None
 
     @cached_property
     def method(self) -> BaseMethod:
         """The method, built on first use with its first values."""
-        if self.built_method is not None:
-            return self.built_method
         with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
             return self.setup.build(teacher=self.teacher, sentences=self.data.sentences)
 
-    def prepare(self) -> None:
-        """Builds the method and loads the teacher's weights, so that their errors are raised."""
+    def load(self) -> None:
+        """Builds the method and loads the teacher's weights; raises their errors."""
         if self.teacher is not None:
             _ = self.teacher.scale
         check_fits(self.method, self.choice.optim)
+
+    @property
+    def teacher_run(self) -> RunFolder | None:
+        """The teacher's run; None for a file, for an untrained teacher, and for other roles."""
+        return self.teacher.run if isinstance(self.teacher, RunModel) else None
 
     @property
     def n_steps(self) -> int:

@@ -23,7 +23,7 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import train_missing_teacher
+from kdedge.training.distill import student_with_teacher
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
 from kdedge.training.teach import baseline_job, with_baseline
@@ -175,13 +175,13 @@ def _open_in_worker(
 def _trained_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:
     """The recipe's teacher or baseline; missing ones are trained, interrupted ones resumed."""
     if method == "teacher":
-        run, _ = train_missing_teacher(loaded, workspace, resume=True)
-        if run is None:
+        teacher = student_with_teacher(loaded, workspace, resume=True).teacher
+        if not isinstance(teacher, RunModel):
             raise RecipeError(
                 "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
                 "  Name another method with --method."
             )
-        return load_run(run, workspace)
+        return teacher
     job = baseline_job(loaded, workspace)
     if not (job.choice.is_solved or job.method.trainable_parameters()):
         return job.model()

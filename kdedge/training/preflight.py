@@ -25,7 +25,6 @@ from kdedge.data.images import Images
 from kdedge.errors import ResourceError
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import rough_duration
-from kdedge.runs.folder import RunFolder
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.closed_form import solve_seconds
@@ -35,7 +34,7 @@ from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import state_kept
 from kdedge.training.loop.step import Stepper
 from kdedge.training.rounds import trial_round
-from kdedge.training.student import one_pass_job, resolve_teacher, student_job
+from kdedge.training.student import one_pass_job, student_job
 from kdedge.training.teach import baseline_job, teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller, check_disk_space
 from kdedge.training.teacher_store.store import n_crops
@@ -91,12 +90,9 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
         KdedgeError: any error that would stop the run.
     """
     findings = [Finding("recipe", f"{loaded.path}: valid")]
-    jobs, run = _jobs(loaded, workspace)
-    if run is not None:
-        findings.append(Finding("teacher", f"{run.path} is finished and is used"))
     device = workspace.device
     seconds = 0.0
-    for job in jobs:
+    for job in _jobs(loaded, workspace):
         findings += [finding for finding in _describe_job(job) if finding not in findings]
         if job.filler is not None:
             finding, took = _store_finding(job.filler)
@@ -111,27 +107,21 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     return Preflight(tuple(findings), seconds)
 
 
-def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> tuple[list[Job], RunFolder | None]:
-    """The jobs of a recipe (teacher, student, baseline), and the finished run of its teacher.
+def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
+    """The jobs of a recipe: a missing teacher, student, baseline.
 
     If the recipe has no student, its teacher is a job even if a finished run exists.
     """
     recipe = loaded.recipe
-    run: RunFolder | None = None
     jobs: list[Job] = []
     if recipe.student is None:
         jobs.append(teacher_job(loaded, workspace))
     else:
-        source, student = resolve_teacher(student_job(loaded, workspace))
-        if isinstance(source, Job):
-            jobs.append(source)
-        else:
-            run = source
-        one_pass = one_pass_job(student)
-        jobs += [student] if one_pass is None else [one_pass, student]
+        student, missing = student_job(loaded, workspace)
+        jobs += [job for job in (missing, one_pass_job(student), student) if job is not None]
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
-    return [trial_round(job) if job.data.pool is not None else job for job in jobs], run
+    return [trial_round(job) if job.data.pool is not None else job for job in jobs]
 
 
 def _describe_job(job: Job) -> list[Finding]:
@@ -148,7 +138,9 @@ def _describe_job(job: Job) -> list[Finding]:
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teacher is not None:
         measured = "none: agreement with the teacher is measured instead"
+    run = job.teacher_run
     return [
+        *([] if run is None else [Finding("teacher", f"{run.path} is finished and is used")]),
         Finding(f"{role}: classes", f"{len(classes.names)}{half}"),
         Finding(f"{role}: images", images),
         Finding(f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),

@@ -127,7 +127,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
 
     images = pseudo if labeled is None else labeled.joined_with(pseudo)
     data = replace(job.data, images=images, weights=weights, pool=None)
-    return replace(job, data=data, built_method=job.method)
+    return replace(job, data=data)
 
 
 def trial_round(job: Job) -> Job:

@@ -19,7 +19,6 @@ from kdedge.messages import get_logger
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
-from kdedge.runs.model import RunModel
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_with_workers
@@ -88,7 +87,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
         run = group.on_rank0(lambda: _choose_run(job, resume=resume))
         if group.on_rank0(lambda: run.is_finished):
             return run
-        job.prepare()  # before the generators are seeded, since building also draws
+        job.load()  # before the generators are seeded, since building also draws
         if group.is_rank0:
             for context in (run.lock(), logged_to(run.log), _status(run, job)):
                 stack.enter_context(context)
@@ -145,8 +144,8 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         other = newest(root, name, role=role, is_finished=False)
         if other is not None:
             log.info(f"{other.path} was interrupted with different {changed_input(other, job)}.")
-    job.prepare()  # raises its errors before there is a folder
-    recipe, teacher = job.setup.loaded.recipe, job.teacher
+    job.load()  # raises its errors before there is a folder
+    recipe, teacher_run = job.setup.loaded.recipe, job.teacher_run
     return RunFolder.create(
         root,
         recipe.name,
@@ -159,7 +158,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
             **settings_record(job.choice),
             **job.choice.settings.recorded(len(job.classes.names)),
             "hashes": job.hashes(),
-            "teacher_run": teacher.run.name_in(root) if isinstance(teacher, RunModel) else None,
+            "teacher_run": None if teacher_run is None else teacher_run.name_in(root),
             "official": recipe.official,
         },
     )

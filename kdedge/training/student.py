@@ -26,9 +26,32 @@ from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.workers import WorkerResources
 
 
-def student_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
-    """The job of the recipe's student, without its teacher, which may have to be trained first."""
-    named_teacher_run(loaded, workspace)  # raises errors of the teacher first
+def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | None]:
+    """The job of the recipe's student with its teacher, and the job that trains a missing teacher.
+
+    The teacher is the recipe's file, the run that it names, or a finished run of the teacher's job.
+    If that job has to run first, the student's has the untrained teacher, with which trial steps
+    take as long as with the trained one.
+
+    Raises:
+        RecipeError: the teacher is no finished run, or cannot teach this student.
+        DataError: the file is wrong, or lacks an image.
+    """
+    run = named_teacher_run(loaded, workspace)  # raises errors of the teacher first
+    student, spec = _job_without_teacher(loaded, workspace), loaded.recipe.teacher
+    assert spec is not None  # it would have been an error
+    if spec.file is not None:
+        return with_teacher(student, _file_teacher(spec.file, student)), None
+    if run is None:
+        job = teacher_job(loaded, workspace)
+        run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
+        if run is None:
+            return with_teacher(student, job.model()), job
+    return with_teacher(student, load_teacher(run, student)), None
+
+
+def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
+    """The student's job, still without its teacher."""
     setup = set_up_role(loaded, "student", workspace)
     method = setup.choice.module.METHOD
     if not (method.needs_teacher or method.student_data_needs):
@@ -71,9 +94,8 @@ def one_pass_job(student: Job) -> Job | None:
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     recipe = loaded.recipe.model_copy(update={"student": spec.model_copy(update=other)})
     assert teacher is not None
-    return with_teacher(
-        student_job(replace(loaded, recipe=recipe), student.setup.workspace), teacher
-    )
+    job = _job_without_teacher(replace(loaded, recipe=recipe), student.setup.workspace)
+    return with_teacher(job, teacher)
 
 
 def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
@@ -109,17 +131,15 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
         )
 
 
-def file_teacher(student: Job) -> FileTeacher | None:
-    """The recipe's file of probabilities as a teacher; None if the teacher is a model.
+def _file_teacher(file: Path, student: Job) -> FileTeacher:
+    """A file of probabilities as a student's teacher.
 
     Raises:
         RecipeError: the student needs class vectors or image features of its teacher.
         DataError: the file is wrong, or lacks an image.
     """
     setup, recipe = student.setup, student.setup.loaded.recipe
-    if recipe.teacher is None or recipe.teacher.file is None:
-        return None
-    check_needs_no_vectors(setup.choice, f"{recipe.teacher.file.name}, a file of probabilities")
+    check_needs_no_vectors(setup.choice, f"{file.name}, a file of probabilities")
     assert recipe.student is not None  # the job was made from it
     if recipe.student.views:
         raise RecipeError(
@@ -131,7 +151,7 @@ def file_teacher(student: Job) -> FileTeacher | None:
     held_out_indices = () if held_out is None else held_out.indices
     images = student.training_images
     pool = images.only(sorted({*images.indices, *held_out_indices}))
-    return FileTeacher(recipe.teacher.file, setup.classes, pool)
+    return FileTeacher(file, setup.classes, pool)
 
 
 def named_teacher_run(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
@@ -165,31 +185,6 @@ def load_teacher(run: RunFolder, student: Job) -> RunModel:
     model = load_run(run, student.setup.workspace, names=student.setup.classes.names)
     _check_teacher_fits(model.setup, student.setup)
     return model
-
-
-def resolve_teacher(student: Job) -> tuple[RunFolder | Job | None, Job]:
-    """Finds a student's teacher: its run, the job that trains it, or None for a file.
-
-    The run is the one that the recipe names, or a finished run of the same job. A teacher that must
-    be trained first is built untrained for trial steps, which take as long as with a trained one.
-
-    Returns:
-        The run, the job or None, and the student's job with the teacher.
-
-    Raises:
-        RecipeError: the teacher cannot teach this student.
-    """
-    loaded, workspace = student.setup.loaded, student.setup.workspace
-    teacher: Teacher | None = file_teacher(student)
-    if teacher is not None:
-        return None, with_teacher(student, teacher)
-    run = named_teacher_run(loaded, workspace)
-    if run is None:
-        job = teacher_job(loaded, workspace)
-        run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
-        if run is None:
-            return job, with_teacher(student, job.model())
-    return run, with_teacher(student, load_teacher(run, student))
 
 
 def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:

@@ -19,7 +19,7 @@ from kdedge.setup.workspace import Workspace, set_up_device
 from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
 from kdedge.training.rounds import trial_round
-from kdedge.training.student import resolve_teacher, student_job
+from kdedge.training.student import student_job
 from kdedge.training.teach import baseline_job, with_baseline
 
 Run = Callable[..., Any]
@@ -162,8 +162,7 @@ def make_job(name: str, precision: str) -> Job:
     if name in BASELINES:
         job = baseline_job(with_baseline(loaded, name), workspace)
         return job if job.data.pool is None else trial_round(job)
-    student = student_job(loaded, workspace)
-    return resolve_teacher(student)[1]
+    return student_job(loaded, workspace)[0]
 
 
 @pytest.mark.parametrize(

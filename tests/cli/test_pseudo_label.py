@@ -105,6 +105,15 @@ def test_the_teacher_labels_where_there_are_labels_to_train_it(kdedge: Run, trai
     assert "using runs/tiny/01" in done.err
     assert write(kdedge, path="zeroshot.jsonl").code == 0
     assert lines_of(LABELS) != lines_of("zeroshot.jsonl")
+    Path("turned.txt").write_text("school bus\nred fox\ndog\ncat\n")
+    turned = ("--set", "teacher.run=runs/tiny/01", "--set", "classes.file=turned.txt")
+    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", "turned.jsonl", *turned)
+    assert done.code == 0, done.err
+    ours, theirs = (
+        {(one["image"], one["class"]) for one in lines_of(path)[1:]}
+        for path in ("turned.jsonl", LABELS)
+    )
+    assert ours == theirs
     without = ("--set", "data.labeled=null", "--set", "data.split=all")
     done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", "other.jsonl", *without)
     assert "by zeroshot." in done.out

@@ -281,7 +281,7 @@ def undisturbed(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -
     for cell in plan.cells:
         given = [f"seed={cell.seed}", "student.optim.epochs=12"]
         recipe = load_recipe(folder / "r.yaml", parse_overrides(given))
-        _, run = distill_student(recipe, Workspace(folder / "runs", CPU))
+        run = distill_student(recipe, Workspace(folder / "runs", CPU))
         outcomes[cell] = Outcome("finished", result=read_evaluation(run)["student"])
     return to_csv(make_lines(plan, outcomes)).encode()
 

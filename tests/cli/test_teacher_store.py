@@ -19,7 +19,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel
 from kdedge.setup.workspace import Workspace
 from kdedge.training.run_job import run_job
-from kdedge.training.student import load_teacher, student_job, with_teacher
+from kdedge.training.student import student_job, with_teacher
 
 pytestmark = pytest.mark.usefixtures("trained")
 
@@ -45,8 +45,8 @@ class Counted(RunModel):
 def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
     """Distills from tiny/01 with a counted teacher."""
     loaded = load_recipe("r.yaml", parse_overrides(("teacher.run=runs/tiny/01", *overrides)))
-    student = student_job(loaded, Workspace(Path("runs"), CPU))
-    teacher = Counted(load_teacher(RunFolder.open(Path("runs/tiny/01")), student))
+    student, _ = student_job(loaded, Workspace(Path("runs"), CPU))
+    teacher = Counted(student.teacher)
     return run_job(with_teacher(student, teacher), resume=False), teacher
 
 

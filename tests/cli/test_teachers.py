@@ -23,7 +23,7 @@ from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import distill_student
 from kdedge.training.job import Job
-from kdedge.training.student import resolve_teacher, student_job
+from kdedge.training.student import student_job
 
 pytestmark = pytest.mark.usefixtures("trained")
 
@@ -59,19 +59,13 @@ def write_probabilities(
 
 
 def distilled(recipe: str, *overrides: str) -> RunFolder:
-    _, student = distill_student(
-        load_recipe(recipe, parse_overrides(overrides)), Workspace(Path("runs"), CPU)
-    )
-    return student
+    loaded = load_recipe(recipe, parse_overrides(overrides))
+    return distill_student(loaded, Workspace(Path("runs"), CPU))
 
 
 def job_of(recipe: str, *overrides: str) -> Job:
-    loaded, workspace = (
-        load_recipe(recipe, parse_overrides(overrides)),
-        Workspace(Path("runs"), CPU),
-    )
-    student = student_job(loaded, workspace)
-    return resolve_teacher(student)[1]
+    loaded = load_recipe(recipe, parse_overrides(overrides))
+    return student_job(loaded, Workspace(Path("runs"), CPU))[0]
 
 
 def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
