@@ -11,7 +11,6 @@ from torch import Tensor
 from kdedge.config.data_spec import BalanceSpec
 from kdedge.config.recipe import Recipe
 from kdedge.data.balance import careful_offsets, class_shares, find_offsets
-from kdedge.data.images import Images
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.records.evaluation import BalanceResult
 from kdedge.setup.classes import Classes
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from kdedge.runs.model import MethodModel
 
 _MOST_IMAGES = 4000
+_WHY = "balance is found on unlabeled images"
 
 
 def balance_of(
@@ -43,7 +43,8 @@ def balance_of(
     if spec is None:
         return None
     names = classes.names
-    prior, pool = _inputs(spec, RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS), names)
+    data = RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS)
+    pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, names)
     sample = pool.spread(_MOST_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
@@ -57,21 +58,14 @@ def balance_of(
 
 
 def check_balance(recipe: Recipe, classes: Classes, data: RecipeData) -> None:
-    """Checks a recipe's `balance` and its images, before a training whose end needs them.
+    """Checks a recipe's `balance` before a training whose end needs it; opens no unlabeled images.
 
     Raises:
         RecipeError: as for `balance_of`.
     """
     if recipe.balance is not None:
-        _inputs(recipe.balance, data, classes.names)
-
-
-def _inputs(
-    spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]
-) -> tuple[Tensor | None, Images]:
-    """The prior, and the unlabeled images."""
-    pool = data.require("unlabeled", "balance is found on unlabeled images")
-    return _prior(spec, data, names), pool
+        data.check_named("unlabeled", _WHY)
+        _prior(recipe.balance, data, classes.names)
 
 
 def _prior(spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]) -> Tensor | None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
-from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.config.load import LoadedRecipe, load_recipe, recipe_values
+from kdedge.config.recipe import Recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.decoding import converted
 from kdedge.data.images import Images
@@ -26,6 +27,7 @@ from kdedge.errors import DataError, DivergedError, KdedgeError, RecipeError
 from kdedge.messages import get_logger
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import progress
+from kdedge.records.evaluation import BalanceResult
 from kdedge.runs.balance import balance_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_balance
@@ -297,22 +299,27 @@ class RunModel(MethodModel):
         return self.vectors.vectors.to(self.device)
 
     @cached_property
-    def offsets(self) -> Tensor | None:
-        """[C], what is subtracted from its logits (`data/balance.py`), or None.
+    def balance(self) -> BalanceResult | None:
+        """The balance of its classes; None if the recipe has no `balance`.
 
         Read from the run; computed again if the recipe's `balance` or the classes have changed.
         """
         spec = self.loaded.recipe.balance
         if spec is None:
             return None
-        balance = read_balance(self.run)
+        stored = read_balance(self.run)
         current = (spec.prior, spec.strength, set(self.class_names))
-        if balance is None or (balance.prior, balance.strength, set(balance.offsets)) != current:
-            balance = balance_of(self, self.loaded.recipe, self.classes, self.setup.workspace)
-            assert balance is not None  # the recipe has that key
-        return torch.tensor(
-            [balance.offsets[name] for name in self.class_names], device=self.device
-        )
+        if stored and (stored.prior, stored.strength, set(stored.offsets)) == current:
+            return stored
+        return balance_of(self, self.loaded.recipe, self.classes, self.setup.workspace)
+
+    @cached_property
+    def offsets(self) -> Tensor | None:
+        """[C], what is subtracted from its logits (`data/balance.py`), or None."""
+        if self.balance is None:
+            return None
+        offsets = [self.balance.offsets[name] for name in self.class_names]
+        return torch.tensor(offsets, device=self.device)
 
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
@@ -457,13 +464,35 @@ def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
         )
 
 
+def load_teacher(
+    run: RunFolder, workspace: Workspace, recipe: Recipe, names: Sequence[str]
+) -> RunModel:
+    """Opens a finished run as the teacher of a recipe's student, as `load_run` does.
+
+    Its classes are brought into the balance of that recipe, so that both are compared in equal
+    terms.
+
+    Args:
+        run: the teacher's run.
+        workspace: builds its backbone.
+        recipe: the student's, which names the images.
+        names: the student's class list.
+    """
+    values = recipe_values(recipe)
+    overrides = {key: values.get(key) for key in ("data", "balance")}
+    return load_run(run, workspace, overrides=overrides, names=names)
+
+
 def load_teacher_of(model: RunModel) -> RunModel | None:
     """The teacher of a student; None if it is missing or a file, or the model is no student."""
     try:
-        folder = model.run.teacher_folder()
-        if folder is None:
+        run = model.run.teacher_folder()
+        if run is None:
             return None
-        return load_run(folder, model.setup.workspace, names=model.class_names)
+        workspace, recipe = model.setup.workspace, model.loaded.recipe
+        teacher = load_teacher(run, workspace, recipe, model.class_names)
+        _ = teacher.balance  # found now, so that its error leaves the teacher out, too
     except KdedgeError as error:
         log.warning(f"The teacher's predictions are left out: {error}")
         return None
+    return teacher

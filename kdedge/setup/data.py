@@ -81,12 +81,21 @@ class RecipeData:
         Raises:
             RecipeError: the recipe does not name it; the message contains `why` it is needed.
         """
+        self.check_named(key, why)
         images = self.load(key)
-        if images is None:
+        assert images is not None  # the recipe names them
+        return images
+
+    def check_named(self, key: DataPart, why: str) -> None:
+        """Checks that the recipe names a source, without opening it.
+
+        Raises:
+            RecipeError: it does not; the message contains `why` it is needed.
+        """
+        if getattr(self._recipe.data, key) is None:
             raise RecipeError(
                 f"The recipe has no data.{key}, and {why}.\n  Add it; `kdedge schema` shows how."
             )
-        return images
 
     def labeled(self, role: str) -> Images:
         """The labeled images of a role: drawn over all classes, then limited to labeled classes.

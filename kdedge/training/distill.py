@@ -20,10 +20,9 @@ from kdedge.training.job import Job
 from kdedge.training.preflight import trial_steps
 from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
-    load_teacher,
     one_pass_job,
     student_job,
-    with_teacher,
+    taught_by,
 )
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_check import compare_with_references
@@ -110,7 +109,7 @@ def student_with_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resume: 
             f" {changed_input(other, missing)}."
         )
     run = _run_stage("Teacher 1/2", missing, resume=resume)
-    return with_teacher(student, load_teacher(run, student))
+    return taught_by(run, student)
 
 
 def _with_better_teacher(student: Job, *, resume: bool, keep_teacher: bool = False) -> Job:

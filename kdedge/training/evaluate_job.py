@@ -92,24 +92,14 @@ def balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:
 
 
 def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:
-    """The teacher's result: read from its run if images and balance are the same, else measured.
-
-    One teacher may serve recipes with `balance` and without; both models of a comparison have the
-    balance of the student's recipe.
-    """
-    model, spec = job.teacher, job.setup.loaded.recipe.balance
-    if isinstance(model, RunModel):
-        run, stored = model.run, if_readable(read_balance, model.run)
-        before = stored and (stored.prior, stored.strength)
-        is_alike = before == (spec and (spec.prior, spec.strength))
-        result = stored_evaluation(run).get(run.role)
-        details = stored_details(run).get(run.role)
-        list_hash = test.hash_with(job.classes.names)
-        if is_alike and result and details and result.images_hash == list_hash:
+    """The teacher's result: read from its run if images and balance are the same, else measured."""
+    teacher = job.teacher
+    if isinstance(teacher, RunModel) and teacher.balance == if_readable(read_balance, teacher.run):
+        result = stored_evaluation(teacher.run).get(teacher.run.role)
+        details = stored_details(teacher.run).get(teacher.run.role)
+        if result and details and result.images_hash == test.hash_with(job.classes.names):
             return result, replace(details, samples=None)
-        if not is_alike and model.class_names == model.setup.classes.names:
-            model = balanced(LiveModel(model.setup, model.method), find_balance(job, model))
-    logits = None if model is None else model.logits_of(test, what="running the teacher")
+    logits = None if teacher is None else teacher.logits_of(test, what="running the teacher")
     return None if logits is None else measure_logits(logits, test, job.classes, selection="last")
 
 

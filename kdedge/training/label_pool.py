@@ -18,7 +18,7 @@ from kdedge.files import refuse_existing, sha256_json
 from kdedge.messages import first_line
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_run
+from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_run, load_teacher
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
@@ -167,7 +167,7 @@ def _open_in_worker(
     """Loads the model in a worker: a run's, or the recipe's baseline that needs no training."""
     workspace = Workspace.of_worker(root, resources)
     if run is not None:
-        return load_run(RunFolder.open(run), workspace, names=names)
+        return load_teacher(RunFolder.open(run), workspace, loaded.recipe, names)
     setup = set_up_role(loaded, "baseline", workspace)
     return LiveModel(setup, setup.build())
 

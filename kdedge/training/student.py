@@ -13,7 +13,7 @@ from kdedge.errors import RecipeError
 from kdedge.methods.base import Teacher
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel, RunModel, load_run
+from kdedge.runs.model import MethodModel, RunModel, load_run, load_teacher
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_needs_no_vectors, has_class_vectors
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
@@ -47,7 +47,7 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
         run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
         if run is None:
             return with_teacher(student, job.model()), job
-    return with_teacher(student, load_teacher(run, student)), None
+    return taught_by(run, student), None
 
 
 def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
@@ -176,15 +176,16 @@ def named_teacher_run(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder |
     return run
 
 
-def load_teacher(run: RunFolder, student: Job) -> RunModel:
-    """Loads a finished run as a student's teacher, for the student's class list.
+def taught_by(run: RunFolder, student: Job) -> Job:
+    """The student's job with a finished run as its teacher; see `with_teacher`.
 
     Raises:
         RecipeError: the run's method cannot teach this student.
     """
-    model = load_run(run, student.setup.workspace, names=student.setup.classes.names)
-    _check_teacher_fits(model.setup, student.setup)
-    return model
+    setup = student.setup
+    model = load_teacher(run, setup.workspace, setup.loaded.recipe, setup.classes.names)
+    _check_teacher_fits(model.setup, setup)
+    return with_teacher(student, model)
 
 
 def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:

@@ -121,6 +121,11 @@ def test_a_teacher_is_compared_in_the_balance_of_its_student(kdedge: Run) -> Non
     own, same, other = (read(f"runs/tiny/0{n}/eval.json")["teacher"] for n in (1, 2, 3))
     plain = kdedge("eval", "tiny/01", "--json", *options("balance=null"))
     assert (same["all"], other["all"]) == (own["all"], json.loads(plain.out)["all"])
+    unlabeled = options("data.test=null", "data.labeled=null")
+    judged = json.loads(kdedge("eval", "tiny/03", "--json", *unlabeled).out)
+    plain = kdedge("eval", "tiny/01", "--json", *options("balance=null"), *unlabeled)
+    assert judged["teacher_predicted"] == json.loads(plain.out)["predicted"]
+    assert judged["teacher_predicted"].keys() != {"school bus"}  # as in the teacher's own balance
 
 
 def test_features_serve_classes_without_labels_and_later_ones(kdedge: Run) -> None:
