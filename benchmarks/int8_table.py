@@ -229,7 +229,7 @@ def open_run(run: Path, overrides: Sequence[str] = ()) -> RunModel:
 
 def folded(trained: RunModel) -> FoldedModel:
     """Its folded model."""
-    vectors, preprocess = trained.vectors.vectors, trained.preprocess
+    vectors, preprocess = trained.class_vectors().cpu(), trained.preprocess
     request = FoldRequest(vectors, scale=trained.scale, preprocess=preprocess)
     return fold(trained.image_modules(), request)
 
@@ -237,7 +237,7 @@ def folded(trained: RunModel) -> FoldedModel:
 @torch.no_grad()
 def unfused_logits(trained: RunModel, pixels: PixelArray) -> npt.NDArray[np.float32]:
     """[N, C], of the model as it was trained."""
-    parts, vectors = [], trained.vectors.vectors
+    parts, vectors = [], trained.class_vectors().cpu()
     with progress("reference", len(pixels), unit="images") as advance:
         for start in range(0, len(pixels), BATCH):
             some = pixels[start : start + BATCH]

@@ -215,5 +215,5 @@ def _encode(
             "  Class vectors fit only the student that learned from their teacher: name that run."
         )
     workspace = Workspace(run.root, set_up_device(device))
-    vectors = load_run(run, workspace, names=(present, *names)).vectors
-    return NewClasses(names, vectors.vectors.numpy()[1:], vectors.source_hash)
+    model = load_run(run, workspace, names=(present, *names))
+    return NewClasses(names, model.class_vectors()[1:].cpu().numpy(), model.vectors_hash)

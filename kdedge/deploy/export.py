@@ -149,7 +149,7 @@ class _Writer:
         """The trained model as one plain graph."""
         trained, spec, reference = self._trained, self._spec, self._reference
         request = FoldRequest(
-            trained.vectors.vectors,
+            trained.class_vectors().cpu(),
             scale=reference.scale,
             preprocess=trained.preprocess,
             head=spec.head,
@@ -182,7 +182,7 @@ class _Writer:
         )
         if not spec.open_classes:
             return artifact
-        vectors = reference.vectors(trained.vectors.vectors.numpy())
+        vectors = reference.vectors(trained.class_vectors().cpu().numpy())
         return write_classes(artifact, vectors, scale=reference.scale)
 
     def write(self, precisions: Collection[Precision]) -> None:

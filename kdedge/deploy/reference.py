@@ -232,7 +232,7 @@ def _run_unfused(
     """Runs the model as trained, with this scale and these offsets."""
     device = trained.device
     normalize = normalizer(trained.preprocess, device)
-    vectors = trained.vectors.vectors.to(device)
+    vectors = trained.class_vectors()
     logits, all_features = [], []
     with progress("running the unfused model", len(pixels), unit="images") as advance:
         size = images_per_pass(_BATCH, device)

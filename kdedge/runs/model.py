@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -53,8 +53,6 @@ _EVALUATION_BATCH = 100  # images without gradients, as in the methods' public c
 class MethodModel(ABC):
     """A method as a model of a class list; it can teach (`methods.base.Teacher`).
 
-    Class vectors are computed once.
-
     Attributes:
         setup: its role's method, classes and backbone.
     """
@@ -91,10 +89,6 @@ class MethodModel(ABC):
     def _has_class_vectors(self) -> bool:
         return has_class_vectors(self.setup.choice)
 
-    @cached_property
-    def _vectors(self) -> Tensor:
-        return self.method.class_vectors()
-
     @property
     def preprocess(self) -> Preprocess:
         """The preprocessing of its images."""
@@ -111,8 +105,12 @@ class MethodModel(ABC):
         return self.method.scale
 
     def class_vectors(self) -> Tensor:
-        """See `Teacher`."""
-        return self._vectors
+        """See `Teacher`; computed once."""
+        return self._class_vectors
+
+    @cached_property
+    def _class_vectors(self) -> Tensor:
+        return self.method.class_vectors()
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], float32, no graph; unit length for class vectors."""
@@ -210,19 +208,10 @@ class RunModel(MethodModel):
         classes: the class list of its logits.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        setup: RoleSetup,
-        loaded: LoadedRecipe,
-        classes: Classes,
-        *,
-        trained: str,
-        stored: ClassVectors,
-    ) -> None:
-        super().__init__(setup)
-        self.run, self.loaded, self.classes = run, loaded, classes
-        self._trained_hash, self._stored = trained, stored
+    def __init__(self, loaded: LoadedRecipe, vectors: RunVectors) -> None:
+        super().__init__(vectors.setup)
+        self.loaded, self._vectors = loaded, vectors
+        self.run, self.classes = vectors.run, vectors.classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -239,49 +228,21 @@ class RunModel(MethodModel):
         """The method with its trained tensors, frozen, in evaluation mode."""
         is_as_trained = self._has_class_vectors or self.setup.choice.settings.is_class_specific
         setup = self.setup if is_as_trained else replace(self.setup, classes=self.classes)
-        return self._trained(setup)
+        return self._vectors.trained_method(setup)
 
     @cached_property
     def scale(self) -> float:
         """See `Teacher`; read from the method once."""
         return self.method.scale
 
-    @cached_property
-    def vectors(self) -> ClassVectors:
-        """The class vectors of `classes`, with their hash: by name, or encoded.
-
-        Raises:
-            DataError: a name has no stored vector, and the teacher is missing or did not make the
-                stored ones.
-        """
-        names = self.class_names
-        if not self._has_class_vectors:
-            return ClassVectors(torch.empty(len(names), 0), names, self._stored.source_hash)
-        if self._has_stored_vectors:
-            return self._stored if names == self._stored.class_names else self._stored.select(names)
-        if self.run.role == "student":
-            return self._teacher().vectors
-        method = self._trained(replace(self.setup, classes=self.classes))
-        return ClassVectors(method.class_vectors().cpu(), names, self.vectors_hash)
+    def class_vectors(self) -> Tensor:
+        """See `Teacher`."""
+        return self._vectors.tensor
 
     @property
     def vectors_hash(self) -> str:
-        """The hash of what `vectors` are made from, without encoding any text.
-
-        Raises:
-            DataError: as for `vectors`.
-        """
-        if self._has_stored_vectors:
-            return self._stored.source_hash
-        if self.run.role == "student":
-            return self._teacher().vectors_hash
-        return class_vectors_hash(self.setup, self._trained_hash, self.classes)
-
-    @property
-    def _has_stored_vectors(self) -> bool:
-        """Whether every name has a stored vector, or the method has no class vectors."""
-        stored = set(self._stored.class_names)
-        return not self._has_class_vectors or set(self.class_names) <= stored
+        """See `Teacher`; encodes no text."""
+        return self._vectors.source_hash
 
     def images(self, key: DataPart) -> Images | None:
         """The images of its recipe under `data.<key>`; None if it has none."""
@@ -293,10 +254,6 @@ class RunModel(MethodModel):
         trained, position = self.setup.classes.names, self.classes.positions(self.class_names)
         labels = [images.source.items[index].label for index in images.indices]
         return [None if label is None else position.get(trained[label]) for label in labels]
-
-    @cached_property
-    def _vectors(self) -> Tensor:
-        return self.vectors.vectors.to(self.device)
 
     @cached_property
     def balance(self) -> BalanceResult | None:
@@ -332,7 +289,7 @@ class RunModel(MethodModel):
     @property
     def features_hash(self) -> str:
         """Hash of what image features depend on; no class name is part of it."""
-        return features_hash(self.setup, self._trained_hash)
+        return features_hash(self.setup, self._vectors.trained_hash)
 
     def provenance(self) -> dict[str, Any]:
         """The provenance of the model, as plain values."""
@@ -353,30 +310,86 @@ class RunModel(MethodModel):
             "hashes": {
                 **record.hashes,
                 "exported_class_list": class_list_hash(self.class_names),
-                "class_vectors": self.vectors.source_hash,
+                "class_vectors": self.vectors_hash,
             },
             "scale": self.scale,
             **balance,
         }
 
-    def _trained(self, setup: RoleSetup) -> BaseMethod:
-        """A method built for a class list, with the run's tensors."""
+
+@dataclass(frozen=True, eq=False)
+class RunVectors:
+    """The class vectors of a run for a class list: stored ones by name, or encoded anew.
+
+    Attributes:
+        run: the run.
+        setup: its method and backbone, with the class list that it was trained with.
+        classes: the class list of the vectors.
+        stored: the run's class vectors.
+        trained_hash: hash of the run's trained tensors.
+    """
+
+    run: RunFolder
+    setup: RoleSetup
+    classes: Classes
+    stored: ClassVectors
+    trained_hash: str
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """[C, D], float32, on the workspace's device; [C, 0] for a method without class vectors.
+
+        Raises:
+            DataError: a name has no stored vector, and the teacher is missing or did not make the
+                stored ones.
+        """
+        names = self.classes.names
+        if not has_class_vectors(self.setup.choice):
+            return torch.empty(len(names), 0, device=self.setup.device)
+        if self._are_stored:
+            return self.stored.select(names).vectors.to(self.setup.device)
+        if self.run.role == "student":
+            return self._teacher.tensor
+        return self.trained_method(replace(self.setup, classes=self.classes)).class_vectors()
+
+    @property
+    def source_hash(self) -> str:
+        """The hash of what the vectors are made from, without encoding any text.
+
+        Raises:
+            DataError: as for `tensor`.
+        """
+        if self._are_stored:
+            return self.stored.source_hash
+        if self.run.role == "student":
+            return self._teacher.source_hash
+        return class_vectors_hash(self.setup, self.trained_hash, self.classes)
+
+    def trained_method(self, setup: RoleSetup) -> BaseMethod:
+        """The method for the class list of a setup, with the run's tensors, frozen."""
         vectors = None
         if self.run.role == "student":
-            vectors = self._stored.vectors.to(self.device)
+            vectors = self.stored.vectors.to(setup.device)
         method = setup.build(class_vectors=vectors)
         load_weights(self.run.weights, method)
         method.module.requires_grad_(False)
         return method
 
-    def _teacher(self) -> RunModel:
-        """The teacher of a student, for class names that have no stored vector.
+    @property
+    def _are_stored(self) -> bool:
+        """Whether every name has a stored vector, or the method has no class vectors."""
+        is_known = set(self.classes.names) <= set(self.stored.class_names)
+        return is_known or not has_class_vectors(self.setup.choice)
+
+    @cached_property
+    def _teacher(self) -> RunVectors:
+        """The vectors of a student's teacher, for class names that have no stored vector.
 
         Raises:
             DataError: the student made the stored vectors; or the teacher is missing, or did not
                 make them.
         """
-        stored, names = self._stored.class_names, self.class_names
+        stored, names = self.stored.class_names, self.classes.names
         new = [name for name in names if name not in stored]
         what = f"{len(new)} of {len(names)} class names have no stored vector, first {new[0]!r}"
         vectors_file = self.run.class_vectors
@@ -393,8 +406,8 @@ class RunModel(MethodModel):
         except RecipeError:
             problem, folder = "its teacher's run is missing", None
         if folder is not None:
-            teacher = load_run(folder, self.setup.workspace, names=names)
-            if teacher._stored.source_hash == self._stored.source_hash:
+            teacher = load_run(folder, self.setup.workspace, names=names)._vectors
+            if teacher.stored.source_hash == self.stored.source_hash:
                 return teacher
             problem = f"the teacher in {folder.path} did not make the stored vectors"
         raise DataError(
@@ -445,7 +458,7 @@ def load_run(
             " trains separate tensors for each class.\n"
             f"  Use names among its {len(trained_classes.names)}, or train again with the new list."
         )
-    return RunModel(run, setup, loaded, classes, trained=trained_hash, stored=stored)
+    return RunModel(loaded, RunVectors(run, setup, classes, stored, trained_hash))
 
 
 def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:

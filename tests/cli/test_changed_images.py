@@ -91,7 +91,7 @@ def test_names_vectors_and_hashes_need_no_weights(run: str) -> None:
     Path("student.pt").unlink()
     assert model.class_names == ("dog", "cat")
     assert model.class_vectors().shape[0] == 2
-    assert len(model.features_hash) == len(model.vectors.source_hash) == 64
+    assert len(model.features_hash) == len(model.vectors_hash) == 64
     assert model.preprocess.size_px == 32
 
 
