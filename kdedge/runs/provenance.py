@@ -69,7 +69,7 @@ class RunSummary(_Tolerant):
             teacher predicts for no unlabeled image.
         gmacs: multiply-adds per image, 1e9, of a student before folding, with stored class vectors.
         teacher_gmacs: the same for its teacher; None if the teacher is a file of probabilities.
-        parameters: number of weights of a student's image encoder.
+        parameters: number of weights of a student's image encoder, prompts and projector.
         teacher_parameters: the same for its teacher.
     """
 

@@ -267,6 +267,10 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     assert "10 of data.unlabeled are too few to measure the student" in done.err
     record = json.loads(Path("runs/tiny/02/provenance.json").read_text())
     assert record["summary"]["training"]["steps"] == 2 * (30 // 4)
+    run, workspace = Path("runs/tiny/02"), Workspace(Path("runs"), set_up_device("cpu"))
+    student = load_run(RunFolder.open(run), workspace)
+    weights = [*student.backbone.visual.parameters(), *student.method.module.parameters()]
+    assert record["summary"]["parameters"] == sum(values.numel() for values in weights)
     file = Path("runs/tiny/02/eval_unlabeled.json")
     written = json.loads(file.read_text())
     assert written["images"] == "10 of 10 images held out of data.unlabeled"
