@@ -67,8 +67,16 @@ class MethodModel(ABC):
 
     @property
     @abstractmethod
+    def balance(self) -> BalanceResult | None:
+        """What brings its classes into balance; None if the recipe has no `balance`."""
+
+    @cached_property
     def offsets(self) -> Tensor | None:
         """[C], subtracted from its logits (`data/balance.py`), or None."""
+        if self.balance is None:
+            return None
+        offsets = [self.balance.offsets[name] for name in self.class_names]
+        return torch.tensor(offsets, device=self.device)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -183,9 +191,11 @@ class MethodModel(ABC):
 class LiveModel(MethodModel):
     """A method with the tensors that it has now: in training, or untrained as zero-shot CLIP."""
 
-    def __init__(self, setup: RoleSetup, method: BaseMethod, offsets: Tensor | None = None) -> None:
+    def __init__(
+        self, setup: RoleSetup, method: BaseMethod, balance: BalanceResult | None = None
+    ) -> None:
         super().__init__(setup)
-        self._method, self._offsets = method, offsets
+        self._method, self._balance = method, balance
 
     @property
     def method(self) -> BaseMethod:
@@ -193,9 +203,9 @@ class LiveModel(MethodModel):
         return self._method
 
     @property
-    def offsets(self) -> Tensor | None:
-        """[C], subtracted from its logits, or None."""
-        return self._offsets
+    def balance(self) -> BalanceResult | None:
+        """What brings its classes into balance, or None."""
+        return self._balance
 
 
 class RunModel(MethodModel):
@@ -257,7 +267,7 @@ class RunModel(MethodModel):
 
     @cached_property
     def balance(self) -> BalanceResult | None:
-        """The balance of its classes; None if the recipe has no `balance`.
+        """What brings its classes into balance; None if the recipe has no `balance`.
 
         Read from the run; computed again if the recipe's `balance` or the classes have changed.
         """
@@ -269,14 +279,6 @@ class RunModel(MethodModel):
         if stored and (stored.prior, stored.strength, set(stored.offsets)) == current:
             return stored
         return balance_of(self, self.loaded.recipe, self.classes, self.setup.workspace)
-
-    @cached_property
-    def offsets(self) -> Tensor | None:
-        """[C], what is subtracted from its logits (`data/balance.py`), or None."""
-        if self.balance is None:
-            return None
-        offsets = [self.balance.offsets[name] for name in self.class_names]
-        return torch.tensor(offsets, device=self.device)
 
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""

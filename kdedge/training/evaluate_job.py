@@ -22,7 +22,7 @@ from kdedge.runs.measure import (
     measure_without_labels,
     unlabeled_sample,
 )
-from kdedge.runs.model import LiveModel, MethodModel, RunModel
+from kdedge.runs.model import MethodModel, RunModel
 from kdedge.runs.results import Evaluations, read_balance, stored_details, stored_evaluation
 from kdedge.setup.data import RecipeData
 from kdedge.training.closed_form import ridge_on_labels
@@ -72,23 +72,16 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
             measure_logits, images=test, classes=job.classes, selection="last"
         )
         results["zeroshot"] = measured(logits)
-        offsets = balanced(zero_shot, find_balance(job, zero_shot)).offsets
-        if offsets is not None:
-            results["zeroshot_balanced"] = measured(logits - offsets.cpu())
+        balance = find_balance(job, zero_shot)
+        if balance is not None:
+            offsets = torch.tensor([balance.offsets[name] for name in job.classes.names])
+            results["zeroshot_balanced"] = measured(logits - offsets)
     return results
 
 
 def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
     """Computes the offsets of a model of the job's classes; None if the recipe has no `balance`."""
     return balance_of(model, job.setup.loaded.recipe, job.classes, job.setup.workspace)
-
-
-def balanced(model: MethodModel, balance: BalanceResult | None) -> MethodModel:
-    """The model with offsets subtracted from its logits; the same model if `balance` is None."""
-    if balance is None:
-        return model
-    offsets = torch.tensor([balance.offsets[name] for name in model.class_names])
-    return LiveModel(model.setup, model.method, offsets.to(model.device))
 
 
 def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:

@@ -19,13 +19,13 @@ from kdedge.messages import get_logger
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
+from kdedge.runs.model import LiveModel
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_with_workers
 from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import solve
 from kdedge.training.evaluate_job import (
-    balanced,
     count_cost,
     evaluations,
     find_balance,
@@ -267,7 +267,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     balance = find_balance(job, job.model())
     if balance is not None:
         write_json(run.balance, balance.to_dict())
-    model = balanced(job.model(), balance)
+    model = LiveModel(job.setup, job.method, balance)
     results = evaluations(job, model)
     if results:
         write_evaluations(run, results)
