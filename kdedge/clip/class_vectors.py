@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from kdedge.errors import DataError, ShapeError, explained
@@ -52,24 +51,6 @@ class ClassVectors:
                 f"The class vectors have lengths from {float(lengths.min()):.4g} to"
                 f" {float(lengths.max()):.4g}, expected at most 1: the file or its model is wrong."
             )
-
-    def select(self, class_names: Sequence[str]) -> ClassVectors:
-        """Selects the vectors of some names, in the order of these names.
-
-        Raises:
-            DataError: a name has no stored vector.
-        """
-        position = {name: index for index, name in enumerate(self.class_names)}
-        unknown = [name for name in class_names if name not in position]
-        if unknown:
-            raise DataError(
-                f"{len(unknown)} class names have no stored vector, for example {unknown[0]!r}.\n"
-                f"  The file has vectors of {len(self.class_names)} names, for example"
-                f" {self.class_names[0]!r}. Use exactly these names, or train again with the new"
-                " class list."
-            )
-        rows = torch.tensor([position[name] for name in class_names])
-        return ClassVectors(self.vectors[rows], tuple(class_names), self.source_hash)
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, with names and hashes in its metadata."""

@@ -349,7 +349,9 @@ class RunVectors:
         if not has_class_vectors(self.setup.choice):
             return torch.empty(len(names), 0, device=self.setup.device)
         if self._are_stored:
-            return self.stored.select(names).vectors.to(self.setup.device)
+            position = {name: row for row, name in enumerate(self.stored.class_names)}
+            rows = [position[name] for name in names]
+            return self.stored.vectors[rows].to(self.setup.device)
         if self.run.role == "student":
             return self._teacher.tensor
         return self.trained_method(replace(self.setup, classes=self.classes)).class_vectors()

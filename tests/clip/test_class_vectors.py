@@ -29,17 +29,6 @@ def test_a_file_gives_back_the_same_vectors_names_and_hash(tmp_path: Path) -> No
     assert torch.equal(loaded.vectors, vectors().vectors)
 
 
-def test_another_order_of_names_gives_the_vectors_in_that_order() -> None:
-    selected = vectors().select(("Käfer", "cat"))
-    assert selected.class_names == ("Käfer", "cat")
-    assert torch.equal(selected.vectors, vectors().vectors[[3, 0]])
-
-
-def test_a_name_without_a_vector_is_an_error_that_names_it() -> None:
-    with pytest.raises(DataError, match="1 class names have no stored vector, for example 'wolf'"):
-        vectors().select(("cat", "wolf"))
-
-
 def test_vectors_and_names_of_different_counts_are_refused() -> None:
     with pytest.raises(
         ShapeError, match=r"3 class names, but the class vectors have shape \[4, 8\]"
