@@ -28,8 +28,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdedge.messages import in_words_of_caller
-
 
 class KdedgeError(Exception):
     """An error that the user can fix; the message says how.
@@ -41,10 +39,6 @@ class KdedgeError(Exception):
 
     exit_code = 1
     result: Any = None
-
-    def __str__(self) -> str:
-        """The message, by `in_words_of_caller`."""
-        return in_words_of_caller(super().__str__())
 
 
 class RecipeError(KdedgeError):

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import socket
@@ -18,9 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdedge.errors import InUseError, explain_os_error, explained
-from kdedge.messages import get_logger
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 # Error codes of network and FAT file systems for calls that they do not support
 _UNSUPPORTED = frozenset({

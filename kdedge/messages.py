@@ -1,53 +1,27 @@
-"""The words of messages: flags or Python's arguments, similar names, lists that are cut."""
+"""The words of messages: options, similar names, lists that are cut."""
 
 from __future__ import annotations
 
 import difflib
-import logging
-import re
 from collections.abc import Iterable
 from contextvars import ContextVar
 
 ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
-"""Whether the command line made the call: messages then name flags, else Python's arguments."""
-
-_SAME_NAME = (
-    "against backend batch-size browser calibrate classes config cpu data device drift epochs exact"
-    " file fp16 head images int8 int8-minutes keep-teacher labeled labels lr max-megabytes method"
-    " min-score none-of-these open-classes output pixels port precision resume size student teacher"
-    " test threads triton weights"
-)
-# Flag -> argument of the public function; messages keep flags that have no argument
-_ARGUMENTS = {"set": "overrides:", "runs": "root", "from": "run", "as": "kind"} | {
-    flag: flag.replace("-", "_") for flag in _SAME_NAME.split()
-}
-# The flags of kdedge's own targets, whose modules are not loaded here
-_TARGETS = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx", "torch-trt": "torch-tensorrt"}
-_TARGETS |= {"with-preprocess": "onnx-image"}
-_TARGETS |= {name: name for name in ("coreml", "executorch", "litert", "onnx", "openvino")}
-_ARGUMENTS |= {flag: f'targets=["{name}"]' for flag, name in _TARGETS.items()}
+"""Whether the command line made the call. A new thread knows it from a copy of the context."""
 
 _MAX_NAMED = 8
-_FLAG = re.compile(rf"`.*?`|\bkdedge \w+ .*|(?<![^\s(])--({'|'.join(_ARGUMENTS)})\b(?!-)")
 
 
-def in_words_of_caller(text: str) -> str:
-    """A message for a call from Python, in which `--device` becomes the argument `device`."""
+def option(flag: str, argument: str | None = None) -> str:
+    """An option in a message: `--batch-size` on the command line, `batch_size` from Python.
+
+    Args:
+        flag: the flag.
+        argument: the argument of the public function, if it has another name.
+    """
     if ON_COMMAND_LINE.get():
-        return text
-    return _FLAG.sub(lambda match: _ARGUMENTS.get(match[1], match[0]), text)
-
-
-def get_logger(name: str) -> logging.Logger:
-    """The logger of a module of kdedge; its lines are written by `in_words_of_caller`."""
-    logger = logging.getLogger(name)
-    logger.addFilter(_in_words_of_caller)
-    return logger
-
-
-def _in_words_of_caller(record: logging.LogRecord) -> bool:
-    record.msg, record.args = in_words_of_caller(record.getMessage()), ()
-    return True
+        return flag
+    return argument or flag.removeprefix("--").replace("-", "_")
 
 
 def first_line(error: BaseException) -> str:

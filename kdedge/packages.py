@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from kdedge import torchrun
 from kdedge.errors import MissingPackage
-from kdedge.messages import get_logger
 
 TRAINING_PACKAGES = {
     "torch": "torch",
@@ -37,7 +37,7 @@ PENDING_WARNINGS: list[str] = []
 def log_pending_warnings() -> None:
     """Logs the pending warnings and empties the list."""
     while PENDING_WARNINGS:
-        get_logger(__name__).warning("%s", PENDING_WARNINGS.pop())
+        logging.getLogger(__name__).warning("%s", PENDING_WARNINGS.pop())
 
 
 def need(extra: str, purpose: str, *modules: str) -> None:
@@ -67,4 +67,4 @@ def need_training_packages(purpose: str) -> None:
     log_pending_warnings()
     # Loading takes seconds, on a slow disk a minute; with several processes, only rank 0 logs it
     if "torch" not in sys.modules and torchrun.rank() == 0:
-        get_logger(__name__).info("Loading PyTorch.")
+        logging.getLogger(__name__).info("Loading PyTorch.")

@@ -17,9 +17,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import IO, Any, Protocol
 
-from kdedge.messages import get_logger
-
-_LOG = get_logger(__name__)
+_LOG = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
 _REDRAW_EVERY_S = 0.1
 

@@ -264,7 +264,7 @@ def _workers(ray: Any, device: str | None) -> Workers:
     if device is not None and device.startswith("cuda") and not with_gpu:
         raise SetupError(
             "The Ray cluster has no GPU, and one is needed.\n"
-            "  Add nodes with GPUs, or compute on CPUs: --device cpu."
+            "  Add nodes with GPUs, or name the device cpu."
         )
     if with_gpu and device != "cpu":
         n_cores = min(int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu)

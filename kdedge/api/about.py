@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
 from kdedge.errors import KdedgeError
-from kdedge.messages import get_logger
 from kdedge.methods import registry
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def doctor() -> dict[str, Any]:

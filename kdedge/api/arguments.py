@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, load_recipe, merged
 from kdedge.config.student_sizes import student_size
 from kdedge.errors import DataError
-from kdedge.messages import get_logger
 from kdedge.records.evaluation import Role
 from kdedge.runs.find import name_of, newest
 from kdedge.runs.folder import runs_folder
@@ -18,7 +18,7 @@ from kdedge.runtime.artifact import Artifact, artifact_at
 if TYPE_CHECKING:
     from kdedge.api.run import Run
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 RunOrArtifact: TypeAlias = "Run | Artifact | str | Path"
 """A run or an artifact: the object, its folder, `name/NN`, or a recipe's name (newest run)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import RunOrArtifact, artifact_folder, run_argument
 from kdedge.errors import DataError, RecipeError
-from kdedge.messages import get_logger
+from kdedge.messages import option
 from kdedge.packages import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses
     from kdedge.deploy.client import ClientCheck, Pictures
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def open_artifact(artifact: RunOrArtifact, *, root: str | Path | None = None) -> Artifact:
@@ -121,7 +122,7 @@ def verify_client(
     if model_file is None:
         raise RecipeError(
             f"{opened.path} has no {names[-1]}; it has: {', '.join(files) or 'no model files'}."
-            "\n  Name one of them with --file."
+            "\n  Name one of them."
         )
     return check_answers(opened, Path(answers), file=model_file)
 
@@ -172,7 +173,7 @@ def change_classes(
         if run is None:
             raise RecipeError(
                 "The vectors of new classes are made by the teacher of a run.\n"
-                "  Name the run that the artifact was exported from, with --from RUN."
+                f"  Name the artifact's run: {option('--from', 'run')} RUN."
             )
         need_training_packages("Making class vectors")
         folder = find_run(run_argument(run), runs_folder(root, run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,6 @@ from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import new_file, write_json, write_new_numbered_json
-from kdedge.messages import get_logger
 from kdedge.packages import need_training_packages
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
@@ -23,7 +23,7 @@ from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import load_artifact, model_file_at
 from kdedge.runtime.threads import compute_threads, given_number, torch_as_before
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 AGAINST = ("coop", "cocoop", "promptsrc")
 """Methods whose architectures a run is compared with by default."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from itertools import tee
 from pathlib import Path
@@ -20,12 +21,12 @@ from kdedge.evaluation.comparison import (
 )
 from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import UnreadableImage
-from kdedge.messages import get_logger, some_of
+from kdedge.messages import option, some_of
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
 from kdedge.runtime.artifact import model_file_at
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def compare(
@@ -74,7 +75,7 @@ def compare(
     if require_no_worse and not labels:
         raise RecipeError(
             "Whether the new one is no worse can only be tested on images with labels.\n"
-            "  Add --labels, and name a folder with a subfolder for each class, or a CSV list."
+            f"  Add {option('--labels')}, and name a CSV list, or a folder with one for each class."
         )
     given_paths = path_list(paths)
     if "-" in given_paths:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
-from kdedge.messages import get_logger
 from kdedge.packages import need_training_packages
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
@@ -15,7 +15,7 @@ from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.runtime.threads import torch_as_before
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def evaluate(

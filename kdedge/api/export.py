@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from kdedge.config.load import Overrides, merged
 from kdedge.errors import Interrupted, KdedgeError, RecipeError, signum_of
 from kdedge.files import check_writable
 from kdedge.locks import held
-from kdedge.messages import get_logger
+from kdedge.messages import option
 from kdedge.packages import log_pending_warnings, need_training_packages
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
@@ -29,7 +30,7 @@ from kdedge.targets.registry import check_precisions, check_utf_8, find_target, 
 if TYPE_CHECKING:
     from kdedge.deploy.build import FoldedRun
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -260,9 +261,9 @@ def export(
             )
         else:
             run_options = {"classes": classes, "output": output, "device": device, **recipe_options}
-            wrong = [f"--{k.replace('_', '-')}" for k, v in run_options.items() if v is not None]
-            wrong += [f"--set {key}" for key in overrides or ()]
-            wrong += [target.flag for target in requested if target.name == "onnx"]
+            given = [name for name, value in run_options.items() if value is not None]
+            wrong = [option(f"--{name.replace('_', '-')}") for name in given]
+            wrong += [*(overrides or ()), *(t.label for t in requested if t not in chosen)]
             made = _from_artifact(existing, str(name), request, wrong)
         path = made.artifact.path
         with held(path):
@@ -294,10 +295,11 @@ def _from_artifact(path: Path, name: str, request: _Request, wrong: Sequence[str
             " exported.\n  Name its run instead."
         )
     if not (request.targets or request.cpu or request.triton or request.browser):
-        flags = [target.flag for target in list_targets() if target.source == "ONNX file"]
+        from_onnx = [target for target in list_targets() if target.source == "ONNX file"]
+        options = [option(target.flag, f'targets=["{target.name}"]') for target in from_onnx]
         raise RecipeError(
-            f"{name} is an artifact. Name what to build from it: {', '.join(flags)}, --cpu,"
-            " --triton DIR or --browser DIR."
+            f"{name} is an artifact. Name what to build from it: {', '.join(options)},"
+            f" {option('--cpu')}, {option('--triton')} DIR or {option('--browser')} DIR."
         )
     return _Export(load_artifact(path), _with_fp16(request.precisions))
 

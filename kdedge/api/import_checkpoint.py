@@ -61,22 +61,19 @@ def import_checkpoint(
         DataError: the file is no such checkpoint, or is of another backbone or teacher.
         SetupError: torch, weights or the device is missing.
     """
-    kinds = {
-        "promptsrc": ("classes", "class names", "Give them: --classes FILE."),
-        "promptkd": ("teacher", "class vectors", "Name its teacher's run: --teacher RUN."),
-    }
+    kinds = {"promptsrc": ("classes", "class names"), "promptkd": ("teacher", "class vectors")}
     if kind not in kinds:
         raise RecipeError(
             f"{kind!r} is not a kind of public checkpoint.\n"
             "  Choose promptsrc for a teacher or promptkd for a student."
         )
-    needed, lacks, remedy = kinds[kind]
+    needed, lacks = kinds[kind]
     given = {"teacher": teacher, "classes": classes, "exact": exact or None}
     if given.pop(needed) is None:
-        raise RecipeError(f"{file} is a {kind} checkpoint, which has no {lacks}.\n  {remedy}")
-    for flag, value in given.items():
-        if value is not None and (kind, flag) != ("promptsrc", "exact"):
-            raise RecipeError(f"--{flag} has no effect on a {kind} checkpoint.\n  Leave it out.")
+        raise RecipeError(f"{file}, a {kind} checkpoint, has no {lacks}.\n  Give the {needed}.")
+    for extra, value in given.items():
+        if value is not None and (kind, extra) != ("promptsrc", "exact"):
+            raise RecipeError(f"{extra} has no effect on a {kind} checkpoint.\n  Leave it out.")
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.classes import given_class_names

@@ -147,8 +147,7 @@ def init(
     path = _new_file(name)
     if student is not None and size is not None:
         raise RecipeError(
-            f"A student of size {size} and {student} were asked for.\n"
-            "  Give only one of --size and --student."
+            f"A student of size {size} and {student} were asked for.\n  Give only one of them."
         )
     if {teacher, student, size} != {None}:
         need_training_packages("Looking at a CLIP's layers")
@@ -207,7 +206,7 @@ def _data_section(
         if labeled is not None and Path(labeled).resolve() == Path(test).resolve():
             raise RecipeError(
                 f"{test} is named for labels and for test images: accuracy would be of images that"
-                " the model has seen.\n  Move a part of each class to another folder for --test."
+                " the model has seen.\n  Move a part of each class to a folder of test images."
             )
     return data | {"max_bad_images": "1%"}
 
@@ -365,8 +364,7 @@ def _model(
         raise RecipeError(
             f"{clip} has no text encoder that runs here: it knows classes by their labels alone,"
             f' and "{named_only[0]}" has none.\n'
-            "  Give labeled images of each class (--labeled), or a CLIP that has one (--teacher),"
-            f" such as {TEACHER_CLIP}."
+            f"  Give labels of each class, or a teacher with text encoder, such as {TEACHER_CLIP}."
         )
     if looks_like_path(weights) and Path(weights).expanduser().is_file():
         check_weights_file(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,12 +16,11 @@ from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, r
 from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import NonFiniteLogits, Prediction, Result, UnreadableImage
-from kdedge.messages import get_logger
 from kdedge.records.tables import images_text
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import frames_of_video, import_pyav, is_video
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.errors import RecipeError
 from kdedge.files import refuse_existing
-from kdedge.messages import get_logger
 from kdedge.packages import need
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import runs_folder
@@ -18,7 +18,7 @@ from kdedge.runs.folder import runs_folder
 if TYPE_CHECKING:
     from kdedge.reporting.run_records import RunRecords
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def report(

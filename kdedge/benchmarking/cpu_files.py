@@ -6,6 +6,7 @@ The candidates are all in memory and timed in turns, so that a busy machine slow
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import TimedCall, TimingPlan, measure, percentile, summarize
 from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
 from kdedge.errors import GateError, KdedgeError
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 from kdedge.progress import working
 from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
@@ -23,7 +24,7 @@ from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
 from kdedge.targets.registry import list_targets, load_file
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 # Candidates this close to the fastest count as equally fast, as noise alone may order them
 TIE_SHARE = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,13 +20,13 @@ from kdedge.benchmarking.timing import (
     watching_peak,
 )
 from kdedge.errors import BackendUnavailable, Interrupted, KdedgeError, MissingPackage, signum_of
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 from kdedge.progress import progress
 from kdedge.records.speed import Measurement, ModelFacts, SpeedResult, SpeedRow, TimedFrom
 from kdedge.runs.folder import command_line
 from kdedge.runtime.machine import Watch, watch_contention
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)

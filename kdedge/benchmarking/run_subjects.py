@@ -9,6 +9,7 @@ stored.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from kdedge.clip.text import TokenizedTexts
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.methods.supervised import TextPromptMethod
@@ -38,7 +39,7 @@ from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.teach import with_baseline
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _Logits = Callable[[Tensor], Tensor]
 # A subject, the run that has its accuracy, and the accuracy's key there
@@ -64,7 +65,7 @@ def run_subjects(
         if load_method(name).METHOD.needs_teacher:
             alone = [x for x in list_methods() if not load_method(x).METHOD.needs_teacher]
             raise RecipeError(
-                f"--against {name}: it learns from a teacher; name its own run instead.\n"
+                f"{name} learns from a teacher: name its own run instead.\n"
                 f"  Or compare with one of: {', '.join(alone)}."
             )
     trained = load_run(run, workspace)

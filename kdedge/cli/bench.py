@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,11 @@ from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.tables import as_markdown, make_tables, notes
 from kdedge.cli._options import calls_option, device_option, plain_threads_option, runs_option
 from kdedge.cli._output import next_line, print_result, show_result, titled
-from kdedge.messages import get_logger
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runtime.artifact import model_file_at
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:

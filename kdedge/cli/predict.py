@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,11 +35,10 @@ from kdedge.inference.lines import (
     shown_classes,
 )
 from kdedge.inference.pictures import PictureFolder
-from kdedge.messages import get_logger
 from kdedge.progress import Advance, progress, progress_to
 from kdedge.records.tables import images_text
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @click.command("predict")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import resource
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,10 @@ from kdedge.cli._options import (
     runs_option,
     threads_value_option,
 )
-from kdedge.messages import get_logger
 from kdedge.progress import working
 from kdedge.serving.limits import RequestLimits
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @click.command("serve")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,9 @@ from torch import Tensor
 
 from kdedge.errors import DataError, ShapeError, explained
 from kdedge.files import sha256_json
-from kdedge.messages import get_logger
 from kdedge.tensor_file import read_tensors, write_tensors
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _UNIT_LENGTH_TOLERANCE = 1e-3
 _REMEDY = "Train or import again, which makes a new run, or restore the file from a backup."

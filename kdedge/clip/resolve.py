@@ -13,6 +13,7 @@ once, as the hub's client alone would retry for a minute.
 from __future__ import annotations
 
 import functools
+import logging
 import socket
 import urllib.request
 from collections.abc import Mapping
@@ -32,10 +33,10 @@ from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import NO_NETWORK, PACKAGED
 from kdedge.errors import RecipeError, SetupError
-from kdedge.messages import first_line, get_logger, suggestion
+from kdedge.messages import first_line, suggestion
 from kdedge.runtime.preprocess import Preprocess
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 TIMM_PREFIX = "timm/"
 """Prefix of the names of timm models, as on the hub."""

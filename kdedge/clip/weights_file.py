@@ -7,6 +7,7 @@ cached, too, so that a model can be checked and described without reading any va
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -20,10 +21,9 @@ from kdedge.clip.weights import Weights, read_weights, shapes_of
 from kdedge.config.fields import Strict
 from kdedge.errors import ResourceError
 from kdedge.files import FileStamp, sha256_file, write_atomic
-from kdedge.messages import get_logger
 from kdedge.progress import working
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class KnownFile(Strict):

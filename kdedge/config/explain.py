@@ -65,7 +65,7 @@ def explain_validation(
     for path, problems in ordered[:_MAX_SHOWN]:
         full = (*prefix, *path)
         where, name = lines.where(full), dotted(full) or f"the {what}"
-        subject = where if where == f"--set {name}" else f"{where}: {name}"
+        subject = where if lines.override(full) == full else f"{where}: {name}"
         messages.append(f"{subject} {_problem(model, path, problems)}")
     if len(ordered) > _MAX_SHOWN:
         messages.append(f"and {len(ordered) - _MAX_SHOWN} more problems in this {what}.")

@@ -16,7 +16,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import read_text
-from kdedge.messages import nearest
+from kdedge.messages import nearest, option
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 """A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
@@ -181,8 +181,8 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
             is_entry = isinstance(child, list) and keys[depth].isdecimal()
             example = "[...]" if is_entry else f"{{{keys[depth]}: ...}}"
             raise RecipeError(
-                f"--set {dotted(keys)}: {dotted(keys[:depth])} is {_kind(child)} and has no"
-                " keys.\n"
+                f"{option('--set', 'overrides:')} {dotted(keys)}: {dotted(keys[:depth])} is"
+                f" {_kind(child)} and has no keys.\n"
                 f"  Set it as a whole: {dotted(keys[:depth])}={example}"
             )
         target = child

@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 
 from kdedge.errors import RecipeError
+from kdedge.messages import option
 
 KeyPath = tuple[str | int, ...]
 Scalar = str | int | float | bool | None
@@ -61,7 +62,7 @@ class LineMap:
         """Returns `file:line` of a key or its closest parent; `--set KEY` if it is overridden."""
         override = self.override(path)
         if override is not None:
-            return f"--set {dotted(override)}"
+            return f"{option('--set', 'overrides:')} {dotted(override)}"
         line = self.line(path)
         return f"{self.file}:{line}" if line else self.file
 

@@ -6,6 +6,7 @@ that is already in the set's folder is used and kept.
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from kdedge.data.unpack import unpack
 from kdedge.errors import DataError, ResourceError, SetupError, explain_os_error, explained
 from kdedge.files import sha256_file
 from kdedge.locks import locked
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 from kdedge.packages import need
 from kdedge.progress import progress, readable_bytes
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _check_disk_space(folder: Path, mirror: HubArchive, needed: int) -> None:
         raise ResourceError(
             f"{folder} has {readable_bytes(free)} free, {mirror.name} and its images need"
             f" {readable_bytes(needed)} more.\n"
-            "  Free some space, or name another folder with --data."
+            "  Free some space, or name another folder for the data."
         )
 
 

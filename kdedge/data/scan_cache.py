@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from kdedge.data.sources import ImageSource, InFiles, Location
 from kdedge.errors import InUseError, ResourceError
 from kdedge.files import FileStamp, write_atomic
 from kdedge.locks import locked
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, decode_image, register_heif
 
 MAX_FILES = 64
@@ -30,7 +31,7 @@ MAX_FILES = 64
 
 _LOCK_WAIT_S = 10.0
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class ImageFacts(NamedTuple):

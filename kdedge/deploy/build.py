@@ -24,7 +24,7 @@ from kdedge.deploy.model_card import renew_model_card
 from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
 from kdedge.errors import BackendUnavailable, DataError, MissingPackage, RecipeError, SetupError
 from kdedge.files import sha256_file
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 from kdedge.progress import working
 from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, Gate, ModelFile, Precision
@@ -42,7 +42,7 @@ from kdedge.targets.registry import (
     planned_file,
 )
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _NEEDS_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
 _NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,13 @@ from PIL import Image
 from kdedge.data.images import spread
 from kdedge.data.sources import ImageSource
 from kdedge.errors import DataError
-from kdedge.messages import get_logger
 from kdedge.progress import progress
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 
 PixelArray = npt.NDArray[np.uint8]
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 # Candidates per calibration image that are classified, so that rare classes are included
 N_CANDIDATES = 2

@@ -139,7 +139,7 @@ def changed_names(
     if artifact.open_classes is None:
         raise RecipeError(
             f"The classes of {artifact.path} are part of its graphs and cannot be changed.\n"
-            "  Export the run again with --open-classes, or with --classes FILE for other classes."
+            "  Export the run again: with open classes, or with a file of other classes."
         )
     for number, name in enumerate(removed):
         if name not in artifact.class_names or name in removed[:number]:

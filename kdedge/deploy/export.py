@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import tempfile
 from collections.abc import Callable, Collection
 from importlib.metadata import version
@@ -33,7 +34,6 @@ from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import new_folder, write_json
 from kdedge.fold import FoldRequest, fold
 from kdedge.fold.head import FoldedModel
-from kdedge.messages import get_logger
 from kdedge.quantization.search import search
 from kdedge.runs.model import RunModel, warn_of_other_test_images
 from kdedge.runtime.artifact import Artifact, Precision
@@ -50,7 +50,7 @@ from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.trace import Tracer, write_onnx
 from kdedge.targets.registry import check_can_build, load_file
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 CALIBRATION_RECORD = "calibration.json"
 # Images that choose among INT8 models and give no ranges; one image is 0.4 points
@@ -90,7 +90,7 @@ def export_artifact(
             raise DataError(
                 f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real"
                 " images for calibration.\n"
-                "  Add data.unlabeled, such as --set data.unlabeled.folder=DIR, or leave INT8 out."
+                "  Set data.unlabeled.folder=DIR, or leave INT8 out."
             )
         warn_of_other_test_images(trained, trained.images("test"))
         spec = trained.loaded.recipe.export

@@ -7,6 +7,7 @@ this module runs the exported files, applies the gates, and stores a smoke set f
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,6 @@ import safetensors.numpy
 from kdedge.errors import GateError
 from kdedge.evaluation.agreement import measure_parity
 from kdedge.files import write_atomic
-from kdedge.messages import get_logger
 from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend, TakesImages, run_batches
@@ -33,7 +33,7 @@ SMOKE_SET = "smoke_set.safetensors"
 # Enough to detect a wrong build on the device; 30 MB at 224 pixels
 MAX_SMOKE_IMAGES = 200
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
 _N_NAMED = 3  # worst images in a message
 _MIN_FOR_GATE = 1000  # with fewer images, chance moves the agreement by more than about 0.3 %

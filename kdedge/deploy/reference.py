@@ -160,8 +160,7 @@ def run_reference(
         raise RecipeError(
             f"{trained.run.path}: its recipe has no images, but exported files are compared with"
             " the model on real images.\n"
-            "  Add images, for example --set data.test.folder=DIR or --set"
-            " data.unlabeled.folder=DIR."
+            "  Set data.test.folder=DIR or data.unlabeled.folder=DIR."
         )
     test_set = None
     if test is not None:

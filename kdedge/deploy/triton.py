@@ -6,17 +6,17 @@ Source of the fields: Triton's model configuration reference (`model_config.prot
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from kdedge.errors import DataError
 from kdedge.files import new_folder
-from kdedge.messages import get_logger
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.open_classes import check_gives_logits
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 # Target of a model file -> Triton's name of its platform
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
@@ -147,7 +147,7 @@ def _choose_file(
         why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
         raise DataError(
             f"{artifact.path} has no file that Triton can run{why}.\n"
-            "  Export the run again with another precision, such as --fp16."
+            "  Export the run again with another precision, such as FP16."
         )
 
     def rank(file: ModelFile) -> tuple[bool, int, bool]:

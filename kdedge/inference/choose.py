@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from kdedge.errors import BackendUnavailable, GateError, MissingPackage, RecipeError, SetupError
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line, option
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import measured_choice
@@ -15,7 +16,7 @@ from kdedge.runtime.cuda import find_gpu
 from kdedge.targets.base import Target
 from kdedge.targets.registry import find_target, list_targets, load_file, target_of_backend
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _Failure = tuple[Target, ModelFile, SetupError]
 _ABSENT = (MissingPackage, BackendUnavailable)
@@ -193,7 +194,7 @@ def _nothing_runs(artifact: Artifact, failures: Sequence[_Failure]) -> SetupErro
     if len({str(error) for *_, error in ordered}) == 1:
         return ordered[0][2]
     lines = "\n".join(f"  {file.name}: {first_line(error)}" for _, file, error in ordered)
-    remedy = "Run again with --backend NAME to see how to fix one of them."
+    remedy = f"Run again with {option('--backend')} NAME to see how to fix one of them."
     for target, _, error in ordered:
         if isinstance(error, MissingPackage) and not target.is_engine:
             remedy = f"The simplest fix on any machine: {str(error).rpartition(': ')[2]}"
@@ -209,14 +210,12 @@ def _nothing_fits(
         known = ", ".join(precisions)
         return RecipeError(f'There is no precision "{precision}".\n  There are: {known}.')
     lines = [
-        f"  {file.name}: it missed its gate; to use it anyway, add --precision {file.precision}"
+        f"  {file.name}: it missed its gate; to use it add {option('--precision')} {file.precision}"
         for known in precisions
         for file in rank_files(artifact, precision=known, backend=backend)
     ]
     if precision is None and lines:
-        return GateError(
-            "\n".join([f"{artifact.path} has only files that need --precision.", *lines])
-        )
+        return GateError("\n".join([f"{artifact.path} has only files with missed gates.", *lines]))
     kind = f"{precision} file" if precision else "file"
     place = f"{backend} can run" if backend else "can be run"
     present = "; ".join(f"{f.name} ({f.precision}, {f.target})" for f in artifact.files)

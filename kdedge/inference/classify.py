@@ -116,8 +116,8 @@ class Classifier:
         if model_file_at(path) is not None:
             if precision or backend:
                 raise RecipeError(
-                    f"{path} is a file, which has its own precision and backend.\n  Leave"
-                    " --precision and --backend out, or name its folder."
+                    f"{path} is a file, which has its own precision and backend.\n"
+                    "  Leave both out, or name its folder."
                 )
             artifact = load_artifact(path.parent)
             file = artifact.file(path.name)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,6 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.errors import DataError, Terminated
-from kdedge.messages import get_logger
 from kdedge.progress import progress
 from kdedge.quantization.candidate import (
     DEFAULT_ALPHA,
@@ -44,7 +44,7 @@ from kdedge.quantization.candidate import (
 from kdedge.quantization.fake import attach
 from kdedge.quantization.sites import Site, SiteStatistics, observe_layers
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 BATCH = 8
 """Images per call."""

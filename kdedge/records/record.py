@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -14,7 +15,6 @@ from pydantic_core import ErrorDetails
 from kdedge import __version__
 from kdedge.errors import DataError, SetupError
 from kdedge.files import read_bytes
-from kdedge.messages import get_logger
 
 _T = TypeVar("_T")
 
@@ -92,7 +92,7 @@ def if_readable(read: Callable[..., _T], *arguments: Any) -> _T | None:
     try:
         return read(*arguments)
     except (DataError, SetupError) as error:
-        get_logger(__name__).warning("%s", error)
+        logging.getLogger(__name__).warning("%s", error)
         return None
 
 

@@ -253,7 +253,7 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
     if missed:
         gates = "its gate, and is" if len(missed) == 1 else "their gates, and are"
         parts.append(
-            f"{' and '.join(missed)} missed {gates} used only where --precision asks for it."
+            f"{' and '.join(missed)} missed {gates} used only where the precision is asked for."
         )
     return parts
 

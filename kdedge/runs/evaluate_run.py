@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError
-from kdedge.messages import get_logger
 from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
@@ -17,7 +17,7 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def evaluate_run(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
 from kdedge.errors import RecipeError
-from kdedge.messages import get_logger
+from kdedge.messages import option
 from kdedge.records.evaluation import Role
 from kdedge.records.record import if_readable
 from kdedge.runs.folder import RunFolder, read_provenance
 from kdedge.runs.provenance import Provenance
 from kdedge.runtime.artifact import artifact_at, model_file_at
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
@@ -77,7 +78,7 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     if run is not None and unfinished is not None:
         raise RecipeError(
             f"{unfinished.path}, a student, is not finished.\n"
-            f"  Run its command again with --resume, or name {run.path} for the {run.role}."
+            f"  Finish it with {option('--resume')}, or name {run.path} for the {run.role}."
         )
     return run
 
@@ -132,7 +133,7 @@ def _unknown_run(argument: str, root: Path) -> RecipeError:
     if unfinished:
         return RecipeError(
             f"{argument} has no finished run in {root}: {', '.join(unfinished)}.\n"
-            "  Finish one of them (add --resume to its command), or name one with its number."
+            f"  Finish one (by its command with {option('--resume')}), or name one with its number."
         )
     known = sorted(runs.keys() | {name.split("/")[0] for name in runs})
     if (file := model_file_at(argument)) is not None:

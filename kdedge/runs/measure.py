@@ -5,6 +5,7 @@ On images without labels it measures agreement with the teacher, confidence and 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,6 @@ from kdedge.evaluation.accuracy import (
     calibration_error_percent,
     evaluation_details,
 )
-from kdedge.messages import get_logger
 from kdedge.methods.base import Teacher
 from kdedge.records.evaluation import (
     EvalDetails,
@@ -32,7 +32,7 @@ from kdedge.runs.model import MethodModel
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _N_TOP = 3
 _N_PER_KIND = 4  # twelve in a report
@@ -184,7 +184,7 @@ def unlabeled_sample(data: RecipeData, *, is_new: bool = False) -> tuple[Images,
     if images is held_out:
         where = "held out of data.unlabeled"
     else:
-        where = "of data.unlabeled" + (" as --set names them" if is_new else ", trained on")
+        where = "of data.unlabeled" + (" as overridden" if is_new else ", trained on")
     return sample, f"{len(sample.indices)} of {len(images.indices)} images {where}"
 
 

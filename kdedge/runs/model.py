@@ -6,6 +6,7 @@ together. The backbone is built and the trained tensors are read when they are f
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,6 @@ from kdedge.data.decoding import converted
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.errors import DataError, DivergedError, KdedgeError, RecipeError
-from kdedge.messages import get_logger
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import progress
 from kdedge.records.evaluation import BalanceResult
@@ -45,7 +45,7 @@ from kdedge.setup.method import has_class_vectors, settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _EVALUATION_BATCH = 100  # images without gradients, as in the methods' public code
 
@@ -444,7 +444,7 @@ def load_run(
     """
     if not run.is_finished:
         raise RecipeError(
-            f"{run.path} is not finished.\n  Finish it: run its command again with --resume."
+            f"{run.path} is not finished.\n  Finish it: resume it with its own command."
         )
     loaded = load_recipe(run.recipe, overrides)
     stored = load_class_vectors(run.class_vectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 
 import numpy as np
@@ -9,12 +10,11 @@ import numpy as np
 from kdedge.data.images import Images
 from kdedge.errors import DataError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
-from kdedge.messages import get_logger
 from kdedge.runs.model import RunModel, load_teacher_of
 from kdedge.runtime.artifact import Temperature
 from kdedge.setup.data import RecipeData
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 _MOST_IMAGES = 1000

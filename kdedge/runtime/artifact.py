@@ -434,7 +434,7 @@ def load_artifact(path: Path) -> Artifact:
     if is_changed and not (classes and classes.changes):
         raise DataError(
             f"{file}: class_names differ from the export's.\n"
-            "  Export the run again, with the wanted names as --classes."
+            "  Export the run again, with the wanted names as its classes."
         )
     return artifact
 

@@ -58,7 +58,7 @@ def check_gives_logits(artifact: Artifact, user: str) -> None:
         raise RecipeError(
             f"The graphs of {artifact.path} give image features, as its classes are open, but"
             f" {user} needs graphs that give logits.\n"
-            "  Export the run again without --open-classes (export.open_classes)."
+            "  Export the run again without open classes (export.open_classes)."
         )
 
 

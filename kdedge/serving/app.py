@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,7 +30,6 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from kdedge.inference.lines import NonFiniteLogits, answer_values
-from kdedge.messages import get_logger
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, GraphOutputs, RequestImages, ServedModel
@@ -42,7 +42,7 @@ from kdedge.serving.open_inference import (
 )
 from kdedge.serving.uploads import Uploads, image_in, too_busy
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import errno
+import logging
 import resource
 import socket
 import threading
@@ -17,12 +18,12 @@ import uvicorn
 from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_failed_gates
 from kdedge.errors import InUseError, KdedgeError, RecipeError
 from kdedge.inference.classify import Classifier
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 from kdedge.serving.app import App
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import ServedModel
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _FolderState = tuple[object, ...]
 
@@ -266,7 +267,7 @@ def _listen(host: str, port: int) -> socket.socket:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise InUseError(
                 f"Port {port} of {host} is in use by another program.\n"
-                "  Stop that program, or choose another port: --port N (0 for a free one)."
+                "  Stop that program, or choose another port (0 for a free one)."
             ) from error
         raise RecipeError(
             f"Port {port} of {host!r} cannot be used: {first_line(error).lower()}.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from kdedge.deploy.parity import load_smoke_set
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import Classifier, decode_input
 from kdedge.inference.lines import Prediction, best_name
-from kdedge.messages import get_logger
+from kdedge.messages import option
 from kdedge.packages import need
 from kdedge.runtime.none_of_these import NONE
 from kdedge.serving.drift import (
@@ -26,7 +27,7 @@ from kdedge.serving.drift import (
 )
 from kdedge.serving.source import Event, Frame, FrameSource, event
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")
 # Defaults for frames; for the files of a folder, both are 1
 WINDOW, SHOT = 7, 25
@@ -115,8 +116,8 @@ class Watcher:
         has_scores = artifact.head == "scores"
         if not has_scores and (self.min_score is not None or self.drift not in (None, "off")):
             raise RecipeError(
-                f"--min-score and --drift need scores, and {artifact.path} was exported with the"
-                " head argmax, which gives none.\n  Export again with --head scores."
+                f"{option('--min-score')} and {option('--drift')} need scores, but {artifact.path}"
+                " has the head argmax, which gives none.\n  Export again with the head scores."
             )
         self.each = self.each or (is_folder and self.window is None)
         self._decider = Decider(self.window or (1 if is_folder else WINDOW))
@@ -299,7 +300,7 @@ def _reference(classifier: Classifier, drift: str | None) -> DriftReference | No
     except DataError as error:
         reason = str(error)
     if drift == "artifact":
-        raise DataError(f"{reason}\n  Take the start of the stream: --drift stream.")
+        raise DataError(f"{reason}\n  Take the start of the stream: {option('--drift')} stream.")
     return None
 
 

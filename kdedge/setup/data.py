@@ -20,12 +20,12 @@ from kdedge.data.split import few_shot
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
-from kdedge.messages import get_logger, name_some
+from kdedge.messages import name_some
 from kdedge.progress import progress
 from kdedge.setup.classes import Classes
 from kdedge.setup.workspace import Workspace
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 DataPart = Literal["unlabeled", "labeled", "validation", "test"]
 """Names of image sources under `data`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,12 +15,11 @@ from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.config.yaml_file import dotted
 from kdedge.errors import RecipeError
-from kdedge.messages import get_logger
 from kdedge.methods.base import MethodSettings, SolvedMethod
 from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.records.evaluation import Role
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
             log.warning(f"{dotted(path)} has no effect: {' and '.join(sorted(reasons))}.")
         elif len(path) == 2 and used and shared not in chosen.values():
             (given,) = override_texts({f"optim.{key}": shared})
-            others = " --set ".join(override_texts(dict.fromkeys(chosen, shared)))
+            others = " and ".join(override_texts(dict.fromkeys(chosen, shared)))
             log.warning(
-                f"--set {given} has no effect, overridden by"
-                f" {' and '.join(override_texts(chosen))}.\n  Set that instead: --set {others}"
+                f"{given} has no effect, overridden by {' and '.join(override_texts(chosen))}.\n"
+                f"  Set that instead: {others}"
             )

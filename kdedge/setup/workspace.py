@@ -15,6 +15,7 @@ from kdedge.data.images import Images
 from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError, SetupError
+from kdedge.messages import option
 from kdedge.progress import working
 from kdedge.runtime.threads import keep_freed_memory
 from kdedge.torchrun import local_rank, local_world_size
@@ -110,27 +111,26 @@ def parse_device(name: str | None) -> torch.device:
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    given = f"{option('--device')} {name}"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise RecipeError(f"--device {name} is not a device.\n  Use cpu, cuda or cuda:0.")
+        raise RecipeError(f"{given} is not a device.\n  Use cpu, cuda or cuda:0.")
     if name == "cpu":
         return torch.device(name)
     if not torch.cuda.is_available():
         raise SetupError(
-            f"--device {name}: PyTorch finds no CUDA device on this machine.\n"
-            "  Use --device cpu, or run `kdedge doctor` to see why."
+            f"{given}: PyTorch finds no CUDA device on this machine.\n"
+            f"  Use {option('--device')} cpu, or run `kdedge doctor` to see why."
         )
     n_gpus, number = torch.cuda.device_count(), torch.device(name).index
     if number is not None and number >= n_gpus:
         known = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_gpus))
-        raise SetupError(
-            f"--device {name}: there is no such GPU on this machine.\n  It has {known}."
-        )
+        raise SetupError(f"{given}: there is no such GPU on this machine.\n  It has {known}.")
     if local_world_size() > 1:  # a GPU for each process
         if number is not None or local_world_size() > n_gpus:
             raise SetupError(
                 f"{local_world_size()} processes on this machine need one GPU each, and they"
                 f" can use only {n_gpus if number is None else 1}.\n"
-                "  Start fewer with `--nproc-per-node`, or give --device cuda without a number."
+                "  Start fewer with `--nproc-per-node`, or give the device cuda without a number."
             )
         number = local_rank()
     return torch.device("cuda", number or 0)

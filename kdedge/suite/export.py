@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kdedge.benchmarking.tables import machine as machine_text
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import GateError, KdedgeError
 from kdedge.files import write_atomic, write_json, write_new_numbered_json
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.speed import SpeedRow, pareto_front
 from kdedge.records.tables import Table, figure, percent
@@ -24,7 +25,7 @@ from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.suite.plan import Cell
 from kdedge.suite.state import SuiteState
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 # The content of `exported.json`, and its table with a legend as caption
 Exported = tuple[dict[str, Any], Table]

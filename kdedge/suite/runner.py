@@ -7,6 +7,7 @@ the cell's test images.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -19,7 +20,6 @@ from typing import Any
 
 from kdedge.errors import CellsFailed, DataError, Interrupted, explained, signum_of
 from kdedge.locks import locked
-from kdedge.messages import get_logger
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import read_record
@@ -30,7 +30,7 @@ from kdedge.setup.workspace import parse_device
 from kdedge.suite.plan import Cell, measuring_overrides
 from kdedge.suite.state import Outcome, SuiteState
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _POLL_EVERY_S = 0.1
 _LAST_LINES = 12

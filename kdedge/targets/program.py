@@ -50,14 +50,13 @@ def dynamic_shapes(batches: tuple[int, int]) -> dict[str, Any] | None:
     return {"images": {0: Dim("batch", min=low, max=high)}} if low < high else None
 
 
-def write_converted(path: Path, convert: Callable[[], bytes], *, converter: str, flag: str) -> None:
+def write_converted(path: Path, convert: Callable[[], bytes], *, converter: str) -> None:
     """Writes a file that another package converts from the folded model.
 
     Args:
         path: the file.
         convert: returns the bytes of the file.
         converter: the package, for messages.
-        flag: the target's option, for messages.
 
     Raises:
         RecipeError: the package cannot express a step of the model.
@@ -72,6 +71,6 @@ def write_converted(path: Path, convert: Callable[[], bytes], *, converter: str,
             raise
         raise RecipeError(
             f"{path.name} cannot be built by {converter}: {one_line(error)}.\n"
-            f"  Leave {flag} out, or distill another image encoder: a plain ViT or CNN."
+            f"  Leave this target out, or distill another image encoder: a plain ViT or CNN."
         ) from error
     write_atomic(path, data)

@@ -6,12 +6,13 @@ cannot be imported is left out with a warning; using it raises an error with the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.messages import get_logger, suggestion
+from kdedge.messages import suggestion
 from kdedge.plugins import Plugins
 from kdedge.targets.base import BuildModule, PlannedFile, RunModule, Target
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from kdedge.runtime.artifact import Artifact, ModelFile, Precision
     from kdedge.runtime.backend import Backend
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _TARGETS = Plugins(
     noun="target",
@@ -67,7 +68,7 @@ def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
             raise RecipeError(
                 f"{target.label} has no {precision.upper()} files; it has:"
                 f" {', '.join(target.precisions)}.\n"
-                f"  Leave --{precision} out.{remark}"
+                f"  Leave {precision.upper()} out.{remark}"
             )
 
 

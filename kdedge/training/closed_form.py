@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,6 @@ from torch import Tensor
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
-from kdedge.messages import get_logger
 from kdedge.methods import ridge
 from kdedge.methods.base import ClosedFormData, SolvedMethod
 from kdedge.runs.model import MethodModel
@@ -23,7 +23,7 @@ from kdedge.training.job import Job, TrainingData
 from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.teacher_store.store import FORWARD_BATCH
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _MOST_HELD_OUT = 1000
 _N_LOOK = 1000  # see `ClosedFormData.n_look`

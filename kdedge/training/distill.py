@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
-from kdedge.messages import get_logger
+from kdedge.messages import option
 from kdedge.progress import working
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
@@ -28,7 +29,7 @@ from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_check import compare_with_references
 from kdedge.training.teacher_store.store import TeacherStore
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def distill_student(
@@ -73,8 +74,7 @@ def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) 
     if student is None or student.views == 0:
         raise RecipeError(
             "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
-            "  Set it to the number of crops to store of each image, for example --set"
-            " student.views=4."
+            "  Set it to the number of crops to store of each image, for example 4."
         )
     job = student_with_teacher(loaded, workspace, resume=resume)
     filler = _with_better_teacher(job, resume=resume).filler
@@ -140,15 +140,14 @@ def _with_better_teacher(student: Job, *, resume: bool, keep_teacher: bool = Fal
     if not student.setup.choice.settings.has_own_class_vectors:
         better.pop("ridge", None)  # it has no class vectors
     if keep_teacher or not better:
-        remedy = "Using it anyway, because of --keep-teacher."
+        remedy = f"Using it anyway, because of {option('--keep-teacher')}."
         if not keep_teacher:
             remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
         log.warning(f"{summary}\n  {remedy}")
         return student
     chosen = max(better, key=better.__getitem__)
     log.warning(
-        f"{summary}\n"
-        f"  Using {chosen} as the teacher; `kdedge distill` with --keep-teacher keeps {method}."
+        f"{summary}\n  Using {chosen} as the teacher; {option('--keep-teacher')} keeps {method}."
     )
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
     recipe = loaded.recipe.model_copy(update={"teacher": other})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from kdedge.data.images import Images
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.messages import get_logger
 from kdedge.records.evaluation import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.records.record import if_readable
 from kdedge.runs.balance import balance_of
@@ -28,7 +28,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _ENOUGH = 100  # fewest test images for which a low accuracy is reported
 

@@ -9,6 +9,7 @@ original by rounding. The import reports the difference and fails if it is large
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +32,6 @@ from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
 from kdedge.files import sha256_file, write_atomic
-from kdedge.messages import get_logger
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.base import MethodSettings
 from kdedge.records.evaluation import Role
@@ -42,7 +42,7 @@ from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.tensor_file import write_tensors
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _MAX_DEVIATION = 0.02
 """Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by
@@ -196,7 +196,7 @@ def _largest_deviation(
             f" (relative, at {key}).\n"
             f"  Rounding in half precision explains about 0.001; above {_MAX_DEVIATION:g} these are"
             " other weights.\n"
-            "  Give the weights that the checkpoint was trained on, for example --weights openai."
+            "  Name the weights that the checkpoint was trained on, for example openai."
         )
     return relative, key
 

@@ -82,15 +82,15 @@ def label_pool(
     """
     if workspace.group.world_size > 1:
         raise RecipeError(
-            "Pseudo-labels are written by one process.\n  Run the command without torchrun. With"
-            " --engine ray, several machines compute the predictions."
+            "Pseudo-labels are written by one process.\n  Run the command without torchrun; the"
+            " engine ray lets several machines compute the predictions."
         )
     refuse_existing(path)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise RecipeError(
             f"The folder {folder} for {path.name} does not exist.\n"
-            "  Create it, or choose another path with --output."
+            "  Create it, or choose another path."
         )
     loaded = loaded if method == "teacher" else with_baseline(loaded, method)
     classes = load_classes(loaded.recipe)
@@ -179,7 +179,7 @@ def _trained_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> M
         if not isinstance(teacher, RunModel):
             raise RecipeError(
                 "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
-                "  Name another method with --method."
+                "  Name another method."
             )
         return teacher
     job = baseline_job(loaded, workspace)

@@ -297,7 +297,6 @@ def _disk_finding(root: Path) -> Finding:
     if not place.is_dir() or not os.access(place, os.W_OK):
         what = "is not writable" if place.is_dir() else "is a file"
         raise ResourceError(
-            f"{root} cannot be the folder of the runs: {place} {what}.\n"
-            "  Choose another one with --runs."
+            f"{root} cannot be the folder of the runs: {place} {what}.\n  Choose another one."
         )
     return Finding("disk", f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free in {place}")

@@ -8,6 +8,7 @@ their last checkpoints. A method's file and `data.pseudo_labels` define how labe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from kdedge.data.pseudo_labels import (
 )
 from kdedge.errors import DataError, explained
 from kdedge.files import sha256_json
-from kdedge.messages import get_logger, name_some
+from kdedge.messages import name_some
 from kdedge.methods.base import RoundsSettings
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel
@@ -37,7 +38,7 @@ from kdedge.setup.classes import Classes
 from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.loop.train import train
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shares
 from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
-from kdedge.messages import get_logger
+from kdedge.messages import option
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
@@ -38,7 +39,7 @@ from kdedge.training.loop.train import train
 from kdedge.training.rounds import train_rounds
 from kdedge.training.teacher_check import reference_accuracies
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 # Key of a hash of a run -> its input, in the words of messages
 _INPUTS = {
@@ -130,7 +131,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         log.info(f"{waiting.path}: resuming where it stopped.")
         return waiting
     if waiting is not None:
-        why = "was interrupted; add --resume to continue it"
+        why = f"was interrupted; add {option('--resume')} to continue it"
         if waiting.is_in_use:
             why = "is in use by another process"
         log.info(f"{waiting.path} {why}. Starting a new run.")
@@ -206,7 +207,7 @@ def _status(run: RunFolder, job: Job) -> Iterator[None]:
         run.mark("interrupted")
         raise Interrupted(
             f"Interrupted in {run.path}.\n"
-            "  Run the same command with --resume to go on from there.",
+            f"  Run the same command with {option('--resume')} to go on from there.",
             signum=signum_of(error),
         ) from error
     except BaseException:

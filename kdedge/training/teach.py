@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from kdedge.data.classes import read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
-from kdedge.messages import get_logger, some_of
+from kdedge.messages import option, some_of
 from kdedge.methods.registry import load_method
 from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels
@@ -22,7 +23,7 @@ from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, make_job
 from kdedge.training.rounds import trial_labels
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
@@ -66,7 +67,7 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     if method is not None and section.method not in (None, method):
         which = f"{lines.where(key)}: baseline.method is {section.method}"
         if lines.override(key):
-            raise RecipeError(f"{which}, but --method is {method}.\n  Leave one of them out.")
+            raise RecipeError(f"{which}, but {method} was asked for.\n  Leave one of them out.")
         log.info(f"{which}: {method} does not use that section.")
         given = section.model_dump(exclude_unset=True)
         section = BaselineSpec(**_overridden(given, lines, "baseline"))
@@ -74,7 +75,7 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     if name is None:
         raise RecipeError(
             f"The recipe {recipe.name} has no baseline.\n"
-            "  Choose its method with --method or baseline.method; `kdedge methods` lists them."
+            f"  Choose {option('--method')} or baseline.method; `kdedge methods` lists the methods."
         )
     module = load_method(name)
     if module.METHOD.needs_teacher:

@@ -7,20 +7,21 @@ training images, as a mean over classes, is lower than the accuracy of a referen
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from kdedge.data.balance import find_offsets
 from kdedge.evaluation.accuracy import accuracy_result
 from kdedge.files import write_json
-from kdedge.messages import get_logger
 from kdedge.records.record import read_record
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def reference_accuracies(run: RunFolder, job: Job) -> dict[str, float]:

@@ -220,7 +220,7 @@ def test_servers_that_need_logits_are_refused(kdedge: Kdedge) -> None:
     done = kdedge("export", str(OPEN), "--triton", "server")
     assert done.code == 2, done.err
     assert "give image features, as its classes are open" in done.err
-    assert "without --open-classes" in done.err
+    assert "without open classes (export.open_classes)" in done.err
     assert not Path("server").exists()
 
 
@@ -229,7 +229,7 @@ BAD = {
     "a name twice": (("--add", "a b", "--add", "a_b", "--from", "tiny/02"), 3, "one class name"),
     "an empty name": (("--add", " ", "--from", "tiny/02"), 3, "has an empty name"),
     "a line break": (("--add", "a\nb", "--from", "tiny/02"), 3, "printable characters"),
-    "no run": (("--add", "forklift"), 2, "with --from RUN"),
+    "no run": (("--add", "forklift"), 2, "the artifact's run: --from RUN"),
     "an unknown run": (("--add", "forklift", "--from", "tiny/09"), 2, "tiny/09"),
     "the teacher's run": (
         ("--add", "forklift", "--from", "tiny/01"), 3, "was not exported from runs/tiny/01",
@@ -256,7 +256,7 @@ def test_closed_classes_and_other_runs_are_refused(kdedge: Kdedge) -> None:
     done = kdedge("classes", str(PLAIN), "--remove", "dog")
     assert done.code == 2
     assert "The classes of plain are part of its graphs" in done.err
-    assert "Export the run again with --open-classes" in done.err
+    assert "Export the run again: with open classes" in done.err
     edit(OPEN, lambda record: record["provenance"].update(trained_at="2020-01-01"))
     done = kdedge("classes", str(OPEN), "--add", "forklift", "--from", "tiny/02")
     assert done.code == 3

@@ -284,7 +284,7 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     assert json.loads(file.read_text()) == written
     assert f"teacher agrees     {written['agreement_percent']:.2f} %" in kdedge("show").out
     other = json.loads(kdedge("eval", "--set", "data.unlabeled.folder=labeled", "--json").out)
-    assert other["images"] == "24 of 24 images of data.unlabeled as --set names them"
+    assert other["images"] == "24 of 24 images of data.unlabeled as overridden"
     assert kdedge("report").code == 0
     page = Path("runs/tiny/02/report/01/index.html").read_text()
     assert page.count('<img src="data:image/jpeg') == len(written["samples"]) == 10

@@ -147,7 +147,7 @@ def test_settings_of_a_baseline_section_are_those_of_its_method_alone(kdedge: Ru
     assert done.code == 0, done.err
     assert json.loads(kdedge("show", "tiny/01", "--json").out)["settings"]["n_ctx"] == 3
     asked = ("--method", "vpt", "--set", "baseline.method=coop")
-    write(kdedge, *asked, path="b.jsonl").fails(2, "--method is vpt")
+    write(kdedge, *asked, path="b.jsonl").fails(2, "vpt was asked for")
 
 
 def test_where_the_pool_has_labels_it_is_said_how_many_are_right(kdedge: Run) -> None:

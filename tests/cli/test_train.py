@@ -139,7 +139,7 @@ def test_the_recipe_may_name_its_baseline(kdedge: Run) -> None:
     assert load_recipe("runs/tiny/01/recipe.yaml").recipe.baseline.method == "vpt"
     maple = ("train", "r.yaml", "--method", "maple", "--epochs", "1", "--set")
     done = kdedge(*maple, "baseline.method=vpt")
-    done.fails(2, "--set baseline.method: baseline.method is vpt, but --method is maple.")
+    done.fails(2, "--set baseline.method: baseline.method is vpt, but maple was asked for.")
     done = kdedge(*maple, "baseline.settings.prompt_depth=1")
     assert "r.yaml:16: baseline.method is vpt: maple does not use that section." in done.err
     baseline = load_recipe("runs/tiny/02/recipe.yaml").recipe.baseline
@@ -165,7 +165,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(kd
     ("arguments", "code", "message"),
     [
         (["--method", "copo"], 2, 'There is no method "copo".\n  Did you mean coop?'),
-        ([], 2, "The recipe tiny has no baseline.\n  Choose its method with --method or"),
+        ([], 2, "The recipe tiny has no baseline.\n  Choose --method or baseline.method"),
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
         (["--method", "coop", "--set", "data.labeled=null"], 2, "no data.labeled, and a baseline"),
         (["--method", "coop", "--set", "student=null"], 2, "has no student, and a baseline is"),
@@ -286,8 +286,8 @@ def test_an_override_that_no_model_follows_is_named(
     Path("runs/tiny/01").mkdir(parents=True)
     given = [*own, "optim.epochs=2", "optim.selection=validation"]  # so that nothing is trained
     done = kdedge(*command[:1], "r.yaml", *command[1:], *(f"--set={text}" for text in given))
-    told = f"warning: --set optim.epochs=2 has no effect, overridden by {' and '.join(own)}.\n"
-    instead = " ".join(f"--set {text.partition('=')[0]}=2" for text in own)
+    told = f"warning: optim.epochs=2 has no effect, overridden by {' and '.join(own)}.\n"
+    instead = " and ".join(f"{text.partition('=')[0]}=2" for text in own)
     done.fails(2, told + f"  Set that instead: {instead}\n")
     assert done.err.count("has no effect") == 1
 

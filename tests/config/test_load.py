@@ -209,8 +209,8 @@ def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in
         ("optim.epoch=1", "overrides: optim.epoch is not a known key.\n  Did you mean epochs?"),
         ("optim.epochs=x", 'overrides: optim.epochs must be a whole number, got "x".'),
         ("optim={epoch: 1}", "overrides: optim: optim.epoch is not a known key."),
-        ("optim.epochs", "overrides: optim.epochs has no key and value."),
-        ("=1", "overrides: =1 has no key and value."),
+        ("optim.epochs", "--set optim.epochs has no key and value."),
+        ("=1", "--set =1 has no key and value."),
         ("a..b=1", "has no key and value."),
         ("name.x=1", "overrides: name.x: name is a single value and has no keys."),
         (
@@ -219,8 +219,8 @@ def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in
             "  Set it as a whole: classes={x: ...}",
         ),
         ("classes.0=dog", "Set it as a whole: classes=[...]"),
-        ("seed=[1", "overrides: seed:1: this is not valid YAML"),
-        ("seed=*x", "overrides: seed:1: this is not valid YAML: found undefined alias"),
+        ("seed=[1", "--set seed:1: this is not valid YAML"),
+        ("seed=*x", "--set seed:1: this is not valid YAML: found undefined alias"),
     ],
 )
 def test_a_wrong_override_is_named_as_it_was_given(tmp_path, override, expected):

@@ -496,12 +496,12 @@ def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
         (
             (plain, gpus, cpus),
             f"model.onnx {shipped.format(2)} 100.0 % of 40 images.\n"
-            "i8.onnx (97.4 %) missed its gate, and is used only where --precision asks for it.",
+            "i8.onnx (97.4 %) missed its gate, and is used only where the precision is asked for.",
         ),
         ((replace(cpus, gate="passed"), gpus), f"i8.onnx {shipped.format(1)} 97.4 % of 40 images."),
         (
             (cpus,),
-            "i8.onnx (97.4 %) missed its gate, and is used only where --precision asks for it.",
+            "i8.onnx (97.4 %) missed its gate, and is used only where the precision is asked for.",
         ),
     ]:
         replace(artifact, files=files).save()

@@ -166,7 +166,7 @@ def test_a_step_that_cannot_be_expressed_is_named(
     with pytest.raises(RecipeError, match=rf"{file.name} cannot be built by \w+") as caught:
         module.build(file, BuildRequest(block_copy, block_copy.path, model=Bessel()))
     assert "bessel_j0" in str(caught.value)
-    assert f"Leave {target.flag} out" in str(caught.value)
+    assert "Leave this target out" in str(caught.value)
     assert sorted(block_copy.path.iterdir()) == before
     assert capfd.readouterr() == ("", "")
 

@@ -10,6 +10,7 @@ pair gets WordNet's name here.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,9 @@ from pathlib import Path
 from kdedge.data.benchmarks._benchmark import Benchmark, ImageList, exists, read_lines, unexpected
 from kdedge.data.sources import IMAGE_EXTENSIONS
 from kdedge.errors import DataError, os_reason
-from kdedge.messages import get_logger
 from kdedge.packages import need
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _WORDNET_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}

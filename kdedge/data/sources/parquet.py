@@ -8,6 +8,7 @@ slower.
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from kdedge.data.sources._tables import (
 )
 from kdedge.errors import DataError, explain_os_error
 from kdedge.files import FileStamp
-from kdedge.messages import first_line, get_logger
+from kdedge.messages import first_line
 
 # Rows that are copied at once; `datasets` writes row groups of images of this size
 _ROWS_AT_ONCE = 100
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def open_source(

@@ -47,7 +47,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         return zipped(package, request.folder, file.name.removesuffix(".zip"))
 
     path = request.folder / file.name
-    write_converted(path, converted, converter="coremltools", flag="--coreml")
+    write_converted(path, converted, converter="coremltools")
     return {"tool": "Core ML Tools", "version": COREML.version, "torch": torch.__version__}
 
 
@@ -130,10 +130,10 @@ def _check_request(artifact: Artifact) -> None:
     if artifact.open_classes is not None:
         raise RecipeError(
             "A Core ML package has its class names inside, but this artifact's classes are open.\n"
-            "  Leave out --open-classes or --coreml."
+            "  Leave out the open classes or Core ML."
         )
     if artifact.batches[0] != 1:
         raise RecipeError(
             f"A Core ML package takes one image, but export.batch is {artifact.batches[0]}.\n"
-            "  Set export.batch to dynamic or 1, or leave out --coreml."
+            "  Set export.batch to dynamic or 1, or leave out Core ML."
         )

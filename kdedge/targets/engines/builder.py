@@ -9,6 +9,7 @@ per process, but `kdedge export` may build for both.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -20,12 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdedge.errors import KdedgeError, ResourceError, SetupError
 from kdedge.files import write_atomic
-from kdedge.messages import get_logger
 from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.engines.package import open_log
 
 _T = TypeVar("_T")
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def make_monitor(module: ModuleType, canceled: threading.Event) -> Any:

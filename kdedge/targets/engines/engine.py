@@ -222,5 +222,5 @@ class Engine:
         reason = f": {_first(self._log.errors[-1:])}" if self._log.errors else ""
         return SetupError(
             f"{self._path} {what}{reason}.\n"
-            "  Try a smaller batch, or run the ONNX file: --backend onnxruntime"
+            "  Try a smaller batch, or run the ONNX file with the backend onnxruntime."
         )

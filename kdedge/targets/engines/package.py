@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdedge.errors import SetupError
-from kdedge.messages import get_logger
 from kdedge.runtime.machine import is_jetson
 from kdedge.targets.base import Package
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _APT = "/usr/lib/python3"
 _OLDEST = 10  # first version with strongly typed networks whose INT8 scales are half precision

@@ -7,6 +7,7 @@ be changed only while no program is loaded.
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 import weakref
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.files import read_bytes
-from kdedge.messages import get_logger
 from kdedge.runtime.native_lines import filter_native_stderr
 from kdedge.targets.base import LOG_LINES
 from kdedge.targets.cpu_backend import CpuModel
@@ -28,7 +28,7 @@ _BYTE = 0  # code of torch.uint8 in a program
 _loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()
 _loading = threading.Lock()
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class ExecuTorchModel(CpuModel):

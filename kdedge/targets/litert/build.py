@@ -49,7 +49,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             return quantized(data, request.images, n_images=request.artifact.batches[0])
 
     name = f"litert-torch {CONVERTER.version}"
-    write_converted(request.folder / file.name, convert, converter=name, flag="--litert")
+    write_converted(request.folder / file.name, convert, converter=name)
     return {
         "tool": "LiteRT Torch",
         "version": CONVERTER.version,

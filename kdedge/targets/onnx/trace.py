@@ -97,7 +97,7 @@ def write_onnx(
         raise RecipeError(
             f"{path.name} would have {n_bytes / 1e9:.2f} GB of weights, but one ONNX file can have"
             " at most 2.1 GB.\n"
-            "  Store the weights in a second file: --set export.external_data=true"
+            "  Set export.external_data=true, which stores them in a second file."
         )
     with written_together(path) as part:
         if external_data:

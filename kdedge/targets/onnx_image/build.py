@@ -56,7 +56,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         raise RecipeError(
             f"{request.onnx_path} takes batches of {artifact.batch} images, but a file with"
             " preprocessing takes one image at a time.\n"
-            "  Export the run with --set export.batch=dynamic, or leave this target out."
+            "  Set export.batch=dynamic, or leave this target out."
         )
     model = load_graph(request.onnx_path)
     order = find_order(artifact.preprocess)

@@ -9,6 +9,7 @@ every processor. OpenVINO's own quantizer, NNCF, changes more predictions at the
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,12 @@ import numpy as np
 
 from kdedge.errors import ResourceError
 from kdedge.files import written_together
-from kdedge.messages import get_logger
 from kdedge.runtime.machine import lacks_vnni
 from kdedge.targets.base import CPU_WEIGHT_LEVELS, BuildRequest, PlannedFile
 from kdedge.targets.cpu_backend import explaining
 from kdedge.targets.openvino import OPENVINO
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from kdedge.errors import SetupError
-from kdedge.messages import get_logger
+from kdedge.messages import option
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.cuda import Gpu, find_gpu
 from kdedge.targets.base import BuildRequest, PlannedFile
@@ -18,7 +19,7 @@ from kdedge.targets.engines.builder import EngineBuilder
 from kdedge.targets.engines.package import engine_package, jetson_wheel_problem, short_version
 from kdedge.targets.tensorrt import TENSORRT
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def check_environment() -> None:
@@ -33,9 +34,10 @@ def check_environment() -> None:
     except SetupError as error:
         if find_spec("tensorrt_rtx") is None:
             raise
+        rtx = option("--trt-rtx", 'targets=["tensorrt-rtx"]')
         raise SetupError(
             f"{error}\n"
-            "  tensorrt-rtx is installed: use --trt-rtx to build engines for RTX GPUs (not for a"
+            f"  tensorrt-rtx is installed: use {rtx} to build engines for RTX GPUs (not for a"
             " Jetson). It is not used automatically."
         ) from error
     if (problem := jetson_wheel_problem()) is not None:

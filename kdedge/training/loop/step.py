@@ -9,6 +9,7 @@ and all later steps use this number. Gradients are still of the whole batch (see
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 
@@ -19,13 +20,12 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
-from kdedge.messages import get_logger
 from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer
 from kdedge.training.loop.precision import MixedPrecision
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Stepper:

@@ -19,6 +19,7 @@ continues from the weights that are not averaged.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 import threading
@@ -33,7 +34,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, Interrupted, ResourceError
-from kdedge.messages import get_logger
+from kdedge.messages import option
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import TrainingSummary
@@ -50,7 +51,7 @@ from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import BestWeights, MovingAverage, ParameterAverage
 from kdedge.training.loop.step import Stepper, diverged
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 Batches = Callable[[int, int], Generator[Batch, None, None]]
 """(epoch from 1, step from 0) -> the batches from this step to the end of the last epoch."""
@@ -315,7 +316,7 @@ class Training:
     def _interrupted(self, signum: int) -> Interrupted:
         return Interrupted(
             f"Interrupted at {self._place(self.step)}; the state is in {self._newest}.\n"
-            "  Run the same command with --resume to go on from there.",
+            f"  Run the same command with {option('--resume')} to go on from there.",
             signum=signum,
         )
 

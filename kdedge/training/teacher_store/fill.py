@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import shutil
 import time
@@ -30,7 +31,6 @@ from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError
 from kdedge.locks import is_locked, locked
-from kdedge.messages import get_logger
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runs.model import MethodModel
 from kdedge.runtime.preprocess import Preprocess
@@ -38,7 +38,7 @@ from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore, n_crops
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _N_TRIALS = 2  # forward passes for an estimate of the time; the first one includes one-time work
 _ROW_BYTES = 8 + 32  # position and hash of an image, which are stored with its features
@@ -128,7 +128,7 @@ class StoreFiller:
         if self.store.load(missing):
             raise ResourceError(
                 f"Files in {self.store.path} were damaged while they were written.\n"
-                "  Check the disk, or choose another folder with --runs."
+                "  Check the disk, or choose another folder for the runs."
             )
         log.info(f"{self.store.name} filled in {rough_duration(time.monotonic() - began)}.")
 
@@ -215,7 +215,7 @@ def check_disk_space(store: TeacherStore, missing: Sequence[Chunk]) -> None:
         raise ResourceError(
             f"{place} has {readable_bytes(free)} free, and the teacher store still needs"
             f" {readable_bytes(needed)}.\n"
-            "  Free some space, choose another folder with --runs, or lower student.views."
+            "  Free some space, choose another folder for the runs, or lower student.views."
         )
 
 

@@ -18,6 +18,7 @@ the error of a component of a unit vector is at most 2^-12, which changes logits
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,12 +33,11 @@ from torch import Tensor
 from kdedge.data.views import RATIO, Augmentation
 from kdedge.errors import DataError, explained
 from kdedge.files import sha256_json, write_json
-from kdedge.messages import get_logger
 from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.tensor_file import read_tensors, write_tensors
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 FORWARD_BATCH = 32
 """Images per forward pass of the teacher; a chunk has a whole number of passes."""

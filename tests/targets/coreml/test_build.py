@@ -184,7 +184,7 @@ def test_a_graph_for_bytes_gives_the_same_answers(
                 "open_classes": OpenClasses("classes.1.npy", 16, 20.0),
                 "others": {"classes.1.npy": "0"},
             },
-            r'Leave out open_classes or targets=\["coreml"\]',
+            "Leave out the open classes or Core ML",
         ),
     ],
 )
