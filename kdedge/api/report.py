@@ -51,7 +51,7 @@ def write_page(
     runs: Sequence[RunOrArtifact], output: str | Path | None, root: str | Path | None
 ) -> tuple[Path, list[RunRecords]]:
     """Writes the page of `report`; also returns the records that it shows."""
-    need("report", "A report", "jinja2", "matplotlib")
+    need("jinja2", "matplotlib")
     from kdedge.reporting.page import write_report
     from kdedge.reporting.run_records import gather
 

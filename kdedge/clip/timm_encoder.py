@@ -16,8 +16,9 @@ import torch
 from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub, not_fetched
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import PACKAGED
-from kdedge.errors import MissingPackage, RecipeError
+from kdedge.errors import RecipeError
 from kdedge.messages import nearest
+from kdedge.packages import PACKAGES
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
 _RESIZE_MODES: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
@@ -130,6 +131,5 @@ def _packaged_file(name: str) -> Path:
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError as error:
-        purpose = f"{name} with weights: package"
-        raise MissingPackage(package, extra="efficientnet", purpose=purpose) from error
+        raise PACKAGES[package.replace("-", "_")].missing(f"weights: package of {name}") from error
     return Path(str(next(file.locate() for file in files if file.suffix == ".pth")))

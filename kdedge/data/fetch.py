@@ -91,7 +91,7 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
     path = folder / mirror.name
     if path.exists():
         return path
-    need("train", "Downloading benchmark sets", "huggingface_hub")
+    need("huggingface_hub")
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
 

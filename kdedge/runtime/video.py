@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from kdedge.errors import MissingPackage, SetupError
+from kdedge.packages import PACKAGES
 from kdedge.runtime.preprocess import MAX_PIXELS, UnusableImage
+
+PYAV = PACKAGES["av"]
 
 _EXTENSIONS = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov"}
@@ -44,24 +45,6 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in _EXTENSIONS
 
 
-def import_pyav() -> Any:
-    """Imports PyAV.
-
-    Raises:
-        MissingPackage: PyAV is not installed.
-        SetupError: PyAV is broken.
-    """
-    try:
-        return importlib.import_module("av")
-    except ModuleNotFoundError as error:
-        raise MissingPackage("av", extra="video", purpose="Reading a video or a camera") from error
-    except ImportError as error:
-        raise SetupError(
-            f"PyAV, which reads videos, cannot be imported: {error}.\n"
-            "  Reinstall it with: pip install --force-reinstall av"
-        ) from error
-
-
 def frames_of_video(path: Path | str, *, every: int) -> Iterator[VideoFrame]:
     """Decodes a video.
 
@@ -73,7 +56,7 @@ def frames_of_video(path: Path | str, *, every: int) -> Iterator[VideoFrame]:
         UnusableImage: the file cannot be read or has no video, or its next frame is damaged.
         SetupError: PyAV is not installed or broken.
     """
-    av = import_pyav()
+    av = PYAV.load()
     try:
         with av.open(str(path), timeout=_TIMEOUT_S) as container:
             if not container.streams.video:
@@ -122,7 +105,7 @@ def open_live(address: str) -> LiveVideo:
         ConnectionError: the source cannot be opened or has no video; the text is the reason.
         SetupError: PyAV is not installed or broken.
     """
-    av = import_pyav()
+    av = PYAV.load()
     kind = None if "://" in address else "v4l2"
     is_rtsp = address.lower().startswith("rtsp")
     options = {"rtsp_transport": "tcp"} if is_rtsp else {}  # UDP loses packets

@@ -20,9 +20,9 @@ from kdedge.files import printable
 from kdedge.inference.classify import ImageInput
 from kdedge.runtime.preprocess import UnusableImage, more_extensions
 from kdedge.runtime.video import (
+    PYAV,
     LiveVideo,
     frames_of_video,
-    import_pyav,
     open_live,
     without_password,
 )
@@ -127,7 +127,7 @@ def open_frames(text: str, *, every: int, existing: bool) -> FrameSource:
         seen = {} if existing else image_stamps(Path(text))  # before new files can arrive
         files = new_files(Path(text), seen, every=every)
         return FrameSource(name, kind, files, files.close)
-    import_pyav()  # fail before the model is loaded
+    PYAV.load()  # fail before the model is loaded
     if is_live:
         try:
             video = open_live(text)

@@ -123,7 +123,7 @@ class Watcher:
         self._decider = Decider(self.window or (1 if is_folder else WINDOW))
         self._monitor: DriftMonitor | None = None
         if has_scores and self.drift != "off":
-            need("watch", "The drift alarm", "scipy")
+            need("scipy")
             reference = None if self.drift == "stream" else _reference(self.classifier, self.drift)
             shot = self.shot or (1 if is_folder else SHOT)
             has_none = self.classifier.tells_none

@@ -9,45 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
-from kdedge.config.student_sizes import PACKAGED
 from kdedge.errors import SetupError
 from kdedge.messages import first_line
-from kdedge.packages import SERVING_PACKAGES
+from kdedge.packages import PACKAGES, Package
 from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
-from kdedge.targets.base import Package
 from kdedge.targets.registry import list_targets
-
-_BEFORE_TARGETS = (
-    Package("torch", "training", extra="train"),
-    Package("torchvision", "training", extra="train"),
-    Package("open_clip", "backbones", extra="train", names=("open_clip_torch",)),
-    Package("timm", "backbones without texts", extra="train"),
-    Package("webdataset", "tar shards", extra="shards"),
-    Package("datasets", "Parquet, Hugging Face datasets", extra="data"),
-    Package("pillow_heif", "HEIC images", extra="heif"),
-    *(
-        Package(package.replace("-", "_"), f"weights of {name}", extra="efficientnet")
-        for name, (_, package) in PACKAGED.items()
-    ),
-    Package("tensorboard", "curves", extra="train"),
-)
-_AFTER_TARGETS = (
-    Package("pynvml", "a GPU's watts and clocks", extra="power", names=("nvidia-ml-py",)),
-    Package("av", "videos", extra="video"),
-    Package("scipy", "the drift alarm", extra="watch"),
-    Package("ray", "pools on a cluster", extra="ray"),
-    *(Package(name, "serving over HTTP", extra="serve") for name in SERVING_PACKAGES),
-    Package("matplotlib", "reports", extra="report"),
-    Package("jinja2", "reports", extra="report"),
-)
 
 
 def optional_packages() -> tuple[Package, ...]:
     """Every optional package of kdedge and of the targets, each once."""
     target_packages = [package for target in list_targets() for package in target.packages]
-    packages = (*_BEFORE_TARGETS, *target_packages, *_AFTER_TARGETS)
-    return tuple({package.module: package for package in packages}.values())
+    return tuple({p.module: p for p in (*PACKAGES.values(), *target_packages)}.values())
 
 
 def examine() -> dict[str, Any]:

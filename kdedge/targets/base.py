@@ -6,19 +6,12 @@ package with the same modules.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from kdedge.errors import BackendUnavailable, MissingPackage, SetupError, is_out_of_memory
-from kdedge.packages import installed_version
-from kdedge.runtime.native_lines import filter_native_stderr, quiet
+from kdedge.packages import Package as Package
 
 if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
     import numpy.typing as npt
@@ -35,97 +28,6 @@ HEAD_LAYERS = ("hidden/", "features/", "fused_head/")
 # Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
 # bytes in 16 bits; 2 x 255 x 64 < 32768, so that no file overflows on another processor.
 CPU_WEIGHT_LEVELS = 64
-
-
-# Lines on stderr of packages that no setting turns off. ONNX Runtime warns of graphics cards that
-# it does not know: github.com/microsoft/onnxruntime/issues/27092
-LOG_LINES = re.compile(
-    rb"device_discovery\.cc|^\[\w+\.(cpp|h):\d+\]|^(INFO|WARNING|ERROR): |^[IWE]\d{4} "
-)
-
-ANY_LINE = re.compile(rb"")
-
-
-@contextlib.contextmanager
-def silenced(lines: re.Pattern[bytes] = LOG_LINES) -> Iterator[None]:
-    """Context that suppresses a package's stdout, warnings, logs, and `lines` on stderr."""
-    with filter_native_stderr(lines), contextlib.redirect_stdout(io.StringIO()), quiet():
-        yield
-
-
-@dataclass(frozen=True)
-class Package:
-    """An optional Python package of a target, as `kdedge doctor` lists it.
-
-    Attributes:
-        module: name under which it is imported.
-        purpose: what needs it, such as `running ONNX files`.
-        extra: the kdedge extra that installs it; None if no extra does.
-        install: command that installs it; empty if its extra does.
-        entry: a module and an attribute that `load` requires, such as `openvino:Core`; a folder of
-            type stubs can also be imported, but lacks the attribute.
-        names: names of the distributions that contain it; empty if the distribution has its name.
-    """
-
-    module: str
-    purpose: str
-    extra: str | None = None
-    install: str = ""
-    entry: str = ""
-    names: tuple[str, ...] = ()
-
-    @property
-    def distributions(self) -> tuple[str, ...]:
-        """Names of the distributions that contain it; messages use the first one."""
-        return self.names or (self.module.replace("_", "-"),)
-
-    @property
-    def install_line(self) -> str:
-        """Command that installs it."""
-        return self.install or f"pip install 'kdedge[{self.extra}]'"
-
-    @property
-    def version(self) -> str | None:
-        """The installed version; None if it is not installed."""
-        # The module's own version, if it is imported from a distribution with another name
-        own = getattr(sys.modules.get(self.module), "__version__", None)
-        return next(filter(None, map(installed_version, self.distributions)), own)
-
-    def load(self) -> Any:
-        """Imports the module of `entry`, without output on stdout or stderr.
-
-        Raises:
-            MissingPackage, BackendUnavailable: the package is not installed.
-            SetupError: the package is installed, but cannot be imported.
-        """
-        module, _, attribute = (self.entry or f"{self.module}:__version__").partition(":")
-        loaded: Any = sys.modules.get(module)
-        try:
-            if loaded is None:
-                with silenced():
-                    loaded = importlib.import_module(module)
-        except (ImportError, OSError, AttributeError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise
-            absent = error.name if isinstance(error, ModuleNotFoundError) else None
-            if absent is None or not f"{module}.".startswith(f"{absent}."):
-                raise SetupError(
-                    f"{self.distributions[0]} is installed, but cannot be imported: {error}.\n"
-                    f"  Remove it, and install it again: {self.install_line}"
-                ) from error
-        if not hasattr(loaded, attribute):
-            raise self.missing()
-        return loaded
-
-    def missing(self) -> SetupError:
-        """Makes the error for a machine without the package."""
-        name = self.distributions[0]
-        purpose = self.purpose[0].upper() + self.purpose[1:]
-        if self.extra is not None and not self.install:
-            return MissingPackage(name, extra=self.extra, purpose=purpose)
-        return BackendUnavailable(
-            f"{purpose} needs {name}, which is not installed.\n  Install it with: {self.install}"
-        )
 
 
 @dataclass(frozen=True)

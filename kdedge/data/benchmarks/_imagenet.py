@@ -99,7 +99,7 @@ class FolderSet(Benchmark):
                     raise unexpected(file, f"the line {wordnet_id}", what)
             names = {wordnet_id: name for wordnet_id, _, name in rows}
         else:
-            need("train", "ImageNet without classnames.txt", "open_clip", "timm")
+            need("open_clip", "timm", purpose="ImageNet without classnames.txt")
             from open_clip import IMAGENET_CLASSNAMES
             from timm.data import ImageNetInfo
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-import importlib
 import itertools
 import logging
 import re
@@ -23,20 +22,9 @@ from kdedge.data.sources import MAX_FILE_BYTES, Item, LabelIndex, Location, rela
 from kdedge.errors import DataError
 from kdedge.files import FileStamp
 from kdedge.messages import first_line, name_some
-from kdedge.packages import need
 from kdedge.runtime.preprocess import UnusableImage
 
 _LABEL_COLUMNS = ("label", "labels")
-
-
-def need_datasets(purpose: str) -> Any:
-    """Returns the `datasets` package.
-
-    Raises:
-        MissingPackage: the package is not installed.
-    """
-    need("data", purpose, "datasets")
-    return importlib.import_module("datasets")
 
 
 @contextlib.contextmanager

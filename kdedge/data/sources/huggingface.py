@@ -13,12 +13,12 @@ from kdedge.data.sources._tables import (
     TableSource,
     arrow_errors,
     choose_columns,
-    need_datasets,
     quiet_datasets,
 )
 from kdedge.errors import DataError, SetupError
 from kdedge.files import FileStamp
 from kdedge.messages import first_line
+from kdedge.packages import PACKAGES
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
@@ -52,7 +52,7 @@ def open_source(
         SetupError: the Hub cannot be reached and the dataset is not in the cache.
         MissingPackage: datasets is not installed.
     """
-    datasets = need_datasets("Reading a Hugging Face dataset")
+    datasets = PACKAGES["datasets"].load()
     is_on_hub = str(place).startswith(HUB)
     paths = _fetch(datasets, str(place), part) if is_on_hub else _files(datasets, Path(place))
     parts = [_open(datasets, path) for path in paths]

@@ -19,13 +19,13 @@ from kdedge.data.sources._tables import (
     TableSource,
     arrow_errors,
     choose_columns,
-    need_datasets,
     quiet_datasets,
     read_features,
 )
 from kdedge.errors import DataError, explain_os_error
 from kdedge.files import FileStamp
 from kdedge.messages import first_line
+from kdedge.packages import PACKAGES
 
 # Rows that are copied at once; `datasets` writes row groups of images of this size
 _ROWS_AT_ONCE = 100
@@ -56,7 +56,7 @@ def open_source(
         ResourceError: the cache of `datasets` cannot be written.
         MissingPackage: datasets is not installed.
     """
-    datasets = need_datasets("Reading Parquet files")
+    datasets = PACKAGES["datasets"].load()
     files = [_open(path) for path in _find_files(pattern)]
     columns = choose_columns(files, image_column=image_column, label_column=label_column)
     dataset = _copy(datasets, files, columns)

@@ -139,7 +139,7 @@ def label_texts(pattern: str) -> list[str]:
 
 def _samples(pattern: str) -> Iterator[dict[str, Any]]:
     """Yields the samples of all shards: extension -> member, unique key and shard."""
-    need("shards", "Reading WebDataset shards", "webdataset")
+    need("webdataset")
     from webdataset.shardlists import expand_urls  # here, as it loads torch if that is installed
     from webdataset.tariterators import group_by_keys
 

@@ -22,8 +22,9 @@ from torch import nn
 
 from kdedge import __version__
 from kdedge.errors import RecipeError
+from kdedge.native_lines import ANY_LINE, silenced
 from kdedge.runtime.artifact import Artifact, Precision
-from kdedge.targets.base import ANY_LINE, BuildRequest, PlannedFile, silenced
+from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.coreml import COREML
 from kdedge.targets.program import example_images, export_program, write_converted
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdedge.runtime.native_lines import filter_native_stderr, quiet
-from kdedge.targets.base import HEAD_LAYERS, LOG_LINES, BuildRequest, PlannedFile
+from kdedge.native_lines import LOG_LINES, filter_native_stderr, quiet
+from kdedge.targets.base import HEAD_LAYERS, BuildRequest, PlannedFile
 from kdedge.targets.executorch import EXECUTORCH
 from kdedge.targets.executorch.run import SMALLEST_BATCH, open_runtime
 from kdedge.targets.onnx.graph import MIN_CHANNELS

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdedge.native_lines import ANY_LINE, silenced
 from kdedge.runtime.artifact import INPUT_NAME
-from kdedge.targets.base import ANY_LINE, HEAD_LAYERS, BuildRequest, PlannedFile, silenced
+from kdedge.targets.base import HEAD_LAYERS, BuildRequest, PlannedFile
 from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
 from kdedge.targets.program import example_images, write_converted

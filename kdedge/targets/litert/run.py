@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.files import read_bytes
+from kdedge.native_lines import LOG_LINES, filter_native_stderr
 from kdedge.runtime.machine import physical_cores
-from kdedge.runtime.native_lines import filter_native_stderr
-from kdedge.targets.base import LOG_LINES
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.litert import LITERT
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
 
-from kdedge.runtime.native_lines import quiet  # noqa: E402
+from kdedge.native_lines import quiet  # noqa: E402
 from kdedge.targets.executorch import TARGET  # noqa: E402
 from kdedge.targets.executorch import build as target  # noqa: E402
 from kdedge.targets.program import example_images, export_program  # noqa: E402

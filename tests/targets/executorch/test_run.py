@@ -73,7 +73,7 @@ def test_lines_are_not_printed_twice_after_a_build() -> None:
     """XNNPACK's partitioner gives the root logger a handler."""
     code = (
         "import logging\n"
-        "from kdedge.runtime.native_lines import quiet\n"
+        "from kdedge.native_lines import quiet\n"
         "with quiet():\n"
         "    import executorch.backends.xnnpack.partition.xnnpack_partitioner\n"
         "print(logging.root.handlers, logging.root.level == logging.WARNING)\n"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from kdedge.native_lines import ANY_LINE, silenced
 from kdedge.runtime.artifact import Artifact
-from kdedge.targets.base import ANY_LINE, BuildRequest, silenced
+from kdedge.targets.base import BuildRequest
 
 if TYPE_CHECKING:
     from kdedge.fold import FoldedModel

@@ -16,6 +16,15 @@ from collections.abc import Iterator
 _STDERR_LOCK = threading.RLock()
 
 
+# Lines on stderr of packages that no setting turns off. ONNX Runtime warns of graphics cards that
+# it does not know: github.com/microsoft/onnxruntime/issues/27092
+LOG_LINES = re.compile(
+    rb"device_discovery\.cc|^\[\w+\.(cpp|h):\d+\]|^(INFO|WARNING|ERROR): |^[IWE]\d{4} "
+)
+
+ANY_LINE = re.compile(rb"")
+
+
 @contextlib.contextmanager
 def filter_native_stderr(pattern: re.Pattern[bytes]) -> Iterator[None]:
     """Context that removes lines with a pattern from the stderr of native code.
@@ -72,3 +81,10 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+@contextlib.contextmanager
+def silenced(lines: re.Pattern[bytes] = LOG_LINES) -> Iterator[None]:
+    """Context that suppresses a package's stdout, warnings, logs, and `lines` on stderr."""
+    with filter_native_stderr(lines), contextlib.redirect_stdout(io.StringIO()), quiet():
+        yield
