@@ -88,26 +88,18 @@ def _apply(ctx: click.Context, parameter: click.Parameter, n_threads: int | None
     return n_threads
 
 
-_threads = partial(
+# It takes effect before the command is called, which gets the number, too
+threads_option = partial(
     count_option,
     "--threads",
+    callback=_apply,
     help="Number of CPU threads. [default: OMP_NUM_THREADS, or one per physical core]",
 )
-
-# `--threads` of a command that computes; it takes effect before the command is called
-threads_option = _threads(expose_value=False, callback=_apply)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--runs`, `--device`, `--threads` and `--json` of a command that computes with a run."""
-    return runs_option(device_option(threads_option(json_option(command))))
-
-
-# Like `threads_option`, but also given to the command as `threads`
-threads_value_option = _threads(callback=_apply)
-
-# `--threads`, only given to the command as `threads`, which then has to set the number
-plain_threads_option = _threads()
+    return runs_option(device_option(threads_option(expose_value=False)(json_option(command))))
 
 
 precision_option = click.option(

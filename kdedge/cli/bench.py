@@ -13,7 +13,7 @@ import click
 
 from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.tables import as_markdown, make_tables, notes
-from kdedge.cli._options import calls_option, device_option, plain_threads_option, runs_option
+from kdedge.cli._options import calls_option, device_option, runs_option, threads_option
 from kdedge.cli._output import next_line, print_result, show_result, titled
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
@@ -65,7 +65,7 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     metavar="SECONDS",
     help="Skip batch sizes at which one call of a model would take longer.",
 )
-@plain_threads_option
+@threads_option()
 @click.option(
     "--format",
     "kind",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import count_option, runs_option, threads_value_option
+from kdedge.cli._options import count_option, runs_option, threads_option
 from kdedge.cli._output import json_option, print_result, show_result
 
 
@@ -28,7 +28,7 @@ from kdedge.cli._output import json_option, print_result, show_result
     " --labels.",
 )
 @count_option("--batch", help="Images per call. [default: as many as each artifact takes]")
-@threads_value_option
+@threads_option()
 @json_option
 @runs_option
 def command(old: Path, new: Path, paths: tuple[str, ...], as_json: bool, **options: Any) -> None:

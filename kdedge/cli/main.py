@@ -16,7 +16,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -39,7 +38,7 @@ from kdedge.errors import (
     os_reason,
     signum_of,
 )
-from kdedge.messages import ON_COMMAND_LINE, one_line
+from kdedge.messages import ON_COMMAND_LINE, nearest, one_line, suggestion
 
 _FOLDER = Path(__file__).parent
 # Errors that a mistyped path can cause
@@ -105,9 +104,7 @@ class LazyGroup(click.Group):
         """Finds a command as click does; the error for an unknown name suggests the nearest one."""
         name, known = args[0], self.list_commands(ctx)
         if not name.startswith("-") and name not in known:
-            nearest = get_close_matches(name, known, n=1, cutoff=0.5)
-            guess = f" Did you mean {nearest[0]}?" if nearest else ""
-            ctx.fail(f'No such command "{name}".{guess}')
+            ctx.fail(f'No such command "{name}". {suggestion(name, known, "")}'.rstrip())
         return super().resolve_command(ctx, args)
 
 
@@ -228,8 +225,9 @@ def _with_hints(error: click.NoSuchOption) -> click.NoSuchOption:
     options = [] if error.ctx is None else error.ctx.command.params
     if not error.possibilities and any(one.name == "overrides" for one in options):
         hint = " Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys."
-    # Click's own limit lets --json pass for --precison
-    close = get_close_matches(error.option_name, error.possibilities or (), cutoff=0.7)
+    # With the hyphens, click takes --json for --precison
+    name = error.option_name.strip("-")
+    close = [x for x in error.possibilities or () if nearest(name, [x.strip("-")])]
     return click.NoSuchOption(error.option_name, f"{error.message}{hint}", close, error.ctx)
 
 

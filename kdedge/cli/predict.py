@@ -21,7 +21,7 @@ from kdedge.cli._options import (
     count_option,
     precision_option,
     runs_option,
-    threads_value_option,
+    threads_option,
 )
 from kdedge.errors import explained
 from kdedge.files import already_exists, new_file
@@ -85,7 +85,7 @@ log = logging.getLogger(__name__)
 @precision_option
 @backend_option
 @count_option("--batch", help="Images per call. [default: as many as the artifact takes]")
-@threads_value_option
+@threads_option()
 @runs_option
 def command(
     artifact: Path,

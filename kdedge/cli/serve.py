@@ -16,7 +16,7 @@ from kdedge.cli._options import (
     count_option,
     precision_option,
     runs_option,
-    threads_value_option,
+    threads_option,
 )
 from kdedge.progress import working
 from kdedge.serving.limits import RequestLimits
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 @count_option(
     "--batch", help="Largest batch that waiting requests are joined to. [default: the artifact's]"
 )
-@threads_value_option
+@threads_option()
 @click.option(
     "--max-megabytes",
     type=click.IntRange(min=1),

@@ -14,7 +14,7 @@ from kdedge.cli._options import (
     count_option,
     precision_option,
     runs_option,
-    threads_value_option,
+    threads_option,
 )
 
 
@@ -48,7 +48,7 @@ from kdedge.cli._options import (
 )
 @precision_option
 @backend_option
-@threads_value_option
+@threads_option()
 @runs_option
 def command(artifact: Path, source: str, **options: Any) -> None:
     """Watch SOURCE with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.

@@ -45,7 +45,6 @@ _SAMPLES: Mapping[SampleKind, str] = {
     "most unsure": "Lowest confidence",
     "right": "Right, evenly spaced",
 }
-_N_PER_KIND = 4  # twelve images in total
 
 
 def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
@@ -234,14 +233,12 @@ def _images(records: RunRecords) -> list[Block | None]:
     """Rows of sample images: test images, or unlabeled ones if there are none."""
     details = records.own_details
     if details is not None and details.samples:
-        samples = details.samples
-        groups = {_SAMPLES[kind]: samples.get(kind, ())[:_N_PER_KIND] for kind in _SAMPLES}
+        groups = {title: details.samples.get(kind, ()) for kind, title in _SAMPLES.items()}
         return [*sample_cards(groups, records.recipe, is_test=True)]
     if records.unlabeled is not None:
-        chosen = records.unlabeled.samples[: 3 * _N_PER_KIND]
         has_teacher = records.unlabeled.agreement_percent is not None
         title = "Those where model and teacher differ first" if has_teacher else "Evenly spaced"
-        return [*sample_cards({title: chosen}, records.recipe, is_test=False)]
+        return [*sample_cards({title: records.unlabeled.samples}, records.recipe, is_test=False)]
     return []
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
 from kdedge.errors import RecipeError
-from kdedge.messages import option
+from kdedge.messages import option, some_of, suggestion
 from kdedge.records.evaluation import Role
 from kdedge.records.record import if_readable
 from kdedge.runs.folder import RunFolder, read_provenance
@@ -140,9 +139,8 @@ def _unknown_run(argument: str, root: Path) -> RecipeError:
         return RecipeError(
             f"{argument} is a file of an artifact.\n  Name its folder: {file.parent}"
         )
-    near = get_close_matches(argument, known, n=3, cutoff=0.5)
-    guess = f"Did you mean {' or '.join(near)}? " if near else ""
+    listed = f"Known: {', '.join(some_of(known, 12)) or 'none'}."
     return RecipeError(
         f"{argument} is neither a run folder nor the name of a run in {root}.\n"
-        f"  {guess}Known: {', '.join(known[:12]) or 'none'}{', ...' if len(known) > 12 else ''}."
+        f"  {suggestion(argument, known, listed)}"
     )
