@@ -77,9 +77,7 @@ def compare(
             "Whether the new one is no worse can only be tested on images with labels.\n"
             f"  Add {option('--labels')}, and name a CSV list, or a folder with one for each class."
         )
-    given_paths = path_list(paths)
-    if "-" in given_paths:
-        raise RecipeError("Standard input cannot be compared on.\n  Name files or folders.")
+    given_paths = path_list(paths, takes_stdin=False)
     check_at_least(1, batch=batch, threads=threads)
     with contextlib.ExitStack() as stack:
         sources = (old, new)

@@ -48,18 +48,22 @@ AnyPath = str | Path | Iterable[str | Path]
 """A path, or several."""
 
 
-def path_list(arguments: Iterable[AnyPath]) -> tuple[str, ...]:
+def path_list(arguments: Iterable[AnyPath], *, takes_stdin: bool = True) -> tuple[str, ...]:
     """The paths of arguments, each of which is a path or a list of paths.
 
     Raises:
-        RecipeError: there is no path, one is empty, or - (standard input) is not alone or has none.
+        RecipeError: there is no path, one is empty, or - (standard input) is not alone, has no
+            image or is not taken.
     """
     lists = [[given] if isinstance(given, str | Path) else given for given in arguments]
     paths = tuple(str(path) for listed in lists for path in listed)
     if not paths:
-        raise RecipeError("No path is given.\n  Name images, a folder, or - for standard input.")
+        others = ", a folder, or - for standard input" if takes_stdin else " or a folder"
+        raise RecipeError(f"No path is given.\n  Name images{others}.")
     if "" in paths:
         raise RecipeError("A path is empty.\n  Name an image or a folder; . is the current folder.")
+    if "-" in paths and not takes_stdin:
+        raise RecipeError("Standard input is not taken here.\n  Name images or a folder.")
     if "-" in paths and len(paths) > 1:
         raise RecipeError("- (standard input) cannot be combined with other paths.")
     if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -282,3 +283,10 @@ def test_the_images_are_the_same_whatever_the_two_preparations_are(
     assert len(found.changed) > 0
     with pytest.raises(RecipeError, match="batch size is 99"):
         package.compare("old", "new", *named, batch=99)
+
+
+def test_standard_input_is_refused_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in (True, False):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda is_one=is_terminal: is_one))
+        with pytest.raises(RecipeError, match="Standard input is not taken here"):
+            package.compare("old", "new", ["-"])
