@@ -127,7 +127,11 @@ class Classifier:
             file, loaded = choose_and_load(
                 artifact, precision=precision, backend=backend, n_threads=n_threads
             )
-        return cls(artifact, file, loaded, n_threads=n_threads)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(loaded.close)
+            classifier = cls(artifact, file, loaded, n_threads=n_threads)
+            on_error.pop_all()
+        return classifier
 
     def __enter__(self) -> Self:
         return self

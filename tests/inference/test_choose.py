@@ -15,8 +15,10 @@ import pytest
 
 from kdedge.errors import DataError, GateError, SetupError
 from kdedge.inference.choose import choose_and_load, rank_files
+from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, keep_choice
+from kdedge.runtime.none_of_these import GAUSSIANS_FILE, NoneBelow, NoneOfThese
 
 SHA = "0" * 64
 PAIR = ("fp16", "fp32")
@@ -213,6 +215,21 @@ def test_an_engine_that_does_not_fit_leaves_its_memory_to_the_next_file(
     file, _ = load(artifact.with_files(large, small))
     assert file.name == "model.fp32.engine"
     assert caplog.messages == []
+
+
+def test_an_engine_is_closed_if_the_file_of_none_of_these_has_changed(
+    artifact: Artifact, cudart: Any
+) -> None:
+    none_below = NoneBelow(0.0, (0.0,) * 101)
+    engine = write_engine(artifact, "model.fp16.engine", none_below=none_below)
+    (artifact.path / GAUSSIANS_FILE).write_bytes(b"changed")
+    none = NoneOfThese("mahalanobis", GAUSSIANS_FILE, 95.0, "images", 100)
+    others = {**artifact.others, GAUSSIANS_FILE: SHA}
+    changed = dataclasses.replace(artifact, none_of_these=none, others=others)
+    changed.with_files(engine).save()
+    with pytest.raises(DataError, match=GAUSSIANS_FILE):
+        Classifier.load(artifact.path)
+    assert (cudart.allocated, cudart.streams) == ({}, set())
 
 
 def test_a_gpu_that_cuda_cannot_use_is_told(
