@@ -27,7 +27,7 @@ from kdedge.errors import (
     explained,
     os_reason,
 )
-from kdedge.locks import delete_unlocked, held, where_supported
+from kdedge.locks import delete_unlocked, lock_itself, where_supported
 
 SETTLED_NS = 3_000_000_000
 """A file that changed less than 3 s before it was read may change again without a new time stamp:
@@ -321,14 +321,14 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
     try:
         with explained(folder):
             parent.mkdir(parents=True, exist_ok=True)
-            is_filled = _delete_left(parent, f".{folder.name}.part-", with_empty=not is_numbered)
-            if is_filled and not is_numbered:
+            is_used = _delete_leftovers(parent, f".{folder.name}.part-", with_empty=not is_numbered)
+            if is_used and not is_numbered:
                 raise InUseError(
                     f"{folder} is in use by another process.\n"
                     "  Wait for it, or name another folder."
                 )
             part.mkdir()
-        with held(part):
+        with lock_itself(part):
             with _filling(part, folder):
                 yield new
             with explained(folder):
@@ -357,7 +357,7 @@ def _renamed(part: Path, folder: Path, *, is_numbered: bool) -> Path:
             return final
 
 
-def _delete_left(parent: Path, prefix: str, *, with_empty: bool) -> bool:
+def _delete_leftovers(parent: Path, prefix: str, *, with_empty: bool) -> bool:
     """Deletes the folders that killed processes left; returns whether a folder is locked.
 
     A numbered folder that is empty stays: processes that start at once, as a suite's, may have made

@@ -1,7 +1,7 @@
 """Locks of files and folders, by flock: they end with their process.
 
-`held` locks an existing file or folder while a command changes it, and `locked` the lock file of
-something that commands share: a run, a suite, a store, a cache, a download.
+`lock_itself` locks an existing file or folder while a command changes it, and `lock_file` the lock
+file of something that commands share: a run, a suite, a store, a cache, a download.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def delete_unlocked(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
+def lock_itself(path: Path) -> Iterator[None]:
     """Context in which this process alone writes to an existing file or folder.
 
     Raises:
@@ -103,7 +103,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(
+def lock_file(
     path: Path, *, remedy: str = "Wait for it or stop it.", wait_s: float = 0.0
 ) -> Iterator[None]:
     """Context in which this process holds the exclusive lock of a file; a missing file is created.

@@ -172,13 +172,13 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def made_once(_shared: Path) -> Callable[..., Path]:
     """Has a folder written by the first of all workers that needs it; the others wait for it."""
-    from kdedge.locks import locked
+    from kdedge.locks import lock_file
 
     root = _shared
 
     def make(name: str, write: Callable[[Path], object]) -> Path:
         folder, finished = root / f"made {name}", root / f"made {name}.finished"
-        with locked(root / f"made {name}.lock", wait_s=300):
+        with lock_file(root / f"made {name}.lock", wait_s=300):
             if not finished.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
                 folder.mkdir()

@@ -63,11 +63,11 @@ class Processes:
     """
 
     def __init__(self, shared: Path) -> None:
-        from kdedge.locks import locked
+        from kdedge.locks import lock_file
 
         place = shared / "processes"
         self.python = place / "python"
-        with locked(shared / "processes.lock", wait_s=300):
+        with lock_file(shared / "processes.lock", wait_s=300):
             try:
                 self._connect(place)
             except OSError:  # there is none, or it has ended with an earlier worker

@@ -15,7 +15,7 @@ import pytest
 
 from kdedge.errors import InUseError, RecipeError, ResourceError
 from kdedge.files import new_folder, write_atomic, written_together
-from kdedge.locks import held, is_locked, locked
+from kdedge.locks import is_locked, lock_file, lock_itself
 
 CALLS = ("fsync", "flock")
 
@@ -44,9 +44,9 @@ def test_files_folders_and_locks_need_none_of_these_calls(
     write_atomic(tmp_path / "file", b"new")
     with new_folder(tmp_path / "folder") as new:
         (new.part / "inside").touch()
-    with locked(tmp_path / ".lock"):
+    with lock_file(tmp_path / ".lock"):
         assert not is_locked(tmp_path / ".lock")
-    with held(tmp_path), held(tmp_path / "file"):
+    with lock_itself(tmp_path), lock_itself(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_bytes() == b"new"
     assert new.final == tmp_path / "folder"
@@ -56,7 +56,7 @@ def test_files_folders_and_locks_need_none_of_these_calls(
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     started, start = os.pipe()
-    with held(tmp_path):
+    with lock_itself(tmp_path):
         child = os.fork()
         if child == 0:  # as openvino's import does; it lives until the pipe is closed
             os.close(writer)
@@ -65,7 +65,7 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
             os._exit(0)
         os.read(started, 1)
     try:
-        with held(tmp_path):
+        with lock_itself(tmp_path):
             pass
     finally:
         os.close(writer)
@@ -77,14 +77,14 @@ def test_each_lack_is_said_once() -> None:
 import errno, fcntl, logging, os, tempfile
 from pathlib import Path
 from kdedge.files import write_atomic
-from kdedge.locks import locked
+from kdedge.locks import lock_file
 
 def fail(*_, **__):
     raise OSError(errno.EPERM, "")
 
 logging.basicConfig(format="%(message)s")
 os.fsync = fcntl.flock = fail
-with tempfile.TemporaryDirectory() as folder, locked(Path(folder, ".lock")):
+with tempfile.TemporaryDirectory() as folder, lock_file(Path(folder, ".lock")):
     for name in "ab":
         write_atomic(Path(folder, name), b"")
 """

@@ -183,7 +183,7 @@ def change_classes(
                 'Images of new classes may get the answer "none": its limit was fitted without'
                 " them.\n  To fit it again, export with images of them in data.unlabeled."
             )
-    return classes.change_classes(opened.path, added=new, removed=removed)
+    return classes.write_changed_classes(opened.path, added=new, removed=removed)
 
 
 def _encode(

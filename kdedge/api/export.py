@@ -15,7 +15,7 @@ from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import Interrupted, KdedgeError, RecipeError, signum_of
 from kdedge.files import check_writable
-from kdedge.locks import held
+from kdedge.locks import lock_itself
 from kdedge.messages import option
 from kdedge.packages import log_pending_warnings, need_training_packages
 from kdedge.runs.find import find_artifact, find_run
@@ -266,7 +266,7 @@ def export(
             wrong += [*(overrides or ()), *(t.label for t in requested if t not in chosen)]
             made = _from_artifact(existing, str(name), request, wrong)
         path = made.artifact.path
-        with held(path):
+        with lock_itself(path):
             made.artifact = load_artifact(path)  # which no other process changes now
             try:
                 made.add(request)

@@ -16,7 +16,7 @@ from kdedge.data.benchmarks import Benchmark, HubArchive, by_hand
 from kdedge.data.unpack import unpack
 from kdedge.errors import DataError, ResourceError, SetupError, explain_os_error, explained
 from kdedge.files import sha256_file
-from kdedge.locks import locked
+from kdedge.locks import lock_file
 from kdedge.messages import first_line
 from kdedge.packages import need
 from kdedge.progress import progress, readable_bytes
@@ -61,7 +61,7 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
         folder.mkdir(parents=True, exist_ok=True)
     kept = [mirror.name] if mirror is not None and (folder / mirror.name).exists() else []
     failure: SetupError | DataError | None = None
-    with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
+    with lock_file(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
         # Lists alone are not worth an archive of gigabytes
         if mirror is not None and (kept or any(file.has_images for file in missing)):
             try:

@@ -22,7 +22,7 @@ from kdedge import __version__
 from kdedge.data.sources import ImageSource, InFiles, Location
 from kdedge.errors import InUseError, ResourceError
 from kdedge.files import FileStamp, write_atomic
-from kdedge.locks import locked
+from kdedge.locks import lock_file
 from kdedge.messages import first_line
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS, decode_image, register_heif
 
@@ -96,7 +96,7 @@ class ScanCache:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # Without the lock, entries of another process could be lost
-            with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):
+            with lock_file(file.parent / ".lock", wait_s=_LOCK_WAIT_S):
                 contents = {"decoder": _decoder(), "images": {**_read(file), **new}}
                 write_atomic(file, json.dumps(contents).encode())
                 caches = file.parent.glob("*.json")

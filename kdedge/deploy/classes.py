@@ -21,7 +21,7 @@ from kdedge.data.classes import check_class_names
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.files import write_atomic
-from kdedge.locks import held
+from kdedge.locks import lock_itself
 from kdedge.runtime.artifact import (
     Artifact,
     ClassChange,
@@ -67,7 +67,7 @@ def write_classes(
     return _with_matrix(artifact, _matrix_rows(vectors, scale), classes)
 
 
-def change_classes(
+def write_changed_classes(
     folder: Path, *, added: NewClasses | None = None, removed: Sequence[str] = ()
 ) -> Artifact:
     """Removes classes, and adds others at the end; complete or not at all.
@@ -88,7 +88,7 @@ def change_classes(
         InUseError: another process is changing the artifact.
         ResourceError: a file cannot be written.
     """
-    with held(folder):
+    with lock_itself(folder):
         artifact = load_artifact(folder)
         new_names = () if added is None else added.names
         names = changed_names(artifact, new_names, removed)

@@ -1,4 +1,4 @@
-"""Shared code of methods that learn from labeled images by cross-entropy only."""
+"""Code that methods share: encoding of images, cross-entropy with labels, and bases for it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from kdedge import __version__
 from kdedge.errors import RecipeError, explained
 from kdedge.files import highest_number, new_folder, write_atomic, write_json
-from kdedge.locks import is_locked, locked
+from kdedge.locks import is_locked, lock_file
 from kdedge.packages import installed_version
 from kdedge.records.evaluation import Role
 from kdedge.records.record import read_record
@@ -221,7 +221,7 @@ class RunFolder:
             ResourceError: the folder may not be written.
         """
         remedy = "Wait for it or stop it; a new run gets its own folder."
-        return locked(self._lock_file, remedy=remedy)
+        return lock_file(self._lock_file, remedy=remedy)
 
 
 def read_provenance(file: Path) -> Provenance:

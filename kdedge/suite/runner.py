@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.errors import CellsFailed, DataError, Interrupted, explained, signum_of
-from kdedge.locks import locked
+from kdedge.locks import lock_file
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import read_record
@@ -100,7 +100,7 @@ class Runner:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         remedy = "Wait for that run of this suite or stop it; finished cells are kept."
-        with locked(folder / ".lock", remedy=remedy):
+        with lock_file(folder / ".lock", remedy=remedy):
             self._state.read()
             self._queue = [cell for cell in self._cells if not self._state.is_finished(cell)]
             if self._n_done:

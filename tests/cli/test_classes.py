@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import kdedge as api
-from kdedge.deploy.classes import NewClasses, change_classes
+from kdedge.deploy.classes import NewClasses, write_changed_classes
 from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
 from kdedge.errors import InUseError, ShapeError
 from kdedge.inference.choose import choose_and_load
-from kdedge.locks import held
+from kdedge.locks import lock_itself
 from kdedge.runtime.artifact import load_artifact
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -145,7 +145,7 @@ def test_changed_classes_answer_like_an_export_with_these_classes(kdedge: Kdedge
 
 
 def test_the_smoke_set_has_the_logits_of_the_present_classes() -> None:
-    change_classes(OPEN, removed=["dog"])
+    write_changed_classes(OPEN, removed=["dog"])
     artifact = load_artifact(OPEN)
     smoke, plain = load_smoke_set(artifact), load_smoke_set(load_artifact(PLAIN))
     assert smoke.pixels.tolist() == plain.pixels.tolist()
@@ -161,7 +161,7 @@ def test_the_smoke_set_has_the_logits_of_the_present_classes() -> None:
 def test_a_file_with_preprocessing_has_open_classes_too(kdedge: Kdedge) -> None:
     done = kdedge("export", str(OPEN), "--with-preprocess")
     assert done.code == 0, done.err
-    change_classes(OPEN, removed=["dog"])
+    write_changed_classes(OPEN, removed=["dog"])
     table = ("--format", "jsonl", "--top", "3")
     answers = []
     for file in ((), ("--backend", "onnxruntime-image")):
@@ -200,7 +200,7 @@ def test_the_artifact_after_a_change_is_what_predict_bench_and_the_example_see(
 def test_engines_and_other_files_are_built_after_a_change_and_compared(kdedge: Kdedge) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("tensorrt_rtx")
-    change_classes(OPEN, removed=["dog"])
+    write_changed_classes(OPEN, removed=["dog"])
     done = kdedge("export", str(OPEN), "--openvino", "--trt-rtx")
     assert done.code == 0, done.err
     files = {file.name: file for file in load_artifact(OPEN).files}
@@ -270,7 +270,7 @@ def test_closed_classes_and_other_runs_are_refused(kdedge: Kdedge) -> None:
 def test_vectors_of_another_dimension_are_refused() -> None:
     new = NewClasses(("forklift",), np.ones((1, 24), np.float32), "0" * 64)
     with pytest.raises(ShapeError, match=r"are \[1, 24\], but the features of open take \[1, 40\]"):
-        change_classes(OPEN, added=new)
+        write_changed_classes(OPEN, added=new)
     assert load_artifact(OPEN).class_names == NAMES
 
 
@@ -284,7 +284,7 @@ def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten() -> No
     left = OPEN / "classes.2.npy"  # artifact.json, which would name it, is written last
     left.write_bytes(b"left")
     assert logits_of(OPEN).shape == (6, 4)
-    artifact = change_classes(OPEN, removed=["dog"])
+    artifact = write_changed_classes(OPEN, removed=["dog"])
     assert artifact.open_classes is not None
     assert artifact.open_classes.file == "classes.3.npy"
     assert logits_of(OPEN).shape == (6, 3)
@@ -292,8 +292,8 @@ def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten() -> No
 
 
 def test_a_folder_that_another_process_changes_is_left_alone() -> None:
-    with held(OPEN), pytest.raises(InUseError, match="open is in use by another process"):
-        change_classes(OPEN, removed=["dog"])
+    with lock_itself(OPEN), pytest.raises(InUseError, match="open is in use by another process"):
+        write_changed_classes(OPEN, removed=["dog"])
     assert load_artifact(OPEN).class_names == NAMES
 
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from kdedge.files import new_folder
-from kdedge.locks import held
+from kdedge.locks import lock_itself
 
 Run = Callable[..., Any]
 
@@ -470,7 +470,7 @@ def test_a_folder_that_another_export_fills_is_found_before_the_work(kdedge: Run
 def test_an_artifact_that_another_command_is_changing_is_left_to_it(
     exported: Path, kdedge: Run
 ) -> None:
-    with held(ARTIFACT):
+    with lock_itself(ARTIFACT):
         done = kdedge("export", str(ARTIFACT), "--with-preprocess")
     assert (done.code, f"{ARTIFACT} is in use by another process" in done.err) == (8, True)
 

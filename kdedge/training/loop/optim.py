@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and averaging of trained parameters."""
+"""Optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 

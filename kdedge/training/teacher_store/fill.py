@@ -30,7 +30,7 @@ from kdedge.data.sources import ImageSource, InFiles
 from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError
-from kdedge.locks import is_locked, locked
+from kdedge.locks import is_locked, lock_file
 from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runs.model import MethodModel
 from kdedge.runtime.preprocess import Preprocess
@@ -95,7 +95,7 @@ class StoreFiller:
             lock = self.store.path / ".lock"  # rank 0 holds it for all processes
             if self.group.is_rank0 and is_locked(lock):
                 log.info(f"Waiting for another process that is filling {self.store.path}.")
-            with locked(lock, wait_s=math.inf) if self.group.is_rank0 else nullcontext():
+            with lock_file(lock, wait_s=math.inf) if self.group.is_rank0 else nullcontext():
                 missing = self.group.on_rank0(self.store.reload)
                 if missing:
                     self._fill(missing)
