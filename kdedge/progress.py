@@ -83,7 +83,8 @@ def progress(
 
         yield call
         return
-    n_before, as_text = done, readable_bytes if in_bytes else str
+    n_before = done
+    as_text = readable_bytes if in_bytes else str
     of_total = "" if total is None else f" of {as_text(total)}"
     with _display(what, total, done) as (show, every_s):
         start = shown = time.monotonic()

@@ -271,7 +271,8 @@ def _promptsrc_for_scale(clip: str) -> tuple[dict[str, Any], dict[str, Any]]:
     share = 1.0 if scale is None else float(scale.exp()) / 100
     if 0.9 < share < 1.1:
         return {}, {}
-    defaults, lr = promptsrc.Settings(), OptimSettings.model_fields["lr"].default
+    defaults = promptsrc.Settings()
+    lr = OptimSettings.model_fields["lr"].default
     settings = {
         key: float(f"{getattr(defaults, key) * share:.2g}")
         for key in ("text_loss_weight", "image_loss_weight")

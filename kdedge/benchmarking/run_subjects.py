@@ -153,7 +153,8 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     setup = set_up_role(with_baseline(loaded, name), "baseline", workspace, classes=classes)
     method, backbone = setup.build(), setup.load_backbone()
     method.module.requires_grad_(False).eval()
-    label, features = _title(name), method.forward_features
+    label = _title(name)
+    features = method.forward_features
     tensors = [*method.module.state_dict().values(), *backbone.visual.parameters()]
     cached = []
     if has_class_vectors(setup.choice):
@@ -286,10 +287,12 @@ class _LoadedTorch(LoadedSubject):
         device = backbone.device
         self.runtime = f"PyTorch {torch.__version__}"
         self.held_bytes = 4 * n_parameters
-        self._logits, self._size_px = logits, backbone.preprocess.size_px
+        self._logits = logits
+        self._size_px = backbone.preprocess.size_px
         self._device = device
         if device.type == "cuda":
-            self.gpu, self.inputs = device.index or 0, ("on device", "copied")
+            self.gpu = device.index or 0
+            self.inputs = ("on device", "copied")
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
 

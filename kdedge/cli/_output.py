@@ -109,7 +109,8 @@ def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), align: s
 
 def table_text(table: Table) -> str:
     """Lays out a table without its title; if the terminal is narrower, text columns wrap."""
-    text, n_columns = str(table), shown_columns()
+    text = str(table)
+    n_columns = shown_columns()
     fits = max(map(len, text.split("\n"))) <= n_columns
     return text if fits else _narrow_table(table, n_columns)
 

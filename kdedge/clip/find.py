@@ -82,7 +82,8 @@ class UnbuiltBackbone:
         preprocess: Preprocess,
         model_config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name, self.preprocess = name, preprocess
+        self.name = name
+        self.preprocess = preprocess
         self._empty, self._build = empty.eval(), build
         self._weights, self._keys = weights, keys
         known = weights.known

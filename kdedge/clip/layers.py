@@ -56,7 +56,8 @@ def layers_above(visual: nn.Module) -> dict[str, int]:
         if match is not None and match.group() not in layers:
             layers.append(match.group())
         layer_of[name] = len(layers) - 1 if match is None else layers.index(match.group())
-    n_layers, in_last = len(layers), False
+    n_layers = len(layers)
+    in_last = False
     n_above = {}
     for name, index in layer_of.items():
         in_last = in_last or index == n_layers - 1

@@ -131,7 +131,8 @@ class BlockFeatures(nn.Module):
 
     def _clip_features(self, visual: VisionTransformer, images: Tensor) -> Tensor:
         tokens = _embed_patches(visual, images)
-        blocks, features = visual.transformer.resblocks, []
+        blocks = visual.transformer.resblocks
+        features = []
         for index, block in enumerate(blocks):
             is_last = index == len(blocks) - 1
             tokens = block(tokens, queries=tokens[:, :1] if is_last else None)

@@ -135,7 +135,8 @@ def load_images(
         device: where the images are needed.
     """
     # One slot for the batch that was yielded last, and `prefetch_factor` for each worker
-    n_slots, side = 1 + _PREFETCHED * n_workers, preparation.preprocess.size_px
+    n_slots = 1 + _PREFETCHED * n_workers
+    side = preparation.preprocess.size_px
     versions = (2,) if preparation.with_clean else ()
     slots = torch.empty((n_slots, batch_size, *versions, side, side, 3), dtype=torch.uint8)
     normalize_batch = normalizer(preparation.preprocess, device)

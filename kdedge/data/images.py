@@ -225,7 +225,8 @@ class Images:
 
     def joined_with(self, other: Images) -> Images:
         """Returns the images of both sources, with labels; the other source comes second."""
-        n_own, added = len(self.source.items), other.train_labels or {}
+        n_own = len(self.source.items)
+        added = other.train_labels or {}
         return Images(
             Joined(self.source, other.source),
             (*self.indices, *(n_own + i for i in other.indices)),

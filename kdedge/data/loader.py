@@ -226,6 +226,7 @@ def evaluation_batches(
     ]
     planned = [[(0, position, 0) for position in batch] for batch in batches]
     n_loaders = min(choose_n_workers(n_workers, len(indices)), len(batches))
-    preparation, size = Preparation(preprocess), min(batch_size, len(indices))
+    preparation = Preparation(preprocess)
+    size = min(batch_size, len(indices))
     loaded = load_images([source], planned, preparation, n_loaders, batch_size=size, device=device)
     yield from zip(loaded, batches, strict=True)

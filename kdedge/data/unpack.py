@@ -53,7 +53,8 @@ def unpack(archive: Path, folder: Path, wanted: Sequence[str]) -> None:
                 if any(f"/{path}/" in f"/{info.filename}/" for path in wanted)
             ]
             _check_size(archive, sum(info.file_size for info in members))
-            n_done, n_bytes = 0, sum(info.compress_size for info in members)
+            n_done = 0
+            n_bytes = sum(info.compress_size for info in members)
             with progress(f"unpacking {archive.name}", n_bytes, in_bytes=True) as advance:
                 for info in members:
                     file.extract(info, temporary)

@@ -39,7 +39,8 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
         MissingPackage: onnx is not installed.
         ResourceError: the folder cannot be written.
     """
-    precision, target = precision or "fp32", find_target("onnx-image")
+    precision = precision or "fp32"
+    target = find_target("onnx-image")
     check_gives_logits(artifact, "a browser's page")
     check_precisions(target, [precision])
     made = [f for f in artifact.files if (f.target, f.precision) == (target.name, precision)]

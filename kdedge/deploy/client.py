@@ -193,7 +193,8 @@ def _compare(
     score_differences: list[float] = []
     mean_differences: list[float] = []
     for number, (answer, row, mean) in enumerate(zip(answers, scores, means, strict=True)):
-        best, position = int(row.argmax()), names.index(answer.label)
+        best = int(row.argmax())
+        position = names.index(answer.label)
         gap = row[best] - row[position]
         if gap > (SCORE_TOLERANCE if has_scores else 0):
             mistakes.append(Mismatch(number, f"the label {names[best]!r}", repr(answer.label)))

@@ -207,7 +207,8 @@ class _Writer:
             self._add(onnx_build.FP16, lambda path: to_fp16(source, path, images=images))
         if "int8" in precisions:
             self._add_int8(source, to_input(held_out.pixels, pixels))
-        shown, name = reference.smoke_set, self.artifact.output_name
+        shown = reference.smoke_set
+        name = self.artifact.output_name
         write_smoke_set(
             folder / SMOKE_SET, shown.pixels, shown.logits, shown.images, output_name=name
         )
@@ -235,7 +236,8 @@ class _Writer:
 
     def _add_int8(self, float32: Path, held_out: npt.NDArray[Any]) -> None:
         """Searches for the best INT8 model, and writes its files from float graphs of it."""
-        images, gate = self.run.calibration, self.artifact.gates["agreement"]["int8"]
+        images = self.run.calibration
+        gate = self.artifact.gates["agreement"]["int8"]
         assert images is not None
         is_open = self._spec.open_classes
         # The best of several candidates is better on the images that chose it than on other images:

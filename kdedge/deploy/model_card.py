@@ -70,7 +70,8 @@ def _card_text(artifact: Artifact) -> str:
     if artifact.open_classes is not None:
         n_outputs = artifact.open_classes.dim
         answer = _open_classes_text(artifact, answer)
-        note, order = " with the classes of the export", "."
+        note = " with the classes of the export"
+        order = "."
     shipped = file_to_ship(artifact, None)
     flags = [] if shipped is None else predict_flags(artifact, shipped.file)
     predict = " ".join(["kdedge predict FOLDER IMAGE", *flags])

@@ -231,7 +231,8 @@ def load_smoke_set(artifact: Artifact) -> SmokeSet:
 def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
     """Reads a smoke set whose hash was checked; with open classes, `logits` has the features."""
     tensors = safetensors.numpy.load_file(path)
-    data, ends = tensors["images"].tobytes(), tensors["image_ends"].tolist()
+    data = tensors["images"].tobytes()
+    ends = tensors["image_ends"].tolist()
     images = tuple(data[a:b] for a, b in itertools.pairwise([0, *ends]))
     return SmokeSet(tensors["pixels"], tensors[output_name], images)
 

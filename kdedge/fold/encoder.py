@@ -233,7 +233,8 @@ def _fold_weights(encoder: nn.Module, observed: RecordedCalls) -> None:
         source, weight, bias, stride, padding, dilation, *_, groups = operation.arguments
         if source is not values or {id(weight), id(bias)} & image_dependent:
             continue
-        has_bias, size = bias is not None, weight.shape[2:]
+        has_bias = bias is not None
+        size = weight.shape[2:]
         conv = nn.Conv2d(
             weight.shape[1] * groups, len(weight), size, stride, padding, dilation, groups, has_bias
         )

@@ -44,7 +44,8 @@ class FoldedBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.merge_tokens = merge_tokens
-        attention, width = block.attn, len(block.ln_1.weight)
+        attention = block.attn
+        width = len(block.ln_1.weight)
         self.n_heads = attention.num_heads
         self.ln_1, self.ln_2 = block.ln_1, block.ln_2
         weight, bias = weight_and_bias(attention.q, width)

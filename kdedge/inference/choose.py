@@ -65,7 +65,8 @@ def rank_files(
     gpu_size = _gpu_size() if any(targets[file.target].is_engine for file in files) else 0
 
     def rank(file: ModelFile) -> tuple[Any, ...]:
-        target, order = targets[file.target], targets[file.target].precisions
+        target = targets[file.target]
+        order = targets[file.target].precisions
         return (
             file.precision == "int8" and file.name != chosen,
             target.is_engine if gpu_size == 0 else not target.is_engine,

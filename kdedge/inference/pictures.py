@@ -24,7 +24,8 @@ class PictureFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._names = path, set[str]()
+        self._path = path
+        self._names = set[str]()
 
     def save(self, name: str, image: ImageInput, classes: Sequence[tuple[str, str]] | None) -> None:
         """Saves an image.

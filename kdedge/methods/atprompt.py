@@ -135,7 +135,8 @@ class Method(promptsrc.Method):
 
     def make_module(self) -> AnchoredCLIP:
         """Draws the initial values, PromptSRC's first."""
-        prompted, settings = super().make_module(), self._settings
+        prompted = super().make_module()
+        settings = self._settings
         n_context = len(settings.attributes) * settings.n_ctx_attribute
         shape = n_context, text_width(self._backbone)
         drawn = torch.randn(shape, generator=self._inputs.generator)

@@ -258,7 +258,8 @@ class Settings(MethodSettings):
         n_blocks = self.depth or sizes.n_layers.get("image")
         if sizes.n_patches is None or n_blocks is None:
             return {}
-        misfits, blocks = {}, "1 block" if n_blocks == 1 else f"{n_blocks} blocks"
+        misfits = {}
+        blocks = "1 block" if n_blocks == 1 else f"{n_blocks} blocks"
         if self.has_lora and max(self.lora.blocks or [0]) >= n_blocks:
             last = n_blocks - 1
             misfits["lora.blocks"] = f"the image encoder has the blocks 0 to {last}.\n  Remove it."

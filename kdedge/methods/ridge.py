@@ -198,7 +198,8 @@ class Method(SolvedMethod):
 
     def __init__(self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
-        is_student, vectors = inputs.is_student, torch.eye(len(inputs.class_names))
+        is_student = inputs.is_student
+        vectors = torch.eye(len(inputs.class_names))
         if settings.outputs == "features":
             if not is_student or settings.labeled_weight:
                 what = "labeled_weight needs" if is_student else "a teacher or a baseline has"
@@ -206,7 +207,8 @@ class Method(SolvedMethod):
                     f"ridge with outputs: features: {what} outputs: logits.\n  Leave outputs out."
                 )
             vectors = inputs.vectors()
-        self._vectors, self._train_classes = vectors.to(backbone.device), list(inputs.train_classes)
+        self._vectors = vectors.to(backbone.device)
+        self._train_classes = list(inputs.train_classes)
         self._blocks = BlockFeatures(backbone.visual, settings.n_blocks)
         size_px = backbone.preprocess.size_px
         with torch.no_grad():
@@ -238,12 +240,14 @@ class Method(SolvedMethod):
 
     def _fit_to_labels(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to labeled images; leave-one-out chooses the settings."""
-        module, n_classes = self.module, len(self._train_classes)
+        module = self.module
+        n_classes = len(self._train_classes)
         blocks, labels = self._gathered(data.labeled(slice(0, _MOST_ROWS)))
         labels = labels.to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
-        rows, targets = module.rows(blocks).double(), F.one_hot(labels, n_classes).double()
+        rows = module.rows(blocks).double()
+        targets = F.one_hot(labels, n_classes).double()
         solvers = {
             n: DualRidge(rows[:, :n], targets, weights)
             for n in sorted({module.n_own, rows.shape[1]})
@@ -425,7 +429,8 @@ class Method(SolvedMethod):
 
     def _add_labels(self, data: ClosedFormData, sums: NormalEquations) -> None:
         """Adds the labeled images as rows, with targets as long as the teacher's."""
-        n_classes, device = self.module.out.out_features, sums.rows.device
+        n_classes = self.module.out.out_features
+        device = sums.rows.device
         size = sums.target_size() / (1 - 1 / n_classes) ** 0.5
         for images, labels in data.labeled(slice(None)):
             labels = labels.to(device)

@@ -115,7 +115,8 @@ class TextPromptMethod(SupervisedMethod):
 
     def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
         """Tokenizes "<context> NAME." with room for the context."""
-        n_ctx, init = self._settings.n_ctx, self._settings.context_init
+        n_ctx = self._settings.n_ctx
+        init = self._settings.context_init
         return prompted_texts(
             self._backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx"
         )

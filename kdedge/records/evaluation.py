@@ -209,7 +209,8 @@ class UnlabeledResult(Record, Tabled):
     @property
     def table(self) -> Table:
         """What was measured: a name and a value in each row."""
-        rows, teacher = [["images", self.images]], ""
+        rows = [["images", self.images]]
+        teacher = ""
         if self.agreement_percent is not None:
             rows.append(["teacher agrees", f"{self.agreement_percent:.2f} %"])
             teacher = f", the teacher's {percent(self.teacher_confidence_percent)} %"

@@ -172,7 +172,8 @@ def _accuracy(records: ModelRecords) -> list[str]:
 
 def _of_teacher(records: ModelRecords) -> str:
     """What a student does in comparison to its teacher; empty if that is not known."""
-    parts, gain = [], records.gain_over("teacher")
+    parts = []
+    gain = records.gain_over("teacher")
     teacher, student = records.comparable.get("teacher"), records.judged
     if gain is not None and student is not None and teacher is not None and teacher.main_accuracy:
         if gain.points <= 0:

@@ -108,7 +108,8 @@ class RunRecords(ModelRecords):
             missing["agreement and predicted classes"] = ["eval", name]
         if artifact is None and role == "student":
             missing["exported files"] = ["export", name, "--cpu"]
-        measuring, is_timed = ["bench", name], self.speed is not None
+        measuring = ["bench", name]
+        is_timed = self.speed is not None
         if artifact is not None and not any(f.name.endswith(".engine") for f in artifact.files):
             measuring = ["export", str(artifact.path), "--cpu"]  # also chooses the file to ship
             is_timed |= bool(self.choices)

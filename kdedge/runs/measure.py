@@ -74,7 +74,8 @@ def measure_accuracy(
     samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
     pairs = list(zip(_labels(images).tolist(), best[:, 0].tolist(), strict=True))
     for kind, chosen in _choose_samples(scores[:, 0].tolist(), pairs).items():
-        sample, by_teacher = images.only([images.indices[i] for i in chosen]), None
+        sample = images.only([images.indices[i] for i in chosen])
+        by_teacher = None
         if teacher is not None and chosen:
             outputs = teacher.logits_of(sample, what="running the teacher")
             by_teacher = None if outputs is None else outputs.argmax(dim=1).tolist()

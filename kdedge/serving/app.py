@@ -123,7 +123,8 @@ class App:
         self._name = name
         self.model = model
         self._limits = limits
-        self._n_waiting, self._uploads = 0, Uploads(limits)
+        self._n_waiting = 0
+        self._uploads = Uploads(limits)
         self.metrics = Metrics(lambda: self._n_waiting, lambda: self._uploads.n_bytes)
         self.is_draining = False
         self._batcher = Batcher(self.metrics.batches.observe)
@@ -166,7 +167,8 @@ class App:
         """
 
         async def answer(request: Request) -> Response:
-            start, code = time.perf_counter(), 500
+            start = time.perf_counter()
+            code = 500
             try:
                 response = handler if isinstance(handler, Response) else await handler(request)
                 code = response.status_code

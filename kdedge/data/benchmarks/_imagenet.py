@@ -79,7 +79,8 @@ class FolderSet(Benchmark):
                 f"{folder} has {len(folders)} class folders, the published set"
                 f" has {self.n_classes}.\n  Put the images of each class into its own folder."
             )
-        names, what = self._names_by_id(root), "a WordNet id of ImageNet's"
+        names = self._names_by_id(root)
+        what = "a WordNet id of ImageNet's"
         if self.is_numbered:
             names = {str(number): name for number, name in enumerate(names.values())}
             what = "a number from 0"

@@ -102,7 +102,8 @@ class TableSource:
         if labeled:
             if columns.label is None:
                 raise _no_column_error(files[0], "column of labels", "label_column")
-            index, numbers = LabelIndex(class_names), columns.names is None
+            index = LabelIndex(class_names)
+            numbers = columns.names is None
             labels = [
                 index.read(text, self._where(i), numbers=numbers)
                 for i, text in enumerate(self.label_texts())
