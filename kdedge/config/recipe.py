@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -24,6 +24,7 @@ from kdedge.config.fields import (
 )
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.config.yaml_file import dotted, dump_value
+from kdedge.errors import RecipeError
 
 SettingsMapping = Annotated[dict[str, Any], AfterValidator(plain_values)]
 """A method's settings as a recipe writes them; the method validates them."""
@@ -226,6 +227,28 @@ class Recipe(Strict):
                 " worthless; use last or validation, or official: true"
             )
         return self
+
+    def needed_teacher(self) -> TeacherSpec:
+        """The section `teacher`.
+
+        Raises:
+            RecipeError: the recipe has no such section.
+        """
+        return self.teacher or _raise_missing(self.name, "teacher")
+
+    def needed_student(self) -> StudentSpec:
+        """The section `student`.
+
+        Raises:
+            RecipeError: the recipe has no such section.
+        """
+        return self.student or _raise_missing(self.name, "student")
+
+
+def _raise_missing(name: str, section: str) -> NoReturn:
+    raise RecipeError(
+        f"The recipe {name} has no section {section}.\n  Add it; `kdedge schema` shows its keys."
+    )
 
 
 _KeyPath = tuple[str, ...]

@@ -307,7 +307,7 @@ class MethodInputs:
 
 @dataclass(frozen=True)
 class ClosedFormData:
-    """The training data of a `SolvedMethod`, in passes over the images.
+    """The training data of a `ClosedFormMethod`, in passes over the images.
 
     Images are [B, 3, H, W] as evaluation prepares them, in an order that the seed draws.
 
@@ -432,7 +432,7 @@ class BaseMethod(ABC):
         return {}
 
 
-class SolvedMethod(BaseMethod):
+class ClosedFormMethod(BaseMethod):
     """A method that `fit` solves in closed form; it is not trained by gradients."""
 
     @abstractmethod

@@ -42,10 +42,10 @@ from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods.base import (
     ClosedFormData,
+    ClosedFormMethod,
     ImageModules,
     MethodInputs,
     MethodSettings,
-    SolvedMethod,
 )
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.zeroshot import ensemble_text_features
@@ -187,7 +187,7 @@ class RidgeEncoder(nn.Module):
         return outputs
 
 
-class Method(SolvedMethod):
+class Method(ClosedFormMethod):
     """A ridge regression on a frozen backbone, which may have no text encoder.
 
     Raises:
@@ -233,7 +233,7 @@ class Method(SolvedMethod):
 
     @torch.no_grad()
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
-        """See `SolvedMethod.fit`."""
+        """See `ClosedFormMethod.fit`."""
         if self._inputs.is_student:
             return self._fit_to_teacher(data)
         return self._fit_to_labels(data)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdedge.config.load import load_recipe
 from kdedge.errors import RecipeError
 from kdedge.messages import option, some_of, suggestion
 from kdedge.records.evaluation import Role
@@ -83,8 +84,11 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
 
 
 def name_of(argument: str) -> str:
-    """The name that an argument gives a run: a recipe's file stands for its name."""
-    return Path(argument).stem if argument.endswith(".yaml") else argument
+    """The name that an argument gives a run: a recipe's file stands for the name in it."""
+    if not argument.endswith(".yaml"):
+        return argument
+    path = Path(argument).expanduser()
+    return load_recipe(path).recipe.name if path.is_file() else path.stem
 
 
 def find_run(argument: str | None, root: Path) -> RunFolder:

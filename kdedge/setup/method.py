@@ -15,7 +15,7 @@ from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.config.yaml_file import dotted
 from kdedge.errors import RecipeError
-from kdedge.methods.base import MethodSettings, SolvedMethod
+from kdedge.methods.base import ClosedFormMethod, MethodSettings
 from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.records.evaluation import Role
 
@@ -33,14 +33,14 @@ class MethodChoice:
     role: Role
 
     @property
-    def is_solved(self) -> bool:
+    def is_closed_form(self) -> bool:
         """Whether the method is solved in closed form and not trained by gradients."""
-        return issubclass(self.module.Method, SolvedMethod)
+        return issubclass(self.module.Method, ClosedFormMethod)
 
     @property
     def why_no_gradients(self) -> str | None:
         """Why no gradients train it, to follow its name; None if they do."""
-        if self.is_solved:
+        if self.is_closed_form:
             return "is solved in one pass"
         return "has nothing to train" if self.data_needs == DataNeeds() else None
 
@@ -49,7 +49,7 @@ class MethodChoice:
         """The settings that have an effect on the method; the others have their defaults."""
         if self.why_no_gradients is None:
             return self.optim
-        used = {"precision", "n_workers", "selection"} if self.is_solved else {"selection"}
+        used = {"precision", "n_workers", "selection"} if self.is_closed_form else {"selection"}
         return OptimSettings(**self.optim.model_dump(include=used))
 
     @property
@@ -72,14 +72,7 @@ def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
             f"The teacher of {recipe.name} is a file: there is nothing to train.\n"
             "  Run: kdedge distill"
         )
-    spec = recipe.teacher if role == "teacher" else recipe.student
-    if spec is None:
-        section = "teacher" if role == "teacher" else "student"
-        why = ", and a baseline is trained on its backbone" if role == "baseline" else ""
-        raise RecipeError(
-            f"The recipe {recipe.name} has no {section}{why}.\n  Add a {section} section; `kdedge"
-            " schema` shows its keys."
-        )
+    spec = recipe.needed_teacher() if role == "teacher" else recipe.needed_student()
     if role == "baseline":
         baseline = recipe.baseline
         assert baseline is not None  # `with_baseline` has filled it in

@@ -15,7 +15,7 @@ from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
 from kdedge.methods import ridge
-from kdedge.methods.base import ClosedFormData, SolvedMethod
+from kdedge.methods.base import ClosedFormData, ClosedFormMethod
 from kdedge.runs.model import MethodModel
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup
@@ -43,8 +43,8 @@ def solve(job: Job) -> dict[str, Any]:
 
 
 def _fit_now(job: Job) -> dict[str, Any]:
-    """Fits a job's method without a run; returns the record of `SolvedMethod.fit`."""
-    assert isinstance(job.method, SolvedMethod)
+    """Fits a job's method without a run; returns the record of `ClosedFormMethod.fit`."""
+    assert isinstance(job.method, ClosedFormMethod)
     with MixedPrecision(job.choice.optim.precision, job.device).autocast():
         return job.method.fit(_closed_form_data(job))
 
@@ -80,7 +80,7 @@ def solve_seconds(job: Job) -> float:
 
 
 def _closed_form_data(job: Job) -> ClosedFormData:
-    """The training data of a job for `SolvedMethod.fit`."""
+    """The training data of a job for `ClosedFormMethod.fit`."""
     labeled = job.data.images if job.teacher is None else job.data.labeled
     labels = {} if labeled is None else labeled.train_labels or {}
     order = _shuffled(job, labeled)

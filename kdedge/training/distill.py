@@ -90,8 +90,7 @@ def student_with_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resume: 
     """
     student, missing = student_job(loaded, workspace)
     if missing is None:
-        spec, run = loaded.recipe.teacher, student.teacher_run
-        assert spec is not None  # the student has a teacher
+        spec, run = loaded.recipe.needed_teacher(), student.teacher_run
         used = f"the probabilities of {spec.file}"
         if run is not None:
             why = "trained with the same settings and data"
@@ -119,8 +118,7 @@ def _with_better_teacher(student: Job, *, resume: bool, keep_teacher: bool = Fal
     that the recipe names, or a file, stays.
     """
     loaded, workspace = student.setup.loaded, student.setup.workspace
-    spec, teacher = loaded.recipe.teacher, student.teacher
-    assert spec is not None  # the student has a teacher
+    spec, teacher = loaded.recipe.needed_teacher(), student.teacher
     if not spec.is_trained:
         return student
     assert isinstance(teacher, RunModel)  # the recipe's own job trained it
@@ -132,23 +130,25 @@ def _with_better_teacher(student: Job, *, resume: bool, keep_teacher: bool = Fal
     better = {name: value for name, value in accuracies.items() if value > trained}
     if not better:
         return student
-    method, best = job.choice.name, max(better, key=better.__getitem__)
-    summary = (
-        f"The teacher, {method}, is right on {trained:.1f} % of the images that it was trained on"
-        f" (mean over classes), and {best} on the same backbone on {better[best]:.1f} %."
-    )
+    usable = dict(better)
     if not student.setup.choice.settings.has_own_class_vectors:
-        better.pop("ridge", None)  # it has no class vectors
-    if keep_teacher or not better:
+        usable.pop("ridge", None)  # it has no class vectors
+    method = job.choice.name
+    chosen = max(usable or better, key=better.__getitem__)
+    if keep_teacher:
         remedy = f"Using it anyway, because of {option('--keep-teacher')}."
-        if not keep_teacher:
-            remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
-        log.warning(f"{summary}\n  {remedy}")
-        return student
-    chosen = max(better, key=better.__getitem__)
+    elif not usable:
+        remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
+    else:
+        flag = option("--keep-teacher")
+        remedy = f"Using {chosen} as the teacher; distillation with {flag} uses {method}."
     log.warning(
-        f"{summary}\n  Using {chosen} as the teacher; {option('--keep-teacher')} keeps {method}."
+        f"The teacher, {method}, is right on {trained:.1f} % of the images that it was trained on"
+        f" (mean over classes), and {chosen} on the same backbone on {better[chosen]:.1f} %.\n"
+        f"  {remedy}"
     )
+    if keep_teacher or not usable:
+        return student
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
     recipe = loaded.recipe.model_copy(update={"teacher": other})
     return student_with_teacher(replace(loaded, recipe=recipe), workspace, resume=resume)
@@ -193,7 +193,7 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
 def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     """Trains one of the two models of a distillation, with a log line before and after."""
     what = f"{job.choice.name} on {job.setup.backbone.name}"
-    if job.choice.is_solved:
+    if job.choice.is_closed_form:
         what = f"solving {what}."
     elif job.data.pool is not None or job.method.trainable_parameters():
         what = f"training {what}."

@@ -280,5 +280,4 @@ def view_seed(recipe: Recipe) -> int:
 
 def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
     """Views per image in a student's teacher store; at most one for each time it is seen."""
-    assert recipe.student is not None  # its method was chosen
-    return min(recipe.student.views, 1 if choice.is_solved else choice.optim.epochs)
+    return min(recipe.needed_student().views, 1 if choice.is_closed_form else choice.optim.epochs)

@@ -183,7 +183,7 @@ def _trained_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> M
             )
         return teacher
     job = baseline_job(loaded, workspace)
-    if not (job.choice.is_solved or job.method.trainable_parameters()):
+    if not (job.choice.is_closed_form or job.method.trainable_parameters()):
         return job.model()
     key, root = job.key(), workspace.root
     resume = newest(root, key=key, is_finished=False) is not None

@@ -151,7 +151,7 @@ def _describe_job(job: Job) -> list[Finding]:
 
 def _training(job: Job) -> str:
     """Number of trained parameters, epochs and steps, in words."""
-    if job.choice.is_solved:
+    if job.choice.is_closed_form:
         return "solved in one pass over the images"
     n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
     if not n_parameters:
@@ -174,7 +174,7 @@ def estimate_seconds(job: Job) -> float:
     The first half of the steps is left out, since it has one-time work and images loaded ahead.
     Constant features replace a teacher store, since their values do not affect the time.
     """
-    if job.choice.is_solved:
+    if job.choice.is_closed_form:
         return solve_seconds(job)
     features: FeaturesOfViews | None = None
     if job.filler is not None:

@@ -219,7 +219,7 @@ def _status(run: RunFolder, job: Job) -> Iterator[None]:
 
 def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     """Trains the job, if it has anything to train; returns entries of the run's summary."""
-    if job.choice.is_solved:
+    if job.choice.is_closed_form:
         return solve(job)
     if job.data.pool is not None:
         return train_rounds(job, run, validate=_validation(job))

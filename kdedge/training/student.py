@@ -38,10 +38,9 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
         DataError: the file is wrong, or lacks an image.
     """
     run = named_teacher_run(loaded, workspace)  # raises errors of the teacher first
-    student, spec = _job_without_teacher(loaded, workspace), loaded.recipe.teacher
-    assert spec is not None  # it would have been an error
-    if spec.file is not None:
-        return with_teacher(student, _file_teacher(spec.file, student)), None
+    student, file = _job_without_teacher(loaded, workspace), loaded.recipe.needed_teacher().file
+    if file is not None:
+        return with_teacher(student, _file_teacher(file, student)), None
     if run is None:
         job = teacher_job(loaded, workspace)
         run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
@@ -72,10 +71,8 @@ def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
 
 def with_teacher(student: Job, teacher: Teacher) -> Job:
     """The student's job with its teacher, and with a teacher store if the recipe has `views`."""
-    spec = student.setup.loaded.recipe.student
-    assert spec is not None  # the job was made from it
     filler = None
-    if spec.views:
+    if student.setup.loaded.recipe.needed_student().views:
         assert isinstance(teacher, MethodModel)  # a file is refused with `views`
         filler = _store_filler(teacher, student)
     return replace(student, teacher=teacher, filler=filler)
@@ -84,11 +81,10 @@ def with_teacher(student: Job, teacher: Teacher) -> Job:
 def one_pass_job(student: Job) -> Job | None:
     """The ridge student that `student.one_pass_first` asks for; None if it does not apply."""
     loaded, teacher = student.setup.loaded, student.teacher
-    spec = loaded.recipe.student
-    assert spec is not None  # the job was made from it
+    spec = loaded.recipe.needed_student()
     # With these settings, the ridge student would be larger than the trained one
     is_reduced = bool({"depth", "merge_tokens"} & spec.settings.keys())
-    if not spec.one_pass_first or student.choice.is_solved or is_reduced:
+    if not spec.one_pass_first or student.choice.is_closed_form or is_reduced:
         return None
     outputs = "logits" if student.choice.settings.has_own_class_vectors else "features"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
@@ -106,10 +102,9 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             not trained on every class, or takes larger images.
     """
     given, needed = student.backbone.preprocess.size_px, teacher.backbone.preprocess.size_px
-    spec = student.loaded.recipe.student
-    assert spec is not None  # it was set up from it
     # The stored features of a closed-form student are of images in the teacher's own size
-    if needed > given and not (student.choice.is_solved and spec.views):
+    has_own_size = student.choice.is_closed_form and student.loaded.recipe.needed_student().views
+    if needed > given and not has_own_size:
         raise RecipeError(
             f"The teacher takes images of {needed} pixels, and student {student.backbone.name} of"
             f" {given}.\n"
@@ -140,8 +135,7 @@ def _file_teacher(file: Path, student: Job) -> FileTeacher:
     """
     setup, recipe = student.setup, student.setup.loaded.recipe
     check_needs_no_vectors(setup.choice, f"{file.name}, a file of probabilities")
-    assert recipe.student is not None  # the job was made from it
-    if recipe.student.views:
+    if recipe.needed_student().views:
         raise RecipeError(
             f"{setup.loaded.lines.where(('student', 'views'))}: student.views needs the image"
             " features of a teacher, but the teacher is a file of probabilities.\n"
@@ -160,11 +154,7 @@ def named_teacher_run(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder |
     Raises:
         RecipeError: there is no such run, or the recipe has no teacher section.
     """
-    spec = loaded.recipe.teacher
-    if spec is None:
-        raise RecipeError(
-            "The recipe has no teacher section, but a student learns from a teacher.\n  Add one."
-        )
+    spec = loaded.recipe.needed_teacher()
     if spec.run is None:
         return None
     run = find_run(str(spec.run), workspace.root)
@@ -193,10 +183,10 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     setup, images = student.setup, student.training_images
     recipe, optim = setup.loaded.recipe, setup.choice.optim
     # A closed-form student and its teacher get images as in evaluation, without views
-    is_solved = setup.choice.is_solved
-    preprocess = teacher.preprocess if is_solved else setup.backbone.preprocess
+    is_closed_form = setup.choice.is_closed_form
+    preprocess = teacher.preprocess if is_closed_form else setup.backbone.preprocess
     augment = None
-    if not is_solved:
+    if not is_closed_form:
         seed = view_seed(recipe)
         augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     dim = teacher.setup.backbone.embed_dim

@@ -171,7 +171,7 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
         hashes = {"pseudo_labels": sha256_json(sorted(pseudo.train_labels.items()))}
         data = TrainingData(labeled.joined_with(pseudo) if labeled else pseudo, hashes=hashes)
     absent = set(label_of.values()) - set((data.labels or {}).values())
-    if setup.choice.is_solved and absent:
+    if setup.choice.is_closed_form and absent:
         names = [setup.classes.names[setup.train_classes[label]] for label in sorted(absent)]
         raise DataError(
             f"{setup.choice.name} knows classes by their labels alone, and {len(names)} of"

@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tupl
         *(lambda: halve("student.pt"), (), 3),
         ("student.pt begins like a torch file but has no end",),
     ),
-    "no teacher": (None, ("teacher=null",), 2, ("The recipe has no teacher section",)),
+    "no teacher": (None, ("teacher=null",), 2, ("has no section teacher",)),
     "no pool": (None, ("data.unlabeled=null",), 2, ("The recipe has no data.unlabeled",)),
     "no labels": (None, ("data.labeled=null",), 2, ("The recipe has no data.labeled",)),
     "no such run": (None, ("teacher.run=pool",), 2, ("pool is neither a run folder nor the",)),

@@ -154,7 +154,7 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     done = kdedge("distill", "r.yaml", *options(*stuck, ridge))
     assert done.code == 0, done.err
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
-    assert "Using ridge as the teacher; --keep-teacher keeps" in done.err
+    assert "Using ridge as the teacher; distillation with --keep-teacher uses" in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
     kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge))
     assert kept.code == 0, kept.err

@@ -168,7 +168,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(kd
         ([], 2, "The recipe tiny has no baseline.\n  Choose --method or baseline.method"),
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
         (["--method", "coop", "--set", "data.labeled=null"], 2, "no data.labeled, and a baseline"),
-        (["--method", "coop", "--set", "student=null"], 2, "has no student, and a baseline is"),
+        (["--method", "coop", "--set", "student=null"], 2, "has no section student"),
         (
             ["--method", "coop", "--set", "baseline.settings.n_ctx=90"],
             2,

@@ -252,6 +252,12 @@ def test_a_path_finds_its_run_whatever_the_root(
     assert find_run(str(many / place), elsewhere).name == expected
 
 
+def test_a_recipes_file_stands_for_the_name_in_it(many: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "other.yaml"
+    recipe.write_text("name: line3\nclasses: [cat, dog]\ndata: {}\nteacher: {backbone: RN50}\n")
+    assert find_run(str(recipe), many).name == "line3/01"
+
+
 def test_without_a_student_any_finished_run_is_taken(tmp_path: Path) -> None:
     _create(tmp_path, "line3").finish()
     _create(tmp_path, "big", role="teacher").finish()
