@@ -91,7 +91,7 @@ class DivergedError(KdedgeError):
 
 
 class GateError(KdedgeError):
-    """A limit of parity, accuracy or speed was missed."""
+    """A limit of agreement or accuracy was missed."""
 
     exit_code = 6
 

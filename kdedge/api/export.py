@@ -189,7 +189,7 @@ def export(
             or an artifact; None for the newest finished student.
         targets: besides the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
         fp16: make FP16 files.
-        int8: make INT8 files, and FP16 ones to compare them with. With `fp16` it stands for the
+        int8: make INT8 files, and FP16 ones to compare them with. `fp16` and `int8` replace the
             recipe's `export.precisions`.
         cpu: make and measure all files that run on a CPU. `predict` and `load` then take the
             fastest one that passed its gate, on machines like this; `cpu_choice` has the table.

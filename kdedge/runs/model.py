@@ -215,12 +215,13 @@ class RunModel(MethodModel):
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
         loaded: its recipe with overrides, for measuring and exporting.
+        vectors: its class vectors for `classes`.
         classes: the class list of its logits.
     """
 
     def __init__(self, loaded: LoadedRecipe, vectors: RunVectors) -> None:
         super().__init__(vectors.setup)
-        self.loaded, self._vectors = loaded, vectors
+        self.loaded, self.vectors = loaded, vectors
         self.run, self.classes = vectors.run, vectors.classes
 
     @property
@@ -238,7 +239,7 @@ class RunModel(MethodModel):
         """The method with its trained tensors, frozen, in evaluation mode."""
         is_as_trained = self._has_class_vectors or self.setup.choice.settings.is_class_specific
         setup = self.setup if is_as_trained else replace(self.setup, classes=self.classes)
-        return self._vectors.trained_method(setup)
+        return self.vectors.trained_method(setup)
 
     @cached_property
     def scale(self) -> float:
@@ -247,12 +248,12 @@ class RunModel(MethodModel):
 
     def class_vectors(self) -> Tensor:
         """See `Teacher`."""
-        return self._vectors.tensor
+        return self.vectors.tensor
 
     @property
     def vectors_hash(self) -> str:
         """See `Teacher`; encodes no text."""
-        return self._vectors.source_hash
+        return self.vectors.source_hash
 
     def images(self, key: DataPart) -> Images | None:
         """The images of its recipe under `data.<key>`; None if it has none."""
@@ -291,7 +292,7 @@ class RunModel(MethodModel):
     @property
     def features_hash(self) -> str:
         """Hash of what image features depend on; no class name is part of it."""
-        return features_hash(self.setup, self._vectors.trained_hash)
+        return features_hash(self.setup, self.vectors.trained_hash)
 
     def provenance(self) -> dict[str, Any]:
         """The provenance of the model, as plain values."""
@@ -410,7 +411,7 @@ class RunVectors:
         except RecipeError:
             problem, folder = "its teacher's run is missing", None
         if folder is not None:
-            teacher = load_run(folder, self.setup.workspace, names=names)._vectors
+            teacher = load_run(folder, self.setup.workspace, names=names).vectors
             if teacher.stored.source_hash == self.stored.source_hash:
                 return teacher
             problem = f"the teacher in {folder.path} did not make the stored vectors"

@@ -36,7 +36,7 @@ class Classes:
         return base_novel(len(self.names))[0] if self._is_split else range(len(self.names))
 
     @property
-    def pseudo_labeled(self) -> range:
+    def without_labels(self) -> range:
         """Classes that get pseudo-labels: the novel half, or all if the list is not split."""
         return base_novel(len(self.names))[1] if self._is_split else range(len(self.names))
 

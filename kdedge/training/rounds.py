@@ -162,7 +162,7 @@ def _settings(job: Job) -> RoundsSettings:
 
 def _classes_to_label(job: Job) -> range:
     """The classes that get pseudo-labels: classes without labels; all if no labels are used."""
-    return range(len(job.classes.names)) if job.data.images is None else job.classes.pseudo_labeled
+    return range(len(job.classes.names)) if job.data.images is None else job.classes.without_labels
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
