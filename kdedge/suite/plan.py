@@ -133,18 +133,22 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             or rows are the same.
         DataError: files that a recipe names are missing.
     """
-    names: dict[Path, str] = {}
+    recipes: dict[Path, str] = {}  # file -> name
     for position, entry in enumerate(loaded.suite.recipes):
-        _add_recipe(loaded, entry, ("recipes", position), names)
-    recipes = tuple(names.values())
+        file, name = _find_recipe(loaded, entry, ("recipes", position), recipes)
+        recipes[file] = name
+    sources: dict[Path, str] = {}
     trained_on: dict[int, Path] = {}
     for number, row in enumerate(loaded.suite.methods):
         if row.trained_on is not None:
             key = ("methods", number, "trained_on")
-            trained_on[number] = _add_recipe(loaded, row.trained_on, key, names)
-    sources = tuple(names.values())[len(recipes) :]
+            file, name = _find_recipe(loaded, row.trained_on, key, recipes | sources)
+            trained_on[number] = file
+            if file not in recipes:
+                sources[file] = name
 
-    check_names(loaded, list(names.values()))
+    names = sources | recipes
+    check_names(loaded, [*recipes.values(), *sources.values()])
     trained: dict[int, list[Cell]] = {}
     for number, file in trained_on.items():
         trained[number] = _row_cells(loaded, file, names[file], number)
@@ -155,27 +159,32 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             why = "is not trained" if cell.is_zero_shot else why
             raise RecipeError(f"{where}: {cell.row} {why}.\n{_REMEDY}")
     cells: list[Cell] = []
-    for file, name in sorted(names.items(), key=lambda item: item[1] in recipes):
+    for file, name in names.items():
         recipe_cells: list[Cell] = []
         for number in range(len(loaded.suite.methods)):
             if trained_on.get(number) == file:
                 recipe_cells += trained[number]
-            elif name not in sources and number in trained:
+            elif file in recipes and number in trained:
                 recipe_cells += _measuring_cells(loaded, file, number, trained[number])
-            elif name not in sources:
+            elif file in recipes:
                 recipe_cells += _row_cells(loaded, file, name, number)
         cells += sorted(recipe_cells, key=lambda cell: loaded.suite.seeds.index(cell.seed))
-    return Plan(loaded, recipes, sources, tuple(cells))
+    return Plan(loaded, tuple(recipes.values()), tuple(sources.values()), tuple(cells))
 
 
-def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path, str]) -> Path:
-    """Adds a recipe's file and name to `names`, unless it is a row's source and known already."""
+def _find_recipe(
+    loaded: LoadedSuite, entry: str, key: KeyPath, names: Mapping[Path, str]
+) -> tuple[Path, str]:
+    """The file and the name of a recipe, which differs from the known `names`.
+
+    Only the source of a row may be one of the known recipes.
+    """
     where = loaded.lines.where(key)
     file = recipe_file(loaded, entry, key=key)
     if key[0] == "methods":
         for known in names:
             if known.samefile(file):
-                return known
+                return known, names[known]
     try:
         name = _load(loaded, file).recipe.name
     except RecipeError as error:
@@ -186,8 +195,7 @@ def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path,
             f"{where}: the recipe {file} has the name {name}, as {what} called.\n"
             "  Change its name: the table identifies recipes by name."
         )
-    names[file] = name
-    return file
+    return file, name
 
 
 def _measuring_cells(
