@@ -171,6 +171,7 @@ class FoldedEncoder(FoldedModel):
         _simplify(encoder)
         size_px = request.preprocess.size_px
         images = torch.zeros(1, 3, size_px, size_px)
+        # Each step replaces modules, so that the next one has to look again
         _fold_weights(encoder, observe(encoder, images))
         _fold_batch_norms(encoder, observe(encoder, images))
         observed = observe(encoder, images)
