@@ -31,8 +31,11 @@ from kdedge.cli._output import (
     summary_of_module,
 )
 from kdedge.errors import (
+    NO_ROOM,
+    DataError,
     Interrupted,
     KdedgeError,
+    ResourceError,
     Terminated,
     is_out_of_memory,
     os_reason,
@@ -194,29 +197,44 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if isinstance(error, click.ClickException):
         error.show(sys.stderr)
         return error.exit_code
-    if isinstance(error, KdedgeError):
-        return _fail(str(error), error.exit_code)
-    if isinstance(error, Terminated):
-        return _fail(_terminated(), 128 + signum_of(error))
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return _fail("interrupted.", 130)
+    if isinstance(error, OSError) and error.errno in {errno.EPIPE, *NO_ROOM}:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            # Discards stdout's buffer, which Python flushes once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):  # stdout's reader has ended (`| head`)
-        _drop_stdout()
         return 141  # a shell's code for SIGPIPE
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        _drop_stdout()
+    told = error if isinstance(error, KdedgeError) else _as_kdedge_error(error, arguments, run_log)
+    size = torchrun.world_size()
+    which = f" (process {torchrun.rank() + 1} of {size})" if size > 1 else ""
+    click.echo(f"{colored(f'kdedge{which}:', 'red', sys.stderr)} {told}", err=True)
+    return told.exit_code
+
+
+def _as_kdedge_error(
+    error: BaseException, arguments: Sequence[str], run_log: Path | None
+) -> KdedgeError:
+    """The error with a message and an exit code; if it is a bug, its traceback is in a file."""
+    if isinstance(error, Terminated) and torchrun.world_size() > 1:
+        return Interrupted(
+            "interrupted: another process ended, so torchrun ended this one. The message of that"
+            " process says why.\n  Run the same command with --resume to continue from the last"
+            " checkpoint.",
+            signum=signal.SIGTERM,
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted.", signum=signum_of(error))
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         place = f" while writing {error.filename}" if error.filename else ""
-        return _fail(f"the disk is full{place}.\n  Free some space and run the command again.", 7)
+        return ResourceError(f"the disk is full{place}.\n  Free some space and try again.")
     if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename:
-        return _fail(f"{os.fsdecode(error.filename)} cannot be used: {os_reason(error)}.", 3)
+        return DataError(f"{os.fsdecode(error.filename)} cannot be used: {os_reason(error)}.")
     if is_out_of_memory(error):
-        return _fail(
+        return ResourceError(
             f"memory ran out: {one_line(error)}.\n"
             "  Use smaller batches (--set optim.batch_size=4; predict: --batch 1), a smaller"
-            " backbone, or close other programs.",
-            7,
+            " backbone, or close other programs."
         )
-    return _report_bug(error, arguments, run_log)
+    return _as_bug(error, arguments, run_log)
 
 
 def _with_hints(error: click.NoSuchOption) -> click.NoSuchOption:
@@ -231,7 +249,7 @@ def _with_hints(error: click.NoSuchOption) -> click.NoSuchOption:
     return click.NoSuchOption(error.option_name, f"{error.message}{hint}", close, error.ctx)
 
 
-def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
+def _as_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> KdedgeError:
     text = (
         f"kdedge {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
         f"kdedge {' '.join(arguments)}\n"
@@ -245,28 +263,5 @@ def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | 
             with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         except OSError:
-            return _fail(f"{what} Its traceback could not be written:\n{text}", 1)
-    return _fail(f"{what} The traceback is in {place}", 1)
-
-
-def _drop_stdout() -> None:
-    """Discards stdout's buffer, which Python flushes once more at exit."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _terminated() -> str:
-    if torchrun.world_size() == 1:
-        return "interrupted."
-    return (
-        "interrupted: another process ended, so torchrun ended this one. The message of that"
-        " process says why.\n  Run the same command with --resume to continue from the last"
-        " checkpoint."
-    )
-
-
-def _fail(message: str, code: int) -> int:
-    size = torchrun.world_size()
-    which = f" (process {torchrun.rank() + 1} of {size})" if size > 1 else ""
-    click.echo(f"{colored(f'kdedge{which}:', 'red', sys.stderr)} {message}", err=True)
-    return code
+            return KdedgeError(f"{what} Its traceback could not be written:\n{text}")
+    return KdedgeError(f"{what} The traceback is in {place}")

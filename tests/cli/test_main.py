@@ -185,7 +185,6 @@ def test_the_version_is_printed():
         ("error = errors.SetupError('a'); raise error from error", 4, "kdedge: a\n"),
         ("raise PermissionError(errno.EACCES, 'No', 'x')", 3, "kdedge: x cannot be used: no.\n"),
         ("raise KeyboardInterrupt", 130, "kdedge: interrupted.\n"),
-        ("raise click.Abort", 130, "kdedge: interrupted.\n"),
         ("sys.exit(9)", 9, ""),
     ],
 )
