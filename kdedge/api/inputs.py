@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
 from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, read_file
 from kdedge.errors import DataError, RecipeError, os_reason
-from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.lines import NonFiniteLogits, Prediction, Result, UnreadableImage
-from kdedge.records.tables import images_text
+from kdedge.inference.classify import ImageInput
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.runtime.video import PYAV, frames_of_video, is_video
 
@@ -143,52 +139,3 @@ def _frames(path: Path, every: int) -> Iterator[InputImage]:
             yield InputImage(f"{path}:{number}{time}", f"{path.stem}-{number:06d}.jpg", image)
     except UnusableImage as error:
         yield InputImage(str(path), path.name, error)
-
-
-class ResultStream:
-    """Yields each image with its result, in order, as soon as it is known.
-
-    Attributes:
-        counts: results so far: `classified`, `unreadable` and `unanswered` (logits not finite).
-    """
-
-    def __init__(
-        self, inputs: InputImages, classifier: Classifier, *, top: int, batch: int | None
-    ) -> None:
-        self.counts: Counter[str] = Counter()
-        self._classifier = classifier
-        self._items, items = tee(inputs)
-        images = ((item.key, item.image) for item in items)
-        self._results = classifier.classify_many(images, top=top, batch=batch)
-        self._first_failed: UnreadableImage | NonFiniteLogits | None = None
-
-    def __iter__(self) -> Iterator[tuple[InputImage, Result]]:
-        """Yields each result once, and counts it when the caller asks for the next."""
-        for result, item in zip(self._results, self._items, strict=False):
-            yield item, result
-            if isinstance(result, Prediction):
-                self.counts["classified"] += 1
-                continue
-            is_unread = isinstance(result, UnreadableImage)
-            self.counts["unreadable" if is_unread else "unanswered"] += 1
-            self._first_failed = self._first_failed or result
-
-    def check_any_classified(self) -> None:
-        """Checks that at least one image was classified.
-
-        Raises:
-            DataError: no image was classified; the message says why.
-        """
-        if self.counts["classified"]:
-            return
-        failed = self._first_failed
-        if failed is None:
-            raise DataError(
-                "There is no image in standard input or the video.\n  Pipe an image into it, or"
-                " play the video to see whether it has frames."
-            )
-        raise DataError(
-            f"None of {images_text(self.counts.total())} could be classified with"
-            f" {self._classifier.artifact.path / self._classifier.file.name}.\n  The first is"
-            f" {failed.key}: {failed.reason}."
-        )

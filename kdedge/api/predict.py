@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Generator, Iterable
+from itertools import chain, tee
 from pathlib import Path
 
 from kdedge.api.arguments import RunOrArtifact
-from kdedge.api.inputs import AnyPath, ResultStream, open_inputs, path_list
+from kdedge.api.inputs import AnyPath, InputImage, InputImages, open_inputs, path_list
 from kdedge.api.model import load
-from kdedge.errors import RecipeError, check_at_least
+from kdedge.errors import DataError, RecipeError, check_at_least
+from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import (
     Lines,
     NonFiniteLogits,
@@ -20,7 +21,7 @@ from kdedge.inference.lines import (
     shown_classes,
 )
 from kdedge.progress import progress
-from kdedge.records.tables import Table, Tabled
+from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.artifact import Precision
 
 
@@ -124,18 +125,53 @@ def predict(
     """
     given_paths = path_list(paths)
     check_at_least(1, top=top, every=every, batch=batch, threads=threads)
-    results: list[Result] = []
     with load(
         artifact, precision=precision, backend=backend, threads=threads, root=root
     ) as classifier:
         # After the artifact, whose error says that images come after it
         inputs = open_inputs(given_paths, every=every)
-        n_images = len(inputs) if isinstance(inputs, list) else None
-        stream = ResultStream(inputs, classifier, top=top, batch=batch)
-        with progress("classifying", n_images, unit="images") as advance:
-            for number, (_, result) in enumerate(stream, 1):
-                results.append(result)
-                advance(number)
-    stream.check_any_classified()
+        results = [result for _, result in results_of(inputs, classifier, top=top, batch=batch)]
     n_shown = min(top, len(classifier.artifact.class_names))
     return Predictions(results, top=n_shown, tells_none=classifier.tells_none)
+
+
+def results_of(
+    inputs: InputImages, classifier: Classifier, *, top: int, batch: int | None
+) -> Generator[tuple[InputImage, Result], None, None]:
+    """Yields each image with its result, in order, as soon as it is known; shows the progress.
+
+    Args:
+        inputs: the images.
+        classifier: the loaded artifact.
+        top: classes per image.
+        batch: images per call; None for as many as the artifact takes.
+
+    Raises:
+        DataError: at the end, if no image was classified; the message says why.
+        RecipeError: the artifact does not take batches of that size.
+    """
+    items, same_items = tee(inputs)
+    images = ((item.key, item.image) for item in same_items)
+    results = classifier.classify_many(images, top=top, batch=batch)
+    n_images = len(inputs) if isinstance(inputs, list) else None
+    n_done = n_classified = 0
+    first_failed: UnreadableImage | NonFiniteLogits | None = None
+    with progress("classifying", n_images, unit="images") as advance:
+        for n_done, (result, item) in enumerate(zip(results, items, strict=False), 1):
+            yield item, result
+            if isinstance(result, Prediction):
+                n_classified += 1
+            else:
+                first_failed = first_failed or result
+            advance(n_done)
+    if n_done == 0:
+        raise DataError(
+            "There is no image in standard input or the video.\n  Pipe an image into it, or"
+            " play the video to see whether it has frames."
+        )
+    if n_classified == 0 and first_failed is not None:
+        raise DataError(
+            f"None of {images_text(n_done)} could be classified with"
+            f" {classifier.artifact.path / classifier.file.name}.\n  The first is"
+            f" {first_failed.key}: {first_failed.reason}."
+        )

@@ -7,15 +7,16 @@ import contextlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdedge.api.inputs import InputImage, ResultStream, open_inputs, path_list
+from kdedge.api.inputs import InputImage, open_inputs, path_list
 from kdedge.api.model import load
+from kdedge.api.predict import results_of
 from kdedge.cli._options import (
     backend_option,
     count_option,
@@ -23,19 +24,21 @@ from kdedge.cli._options import (
     runs_option,
     threads_option,
 )
-from kdedge.errors import explained
+from kdedge.errors import DataError, explained
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import (
     FORMATS,
     Lines,
+    NonFiniteLogits,
     Prediction,
     Result,
+    UnreadableImage,
     best_name,
     column_widths,
     shown_classes,
 )
 from kdedge.inference.pictures import PictureFolder
-from kdedge.progress import Advance, progress, progress_to
+from kdedge.progress import progress_to
 from kdedge.records.tables import images_text
 
 log = logging.getLogger(__name__)
@@ -146,16 +149,14 @@ def command(
             tells_none=classifier.tells_none,
         )
         answers = _Answers(lines, write, None if save is None else PictureFolder(save), uncertain)
-        stream = ResultStream(inputs, classifier, top=top, batch=batch)
-        n_images = None if keys is None else len(keys)
+        results = results_of(inputs, classifier, top=top, batch=batch)
         try:
-            with progress("classifying", n_images, unit="images") as advance:
-                answers.give_all(stream, advance)
-        except KeyboardInterrupt:
-            _log_counts(stream.counts, answers, output, save)
+            with contextlib.closing(results):  # its progress bar ends before the counts are logged
+                answers.give_all(results)
+        except (KeyboardInterrupt, DataError):  # also if no image was classified
+            _log_counts(answers, output, save)
             raise
-        _log_counts(stream.counts, answers, output, save)
-    stream.check_any_classified()
+        _log_counts(answers, output, save)
 
 
 @dataclass
@@ -167,6 +168,7 @@ class _Answers:
         write: writes a line.
         pictures: where pictures are saved; None if they are not.
         n_least_certain: number of images to give; None for all.
+        counts: results so far of each kind.
         n_none: images so far that show none of the classes.
         n_unsure: images so far whose class is not named.
     """
@@ -175,15 +177,16 @@ class _Answers:
     write: Callable[[str], None]
     pictures: PictureFolder | None
     n_least_certain: int | None
+    counts: Counter[type[Result]] = field(default_factory=Counter)
     n_none: int = 0
     n_unsure: int = 0
     _is_begun: bool = False
 
-    def give_all(self, stream: ResultStream, advance: Advance) -> None:
-        """Gives the results of a stream."""
+    def give_all(self, results: Iterable[tuple[InputImage, Result]]) -> None:
+        """Gives the result of each image."""
         least_certain: list[tuple[float, int, InputImage, Prediction]] = []
         try:
-            for number, (item, result) in enumerate(stream, 1):
+            for number, (item, result) in enumerate(results):
                 if isinstance(result, Prediction):
                     self.n_none += result.is_none
                     self.n_unsure += best_name(result, self.lines.min_score) is None
@@ -193,7 +196,7 @@ class _Answers:
                     del least_certain[self.n_least_certain :]
                 else:
                     self._give(item, result)
-                advance(number)
+                self.counts[type(result)] += 1
         finally:  # after Ctrl-C, too: the least certain images so far
             for _, _, item, result in least_certain:
                 self._give(item, result)
@@ -232,21 +235,20 @@ def _has_content(path: Path) -> bool:
         return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _log_counts(
-    counts: Counter[str], answers: _Answers, output: Path | None, save: Path | None
-) -> None:
+def _log_counts(answers: _Answers, output: Path | None, save: Path | None) -> None:
     """Logs the number of results of each kind, and the files written."""
+    counts = answers.counts
     if not counts:
         return
-    parts = [f"{counts['classified']:,} classified"]
+    parts = [f"{counts[Prediction]:,} classified"]
     if answers.n_none:
         parts.append(f"{answers.n_none:,} of them none of the classes")
     if answers.n_unsure:
         parts.append(f"{answers.n_unsure:,} of them below {answers.lines.min_score:g} %")
-    if counts["unreadable"]:
-        parts.append(f"{counts['unreadable']:,} unreadable")
-    if counts["unanswered"]:
-        parts.append(f"{counts['unanswered']:,} without finite logits")
+    if counts[UnreadableImage]:
+        parts.append(f"{counts[UnreadableImage]:,} unreadable")
+    if counts[NonFiniteLogits]:
+        parts.append(f"{counts[NonFiniteLogits]:,} without finite logits")
     wrote = [str(path) for path in (output, save) if path and _has_content(path)]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
     log.info(f"{images_text(counts.total())}: {', '.join(parts)}{written}")
