@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from kdedge import torchrun
 from kdedge.errors import BackendUnavailable, MissingPackage, SetupError, is_out_of_memory
 from kdedge.native_lines import silenced
-
-log = logging.getLogger(__name__)
 
 
 def installed_version(package: str) -> str | None:
@@ -130,16 +126,6 @@ PACKAGES = {
 """The optional packages of kdedge itself by module; those of targets are in their folders."""
 
 
-PENDING_WARNINGS: list[str] = []
-"""Warnings to log before PyTorch is loaded or a file is measured."""
-
-
-def log_pending_warnings() -> None:
-    """Logs the pending warnings and empties the list."""
-    while PENDING_WARNINGS:
-        log.warning("%s", PENDING_WARNINGS.pop())
-
-
 def need(*modules: str, purpose: str | None = None) -> None:
     """Checks that packages are installed, without importing them.
 
@@ -153,16 +139,3 @@ def need(*modules: str, purpose: str | None = None) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise PACKAGES[module].missing(purpose)
-
-
-def need_training_packages(purpose: str) -> None:
-    """Checks that the packages of the train extra are installed; logs that PyTorch is loaded next.
-
-    Raises:
-        MissingPackage: a package is not installed.
-    """
-    need("torch", "torchvision", "open_clip", "tensorboard", purpose=purpose)
-    log_pending_warnings()
-    # Loading takes seconds, on a slow disk a minute; with several processes, only rank 0 logs it
-    if "torch" not in sys.modules and torchrun.rank() == 0:
-        log.info("Loading PyTorch.")

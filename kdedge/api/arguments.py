@@ -1,19 +1,23 @@
-"""The arguments of the API: a run or an artifact by object, folder or name; a recipe."""
+"""What calls of the API begin with: the run, artifact or recipe they name; needed packages."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from kdedge import torchrun
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, load_recipe, merged
 from kdedge.config.student_sizes import student_size
 from kdedge.errors import DataError
+from kdedge.packages import need
 from kdedge.records.evaluation import Role
 from kdedge.runs.find import name_of, newest
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Artifact, artifact_at
+from kdedge.runtime.threads import warn_if_busy
 
 if TYPE_CHECKING:
     from kdedge.api.run import Run
@@ -93,3 +97,16 @@ def load_for(
         method = "promptkd" if student is None else student.method
         keys = merged(student_size(size).overrides(method), keys)
     return load_recipe(recipe, keys)
+
+
+def need_training_packages(purpose: str) -> None:
+    """Checks that the packages of the train extra are installed; logs that PyTorch is loaded next.
+
+    Raises:
+        MissingPackage: a package is not installed.
+    """
+    need("torch", "torchvision", "open_clip", "tensorboard", purpose=purpose)
+    warn_if_busy()
+    # Loading takes seconds, on a slow disk a minute; with several processes, only rank 0 logs it
+    if "torch" not in sys.modules and torchrun.rank() == 0:
+        log.info("Loading PyTorch.")

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.arguments import RunOrArtifact, artifact_folder, run_argument
+from kdedge.api.arguments import (
+    RunOrArtifact,
+    artifact_folder,
+    need_training_packages,
+    run_argument,
+)
 from kdedge.errors import DataError, RecipeError
 from kdedge.messages import option
-from kdedge.packages import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import Artifact, load_artifact

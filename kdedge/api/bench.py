@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.device import find_power
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import new_file, write_json, write_new_numbered_json
-from kdedge.packages import need_training_packages
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder

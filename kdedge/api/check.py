@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.arguments import load_for
+from kdedge.api.arguments import load_for, need_training_packages
 from kdedge.config.load import AnyRecipe, Overrides, check_paths
-from kdedge.packages import need_training_packages
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.threads import torch_as_before
 

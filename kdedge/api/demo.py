@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdedge.api.arguments import need_training_packages
 from kdedge.api.bench import bench
 from kdedge.api.export import export
 from kdedge.api.report import report
 from kdedge.api.run import Run
 from kdedge.config.load import load_recipe
 from kdedge.files import write_atomic
-from kdedge.packages import need_training_packages
 from kdedge.records.evaluation import SampleImage
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.folder import runs_folder

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
 from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
-from kdedge.packages import need_training_packages
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder

@@ -11,19 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdedge.api.arguments import RunOrArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import Interrupted, KdedgeError, RecipeError, signum_of
 from kdedge.files import check_writable
 from kdedge.locks import lock_itself
 from kdedge.messages import option
-from kdedge.packages import log_pending_warnings, need_training_packages
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.threads import torch_as_before, warn_if_busy
 from kdedge.targets.base import Target
 from kdedge.targets.registry import check_precisions, check_utf_8, find_target, list_targets
 
@@ -110,7 +109,7 @@ class _Export:
         from kdedge.deploy.build import add_cpu_files
         from kdedge.deploy.model_card import renew_model_card
 
-        log_pending_warnings()
+        warn_if_busy()
         with self._keeping_errors():
             check_writable(self.artifact.path)
             self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)

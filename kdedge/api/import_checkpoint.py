@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from kdedge.api.arguments import RunOrArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
 from kdedge.api.run import Run
 from kdedge.errors import RecipeError
-from kdedge.packages import need_training_packages
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.threads import torch_as_before

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdedge.api.arguments import need_training_packages
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import NAME, looks_like_path
 from kdedge.config.keys import list_keys
@@ -23,7 +24,6 @@ from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
 from kdedge.errors import RecipeError, explained
 from kdedge.files import refuse_existing
-from kdedge.packages import need_training_packages
 
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""

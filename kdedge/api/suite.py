@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdedge.api.arguments import need_training_packages
 from kdedge.api.export import export as export_run
 from kdedge.api.run import Run, open_run
 from kdedge.errors import KdedgeError, check_at_least
-from kdedge.packages import need_training_packages
 from kdedge.runs.folder import runs_folder
 
 if TYPE_CHECKING:

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.arguments import load_for
+from kdedge.api.arguments import load_for, need_training_packages
 from kdedge.api.run import Run
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, check_paths, load_recipe
 from kdedge.errors import RecipeError
-from kdedge.packages import need_training_packages
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.threads import torch_as_before

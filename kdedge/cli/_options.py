@@ -12,8 +12,6 @@ import click
 from kdedge.cli._output import json_option
 from kdedge.config.load import parse_overrides
 from kdedge.config.student_sizes import SIZES
-from kdedge.packages import PENDING_WARNINGS
-from kdedge.runtime.machine import cpu_cores
 from kdedge.runtime.threads import set_up_threads
 from kdedge.targets.registry import list_backends, list_targets
 from kdedge.workers import ENGINES
@@ -71,20 +69,10 @@ resume_option = click.option(
 )
 
 
-def _apply(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) -> int | None:
-    """Sets the number of threads before torch is loaded.
-
-    A command that trains or measures warns if other processes use the cores; a short one does not.
-    """
-    busy_cores = None if ctx.resilient_parsing else set_up_threads(n_threads)
-    if busy_cores is not None and not parameter.expose_value:
-        n_free = cpu_cores() - round(busy_cores)
-        advice = f"\n  To compute on the cores that they leave: --threads {n_free}."
-        # Logged when the work begins, so that a wrong option's message does not come after it
-        PENDING_WARNINGS[:] = [
-            f"Other processes keep {busy_cores:.1f} of {cpu_cores()} cores busy: this will take"
-            f" longer.{advice if n_free > 0 else ''}"
-        ]
+def _set_threads(ctx: click.Context, _: click.Parameter, n_threads: int | None) -> int | None:
+    """Sets the number of threads before torch is loaded."""
+    if not ctx.resilient_parsing:
+        set_up_threads(n_threads)
     return n_threads
 
 
@@ -92,7 +80,7 @@ def _apply(ctx: click.Context, parameter: click.Parameter, n_threads: int | None
 threads_option = partial(
     count_option,
     "--threads",
-    callback=_apply,
+    callback=_set_threads,
     help="Number of CPU threads. [default: OMP_NUM_THREADS, or one per physical core]",
 )
 

@@ -12,6 +12,7 @@ a short time on a quiet one.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import threading
@@ -20,8 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kdedge.errors import check_at_least
+from kdedge.messages import option
 from kdedge.runtime.machine import cpu_cores, physical_cores, watch_contention
 from kdedge.torchrun import local_world_size
+
+log = logging.getLogger(__name__)
 
 _NUMBER = "OMP_NUM_THREADS"
 _NUMBERS = (_NUMBER, "MKL_NUM_THREADS")
@@ -45,10 +49,11 @@ class _Process:
     n_calls = 0
     libc: ctypes.CDLL | None = None  # keeps freed memory
     gpu: int | None = None
+    busy_cores: float | None = None  # until the warning
     is_tf32_allowed: bool | None = None
 
 
-def set_up_threads(n_threads: int | None) -> float | None:
+def set_up_threads(n_threads: int | None) -> None:
     """Sets the number of compute threads and how they wait, unless the environment does.
 
     Once torch is loaded, only a given `n_threads` has an effect.
@@ -56,9 +61,6 @@ def set_up_threads(n_threads: int | None) -> float | None:
     Args:
         n_threads: the user's choice, which overrides the environment; None for this process's
             share of the physical cores.
-
-    Returns:
-        Number of cores that other processes keep busy, if fewer cores than threads are left.
 
     Raises:
         RecipeError: `n_threads` is below 1.
@@ -73,15 +75,27 @@ def set_up_threads(n_threads: int | None) -> float | None:
         if torch is not None:
             torch.set_num_threads(n_threads)
     if torch is not None:
-        return None
+        return
     chosen = {} if is_number_given() else {_NUMBER: str(_share())}
     os.environ.update(chosen)
-    busy_cores = _busy_cores(number_of_threads() or cpu_cores())
+    _Process.busy_cores = _busy_cores(number_of_threads() or cpu_cores())
     if not any(name in os.environ for name in (_POLICY, *_SHORT_SPIN)):
-        chosen |= _SHORT_SPIN if busy_cores is None else {_POLICY: "PASSIVE"}
+        chosen |= _SHORT_SPIN if _Process.busy_cores is None else {_POLICY: "PASSIVE"}
         os.environ.update(chosen)
     os.environ[_CHOSEN] = " ".join(chosen)
-    return busy_cores
+
+
+def warn_if_busy() -> None:
+    """Warns before long work, once, if other processes kept cores busy in `set_up_threads`."""
+    busy_cores, _Process.busy_cores = _Process.busy_cores, None
+    if busy_cores is not None:
+        n_free = cpu_cores() - round(busy_cores)
+        call = option(f"--threads {n_free}", f"kdedge.compute_threads({n_free})")
+        advice = f"\n  To compute on the cores that they leave: {call}."
+        log.warning(
+            f"Other processes keep {busy_cores:.1f} of {cpu_cores()} cores busy: this will take"
+            f" longer.{advice if n_free > 0 else ''}"
+        )
 
 
 @contextmanager
@@ -106,6 +120,7 @@ def compute_threads(n_threads: int | None) -> Iterator[None]:
         set_up_threads(n_threads)
         yield
     finally:
+        _Process.busy_cores = None
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:

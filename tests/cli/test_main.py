@@ -532,7 +532,7 @@ def test_a_busy_machine_is_said_once_with_what_to_do() -> None:
     call = (
         "from kdedge.cli.main import run\nrun({!r})\n"
         "print('work', file=__import__('sys').stderr, flush=True)\n"
-        "from kdedge.packages import need_training_packages\nneed_training_packages('Training')"
+        "from kdedge.api.arguments import need_training_packages as need\nneed('Training')"
     )
     said = run_in(call.format(["train", "missing.yaml"]), OMP_NUM_THREADS="2").stderr
     before, _, begun = said.partition("work\n")
