@@ -34,7 +34,7 @@ from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
 from kdedge.runs.results import stored_evaluation
-from kdedge.setup.method import check_has_class_vectors, has_class_vectors
+from kdedge.setup.method import check_has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.teach import with_baseline
@@ -157,7 +157,7 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     features = method.forward_features
     tensors = [*method.module.state_dict().values(), *backbone.visual.parameters()]
     cached = []
-    if has_class_vectors(setup.choice):
+    if setup.choice.answers != "own logits":
         vectors, scale = method.class_vectors(), method.scale
         cached = [_with_vectors(label, features, vectors, scale, backbone, tensors)]
     if not isinstance(method, TextPromptMethod):

@@ -41,7 +41,7 @@ from kdedge.runs.weights import (
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes, classes_of
 from kdedge.setup.data import DataPart, RecipeData
-from kdedge.setup.method import has_class_vectors, settings_record
+from kdedge.setup.method import settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 
@@ -95,7 +95,7 @@ class MethodModel(ABC):
 
     @property
     def _has_class_vectors(self) -> bool:
-        return has_class_vectors(self.setup.choice)
+        return self.setup.choice.answers != "own logits"
 
     @property
     def preprocess(self) -> Preprocess:
@@ -347,7 +347,7 @@ class RunVectors:
                 stored ones.
         """
         names = self.classes.names
-        if not has_class_vectors(self.setup.choice):
+        if self.setup.choice.answers == "own logits":
             return torch.empty(len(names), 0, device=self.setup.device)
         if self._are_stored:
             position = {name: row for row, name in enumerate(self.stored.class_names)}
@@ -384,7 +384,7 @@ class RunVectors:
     def _are_stored(self) -> bool:
         """Whether every name has a stored vector, or the method has no class vectors."""
         is_known = set(self.classes.names) <= set(self.stored.class_names)
-        return is_known or not has_class_vectors(self.setup.choice)
+        return is_known or self.setup.choice.answers == "own logits"
 
     @cached_property
     def _teacher(self) -> RunVectors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -31,6 +31,18 @@ class MethodChoice:
     settings: MethodSettings
     optim: OptimSettings
     role: Role
+
+    @property
+    def answers(self) -> Literal["class vectors", "logits", "own logits"]:
+        """What the logits are made from.
+
+        `class vectors`: cosines of the image features with one vector per class. `logits`: the
+        features are the logits, and the class vectors are unit vectors. `own logits`: the method
+        computes them in another way, and has no class vectors.
+        """
+        if self.module.METHOD.why_no_class_vectors is not None:
+            return "own logits"
+        return "logits" if self.settings.gives_logits else "class vectors"
 
     @property
     def is_closed_form(self) -> bool:
@@ -131,11 +143,6 @@ def settings_record(choice: MethodChoice) -> dict[str, Any]:
     return {"method": choice.name, "settings": choice.settings.model_dump(mode="json")}
 
 
-def has_class_vectors(choice: MethodChoice) -> bool:
-    """Whether a method's logits are cosines with one vector per class."""
-    return choice.module.METHOD.why_no_class_vectors is None
-
-
 def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
     """Refuses a method without class vectors.
 
@@ -146,7 +153,7 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
     Raises:
         RecipeError: the method has no class vectors.
     """
-    if not has_class_vectors(choice):
+    if choice.answers == "own logits":
         raise RecipeError(
             f"{choice.name} {choice.module.METHOD.why_no_class_vectors}, so it has no class"
             f" vectors and cannot {use}.\n"

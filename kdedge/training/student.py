@@ -15,7 +15,7 @@ from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run, load_teacher
 from kdedge.setup.data import RecipeData
-from kdedge.setup.method import check_needs_no_vectors, has_class_vectors
+from kdedge.setup.method import check_needs_no_vectors
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.file_teacher import FileTeacher
@@ -110,7 +110,7 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             f" {given}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    if has_class_vectors(teacher.choice) and not teacher.choice.settings.gives_logits:
+    if teacher.choice.answers == "class vectors":
         return
     why = teacher.choice.module.METHOD.why_no_class_vectors or "gives logits"
     check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which {why}")
@@ -190,7 +190,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         seed = view_seed(recipe)
         augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     dim = teacher.setup.backbone.embed_dim
-    if teacher.setup.role == "student" or teacher.setup.choice.settings.gives_logits:
+    if teacher.setup.role == "student" or teacher.setup.choice.answers == "logits":
         dim = teacher.class_vectors().shape[1]
     description = describe_store(
         features_hash=teacher.features_hash,
