@@ -17,6 +17,7 @@ from kdedge.cli._output import (
     next_line,
     print_result,
     show_result,
+    table,
     table_text,
 )
 from kdedge.errors import Interrupted, signum_of
@@ -161,15 +162,18 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     gflops = artifact.provenance.get("gflops")
     lines = [f"GFLOPs per image: {gflops['folded']:.4g}\n"] if gflops else []
     parities = {file.name: file.parity for file in artifact.files if file.parity is not None}
-    lines.append(table_text(files_table(artifact)))
+    lines.append(_timed_table(artifact, choice) if choice else table_text(files_table(artifact)))
     sets = dict.fromkeys(parity.images for parity in parities.values())
     if sets:
         labeled = [parity for parity in parities.values() if parity.n_labeled]
         exact = percent(labeled[0].reference_accuracy_percent) if labeled else ""
         reference = f", and accuracy (the model's: {exact})" if labeled else ""
+        explained = "; drop in points; distance of scores, 0 to 1"
+        if choice is not None:
+            explained = "; speedup by the quickest tenth of the calls, which others disturb least"
         lines.append(
             f"\nOn {'; later files on '.join(sets)}: agreement, the images with the float32 model's"
-            f" class{reference}; drop in points; distance of scores, 0 to 1."
+            f" class{reference}{explained}."
         )
         n_images = max(parity.n_images for parity in parities.values())
         if n_images < _MIN_GATE_IMAGES:
@@ -182,13 +186,33 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     if choice is not None:
         time = choice.time
         cost = "" if time is None else f": {figure(time.p50_ms)} ms for {images_text(choice.batch)}"
-        lines += [f"\n{table_text(choice.table)}", *choice.notes]
-        lines.append(f"\nFor a CPU like this, ship {choice.file}{cost}.")
+        # The first note explains the columns of the report's table
+        lines += [*choice.notes[1:], f"\nFor a CPU like this, ship {choice.file}{cost}."]
     elif (shipped := file_to_ship(artifact, None)) is not None:
         timing = f" To time all files: kdedge export {shlex.quote(str(artifact.path))} --cpu"
         timing = timing if shipped.processor == "CPU" else ""
         lines.append(f"\nFor a {shipped.processor}, ship {shipped.file.name}.{timing}")
     return "\n".join(lines)
+
+
+def _timed_table(artifact: Artifact, choice: CpuChoice) -> str:
+    """The files that were measured on this CPU, and the names of the others."""
+    rows = []
+    for timed in choice.candidates:
+        file = artifact.file(timed.file)
+        parity, time = file.parity, timed.time
+        agreement = timed.agreement_percent if parity is None else parity.agreement_percent
+        rows.append([
+            timed.file, (timed.runtime or "-").partition(" ")[0], figure(file.n_bytes, 1e6),
+            percent(agreement), percent(None if parity is None else parity.accuracy_percent),
+            "-" if time is None else figure(time.p50_ms), percent(timed.speedup),
+            "chosen" if timed.file == choice.file else timed.out or "",
+        ])  # fmt: skip
+    header = ["file", "runtime", "MB", "agreement %", "accuracy %", "ms", "speedup", "result"]
+    text = f"{choice.machine}, {images_text(choice.batch)} per call:\n"
+    text += table(rows, header=header, align="llrrrrrl")
+    others = [file.name for file in artifact.files if file.name not in {row[0] for row in rows}]
+    return f"{text}\nAlso written, not for this CPU: {', '.join(others)}" if others else text
 
 
 def _fitted_lines(artifact: Artifact) -> list[str]:

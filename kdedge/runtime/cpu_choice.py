@@ -115,7 +115,7 @@ class CpuChoice(Record, Tabled):
         """The table that it prints."""
         header = ["file", "runtime", "agreement", "ms", "speedup", "result"]
         rows = [self._row(candidate) for candidate in self.candidates]
-        return Table("", header, rows, align="llrrrl")
+        return Table("", header, rows, align="l")
 
     def _row(self, timed: TimedFile) -> list[str]:
         cells = [timed.file, timed.runtime or "-"]
