@@ -186,8 +186,7 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     if choice is not None:
         time = choice.time
         cost = "" if time is None else f": {figure(time.p50_ms)} ms for {images_text(choice.batch)}"
-        # The first note explains the columns of the report's table
-        lines += [*choice.notes[1:], f"\nFor a CPU like this, ship {choice.file}{cost}."]
+        lines += [*choice.remarks, f"\nFor a CPU like this, ship {choice.file}{cost}."]
     elif (shipped := file_to_ship(artifact, None)) is not None:
         timing = f" To time all files: kdedge export {shlex.quote(str(artifact.path))} --cpu"
         timing = timing if shipped.processor == "CPU" else ""

@@ -126,21 +126,26 @@ class CpuChoice(Record, Tabled):
 
     @property
     def notes(self) -> list[str]:
-        """Lines about the measurement, files that were not tried, and times in doubt."""
-        notes = [
+        """What the columns of `table` mean, and the remarks."""
+        columns = (
             f"{images_text(self.batch)} per call, in turns; agreement with the float32 model on the"
             " sample images, percent; ms of the median call; speedup over the first row by the"
             " quickest tenth of the calls, which other programs disturb least; it decides. On"
             f" {self.machine}."
-        ]
+        )
+        return [columns, *self.remarks]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines about files that were not tried, and times in doubt."""
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.not_tried.items():
             by_reason.setdefault(reason, []).append(name)
-        notes += [f"Not tried: {', '.join(names)}: {why}" for why, names in by_reason.items()]
+        remarks = [f"Not tried: {', '.join(names)}: {why}" for why, names in by_reason.items()]
         doubts = {c.time.doubt for c in self.candidates if c.time is not None} - {None}
         if doubts:
-            notes.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")
-        return notes
+            remarks.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")
+        return remarks
 
 
 @dataclass(frozen=True)
