@@ -96,7 +96,8 @@ class Package:
         )
 
 
-_SERVING = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+SERVING = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+"""The modules that `kdedge serve` needs."""
 
 PACKAGES = {
     package.module: package
@@ -118,7 +119,7 @@ PACKAGES = {
         Package("av", "reading a video or a camera", "video", entry="av:open"),
         Package("scipy", "the drift alarm", "watch"),
         Package("ray", "the engine ray", "ray", entry="ray:init"),
-        *(Package(name, "serving over HTTP", "serve") for name in _SERVING),
+        *(Package(name, "serving over HTTP", "serve") for name in SERVING),
         Package("matplotlib", "a report", "report"),
         Package("jinja2", "a report", "report"),
     )

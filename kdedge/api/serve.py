@@ -12,7 +12,7 @@ from kdedge.api.arguments import RunOrArtifact, artifact_folder
 from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
-from kdedge.packages import need
+from kdedge.packages import SERVING, need
 from kdedge.runtime.artifact import Precision
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_frames
@@ -73,7 +73,7 @@ def serve(
     limits = RequestLimits(max_megabytes, max_megapixels, max_requests, timeout)
     if not 0 <= port <= 65535:
         raise RecipeError(f"port is {port}; it must be 0 to 65535.")
-    need("starlette", "uvicorn", "python_multipart", "prometheus_client")
+    need(*SERVING)
     from kdedge.serving.server import Server
 
     artifact_folder(artifact, root)  # warns once; the server looks again and again
