@@ -297,7 +297,7 @@ class _LoadedTorch(LoadedSubject):
             self._before = torch.cuda.memory_allocated(device)
 
     def gpu_bytes(self) -> int:
-        """See `LoadedSubject.gpu_bytes`; only for a model on a GPU."""
+        """Peak memory of the last calls in bytes, with the weights; only for a model on a GPU."""
         return self.held_bytes + torch.cuda.max_memory_allocated(self._device) - self._before
 
     def call(self, batch: int, inputs: TimedFrom) -> TimedCall:

@@ -33,11 +33,11 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
 
 
 def _text(records: list[dict[str, Any]]) -> str:
-    header = ["run", "kind", "method", "status", "accuracy", "", "images", "size", "exports"]
+    header = ["run", "role", "method", "status", "accuracy", "", "images", "size", "exports"]
     rows = [
         [
             record["run"],
-            record["kind"],
+            record["role"],
             str(record["method"]),
             record["status"],
             percent(record["percent"]),
@@ -49,10 +49,10 @@ def _text(records: list[dict[str, Any]]) -> str:
         for record in records
     ]
     by_start = sorted(records, key=lambda record: str(record["started_at"]))
-    newest = {(r["run"].split("/")[0], r["kind"], r["method"]): r for r in by_start}
+    newest = {(r["run"].split("/")[0], r["role"], r["method"]): r for r in by_start}
     unfinished = [record for record in newest.values() if record["status"] == "interrupted"]
     following = next_line("show", by_start[-1]["path"])
-    program, *words = unfinished[-1]["command"] if unfinished else [""]
+    program, *words = (unfinished[-1]["command"] if unfinished else None) or [""]
     if program == "kdedge":  # not a script that calls the Python API
         following = next_line(*words, *(["--resume"] if "--resume" not in words else []))
     return f"{table(rows, header=header, align='llllrlrrr')}\n{following}"

@@ -42,12 +42,12 @@ class PseudoLabel:
     """A class given to an image.
 
     Attributes:
-        image: number of the image in its pool, and of its row in the probabilities.
+        row: row of the image in the probabilities, and its number in the pool.
         label: the class, as a position in the class list.
         confidence: the model's probability of it, 0-1.
     """
 
-    image: int
+    row: int
     label: int
     confidence: float
 
@@ -195,7 +195,7 @@ def write_pseudo_labels(
     lines: list[dict[str, Any]] = [origin.model_dump()]
     keys = list(pool.positions)
     for label in labels:
-        image, name = keys[label.image], class_names[label.label]
+        image, name = keys[label.row], class_names[label.label]
         lines.append({"image": image, "class": name, "confidence": round(label.confidence, 6)})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(path, text.encode())

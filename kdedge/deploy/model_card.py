@@ -85,7 +85,7 @@ def _card_text(artifact: Artifact) -> str:
         f"\n## Fastest on {_plain(str(choice.machine))}\n\n{choice.as_markdown()}\n"
         for choice in readable_choices(artifact)
     )
-    keys = ("run", "kind", "method", "backbone", "seed", "trained_at", "kdedge")
+    keys = ("run", "role", "method", "backbone", "seed", "trained_at", "kdedge")
     known = {key: artifact.provenance.get(key) for key in keys}
     made_from = "\n".join(
         f"- {key.replace('_', ' ')}: {_plain(str(x))}" for key, x in known.items() if x is not None

@@ -130,7 +130,7 @@ class Method(promptsrc.Method):
     _settings: Settings
 
     def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
-        """See `anchored_texts`."""
+        """The texts with attributes before the class names (`anchored_texts`)."""
         return anchored_texts(self._backbone, names, self._settings)
 
     def make_module(self) -> AnchoredCLIP:

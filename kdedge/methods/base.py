@@ -114,7 +114,7 @@ class RoundsSettings(MethodSettings):
                 labels are not used.
 
         Returns:
-            Pseudo-labels whose `image` is a row of the probabilities.
+            The pseudo-labels; their rows are those of the probabilities.
 
         Raises:
             DataError: there are too few images.

@@ -61,7 +61,7 @@ class Settings(MethodSettings):
 
     @property
     def is_class_specific(self) -> bool:
-        """See `MethodSettings.is_class_specific`."""
+        """True: the adapter has one output per class."""
         return True
 
 

@@ -45,7 +45,7 @@ class Settings(MethodSettings):
 
     @property
     def is_class_specific(self) -> bool:
-        """See `MethodSettings.is_class_specific`."""
+        """True if each class has a context of its own."""
         return self.class_specific
 
 

@@ -48,7 +48,7 @@ class Settings(MethodSettings):
 
     @property
     def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
-        """See `MethodSettings.prompt_depths`."""
+        """Each setting counts the layers of one encoder."""
         return {"prompt_depth_text": ("text",), "prompt_depth_vision": ("image",)}
 
 

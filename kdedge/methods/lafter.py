@@ -88,7 +88,7 @@ class Settings(MethodSettings):
 
     @property
     def is_class_specific(self) -> bool:
-        """See `MethodSettings.is_class_specific`."""
+        """True: its classifier has one row per class."""
         return True
 
 

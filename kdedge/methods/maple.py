@@ -51,7 +51,7 @@ class Settings(MethodSettings):
 
     @property
     def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
-        """See `MethodSettings.prompt_depths`."""
+        """One setting counts the layers of both encoders, whose prompts are coupled."""
         return {"prompt_depth": ("image", "text")}
 
 

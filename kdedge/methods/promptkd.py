@@ -228,22 +228,22 @@ class Settings(MethodSettings):
 
     @property
     def has_own_class_vectors(self) -> bool:
-        """See `MethodSettings.has_own_class_vectors`."""
+        """True for class vectors of the student's own text encoder, instead of the teacher's."""
         return self.class_vectors == "student"
 
     @property
     def needs_texts(self) -> bool:
-        """See `MethodSettings.needs_texts`."""
+        """True if the student makes its class vectors; the teacher's are stored."""
         return self.class_vectors == "student"
 
     @property
     def learns_from_labels(self) -> bool:
-        """See `MethodSettings.learns_from_labels`."""
+        """True if labeled images have a weight in the loss."""
         return self.labeled_weight > 0
 
     @property
     def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
-        """See `MethodSettings.prompt_depths`."""
+        """Which encoder's layers each setting counts: prompts, and a shortened encoder."""
         used: dict[str, tuple[EncoderName, ...]] = {}
         if self.has_prompts:
             used["prompt_depth"] = ("image",)
@@ -254,7 +254,7 @@ class Settings(MethodSettings):
         return used
 
     def misfits(self, sizes: EncoderSizes) -> dict[str, str]:
-        """See `MethodSettings.misfits`."""
+        """Settings that need more blocks or tokens than the image encoder has, with a remedy."""
         n_blocks = self.depth or sizes.n_layers.get("image")
         if sizes.n_patches is None or n_blocks is None:
             return {}
@@ -550,7 +550,7 @@ class Method(BaseMethod):
         return StepOutput(torch.stack(terms).sum(), scalars)
 
     def layers_above(self) -> dict[str, int]:
-        """See `BaseMethod.layers_above`."""
+        """Trained parameter -> layers after it; empty if no layer of the encoder is trained."""
         above = layers_above(self._frozen)
         if self.module.visual is not None:
             return {f"visual.{name}": n_layers for name, n_layers in above.items()}

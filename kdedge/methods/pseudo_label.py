@@ -75,7 +75,7 @@ class Settings(RoundsSettings):
 
     @property
     def n_rounds(self) -> int:
-        """See `MethodSettings.n_rounds`."""
+        """1 for FPL, which labels once; `rounds` for IFPL and GRIP."""
         return 1 if self.variant == "fpl" else self.rounds
 
     @property
@@ -93,7 +93,7 @@ class Settings(RoundsSettings):
     def choose_labels(
         self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
     ) -> list[PseudoLabel]:
-        """See `RoundsSettings.choose_labels`."""
+        """For each class, as many most probable images as the round and the variant allow."""
         n_images, n_classes = probabilities.shape
         per_class = images_per_class(
             self, round_number=round_number, n_images=n_images, n_classes=n_classes

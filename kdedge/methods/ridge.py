@@ -100,17 +100,17 @@ class Settings(MethodSettings):
 
     @property
     def gives_logits(self) -> bool:
-        """See `MethodSettings.gives_logits`."""
+        """True unless the outputs are a student's image features."""
         return self.outputs == "logits"
 
     @property
     def learns_from_labels(self) -> bool:
-        """See `MethodSettings.learns_from_labels`."""
+        """True if labeled images are rows of a student's regression."""
         return self.labeled_weight > 0
 
     @property
     def needs_texts(self) -> bool:
-        """See `MethodSettings.needs_texts`."""
+        """False: a backbone without a text encoder leaves zero-shot logits out."""
         return False
 
 
@@ -233,7 +233,7 @@ class Method(ClosedFormMethod):
 
     @torch.no_grad()
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
-        """See `ClosedFormMethod.fit`."""
+        """Fits a student to its teacher, a teacher or a baseline to labels."""
         if self._inputs.is_student:
             return self._fit_to_teacher(data)
         return self._fit_to_labels(data)

@@ -54,13 +54,13 @@ class Settings(RoundsSettings):
 
     @property
     def n_rounds(self) -> int:
-        """See `MethodSettings.n_rounds`: pseudo-labels are chosen once."""
+        """1: pseudo-labels are chosen once."""
         return 1
 
     def choose_labels(
         self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
     ) -> list[PseudoLabel]:
-        """See `RoundsSettings.choose_labels`; all classes may get labels, since none have any."""
+        """For each class, the most confident of the images predicted as it; UPL has no labels."""
         return most_confident_predicted(probabilities, self.per_class)
 
 

@@ -44,7 +44,7 @@ class Settings(MethodSettings):
 
     @property
     def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
-        """See `MethodSettings.prompt_depths`."""
+        """Visual prompts alone: the setting counts the image encoder's layers."""
         return {"prompt_depth": ("image",)}
 
 

@@ -325,7 +325,7 @@ def _logits(model: nn.Module, images: Tensor, class_matrix: Tensor | None) -> Te
 
 
 def _error_percent(logits: Tensor, expected: Tensor) -> float:
-    """See `Score.logit_error_percent`."""
+    """Length of the error as a share of the logits' length, without means over the classes."""
     centered = expected - expected.mean(dim=1, keepdim=True)
     error = logits - expected
     error = error - error.mean(dim=1, keepdim=True)

@@ -23,7 +23,7 @@ def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
     for file in sorted(root.glob("*/*/provenance.json")):
         record = if_readable(read_provenance, file) if file.parent.name.isdecimal() else None
         if record is not None:
-            yield RunFolder(file.parent, record.kind), record
+            yield RunFolder(file.parent, record.role), record
 
 
 def finished_runs(root: Path) -> set[Path]:

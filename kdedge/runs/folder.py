@@ -90,7 +90,7 @@ class RunFolder:
             run.checkpoints.mkdir()
             write_atomic(run.recipe, recipe_text.encode())
             record = {
-                "kind": role,
+                "role": role,
                 "status": "running",
                 "started_at": _now(),
                 "finished_at": None,
@@ -114,7 +114,7 @@ class RunFolder:
                 f"{path} is not a run folder: it has no provenance.json.\n  `kdedge runs` lists"
                 " the runs."
             )
-        return cls(path, read_provenance(file).kind)
+        return cls(path, read_provenance(file).role)
 
     @property
     def name(self) -> str:

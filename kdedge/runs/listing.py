@@ -30,7 +30,7 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
     return {
         "run": run.name,
         "path": str(run.path),
-        "kind": run.role,
+        "role": run.role,
         "method": record.method,
         "status": "interrupted" if was_killed else str(record.status),
         "started_at": record.started_at,

@@ -109,11 +109,11 @@ class MethodModel(ABC):
 
     @property
     def scale(self) -> float:
-        """See `Teacher`."""
+        """`logit_scale.exp()`, or a method's own scale."""
         return self.method.scale
 
     def class_vectors(self) -> Tensor:
-        """See `Teacher`; computed once."""
+        """[C, D], float32, in class-list order, no graph; computed once."""
         return self._class_vectors
 
     @cached_property
@@ -125,7 +125,7 @@ class MethodModel(ABC):
         return self.method.forward_features(images)
 
     def teacher_features(self, images: Tensor, preprocess: Preprocess) -> Tensor:
-        """See `Teacher`."""
+        """[B, 3, H, W] -> [B, D] of a student's batch, which is prepared anew for this model."""
         return self.forward_features(converted(images, preprocess, self.preprocess))
 
     def logits(self, images: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class MethodModel(ABC):
 
     @torch.no_grad()
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
-        """See `Teacher`."""
+        """[B, D] -> [B, C]; `keys` are for teachers that look up images by name."""
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * features.float() @ self.class_vectors().T
 
@@ -243,16 +243,16 @@ class RunModel(MethodModel):
 
     @cached_property
     def scale(self) -> float:
-        """See `Teacher`; read from the method once."""
+        """`logit_scale.exp()`, or a method's own scale; read from the method once."""
         return self.method.scale
 
     def class_vectors(self) -> Tensor:
-        """See `Teacher`."""
+        """[C, D], float32, in the order of `classes`: stored ones, or encoded anew."""
         return self.vectors.tensor
 
     @property
     def vectors_hash(self) -> str:
-        """See `Teacher`; encodes no text."""
+        """Hash of what class vectors depend on; encodes no text."""
         return self.vectors.source_hash
 
     def images(self, key: DataPart) -> Images | None:
@@ -304,7 +304,7 @@ class RunModel(MethodModel):
             balance = {"balance": {**spec.model_dump(mode="json"), "offsets": values}}
         return {
             "run": self.run.name,
-            "kind": self.run.role,
+            "role": self.run.role,
             "trained_at": record.finished_at,
             "trained_with": record.versions,
             "seed": record.seed,

@@ -86,7 +86,7 @@ class Provenance(_Tolerant):
     """The content of a run's provenance.json.
 
     Attributes:
-        kind: role of the model that was trained.
+        role: role of the model that was trained. Called `kind` in older records.
         status: state of the run. A killed run stays `running`.
         started_at: ISO 8601 time of the first start.
         finished_at: ISO 8601 time; None until the run is finished.
@@ -114,7 +114,7 @@ class Provenance(_Tolerant):
         summary: results; empty until the run is finished.
     """
 
-    kind: Role
+    role: Role = Field(validation_alias=AliasChoices("role", "kind"))
     status: RunStatus | None = None
     started_at: str | None = None
     finished_at: str | None = None

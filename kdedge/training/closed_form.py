@@ -81,8 +81,7 @@ def solve_seconds(job: Job) -> float:
 
 def _closed_form_data(job: Job) -> ClosedFormData:
     """The training data of a job for `ClosedFormMethod.fit`."""
-    labeled = job.data.images if job.teacher is None else job.data.labeled
-    labels = {} if labeled is None else labeled.train_labels or {}
+    labeled, labels = job.data.labeled, job.data.labels
     order = _shuffled(job, labeled)
     counts = torch.bincount(
         torch.tensor([labels[i] for i in order], dtype=torch.int64),
@@ -116,12 +115,10 @@ def _closed_form_data(job: Job) -> ClosedFormData:
 
 
 def _unlabeled_images(job: Job) -> Images | None:
-    """A student's unlabeled images, without its labeled images; None for other roles."""
-    if job.teacher is None:
-        return None
-    pool, labeled = job.training_images, job.data.labeled
-    rest = pool if labeled is None else pool.without(labeled)
-    return rest if rest.indices else pool
+    """The unlabeled images, without those that are also labeled, unless that leaves none."""
+    pool, labeled = job.data.unlabeled, job.data.labeled
+    rest = None if pool is None or labeled is None else pool.without(labeled)
+    return rest if rest and rest.indices else pool
 
 
 def _shuffled(job: Job, images: Images | None) -> list[int]:

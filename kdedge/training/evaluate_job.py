@@ -61,7 +61,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
     teacher_result = _teacher_result(job, test)
     if teacher_result is not None:
         results["teacher"] = teacher_result
-    labeled = job.data.labeled
+    labeled = None if job.teacher is None else job.data.labeled
     if labeled is not None and labeled.has_labels_of(len(job.classes.names)):
         ridge, _ = ridge_on_labels(job.setup, labeled)
         results["labels_alone"] = measure_accuracy(ridge, test, job.classes, selection="last")
@@ -152,7 +152,7 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
     remedy = f"Change {keys if job.choice.is_closed_form else f'optim.lr, optim.epochs or {keys}'}."
     if trained.only_class is not None:
         problem = f"predicts {trained.only_class!r} for every test image."
-        images = job.data.images or job.data.pool or job.test
+        images = job.data.images or job.test
         assert images is not None  # it was evaluated on test images
         key = images.source.items[images.indices[0]].key
         remedy = f"Look whether images such as {key} are black or of other classes. {remedy}"

@@ -42,26 +42,32 @@ class TrainingData:
     """What a method is trained on.
 
     Attributes:
-        images: training images, with labels if they are trained on with them. None if the method
-            trains nothing, or learns only from pseudo-labels, which each round adds.
-        pool: unlabeled images that the method pseudo-labels in rounds, if it does.
-        labeled: labeled images added to each batch, for a method that learns from both kinds.
+        labeled: images with labels, also with pseudo-labels of a file or a round; None if it learns
+            from none.
+        unlabeled: images without labels; None if it learns from none.
         weights: weights of the images in the loss, if they differ.
         sentences: sentences about each class, for a method that learns from texts.
         hashes: further hashes of the training data, for the key.
     """
 
-    images: Images | None = None
-    pool: Images | None = None
     labeled: Images | None = None
+    unlabeled: Images | None = None
     weights: ImageWeights | None = None
     sentences: Sequence[Sequence[str]] | None = None
     hashes: dict[str, str] = field(default_factory=dict)
 
     @property
-    def labels(self) -> Mapping[int, int] | None:
-        """Position in the source -> label of the training images; None if they have no labels."""
-        return None if self.images is None else self.images.train_labels
+    def images(self) -> Images | None:
+        """The images of an epoch: unlabeled ones, if there are any; labeled ones join each batch.
+
+        None if nothing is trained.
+        """
+        return self.unlabeled or self.labeled
+
+    @property
+    def labels(self) -> Mapping[int, int]:
+        """Position in the source -> label of the labeled images."""
+        return {} if self.labeled is None else self.labeled.train_labels or {}
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class Job:
             n_views=None if self.filler is None else self.filler.store.n_views,
             teacher_features=features,
             weights=self.data.weights,
-            labeled=self.data.labeled,
+            labeled=None if self.data.unlabeled is None else self.data.labeled,
             device=self.device,
             group=setup.workspace.group,
         )
@@ -159,16 +165,15 @@ class Job:
         return self.setup.device
 
     @property
-    def training_images(self) -> Images:
-        """The training images; only for a job that trains something."""
-        assert self.data.images is not None  # a method with parameters was given images
-        return self.data.images
+    def has_rounds(self) -> bool:
+        """Whether its unlabeled images get pseudo-labels in rounds (`training/rounds.py`)."""
+        return self.choice.settings.n_rounds > 0 and self.data.unlabeled is not None
 
     @property
-    def pool(self) -> Images:
-        """The images that get pseudo-labels; only for a method with rounds."""
-        assert self.data.pool is not None
-        return self.data.pool
+    def training_images(self) -> Images:
+        """The images of an epoch; only for a job that trains something."""
+        assert self.data.images is not None
+        return self.data.images
 
     @property
     def selecting_images(self) -> Images | None:
@@ -189,14 +194,11 @@ class Job:
 
     def hashes(self) -> dict[str, str]:
         """Hashes of backbone, class list, images and teacher, by name."""
-        backbone = self.setup.backbone
-        lists = {
-            "image_list": self.data.images,
-            "labeled_list": self.data.labeled,
-            "unlabeled_list": self.data.pool,
-            "validation_list": self.validation,
-            "test_list": self._selecting_test_images,
-        }
+        backbone, data = self.setup.backbone, self.data
+        lists = {"image_list": data.labeled, "unlabeled_list": data.unlabeled}
+        if data.unlabeled is not None and not self.has_rounds:
+            lists = {"image_list": data.unlabeled, "labeled_list": data.labeled}
+        lists |= {"validation_list": self.validation, "test_list": self._selecting_test_images}
         return {
             "backbone": backbone.identity,
             "weights": backbone.weights_hash,

@@ -111,7 +111,7 @@ def label_pool(
     # Deletes only files of these logits, not the folder with the lock of other commands
     for file, _ in filler.store.mapped:
         file.unlink(missing_ok=True)
-    by_position = {pool.indices[label.image]: label.label for label in labels}
+    by_position = {pool.indices[label.row]: label.label for label in labels}
     return LabeledPool(
         path=path,
         method=method,

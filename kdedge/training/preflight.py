@@ -121,7 +121,7 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
         jobs += [job for job in (missing, one_pass_job(student), student) if job is not None]
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
-    return [trial_round(job) if job.data.pool is not None else job for job in jobs]
+    return [trial_round(job) if job.has_rounds else job for job in jobs]
 
 
 def _describe_job(job: Job) -> list[Finding]:

@@ -70,7 +70,7 @@ def train_rounds(
     """
     module = job.method.module
     first_values = {name: value.clone() for name, value in module.state_dict().items()}
-    pool = job.pool
+    pool = job.training_images
     truth = true_labels(job.setup.loaded.recipe, job.classes, pool)
     model: MethodModel = zero_shot_model(job)
     results: list[TrainingSummary] = []
@@ -117,7 +117,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         job: the job of a method that pseudo-labels its pool.
         labels: position in the pool's source -> class.
     """
-    labeled, pseudo = job.data.images, job.pool.labeled_as(labels)
+    labeled, pseudo = job.data.labeled, job.training_images.labeled_as(labels)
     n_labeled = 0 if labeled is None else len(labeled.indices)
     n_items = 0 if labeled is None else len(labeled.source.items)
     settings = _settings(job)
@@ -127,7 +127,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         return settings.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
     images = pseudo if labeled is None else labeled.joined_with(pseudo)
-    data = replace(job.data, images=images, weights=weights, pool=None)
+    data = replace(job.data, labeled=images, unlabeled=None, weights=weights)
     return replace(job, data=data)
 
 
@@ -146,13 +146,13 @@ def trial_labels(job: Job) -> dict[int, int]:
     Raises:
         DataError: the pool has too few images.
     """
-    pool, n_classes = job.pool, len(job.classes.names)
+    pool, n_classes = job.training_images, len(job.classes.names)
     n_images = len(pool.indices)
     spread = np.zeros((n_images, n_classes), dtype=np.float32)
     images = np.arange(n_images)
     spread[images, images % n_classes] = 1.0
     chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
-    return {pool.indices[label.image]: label.label for label in chosen}
+    return {pool.indices[label.row]: label.label for label in chosen}
 
 
 def _settings(job: Job) -> RoundsSettings:
@@ -162,7 +162,7 @@ def _settings(job: Job) -> RoundsSettings:
 
 def _classes_to_label(job: Job) -> range:
     """The classes that get pseudo-labels: classes without labels; all if no labels are used."""
-    return range(len(job.classes.names)) if job.data.images is None else job.classes.without_labels
+    return range(len(job.classes.names)) if job.data.labeled is None else job.classes.without_labels
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
@@ -173,7 +173,7 @@ def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoL
 
 def _label(job: Job, model: MethodModel, folder: RoundFolder, number: int) -> None:
     """Writes a round's pseudo-labels."""
-    pool = job.pool
+    pool = job.training_images
     probabilities = pool_probabilities(model, pool)
     if number == 1:
         warn_of_unpredicted(probabilities, job.classes, among=_classes_to_label(job))

@@ -181,7 +181,7 @@ def _check_processes(job: Job) -> None:
     """
     n_processes = job.setup.workspace.group.world_size
     data, optim = job.data, job.choice.optim
-    if data.pool is not None and n_processes > 1:
+    if job.has_rounds and n_processes > 1:
         raise RecipeError(
             f"{job.choice.name} labels its images in rounds, which needs a single process, but"
             f" {n_processes} were started.\n"
@@ -189,7 +189,7 @@ def _check_processes(job: Job) -> None:
         )
     if data.images is not None:
         check_shares(min(len(data.images.indices), optim.batch_size), n_processes)
-    if data.labeled is not None:
+    if data.unlabeled is not None and data.labeled is not None:
         check_shares(optim.labeled_batch_size or optim.batch_size, n_processes)
 
 
@@ -221,7 +221,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     """Trains the job, if it has anything to train; returns entries of the run's summary."""
     if job.choice.is_closed_form:
         return solve(job)
-    if job.data.pool is not None:
+    if job.has_rounds:
         return train_rounds(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
         return {}
@@ -249,11 +249,9 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
 
 def _write_skipped_images(run: RunFolder, job: Job) -> None:
     """Writes the images that a run skips, with the reasons."""
-    data = job.data
     sources = {
-        "unlabeled" if data.labels is None else "labeled": data.images,
-        **({} if data.labeled is None else {"labeled": data.labeled}),
-        **({} if data.pool is None else {"unlabeled": data.pool}),
+        "labeled": job.data.labeled,
+        "unlabeled": job.data.unlabeled,
         "validation": job.validation,
         "test": job.test,
     }

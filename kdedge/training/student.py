@@ -65,8 +65,8 @@ def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
-    labeled = labeled_data(setup, images).images if setup.choice.data_needs.labels else None
-    return make_job(setup, images, TrainingData(unlabeled, labeled=labeled))
+    labeled = labeled_data(setup, images).labeled if setup.choice.data_needs.labels else None
+    return make_job(setup, images, TrainingData(labeled, unlabeled))
 
 
 def with_teacher(student: Job, teacher: Teacher) -> Job:

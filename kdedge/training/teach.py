@@ -129,25 +129,24 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
         hashes = {**data.hashes, "class_texts": sha256_json(sentences)}
         data = replace(data, sentences=sentences, hashes=hashes)
     job = make_job(setup, images, data)
-    if data.pool is not None:
+    if job.has_rounds:
         trial_labels(job)  # raises an error if the pool has too few images
     return job
 
 
 def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     """The training images, of the kinds that a method declares."""
-    needs, has_rounds = setup.choice.data_needs, setup.choice.settings.n_rounds > 0
-    pool = None
+    needs = setup.choice.data_needs
+    unlabeled = None
     if needs.unlabeled_images:
-        pool = images.require("unlabeled", f"{setup.choice.name} learns from unlabeled images")
+        what = f"{setup.choice.name} learns from unlabeled images"
+        unlabeled = images.require("unlabeled", what)
     if not needs.labels:
-        return TrainingData(pool=pool) if has_rounds else TrainingData(images=pool)
+        return TrainingData(unlabeled=unlabeled)
     data = labeled_data(setup, images)
-    if pool is None or data.images is None:
-        return data
-    if has_rounds:
-        return replace(data, pool=pool.without(data.images))
-    return replace(data, images=pool, labeled=data.images)
+    if setup.choice.settings.n_rounds and unlabeled is not None and data.labeled is not None:
+        unlabeled = unlabeled.without(data.labeled)  # pseudo-labels are for the others
+    return replace(data, unlabeled=unlabeled)
 
 
 def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
@@ -170,7 +169,7 @@ def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
         assert pseudo.train_labels is not None
         hashes = {"pseudo_labels": sha256_json(sorted(pseudo.train_labels.items()))}
         data = TrainingData(labeled.joined_with(pseudo) if labeled else pseudo, hashes=hashes)
-    absent = set(label_of.values()) - set((data.labels or {}).values())
+    absent = set(label_of.values()) - set(data.labels.values())
     if setup.choice.is_closed_form and absent:
         names = [setup.classes.names[setup.train_classes[label]] for label in sorted(absent)]
         raise DataError(

@@ -35,7 +35,7 @@ def reference_accuracies(run: RunFolder, job: Job) -> dict[str, float]:
     """
     if run.references.exists():
         return read_record(dict[str, float], run.references)
-    images = job.data.images
+    images = job.data.labeled
     if images is None or not images.has_labels_of(len(job.classes.names)):
         return {}
     if job.choice.name in ("ridge", "zeroshot"):
@@ -48,12 +48,12 @@ def reference_accuracies(run: RunFolder, job: Job) -> dict[str, float]:
         accuracies["zeroshot"] = _mean_over_classes(job, logits, truth)
         balanced = _mean_over_classes(job, logits - find_offsets(logits, shares), truth)
         parts.append(f"zero-shot CLIP {accuracies['zeroshot']:.1f} %, in balance {balanced:.1f} %")
-    _, percent = ridge_on_labels(job.setup, job.training_images)
+    _, percent = ridge_on_labels(job.setup, images)
     if percent is not None:
         accuracies["ridge"] = percent
         parts.append(f"ridge {percent:.1f} %, each image left out once")
     if parts:
-        n_images = len(job.training_images.indices)
+        n_images = len(images.indices)
         log.info(f"On {n_images} labeled images, mean over classes: {', '.join(parts)}.")
         write_json(run.references, accuracies)
     return accuracies
@@ -76,10 +76,10 @@ def compare_with_references(run: RunFolder, job: Job, model: MethodModel) -> dic
 
 def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
-    labels = job.training_images.train_labels
-    assert labels is not None  # the teacher learns from labels
-    logits = model.logits_of(job.training_images, what="looking at the labeled images")
-    return logits, torch.tensor([labels[i] for i in job.training_images.indices])
+    images, labels = job.data.labeled, job.data.labels
+    assert images is not None  # the teacher learns from labels
+    logits = model.logits_of(images, what="looking at the labeled images")
+    return logits, torch.tensor([labels[i] for i in images.indices])
 
 
 def _mean_over_classes(job: Job, logits: Tensor, labels: Tensor) -> float:

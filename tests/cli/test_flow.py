@@ -340,7 +340,7 @@ def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     killed.write_text(killed.read_text().replace('"finished"', '"running"'))
     Path("runs/tiny/03/eval.json").unlink()
     found = {one["run"]: one for one in json.loads(kdedge("runs", "--json").out)["runs"]}
-    assert [(one["kind"], one["method"], one["status"]) for one in found.values()] == [
+    assert [(one["role"], one["method"], one["status"]) for one in found.values()] == [
         ("teacher", "promptsrc", "finished"),
         ("student", "promptkd", "finished"),
         ("student", "promptkd", "interrupted"),

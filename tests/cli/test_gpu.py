@@ -123,7 +123,7 @@ def test_a_gpu_trains_resumes_and_measures_as_the_cpu_does(
         done = kdedge(*command(name, precision), *options)
         assert done.code == 0, done.err
         records = [x for x in json.loads(done.out).values() if x is not None]
-        (record,) = [x for x in records if x["kind"] != "teacher"]
+        (record,) = [x for x in records if x["role"] != "teacher"]
         return Path(record["path"]), record["evaluation"]
 
     if name in STUDENTS:  # two steps an epoch are enough
@@ -161,7 +161,7 @@ def make_job(name: str, precision: str) -> Job:
     loaded = load_recipe("r.yaml", parse_overrides(texts))
     if name in BASELINES:
         job = baseline_job(with_baseline(loaded, name), workspace)
-        return job if job.data.pool is None else trial_round(job)
+        return trial_round(job) if job.has_rounds else job
     return student_job(loaded, workspace)[0]
 
 

@@ -48,11 +48,11 @@ def job_of(variant: str) -> Job:
 
 def chosen_by(model: Any, job: Job) -> list[tuple[str, str]]:
     """Image and class of the novel classes' most probable images."""
-    pool = job.data.pool
+    pool = job.data.unlabeled
     assert pool is not None
     probabilities = pool_probabilities(model, pool)
     chosen = most_probable(probabilities, PER_CLASS, classes=NOVEL)
-    items = [pool.source.items[pool.indices[one.image]] for one in chosen]
+    items = [pool.source.items[pool.indices[one.row]] for one in chosen]
     return [(item.key, NAMES[one.label]) for item, one in zip(items, chosen, strict=True)]
 
 
@@ -100,13 +100,10 @@ def test_pseudo_labeled_images_weigh_together_as_much_as_the_labeled_ones() -> N
     job = job_of("fpl")
     given = {0: 2, 5: 3, 7: 3}
     both = job_of_round(job, given).data
-    assert job.data.images is not None
-    assert job.data.labels is not None
-    assert both.labels is not None
+    assert job.data.labeled is not None
     assert both.weights is not None
-    assert both.images is not None
     assert (len(job.data.labels), len(both.labels)) == (8, 11)
-    first = len(job.data.images.source.items)
+    first = len(job.data.labeled.source.items)
     assert {i - first: label for i, label in both.labels.items() if i >= first} == given
     batch = [*list(job.data.labels)[:2], first, first + 5, first + 7]
     # CE(labeled) + 8 / 3 CE(pseudo-labeled), each the mean over its part of the batch

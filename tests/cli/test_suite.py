@@ -88,7 +88,7 @@ def evaluations(runs: Path, role: str) -> list[dict[str, Any]]:
     found = {}
     for file in runs.glob("*/*/eval.json"):
         record = json.loads((file.parent / "provenance.json").read_text())
-        if record["kind"] == role:
+        if record["role"] == role:
             found[record["seed"]] = json.loads(file.read_text())
     return [found[seed] for seed in sorted(found)]
 
@@ -367,7 +367,7 @@ def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
 
     def both_beyond(epoch: int) -> bool:
         files = project.glob("runs/tiny/*/provenance.json")
-        students = [file.parent for file in files if '"kind": "student"' in file.read_text()]
+        students = [file.parent for file in files if '"role": "student"' in file.read_text()]
         return len(students) == 2 and min(map(epoch_of, students)) > epoch
 
     process = start(*command)

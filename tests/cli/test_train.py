@@ -60,7 +60,7 @@ def test_every_method_is_trained_on_the_students_backbone_and_measured_alike_aga
 
 def test_the_run_says_what_a_table_needs(kdedge: Run) -> None:
     record = json.loads(kdedge("train", "r.yaml", *options("coop"), "--json").out)["baseline"]
-    assert (record["kind"], record["method"], record["seed"]) == ("baseline", "coop", 1)
+    assert (record["role"], record["method"], record["seed"]) == ("baseline", "coop", 1)
     assert record["settings"]["n_ctx"] == 3
     assert record["summary"]["training"]["steps"] == 4
     assert set(record["evaluation"]) == {"baseline", "zeroshot"}

@@ -64,7 +64,7 @@ def test_the_most_probable_are_chosen_as_from_all_pairs_sorted(
         return
     chosen = most_probable(table, per_class, classes=classes)
     assert chosen == all_pairs_sorted(table, per_class, classes)
-    assert len({one.image for one in chosen}) == len(chosen) == per_class * len(classes)
+    assert len({one.row for one in chosen}) == len(chosen) == per_class * len(classes)
 
 
 @given(tables(), st.integers(1, 4))
@@ -79,7 +79,7 @@ def test_the_predicted_are_chosen_as_one_by_one(table: Any, per_class: int) -> N
 
 def test_a_class_that_no_image_is_predicted_as_has_its_most_probable_images_or_none() -> None:
     table = softmax([[3, 0, 0], [2, 1, 0], [0, 0, 3], [0, 0, 2]])
-    assert [one.image for one in most_probable(table, 1, classes=[1])] == [1]
+    assert [one.row for one in most_probable(table, 1, classes=[1])] == [1]
     assert {one.label for one in most_confident_predicted(table, 4)} == {0, 2}
 
 

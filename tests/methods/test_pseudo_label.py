@@ -102,7 +102,7 @@ def test_one_class_without_labels_is_enough() -> None:
     table = np.random.default_rng(0).dirichlet([1, 1], 5).astype(np.float32)
     settings = pseudo_label.Settings(variant="fpl", per_class=2)
     chosen = settings.choose_labels(table, round_number=1, classes=[1])
-    assert [one.image for one in chosen] == np.argsort(-table[:, 1])[:2].tolist()
+    assert [one.row for one in chosen] == np.argsort(-table[:, 1])[:2].tolist()
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_a_backbone_is_that_of_the_runs_own_part_of_the_recipe(make_run: MakeRun
     )
     assert facts(run)["backbone"].startswith("ViT-B-16")
     record = json.loads(run.provenance.read_text())
-    run.provenance.write_text(json.dumps({**record, "kind": "teacher"}))
+    run.provenance.write_text(json.dumps({**record, "role": "teacher"}))
     teacher = RunFolder.open(run.path)
     assert facts(teacher)["backbone"].startswith("ViT-L-14")
     # Only a student is exported by itself when nothing is said

@@ -96,11 +96,11 @@ class CoopSet(Benchmark):
         return [file.path for file in self.downloads if not file.has_images]
 
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """See `Benchmark.class_names`."""
+        """The names in the order of the split files' labels."""
         return self._read(root, self.lists).class_names
 
     def list_images(self, root: Path, part: str) -> ImageList:
-        """See `Benchmark.list_images`: in the split file's order."""
+        """The images of a part, in the split file's order."""
         if part not in self.n_images:
             raise DataError(f"{part} is not a part; expected one of {', '.join(self.n_images)}.")
         split = self._read(root, [file.path for file in self.downloads])

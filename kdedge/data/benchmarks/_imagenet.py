@@ -40,7 +40,7 @@ class FolderSet(Benchmark):
     is_numbered: bool = False
 
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """See `Benchmark.class_names`: the classes that have a folder, sorted by WordNet id."""
+        """Names of the classes that have a folder, sorted by WordNet id."""
         folders = dict.fromkeys(self.images.values())
         present = [images for images in folders if exists(root / self.folder / images)]
         if not present:
@@ -48,7 +48,7 @@ class FolderSet(Benchmark):
         return tuple(self._names(root, present[0]).values())
 
     def list_images(self, root: Path, part: str) -> ImageList:
-        """See `Benchmark.list_images`: sorted by path."""
+        """The images of a part, sorted by path."""
         if part not in self.images:
             raise DataError(
                 f"{part} is not a part of {self.name}; expected one of {', '.join(self.images)}."

@@ -82,7 +82,7 @@ class LossSettings(Strict):
         return self.weight
 
     def recorded(self, n_classes: int) -> dict[str, float]:
-        """See `MethodSettings.recorded`; empty unless a loss overrides it."""
+        """Entries of a run's provenance that follow from these settings and C classes."""
         return {}
 
 
