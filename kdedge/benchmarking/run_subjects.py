@@ -157,7 +157,7 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     features = method.forward_features
     tensors = [*method.module.state_dict().values(), *backbone.visual.parameters()]
     cached = []
-    if setup.choice.answers != "own logits":
+    if setup.choice.settings.output != "own logits":
         vectors, scale = method.class_vectors(), method.scale
         cached = [_with_vectors(label, features, vectors, scale, backbone, tensors)]
     if not isinstance(method, TextPromptMethod):

@@ -127,6 +127,7 @@ class Method(promptsrc.Method):
     """ATPrompt on a frozen backbone: PromptSRC with other texts."""
 
     module: AnchoredCLIP
+    half_precision = r"\.context$|^attribute_context$"
     _settings: Settings
 
     def class_texts(self, names: Sequence[str]) -> TokenizedTexts:

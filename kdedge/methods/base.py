@@ -17,6 +17,7 @@ The classes of a method's softmax, `train_classes`, are all classes if
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,34 +39,39 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.runtime.preprocess import Preprocess
 
 EncoderName = Literal["image", "text"]
+Output = Literal["features", "logits", "own logits"]
 
 
 class MethodSettings(Strict):
     """Base class of every method's `Settings`: types are strict, unknown keys are errors."""
 
     @property
+    def output(self) -> Output:
+        """What the method computes for an image.
+
+        `features` become logits as cosines with one vector per class. `logits` are computed by
+        `forward_features`, and the class vectors are unit vectors: such a teacher can only teach
+        students that need no class vectors. `own logits` are computed by `own_logits`, without
+        class vectors: such a method can be trained and evaluated, but neither exported nor a
+        teacher.
+        """
+        return "features"
+
+    @property
     def is_class_specific(self) -> bool:
         """Whether trained tensors belong to single classes; new class names then have none."""
-        return self.gives_logits
+        return self.output == "logits"
 
     @property
     def has_own_class_vectors(self) -> bool:
         """Whether a student needs no class vectors of its teacher, so that any teacher will do."""
-        return self.gives_logits
+        return self.output == "logits"
 
     @property
     def learns_from_labels(self) -> bool:
         """Whether these settings use labels although `METHOD` declares none.
 
         `train_classes` are then the classes that have labels.
-        """
-        return False
-
-    @property
-    def gives_logits(self) -> bool:
-        """Whether the image features are the logits, and the class vectors are unit vectors.
-
-        Such a model can only teach students that need no class vectors.
         """
         return False
 
@@ -355,9 +361,12 @@ class BaseMethod(ABC):
         module: holds exactly the tensors that training changes: parameters and buffers (batch-norm
             statistics). Checkpoints and run folders keep its state dict. The loop calls
             `module.train()` and `.eval()`.
+        half_precision: regular expression of names in `module`: what the paper's code keeps in half
+            precision, by default the context of the first text layer.
     """
 
     module: nn.Module
+    half_precision = r"(^|\.)contexts?$"
 
     def __init__(self, backbone: ImageBackbone, settings: Any, inputs: MethodInputs) -> None:
         self._backbone, self._settings, self._inputs = backbone, settings, inputs
@@ -399,6 +408,11 @@ class BaseMethod(ABC):
         """Name -> parameter for the optimizer, in a fixed order."""
         return dict(self.module.named_parameters())
 
+    def half_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters that the paper's code keeps in half precision."""
+        named = self.trainable_parameters().items()
+        return [parameter for name, parameter in named if re.search(self.half_precision, name)]
+
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
         """One weight per epoch for averaging the trained parameters (they sum to 1), or None."""
         return None
@@ -419,7 +433,7 @@ class BaseMethod(ABC):
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph.
 
-        Called only if `METHOD.why_no_class_vectors` is set.
+        Called only if `settings.output` is `own logits`.
         """
         raise NotImplementedError
 

@@ -24,7 +24,7 @@ from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.balance import class_shares
 from kdedge.data.batch import Batch
-from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, Output, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
 
@@ -32,7 +32,6 @@ METHOD = Declaration(
     label="CLIP-PR",
     paper="arXiv:2212.00784",
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
-    why_no_class_vectors="classifies image features with a network",
     # The authors' code on CIFAR-10, except that one batch here is four of its batches of 128.
     optim=OptimSettings(
         algorithm="adamw",
@@ -58,6 +57,11 @@ class Settings(MethodSettings):
         description="Relative frequency of each class, in any unit, by name: {cat: 3, dog: 1}."
         " Default: all classes are equally frequent.",
     )
+
+    @property
+    def output(self) -> Output:
+        """Logits of the adapter."""
+        return "own logits"
 
     @property
     def is_class_specific(self) -> bool:

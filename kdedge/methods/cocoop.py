@@ -16,7 +16,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, random_linear, text_width
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.methods.base import MethodInputs, MethodSettings
+from kdedge.methods.base import MethodInputs, MethodSettings, Output
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -24,7 +24,6 @@ METHOD = Declaration(
     label="CoCoOp",
     paper="arXiv:2203.05557",
     data_needs=DataNeeds(labels=True),
-    why_no_class_vectors="makes texts for every image",
     # The authors' code, base-to-novel.
     optim=OptimSettings(lr=0.002, epochs=10, batch_size=1),
 )
@@ -41,6 +40,11 @@ class Settings(MethodSettings):
         "a photo of a",
         description="Words whose embeddings initialize the context; N(0, 0.02²) if they are few.",
     )
+
+    @property
+    def output(self) -> Output:
+        """Logits of each image with texts of its own."""
+        return "own logits"
 
 
 class MetaNet(nn.Module):
@@ -82,6 +86,7 @@ class Method(TextPromptMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits but no class vectors."""
 
     module: PromptLearner
+    half_precision = r"^context$|^meta_net\."
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)

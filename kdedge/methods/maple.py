@@ -79,6 +79,7 @@ class Method(TextPromptMethod):
     """MaPLe on a frozen backbone."""
 
     module: CoupledPrompts
+    half_precision = r"\.context$|^couplings\.0\."
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         check_takes_prompts(backbone)

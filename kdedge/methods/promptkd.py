@@ -394,6 +394,7 @@ class Method(BaseMethod):
     """
 
     module: Student
+    half_precision = r"\.context$|^projector\.linear"
 
     def __init__(self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)

@@ -53,9 +53,6 @@ class Declaration:
             (`Batch.clean_images`).
         learns_from_texts: whether it learns from sentences about the classes, a recipe's
             `classes.texts`.
-        why_no_class_vectors: None if its logits are cosines with one vector per class. Else what it
-            does instead, such as "makes texts for every image"; it can be trained and evaluated,
-            but not exported, and it cannot teach.
         optim: its authors' optimizer settings for it as a baseline; None if the recipe's `optim`
             applies.
     """
@@ -67,7 +64,6 @@ class Declaration:
     needs_teacher: bool = False
     needs_clean_images: bool = False
     learns_from_texts: bool = False
-    why_no_class_vectors: str | None = None
     optim: OptimSettings | None = None
 
 

@@ -95,7 +95,7 @@ class MethodModel(ABC):
 
     @property
     def _has_class_vectors(self) -> bool:
-        return self.setup.choice.answers != "own logits"
+        return self.setup.choice.settings.output != "own logits"
 
     @property
     def preprocess(self) -> Preprocess:
@@ -347,7 +347,7 @@ class RunVectors:
                 stored ones.
         """
         names = self.classes.names
-        if self.setup.choice.answers == "own logits":
+        if self.setup.choice.settings.output == "own logits":
             return torch.empty(len(names), 0, device=self.setup.device)
         if self._are_stored:
             position = {name: row for row, name in enumerate(self.stored.class_names)}
@@ -384,7 +384,7 @@ class RunVectors:
     def _are_stored(self) -> bool:
         """Whether every name has a stored vector, or the method has no class vectors."""
         is_known = set(self.classes.names) <= set(self.stored.class_names)
-        return is_known or self.setup.choice.answers == "own logits"
+        return is_known or self.setup.choice.settings.output == "own logits"
 
     @cached_property
     def _teacher(self) -> RunVectors:

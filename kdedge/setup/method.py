@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -31,18 +31,6 @@ class MethodChoice:
     settings: MethodSettings
     optim: OptimSettings
     role: Role
-
-    @property
-    def answers(self) -> Literal["class vectors", "logits", "own logits"]:
-        """What the logits are made from.
-
-        `class vectors`: cosines of the image features with one vector per class. `logits`: the
-        features are the logits, and the class vectors are unit vectors. `own logits`: the method
-        computes them in another way, and has no class vectors.
-        """
-        if self.module.METHOD.why_no_class_vectors is not None:
-            return "own logits"
-        return "logits" if self.settings.gives_logits else "class vectors"
 
     @property
     def is_closed_form(self) -> bool:
@@ -153,10 +141,9 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
     Raises:
         RecipeError: the method has no class vectors.
     """
-    if choice.answers == "own logits":
+    if choice.settings.output == "own logits":
         raise RecipeError(
-            f"{choice.name} {choice.module.METHOD.why_no_class_vectors}, so it has no class"
-            f" vectors and cannot {use}.\n"
+            f"{choice.name} computes its logits without class vectors, so it cannot {use}.\n"
             "  Choose another method, such as promptsrc. To compare with this one, run"
             f" `kdedge train RECIPE --method {choice.name}`,"
             f" and for its speed `kdedge bench RUN --against {choice.name}`."

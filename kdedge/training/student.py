@@ -15,7 +15,7 @@ from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run, load_teacher
 from kdedge.setup.data import RecipeData
-from kdedge.setup.method import check_needs_no_vectors
+from kdedge.setup.method import check_has_class_vectors, check_needs_no_vectors
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.file_teacher import FileTeacher
@@ -98,9 +98,11 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
     """Checks that a teacher can teach a student.
 
     Raises:
-        RecipeError: the student needs class vectors, but the teacher has none; or the teacher was
-            not trained on every class, or takes larger images.
+        RecipeError: the teacher computes logits of its own; or the student needs class vectors, but
+            the teacher has none; or the teacher was not trained on every class, or takes larger
+            images.
     """
+    check_has_class_vectors(teacher.choice, "teach a student")
     given, needed = student.backbone.preprocess.size_px, teacher.backbone.preprocess.size_px
     # The stored features of a closed-form student are of images in the teacher's own size
     has_own_size = student.choice.is_closed_form and student.loaded.recipe.needed_student().views
@@ -110,10 +112,9 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             f" {given}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    if teacher.choice.answers == "class vectors":
+    if teacher.choice.settings.output == "features":
         return
-    why = teacher.choice.module.METHOD.why_no_class_vectors or "gives logits"
-    check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which {why}")
+    check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
     known = {teacher.classes.names[label] for label in teacher.train_classes}
     unknown = [name for name in student.classes.names if name not in known]
     if unknown:
@@ -190,7 +191,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         seed = view_seed(recipe)
         augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     dim = teacher.setup.backbone.embed_dim
-    if teacher.setup.role == "student" or teacher.setup.choice.answers == "logits":
+    if teacher.setup.role == "student" or teacher.setup.choice.settings.output == "logits":
         dim = teacher.class_vectors().shape[1]
     description = describe_store(
         features_hash=teacher.features_hash,

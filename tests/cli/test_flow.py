@@ -21,7 +21,6 @@ from kdedge.runs.model import load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace, set_up_device
-from kdedge.training.loop.precision import published_in_half
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -455,7 +454,8 @@ def test_the_student_is_that_of_the_epoch_that_is_best_on_test_images(
     # What the public code keeps in half is in half
     model = load_run(RunFolder.open(run), Workspace(Path("runs"), set_up_device("cpu")))
     module: Any = model.method.module
-    for parameter in published_in_half(module):
+    assert model.method.half_parameters()
+    for parameter in model.method.half_parameters():
         assert (parameter == parameter.half().float()).all()
     assert (module.visual_prompts != module.visual_prompts.half().float()).any()
 

@@ -116,13 +116,15 @@ def test_lafter_teaches_a_student(kdedge: Run) -> None:
 
 
 def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run) -> None:
-    reason = "clip_pr classifies image features with a network"
+    reason = "clip_pr computes its logits without class vectors, so it cannot"
     pytest.importorskip("onnx")
     train(kdedge, "clip_pr")
     for command, what in (("export", "be exported"), ("bench", "be measured by itself")):
-        why = f"so it has no class vectors and cannot {what}"
-        kdedge(command, "tiny/01").fails(2, reason, why, "kdedge bench RUN --against clip_pr")
+        kdedge(command, "tiny/01").fails(2, f"{reason} {what}", "bench RUN --against clip_pr")
     assert "kdedge bench" not in kdedge("report", "tiny/01").out
+    ridge = ("--set", "student.method=ridge", "--set", "student.settings={}")
+    done = kdedge("distill", "r.yaml", "--set", "teacher={run: runs/tiny/01}", *ridge)
+    done.fails(2, f"{reason} teach a student")
     shutil.rmtree("runs")
     given = ("--set", "teacher.method=clip_pr", "--set", "teacher.settings={}")
     kdedge("distill", "r.yaml", *given).fails(2, reason)

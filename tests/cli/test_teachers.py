@@ -179,7 +179,7 @@ def test_check_says_what_teaches_and_writes_nothing(kdedge: Any) -> None:
          "was trained on 2 of 4 classes, without 'red fox'"),
         (FILE, ("student.views=2",), None, 2, "student.views needs the image features"),
         ("{method: promptkd, weights: student.pt}", (), None, 2, "needs a teacher itself"),
-        ("{method: cocoop, weights: student.pt}", (), None, 2, "makes texts for every image"),
+        ("{method: cocoop, weights: student.pt}", (), None, 2, "cocoop computes its logits"),
         ("{run: nowhere}", (), None, 3, r"teacher\.run cannot be read: there is no folder"),
         (FILE, (), "rm", 3, r"teacher\.file cannot be read: there is no file"),
         (FILE, (), "image,cat,dog,wolf", 3, 'Not in the class list: "wolf"'),

@@ -89,11 +89,11 @@ def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
 
 
 @pytest.mark.parametrize("name", ["cocoop", "clip_pr"])
-def test_a_method_without_class_vectors_says_why_and_has_logits_of_its_own(
+def test_a_method_without_class_vectors_says_so_and_has_logits_of_its_own(
     name: str, build: Callable[..., Any]
 ) -> None:
     method = build(name)
-    assert load_method(name).METHOD.why_no_class_vectors
+    assert load_method(name).Settings().output == "own logits"
     assert method.class_vectors().shape == (4, 0)
     logits = method.own_logits(images())
     assert (logits.shape, logits.requires_grad) == ((4, 4), False)

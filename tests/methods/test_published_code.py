@@ -12,7 +12,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.data.batch import Batch
-from kdedge.training.loop.precision import MixedPrecision, published_in_half
+from kdedge.training.loop.precision import MixedPrecision
 
 Build = Callable[..., Any]
 
@@ -46,9 +46,9 @@ IN_HALF: dict[str, set[str]] = {
 
 @pytest.mark.parametrize("name", IN_HALF)
 def test_in_half_precision_is_what_the_public_code_keeps_in_it(name: str, build: Build) -> None:
-    module = build(name).module
-    names = {id(parameter): own for own, parameter in module.named_parameters()}
-    assert {names[id(parameter)] for parameter in published_in_half(module)} == IN_HALF[name]
+    method = build(name)
+    names = {id(parameter): own for own, parameter in method.module.named_parameters()}
+    assert {names[id(parameter)] for parameter in method.half_parameters()} == IN_HALF[name]
 
 
 def test_in_half_precision_products_are_rounded_and_prompts_and_sums_are_not(
@@ -67,7 +67,7 @@ def test_in_half_precision_products_are_rounded_and_prompts_and_sums_are_not(
         if name.endswith(ending)
     ]
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
-    precision = MixedPrecision("fp16-unscaled", torch.device("cpu"), method.module)
+    precision = MixedPrecision("fp16-unscaled", torch.device("cpu"), method.half_parameters())
     with precision.autocast():
         loss = method.training_step(batch).loss
         logits = method.class_logits(torch.ones(2, tiny_backbone.embed_dim))

@@ -51,7 +51,7 @@ PROBED = "{name: probed, method: promptkd, set: {teacher.method: %s, teacher.set
 def test_a_row_sees_what_its_teacher_sees(plan_of: PlanOf) -> None:
     cell = plan_of(f"{PROBED % 'ridge'}, coop").of("tiny", "probed")[0]
     assert (cell.command, cell.sees.labels) == ("distill", True)
-    with pytest.raises(RecipeError, match="makes texts for every image"):
+    with pytest.raises(RecipeError, match="cocoop computes its logits without class vectors"):
         plan_of(PROBED % "cocoop")
 
 

@@ -87,7 +87,8 @@ HALVED = {"context", *(f"{name}.{part}" for name in LINEARS for part in ("weight
 def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> None:
     module = Trained()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    precision = MixedPrecision("fp16-unscaled", CPU, module)
+    halved = [parameter for name, parameter in module.named_parameters() if name in HALVED]
+    precision = MixedPrecision("fp16-unscaled", CPU, halved)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.3, momentum=0.9, weight_decay=5e-4)
     state: dict[str, torch.Tensor] = {}
     for step in range(3):
@@ -112,7 +113,7 @@ def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> Non
 def test_an_update_below_half_a_unit_in_the_last_place_is_lost_as_there() -> None:
     module = nn.Module()
     module.context = nn.Parameter(torch.ones(1))
-    precision = MixedPrecision("fp16-unscaled", CPU, module)
+    precision = MixedPrecision("fp16-unscaled", CPU, [module.context])
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-5)
     for _ in range(100):
         module.context.grad = torch.ones(1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,6 @@ from torch import Tensor, nn
 from kdedge.config.optim_spec import TrainingPrecision
 from kdedge.errors import SetupError
 
-_PUBLISHED_IN_HALF = re.compile(
-    r"(^|\.)(context|contexts|attribute_context)$|^projector\.linear|^meta_net\.|^couplings\.0\."
-)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch.float16}
 # Loss scale of the first step, and steps without overflow after which it doubles, as in torch
 _FIRST_SCALE, _GROWTH_INTERVAL = 2.0**16, 2000
@@ -35,15 +31,18 @@ class MixedPrecision:
     Args:
         name: format of matrix products and convolutions.
         device: device of the model.
-        module: the module with the trained parameters; fp16-unscaled rounds them before the first
-            step.
+        half_parameters: what fp16-unscaled rounds to half precision, before the first step and
+            after each one.
 
     Raises:
         SetupError: this device does not support the format.
     """
 
     def __init__(
-        self, name: TrainingPrecision, device: torch.device, module: nn.Module | None = None
+        self,
+        name: TrainingPrecision,
+        device: torch.device,
+        half_parameters: Sequence[nn.Parameter] = (),
     ) -> None:
         self._dtype = _DTYPES.get(name)
         self._device = device
@@ -56,8 +55,7 @@ class MixedPrecision:
                 )
         self._is_scaled = name == "fp16"
         self._scale, self._n_finite = _FIRST_SCALE if self._is_scaled else 1.0, 0
-        is_rounded = name == "fp16-unscaled"
-        self._rounded = published_in_half(module) if is_rounded and module is not None else []
+        self._rounded = half_parameters if name == "fp16-unscaled" else ()
         _round(self._rounded)
 
     def autocast(self) -> torch.autocast:
@@ -111,15 +109,6 @@ class MixedPrecision:
         """Restores the state returned by `state_dict`."""
         if self._is_scaled:
             self._scale, self._n_finite = float(state["scale"]), int(state["n_finite"])
-
-
-def published_in_half(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters that the papers' code keeps in half precision.
-
-    These are the contexts of the first text layer, the linear layers of PromptKD's projector and of
-    CoCoOp's meta-net, and MaPLe's first coupling. The papers' code keeps the others in float32.
-    """
-    return [p for name, p in module.named_parameters() if _PUBLISHED_IN_HALF.search(name)]
 
 
 @torch.no_grad()

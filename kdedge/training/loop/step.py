@@ -46,7 +46,7 @@ class Stepper:
         self.optimizer = make_optimizer(
             self.parameters.values(), settings, lr_factors(method, settings)
         )
-        self.precision = MixedPrecision(settings.precision, device, method.module)
+        self.precision = MixedPrecision(settings.precision, device, method.half_parameters())
         self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch
         self._method, self._settings, self._device = method, settings, device
         self._group = group
