@@ -66,10 +66,14 @@ class ModelSpec(Strict):
     def _check(self) -> ModelSpec:
         if self.backbone is not None and self.config is not None:
             raise ValueError("has backbone and config; remove one of them")
-        is_given = any(getattr(self, key, None) is not None for key in ("run", "file"))
-        if not is_given and self.backbone is None and self.config is None and self.weights is None:
+        if self.is_trained and (self.backbone, self.config, self.weights) == (None, None, None):
             raise ValueError("needs backbone, config, or weights that tell the model's sizes")
         return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this recipe trains the model."""
+        return True
 
 
 class TeacherSpec(ModelSpec):

@@ -35,11 +35,11 @@ def evaluate_run(
     Raises:
         RecipeError: the run is not finished, or its recipe has neither kind of images.
     """
-    recipe, trained_on = load_recipe(run.recipe, overrides).recipe, load_recipe(run.recipe).recipe
+    recipe = load_recipe(run.recipe, overrides).recipe
     classes = load_classes(recipe)
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
     if recipe.data.test is None and recipe.data.unlabeled is not None:
-        is_new = trained_on.data.unlabeled != recipe.data.unlabeled
+        is_new = model.own_recipe.data.unlabeled != recipe.data.unlabeled
         if is_new:  # no image of it is a training image, so none needs to be held out
             spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
             data_spec = recipe.data.model_copy(update={"unlabeled": spec})

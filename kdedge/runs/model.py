@@ -215,13 +215,14 @@ class RunModel(MethodModel):
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
         loaded: its recipe with overrides, for measuring and exporting.
+        own_recipe: its recipe without overrides.
         vectors: its class vectors for `classes`.
         classes: the class list of its logits.
     """
 
-    def __init__(self, loaded: LoadedRecipe, vectors: RunVectors) -> None:
+    def __init__(self, loaded: LoadedRecipe, own_recipe: Recipe, vectors: RunVectors) -> None:
         super().__init__(vectors.setup)
-        self.loaded, self.vectors = loaded, vectors
+        self.loaded, self.own_recipe, self.vectors = loaded, own_recipe, vectors
         self.run, self.classes = vectors.run, vectors.classes
 
     @property
@@ -463,7 +464,8 @@ def load_run(
             " trains separate tensors for each class.\n"
             f"  Use names among its {len(trained_classes.names)}, or train again with the new list."
         )
-    return RunModel(loaded, RunVectors(run, setup, classes, stored, trained_hash))
+    vectors = RunVectors(run, setup, classes, stored, trained_hash)
+    return RunModel(loaded, trained.recipe, vectors)
 
 
 def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
@@ -471,8 +473,8 @@ def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
 
     Nothing is said of images or classes that overrides name.
     """
-    now, then = model.loaded.recipe.data.test, load_recipe(model.run.recipe).recipe.data.test
-    is_own = now == then and model.class_names == model.setup.classes.names
+    has_own_images = model.loaded.recipe.data.test == model.own_recipe.data.test
+    is_own = has_own_images and model.class_names == model.setup.classes.names
     measured_on = model.run.read_provenance().measured_on
     if images is not None and is_own and measured_on not in (None, images.list_hash):
         log.warning(

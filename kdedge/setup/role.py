@@ -22,6 +22,7 @@ from kdedge.methods.base import BaseMethod, MethodInputs, Teacher
 from kdedge.methods.registry import DataNeeds
 from kdedge.records.evaluation import Role
 from kdedge.setup.classes import Classes, load_classes
+from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, choose_method, model_spec
 from kdedge.setup.workspace import Workspace
 
@@ -57,6 +58,11 @@ class RoleSetup:
         if self.choice.settings.learns_from_labels:
             return self.classes.trained_by(DataNeeds(labels=True))
         return self.classes.trained_by(self.choice.data_needs)
+
+    @property
+    def data(self) -> RecipeData:
+        """Reads its recipe's images."""
+        return RecipeData(self.loaded.recipe, self.classes, self.workspace)
 
     def load_backbone(self) -> ImageBackbone:
         """Builds the backbone, or returns the one that the workspace has built."""

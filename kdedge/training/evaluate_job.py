@@ -24,7 +24,6 @@ from kdedge.runs.measure import (
 )
 from kdedge.runs.model import LiveModel, MethodModel, RunModel
 from kdedge.runs.results import Evaluations, read_balance, stored_details, stored_evaluation
-from kdedge.setup.data import RecipeData
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
 
@@ -99,8 +98,7 @@ def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
     """Evaluates a student on unlabeled images if there are no test images; else None."""
     if job.teacher is None or job.test is not None:
         return None
-    images = RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace)
-    sample = unlabeled_sample(images)
+    sample = unlabeled_sample(job.setup.data)
     if sample is None:
         return None
     return measure_without_labels(model, *sample, teacher=job.teacher)

@@ -28,7 +28,6 @@ from kdedge.runs.balance import check_balance
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import LiveModel, MethodModel, RunModel
 from kdedge.setup.classes import Classes
-from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits
@@ -223,7 +222,7 @@ def zero_shot_model(job: Job) -> MethodModel:
     return LiveModel(setup, setup.build())
 
 
-def make_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
+def make_job(setup: RoleSetup, data: TrainingData) -> Job:
     """The job of a role on its training images, with the images that select an epoch and test it.
 
     Raises:
@@ -231,8 +230,8 @@ def make_job(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Job:
             or the recipe's `balance` is wrong.
         DataError: the validation images have no image of a labeled class.
     """
+    images, selection = setup.data, setup.choice.optim.selection
     check_balance(setup.loaded.recipe, setup.classes, images)
-    selection = setup.choice.optim.selection
     job = Job(setup, data, images.test(selection), images.validation(selection))
     if job.test is not None and job.validation is not None:
         shared = job.validation.shared_with(job.test)

@@ -142,7 +142,7 @@ def _logits_filler(
         dim=len(model.class_names),
         n_views=1,
         dtype=torch.float32,
-        name="Logits",
+        name="Store of logits",
     )
     run = model.run.path.absolute() if isinstance(model, RunModel) else None
     opener = partial(_open_in_worker, loaded, run, model.class_names, workspace.root.absolute())

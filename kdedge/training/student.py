@@ -14,7 +14,6 @@ from kdedge.methods.base import Teacher
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run, load_teacher
-from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_has_class_vectors, check_needs_no_vectors
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
@@ -63,10 +62,9 @@ def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
         setups.insert(0, teacher_setup(loaded, workspace))
         _check_teacher_fits(setups[0], setup)
     check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
-    images = RecipeData(loaded.recipe, setup.classes, workspace)
-    unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
-    labeled = labeled_data(setup, images).labeled if setup.choice.data_needs.labels else None
-    return make_job(setup, images, TrainingData(labeled, unlabeled))
+    unlabeled = setup.data.require("unlabeled", "a student learns from unlabeled images")
+    labeled = labeled_data(setup).labeled if setup.choice.data_needs.labels else None
+    return make_job(setup, TrainingData(labeled, unlabeled))
 
 
 def with_teacher(student: Job, teacher: Teacher) -> Job:
@@ -142,7 +140,7 @@ def _file_teacher(file: Path, student: Job) -> FileTeacher:
             " features of a teacher, but the teacher is a file of probabilities.\n"
             "  Leave student.views out."
         )
-    held_out = RecipeData(recipe, setup.classes, setup.workspace).held_out()
+    held_out = setup.data.held_out()
     held_out_indices = () if held_out is None else held_out.indices
     images = student.training_images
     pool = images.only(sorted({*images.indices, *held_out_indices}))

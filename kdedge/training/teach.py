@@ -16,7 +16,6 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
 from kdedge.messages import option, some_of
 from kdedge.methods.registry import load_method
-from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
@@ -121,47 +120,46 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
     """
     check_sizes((setup.loaded, setup.role, setup.backbone.sizes))
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
-    images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
-    data = _training_data(setup, images)
+    data = _training_data(setup)
     file = setup.loaded.recipe.classes.texts
     if file is not None and setup.choice.module.METHOD.learns_from_texts:
         sentences = read_class_texts(file, setup.classes.names)
         hashes = {**data.hashes, "class_texts": sha256_json(sentences)}
         data = replace(data, sentences=sentences, hashes=hashes)
-    job = make_job(setup, images, data)
+    job = make_job(setup, data)
     if job.has_rounds:
         trial_labels(job)  # raises an error if the pool has too few images
     return job
 
 
-def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
+def _training_data(setup: RoleSetup) -> TrainingData:
     """The training images, of the kinds that a method declares."""
     needs = setup.choice.data_needs
     unlabeled = None
     if needs.unlabeled_images:
         what = f"{setup.choice.name} learns from unlabeled images"
-        unlabeled = images.require("unlabeled", what)
+        unlabeled = setup.data.require("unlabeled", what)
     if not needs.labels:
         return TrainingData(unlabeled=unlabeled)
-    data = labeled_data(setup, images)
+    data = labeled_data(setup)
     if setup.choice.settings.n_rounds and unlabeled is not None and data.labeled is not None:
         unlabeled = unlabeled.without(data.labeled)  # pseudo-labels are for the others
     return replace(data, unlabeled=unlabeled)
 
 
-def labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
+def labeled_data(setup: RoleSetup) -> TrainingData:
     """The labeled images, and the images with pseudo-labels of the recipe's file."""
     spec = setup.loaded.recipe.data
     label_of = {label: position for position, label in enumerate(setup.train_classes)}
     labeled = None
     if spec.labeled is not None or spec.pseudo_labels is None:
-        labeled = images.labeled(setup.role)
+        labeled = setup.data.labeled(setup.role)
         labels = {index: label_of[label] for index, label in labeled.class_labels().items()}
         labeled = replace(labeled, train_labels=labels)
     if spec.pseudo_labels is None:
         data = TrainingData(labeled)
     else:
-        pool = images.require("unlabeled", "data.pseudo_labels is of its images")
+        pool = setup.data.require("unlabeled", "data.pseudo_labels is of its images")
         labels = read_pseudo_labels(spec.pseudo_labels, pool, class_names=setup.classes.names)
         pseudo = pool.labeled_as(labels)
         if labeled is not None:

@@ -12,7 +12,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
+from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.provenance import TrainingSummary
 from kdedge.training.loop.optim import learning_rate
@@ -34,17 +34,9 @@ N_CLASSES = 3
 BATCH = 4
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    loss: Tensor
-    scalars: dict[str, Tensor] = field(default_factory=dict)
-
-
-class ToyMethod:
+class ToyMethod(BaseMethod):
     """Linear regression with batch norm and dropout, and noise from every global generator."""
 
-    scale = 10.0
-    needs_teacher = False
     can_split_batches = True
 
     def __init__(
@@ -70,8 +62,8 @@ class ToyMethod:
         loss = loss + 0.1 * (logits * noise).square().mean()
         return StepOutput(loss, {"noise": torch.tensor(noise)})
 
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.module.named_parameters())
+    def class_vectors(self) -> Tensor:
+        raise NotImplementedError
 
     def layers_above(self) -> dict[str, int]:
         return self._layers

@@ -212,10 +212,11 @@ def check_disk_space(store: TeacherStore, missing: Sequence[Chunk]) -> None:
     free = shutil.disk_usage(place).free
     needed = n_crops(missing) * (store.n_bytes // store.n_crops + _ROW_BYTES)
     if free < needed:
+        fewer = ", or lower student.views" if store.n_views > 1 else ""
         raise ResourceError(
-            f"{place} has {readable_bytes(free)} free, and the teacher store still needs"
+            f"{place} has {readable_bytes(free)} free, and the {store.name.lower()} still needs"
             f" {readable_bytes(needed)}.\n"
-            "  Free some space, choose another folder for the runs, or lower student.views."
+            f"  Free some space, or choose another folder for the runs{fewer}."
         )
 
 
