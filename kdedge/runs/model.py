@@ -79,9 +79,14 @@ class MethodModel(ABC):
         return torch.tensor(offsets, device=self.device)
 
     @property
+    def classes(self) -> Classes:
+        """The class list of the logits; a finished run may have another than in training."""
+        return self.setup.classes
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The C classes, in the order of the logits."""
-        return self.setup.classes.names
+        return self.classes.names
 
     @property
     def features_hash(self) -> str:
@@ -217,18 +222,17 @@ class RunModel(MethodModel):
         loaded: its recipe with overrides, for measuring and exporting.
         own_recipe: its recipe without overrides.
         vectors: its class vectors for `classes`.
-        classes: the class list of its logits.
     """
 
     def __init__(self, loaded: LoadedRecipe, own_recipe: Recipe, vectors: RunVectors) -> None:
         super().__init__(vectors.setup)
         self.loaded, self.own_recipe, self.vectors = loaded, own_recipe, vectors
-        self.run, self.classes = vectors.run, vectors.classes
+        self.run = vectors.run
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes of its logits, which may be others than it was trained with."""
-        return self.classes.names
+    def classes(self) -> Classes:
+        """The class list of the logits and of `vectors`."""
+        return self.vectors.classes
 
     @property
     def backbone(self) -> ImageBackbone:
