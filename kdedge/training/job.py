@@ -193,11 +193,13 @@ class Job:
 
     def hashes(self) -> dict[str, str]:
         """Hashes of backbone, class list, images and teacher, by name."""
-        backbone, data = self.setup.backbone, self.data
-        lists = {"image_list": data.labeled, "unlabeled_list": data.unlabeled}
-        if data.unlabeled is not None and not self.has_rounds:
-            lists = {"image_list": data.unlabeled, "labeled_list": data.labeled}
-        lists |= {"validation_list": self.validation, "test_list": self._selecting_test_images}
+        backbone = self.setup.backbone
+        lists = {
+            "labeled_list": self.data.labeled,
+            "unlabeled_list": self.data.unlabeled,
+            "validation_list": self.validation,
+            "test_list": self._selecting_test_images,
+        }
         return {
             "backbone": backbone.identity,
             "weights": backbone.weights_hash,

@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 # Key of a hash of a run -> its input, in the words of messages
 _INPUTS = {
     "class_list": "class names, or another order of them",  # first, as image lists depend on it
-    "image_list": "training images",
     "labeled_list": "labeled images",
     "unlabeled_list": "unlabeled images",
     "validation_list": "validation images",

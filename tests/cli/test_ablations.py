@@ -227,7 +227,7 @@ def test_a_number_of_images_per_class_is_drawn_by_seed_from_a_source_with_labels
         assert done.code == 0, done.err
         run = Path(json.loads(done.out)["student"]["path"])
         records[number] = json.loads((run / "provenance.json").read_text())
-    images = [records[number]["hashes"]["image_list"] for number in range(4)]
+    images = [records[number]["hashes"]["unlabeled_list"] for number in range(4)]
     assert images[0] == images[1]
     assert len(set(images)) == 3
     steps = [records[number]["summary"]["training"]["steps"] for number in range(4)]

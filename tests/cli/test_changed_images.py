@@ -57,7 +57,7 @@ def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(kdedge: Run)
     remove_ten_unlabeled_images()
     done = kdedge("distill", "r.yaml", "--resume")
     assert done.code == 0, done.err
-    assert "was interrupted with different training images.\n" in done.err
+    assert "was interrupted with different unlabeled images.\n" in done.err
     assert Path("runs/tiny/03/student.safetensors").is_file()
 
 

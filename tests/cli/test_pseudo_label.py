@@ -175,7 +175,7 @@ def test_pseudo_labels_alone_are_enough_for_a_closed_form(kdedge: Run) -> None:
     assert write(kdedge).code == 0
     alone = ("--set", f"data.pseudo_labels={LABELS}", "--set", "data.labeled=null")
     record = baseline_record(kdedge, "train", "r.yaml", "--method", "ridge", *alone, *SHORT)
-    assert "image_list" in record["hashes"]
+    assert "labeled_list" in record["hashes"]
 
 
 def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(kdedge: Run) -> None:

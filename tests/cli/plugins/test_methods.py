@@ -71,7 +71,7 @@ def test_it_trains_on_both_and_goes_on_bit_for_bit_after_an_interruption(outside
     steps = [line for line in lines if line.get("kind") != "epoch"]
     assert {(line["n_labeled"], line["n_unlabeled"]) for line in steps} == {(5, 8)}
     record = json.loads((full / "provenance.json").read_text())
-    assert {"image_list", "labeled_list"} <= record["hashes"].keys()
+    assert {"labeled_list", "unlabeled_list"} <= record["hashes"].keys()
 
     # Killed as soon as there is a checkpoint, which is written after almost every step
     often = f"{TRAIN} --set optim.checkpoint_every_s=0.001 --runs others"
@@ -177,4 +177,4 @@ def test_a_student_learns_from_labels_beside_its_teachers_stored_features(
     assert "labeled_loss" in step
     assert step["n_stored"] == 8
     hashes = json.loads((run / "provenance.json").read_text())["hashes"]
-    assert {"image_list", "labeled_list", "teacher_store"} <= hashes.keys()
+    assert {"labeled_list", "unlabeled_list", "teacher_store"} <= hashes.keys()
