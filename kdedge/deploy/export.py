@@ -22,7 +22,7 @@ import torch
 
 from kdedge import __version__
 from kdedge.data.images import Images, spread
-from kdedge.deploy.build import FoldedRun, build_file, with_parity
+from kdedge.deploy.build import ExportInputs, build_file, with_parity
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images, read_pixels
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.known_images import KnownImages, choose_known_images
@@ -62,7 +62,7 @@ N_RANGE_IMAGES = 32
 
 def export_artifact(
     trained: RunModel, *, precisions: Collection[Precision], output: Path | None
-) -> tuple[Artifact, FoldedRun]:
+) -> tuple[Artifact, ExportInputs]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
@@ -104,7 +104,7 @@ def export_artifact(
             )
         writer = _Writer(trained, new.part, pool, reference)
         writer.write(precisions)
-    return dataclasses.replace(writer.artifact, path=new.final), writer.run
+    return dataclasses.replace(writer.artifact, path=new.final), writer.inputs
 
 
 class _Writer:
@@ -112,7 +112,7 @@ class _Writer:
 
     Attributes:
         artifact: the artifact with the files written so far.
-        run: inputs that all targets' files are built from and compared with.
+        inputs: what all targets' files are built from and compared with.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class _Writer:
         model = self._fold()
         self.artifact = self._describe(folder)
         limit = None if self._known is None else self._known.file_limit
-        self.run = FoldedRun(model, reference.compare, file_limit=limit)
+        self.inputs = ExportInputs(model, reference.compare, file_limit=limit)
         size = trained.preprocess.size_px
         self._gmacs = count_gmacs(model, torch.zeros(1, 3, size, size))
         self._trace = functools.partial(
@@ -191,7 +191,9 @@ class _Writer:
         reference = self._reference
         folder = self.artifact.path
         source = folder / onnx_build.FLOAT32.name
-        self._add(onnx_build.FLOAT32, lambda path: self._trace(self.run.model, path), tool="torch")
+        self._add(
+            onnx_build.FLOAT32, lambda path: self._trace(self.inputs.model, path), tool="torch"
+        )
         if self._known is not None:
             listed = self.artifact.with_others(GAUSSIANS_FILE)
             self.artifact = dataclasses.replace(listed, none_of_these=self._known.about)
@@ -201,7 +203,7 @@ class _Writer:
             write_json(folder / CALIBRATION_RECORD, record)
             self.artifact = self.artifact.with_others(CALIBRATION_RECORD)
             images = to_input(ranges.pixels, pixels)
-            self.run = dataclasses.replace(self.run, calibration=images)
+            self.inputs = dataclasses.replace(self.inputs, calibration=images)
         if "fp16" in precisions:
             images = self._range_images()
             self._add(onnx_build.FP16, lambda path: to_fp16(source, path, images=images))
@@ -227,7 +229,7 @@ class _Writer:
         return {
             **classes,
             "normalization": "in graph",
-            "normalized": self.run.model.normalization,
+            "normalized": self.inputs.model.normalization,
             **artifact.input_record(),
             "head": artifact.head,
             "kdedge": __version__,
@@ -236,7 +238,7 @@ class _Writer:
 
     def _add_int8(self, float32: Path, held_out: npt.NDArray[Any]) -> None:
         """Searches for the best INT8 model, and writes its files from float graphs of it."""
-        images = self.run.calibration
+        images = self.inputs.calibration
         gate = self.artifact.gates["agreement"]["int8"]
         assert images is not None
         is_open = self._spec.open_classes
@@ -244,8 +246,8 @@ class _Writer:
         # the search goes on until half-way from the gate to 100 %. Layers in float cost speed, so
         # leaving them ends at a quarter of the way.
         best, record = search(
-            self.run.model,
-            find_sites(load_graph(float32), self.run.model),
+            self.inputs.model,
+            find_sites(load_graph(float32), self.inputs.model),
             torch.from_numpy(images),
             torch.from_numpy(held_out),
             target_percent=(gate + 100) / 2,
@@ -269,8 +271,8 @@ class _Writer:
 
     def _range_images(self) -> npt.NDArray[Any]:
         """A few images as graph inputs, from the calibration set if there is one."""
-        if self.run.calibration is not None:
-            return self.run.calibration[:N_RANGE_IMAGES]
+        if self.inputs.calibration is not None:
+            return self.inputs.calibration[:N_RANGE_IMAGES]
         if self._pool is not None and self._free:
             some = [self._free[i] for i in spread(len(self._free), N_RANGE_IMAGES)]
             pixels = read_pixels(self._pool.source, some, self.artifact.preprocess)
@@ -302,7 +304,7 @@ class _Writer:
         **facts: Any,
     ) -> None:
         """Writes one file, compares it with the unfused model, and lists it with its facts."""
-        model, path = self.run.model, self.artifact.path / file.name
+        model, path = self.inputs.model, self.artifact.path / file.name
 
         def build() -> dict[str, Any]:
             write(path)
@@ -316,4 +318,4 @@ class _Writer:
             }
 
         artifact, entry = build_file(self.artifact, ONNX, file, build)
-        self.artifact = artifact.with_files(with_parity(artifact, ONNX, entry, self.run))
+        self.artifact = artifact.with_files(with_parity(artifact, ONNX, entry, self.inputs))

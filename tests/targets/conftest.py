@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import FoldedRun
+from kdedge.deploy.build import ExportInputs
 from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.backend import to_input
@@ -220,10 +220,10 @@ def block_copy(block_artifact: Artifact, tmp_path: Path) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def block_inputs(block_model: FoldedModel) -> FoldedRun:
+def block_inputs(block_model: FoldedModel) -> ExportInputs:
     """What the export of `block_model`'s run has."""
     images = np.random.default_rng(2).random((8, 3, 32, 32), dtype=np.float32)
-    return FoldedRun(block_model, parity_on_smoke_set, images)
+    return ExportInputs(block_model, parity_on_smoke_set, images)
 
 
 @pytest.fixture(scope="session")
