@@ -283,7 +283,7 @@ def _with_int8(
     minutes: float,
 ) -> Artifact:
     """Searches for the best INT8 model, and writes its files from float graphs of it."""
-    images, gate = inputs.calibration, artifact.gates["agreement"]["int8"]
+    images, gate = inputs.calibration, artifact.gates.agreement["int8"]
     assert images is not None
     is_open = artifact.open_classes is not None
     # The best of several candidates is better on the images that chose it than on other images:

@@ -16,13 +16,13 @@ from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasPath, Field
 
 from kdedge import __version__
 from kdedge.errors import DataError, os_reason
 from kdedge.files import highest_number, read_bytes, sha256_file, sha256_json, write_json
-from kdedge.records.evaluation import ParityResult
-from kdedge.records.record import Percent, Positive, PositiveCount, Record, Sha256, parse_record
+from kdedge.records.evaluation import Gates, ParityResult
+from kdedge.records.record import Positive, PositiveCount, Record, Sha256, parse_record
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import Mean, Preprocess, Side, Std
 
@@ -240,7 +240,7 @@ class Artifact:
         head: `scores`: softmax(logits) gives the scores. `argmax`: logits only rank the classes.
         max_batch: the largest batch that it was made for.
         batch: `dynamic` for batches of 1 to `max_batch`, or the only batch size.
-        gates: required agreement in percent by precision, and `max_drop` in percentage points.
+        gates: what its files must reach against the float32 model.
         files: the model files.
         others: SHA-256 in hex of each other file in the folder, by name.
         provenance: run, versions, seed, settings and hashes of what it was made from.
@@ -258,7 +258,7 @@ class Artifact:
     head: Head
     max_batch: int
     batch: Literal["dynamic"] | int
-    gates: dict[str, Any] = field(default_factory=dict)
+    gates: Gates = field(default_factory=Gates)
     files: tuple[ModelFile, ...] = ()
     others: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -363,7 +363,7 @@ class Artifact:
             **self.input_record(),
             "output": {"name": self.output_name, "head": self.head},
             **{name: record.to_dict() for name, record in optional.items() if record is not None},
-            "gates": self.gates,
+            "gates": self.gates.to_dict(),
             "files": [file.to_dict() for file in self.files],
             "others": self.others,
             "provenance": self.provenance,
@@ -422,7 +422,6 @@ def load_artifact(path: Path) -> Artifact:
     file = folder / ARTIFACT_FILE
     contents = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
     values: dict[str, Any] = {**vars(contents), "path": folder}
-    values["gates"] = contents.gates.model_dump(exclude_unset=True)
     values["preprocess"] = Preprocess(
         **{part.name: values[part.name] for part in dataclasses.fields(Preprocess)}
     )
@@ -444,15 +443,6 @@ def _at(*path: str) -> Any:
     return Field(validation_alias=AliasPath(*path))
 
 
-class _Gates(BaseModel):
-    """Agreement in percent by precision, and drop in points; an artifact may have no gates."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-    agreement: dict[str, Percent] = {}
-    max_drop: Percent = 0
-
-
 @dataclass(frozen=True)
 class _Contents(Record):
     """What is read of `artifact.json`; its other keys tell readers how to prepare an image."""
@@ -461,7 +451,7 @@ class _Contents(Record):
     kdedge: str
     name: str
     class_names: Annotated[tuple[str, ...], AfterValidator(check_recorded_names)]
-    gates: _Gates
+    gates: Gates
     files: tuple[ModelFile, ...]
     others: dict[FileName, Sha256]
     provenance: dict[str, Any]

@@ -18,6 +18,7 @@ import pytest
 from kdedge.deploy.build import build_files
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.registry import find_target
@@ -222,7 +223,7 @@ def with_smoke_set(artifact: Artifact) -> tuple[Artifact, np.ndarray]:
     found = dataclasses.replace(
         artifact,
         others={SMOKE_SET: sha256(artifact.path / SMOKE_SET)},
-        gates={"agreement": {"fp16": 90.0}, "max_drop": 1.0},
+        gates=Gates({"fp16": 90.0}, max_drop=1.0),
     )
     found.save()
     return found, logits

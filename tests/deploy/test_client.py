@@ -16,6 +16,7 @@ from PIL import Image
 import kdedge
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
 from kdedge.errors import DataError, GateError, RecipeError
+from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 
@@ -48,7 +49,7 @@ def artifact(tmp_path: Path) -> Artifact:
     others = {SMOKE_SET: sha256[SMOKE_SET]}
     found = Artifact(
         folder, "tiny", NAMES, preprocess, "float", "scores", 4, "dynamic",
-        files=(file,), others=others, gates={"agreement": {"fp32": 100}, "max_drop": 1},
+        files=(file,), others=others, gates=Gates({"fp32": 100}, max_drop=1),
     )  # fmt: skip
     found.save()
     return found

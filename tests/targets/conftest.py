@@ -13,6 +13,7 @@ import pytest
 
 from kdedge.deploy.build import ExportInputs
 from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
+from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
@@ -158,7 +159,7 @@ def _tiny_artifact(folder: Path, **changes: Any) -> Artifact:
         "head": "scores",
         "max_batch": MAX_BATCH,
         "batch": "dynamic",
-        "gates": {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1},
+        "gates": Gates({"fp32": 100, "fp16": 50, "int8": 50}, max_drop=1),
     }
     return Artifact(path=folder, **{**values, **changes})
 
