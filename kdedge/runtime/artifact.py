@@ -225,8 +225,32 @@ def model_file_at(path: str | Path | None) -> Path | None:
     return path if is_file and artifact_at(path.parent) is not None else None
 
 
-@dataclass(frozen=True, repr=False)
-class Artifact:
+def _at(*path: str) -> Any:
+    """The place of a field in the sections of the file."""
+    return Field(validation_alias=AliasPath(*path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """The fields that an artifact and its `artifact.json` have in the same form."""
+
+    name: str
+    class_names: Annotated[tuple[str, ...], AfterValidator(check_recorded_names)]
+    pixels: Annotated[PixelType, _at("input", "pixels")]
+    head: Annotated[Head, _at("output", "head")]
+    max_batch: Annotated[PositiveCount, _at("input", "max_batch")]
+    batch: Annotated[Literal["dynamic"] | PositiveCount, _at("input", "batch")]
+    gates: Gates = field(default_factory=Gates)
+    files: tuple[ModelFile, ...] = ()
+    others: dict[FileName, Sha256] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    open_classes: OpenClasses | None = None
+    temperature: Temperature | None = None
+    none_of_these: NoneOfThese | None = None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Artifact(_Shared):
     """Content of an artifact, and how an image is classified with it.
 
     Attributes:
@@ -251,20 +275,7 @@ class Artifact:
     """
 
     path: Path
-    name: str
-    class_names: tuple[str, ...]
     preprocess: Preprocess
-    pixels: PixelType
-    head: Head
-    max_batch: int
-    batch: Literal["dynamic"] | int
-    gates: Gates = field(default_factory=Gates)
-    files: tuple[ModelFile, ...] = ()
-    others: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    open_classes: OpenClasses | None = None
-    temperature: Temperature | None = None
-    none_of_these: NoneOfThese | None = None
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path}: {', '.join(file.name for file in self.files)}>"
@@ -421,11 +432,10 @@ def load_artifact(path: Path) -> Artifact:
         )
     file = folder / ARTIFACT_FILE
     contents = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
-    values: dict[str, Any] = {**vars(contents), "path": folder}
-    values["preprocess"] = Preprocess(
-        **{part.name: values[part.name] for part in dataclasses.fields(Preprocess)}
-    )
-    artifact = Artifact(**{part.name: values[part.name] for part in dataclasses.fields(Artifact)})
+    resizing = contents.interpolation, contents.resize_mode
+    preprocess = Preprocess(contents.size_px, contents.mean, contents.std, *resizing)
+    shared = {part.name: getattr(contents, part.name) for part in dataclasses.fields(_Shared)}
+    artifact = Artifact(path=folder, preprocess=preprocess, **shared)
     hashes = artifact.provenance.get("hashes")
     exported = hashes.get("exported_class_list") if isinstance(hashes, dict) else None
     classes = artifact.open_classes
@@ -438,32 +448,15 @@ def load_artifact(path: Path) -> Artifact:
     return artifact
 
 
-def _at(*path: str) -> Any:
-    """The place of a field in the sections of the file."""
-    return Field(validation_alias=AliasPath(*path))
-
-
-@dataclass(frozen=True)
-class _Contents(Record):
+@dataclass(frozen=True, kw_only=True)
+class _Contents(_Shared, Record):
     """What is read of `artifact.json`; its other keys tell readers how to prepare an image."""
 
     format: Annotated[int, Field(ge=ARTIFACT_FORMAT, le=ARTIFACT_FORMAT)]
     kdedge: str
-    name: str
-    class_names: Annotated[tuple[str, ...], AfterValidator(check_recorded_names)]
-    gates: Gates
-    files: tuple[ModelFile, ...]
-    others: dict[FileName, Sha256]
-    provenance: dict[str, Any]
-    pixels: Annotated[PixelType, _at("input", "pixels")]
-    batch: Annotated[Literal["dynamic"] | PositiveCount, _at("input", "batch")]
-    max_batch: Annotated[PositiveCount, _at("input", "max_batch")]
-    head: Annotated[Head, _at("output", "head")]
+    files: tuple[ModelFile, ...] = field()  # without a default: a file has to have it
     size_px: Annotated[Side, _at("preprocess", "size_px")]
     resize_mode: Annotated[Literal["shortest", "squash"], _at("preprocess", "resize_mode")]
     interpolation: Annotated[Literal["bicubic", "bilinear"], _at("preprocess", "interpolation")]
     mean: Annotated[Mean, _at("in_graph", "mean")]
     std: Annotated[Std, _at("in_graph", "std")]
-    open_classes: OpenClasses | None = None
-    temperature: Temperature | None = None
-    none_of_these: NoneOfThese | None = None

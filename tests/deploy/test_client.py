@@ -48,7 +48,8 @@ def artifact(tmp_path: Path) -> Artifact:
     file = ModelFile("model.onnx", "onnx", "fp32", "any", sha256["model.onnx"], 5)
     others = {SMOKE_SET: sha256[SMOKE_SET]}
     found = Artifact(
-        folder, "tiny", NAMES, preprocess, "float", "scores", 4, "dynamic",
+        path=folder, name="tiny", class_names=NAMES, preprocess=preprocess, pixels="float",
+        head="scores", max_batch=4, batch="dynamic",
         files=(file,), others=others, gates=Gates({"fp32": 100}, max_drop=1),
     )  # fmt: skip
     found.save()
