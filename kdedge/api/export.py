@@ -300,6 +300,13 @@ def _from_artifact(path: Path, name: str, request: _Request, wrong: Sequence[str
             f"{name} is an artifact. Name what to build from it: {', '.join(options)},"
             f" {option('--cpu')}, {option('--triton')} DIR or {option('--browser')} DIR."
         )
+    if request.precisions and not (request.targets or request.triton or request.browser):
+        given = " and ".join(option(f"--{precision}") for precision in request.precisions)
+        raise RecipeError(
+            f"{name} is an artifact, from which {option('--cpu')} makes the files of every"
+            f" precision: {given} would change nothing.\n"
+            f"  Leave {given} out, or name the artifact's run instead."
+        )
     return _Export(load_artifact(path), _with_fp16(request.precisions))
 
 
