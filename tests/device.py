@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
 
@@ -118,7 +119,7 @@ def _make_artifact(
         head=head,
         max_batch=max_batch,
         batch=batch or "dynamic",
-        gates={"agreement": {"fp32": 99.9, "fp16": 99.5, "int8": 98.0}, "max_drop": 1.0},
+        gates=Gates({"fp32": 99.9, "fp16": 99.5, "int8": 98.0}, max_drop=1.0),
         files=(entry(model, data=data, gate="passed"),),
         others=others,
         provenance={"seed": 1},

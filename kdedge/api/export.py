@@ -27,7 +27,7 @@ from kdedge.targets.base import Target
 from kdedge.targets.registry import check_precisions, check_utf_8, find_target, list_targets
 
 if TYPE_CHECKING:
-    from kdedge.deploy.build import FoldedRun
+    from kdedge.deploy.build import ExportInputs
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class _Export:
     artifact: Artifact
     precisions: Set[Precision]
     run: RunFolder | None = None
-    inputs: FoldedRun | None = None
+    inputs: ExportInputs | None = None
     names: list[str] = field(default_factory=list)
     failed: list[KdedgeError] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ class _Export:
         if left_out and self.precisions & set(chosen):
             log.info(f"{target.label} has no {' and no '.join(left_out)} files.")
         with self._keeping_errors():
-            self.artifact, names = build_files(self.artifact, target, chosen, run=self.inputs)
+            self.artifact, names = build_files(self.artifact, target, chosen, inputs=self.inputs)
             self.names += names
 
     def _choose_for_cpu(self) -> None:
@@ -112,7 +112,7 @@ class _Export:
         warn_if_busy()
         with self._keeping_errors():
             check_writable(self.artifact.path)
-            self.artifact, missing = add_cpu_files(self.artifact, run=self.inputs)
+            self.artifact, missing = add_cpu_files(self.artifact, inputs=self.inputs)
             choice = fastest_on_cpu(self.artifact, not_tried=missing)
             self.artifact = renew_model_card(keep_choice(self.artifact, choice))
 
@@ -299,6 +299,13 @@ def _from_artifact(path: Path, name: str, request: _Request, wrong: Sequence[str
         raise RecipeError(
             f"{name} is an artifact. Name what to build from it: {', '.join(options)},"
             f" {option('--cpu')}, {option('--triton')} DIR or {option('--browser')} DIR."
+        )
+    if request.precisions and not (request.targets or request.triton or request.browser):
+        given = " and ".join(option(f"--{precision}") for precision in request.precisions)
+        raise RecipeError(
+            f"{name} is an artifact, from which {option('--cpu')} makes the files of every"
+            f" precision: {given} would change nothing.\n"
+            f"  Leave {given} out, or name the artifact's run instead."
         )
     return _Export(load_artifact(path), _with_fp16(request.precisions))
 

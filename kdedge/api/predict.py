@@ -10,7 +10,7 @@ from pathlib import Path
 from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.inputs import AnyPath, InputImage, InputImages, open_inputs, path_list
 from kdedge.api.model import load
-from kdedge.errors import DataError, RecipeError, check_at_least
+from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import (
     Lines,
@@ -18,6 +18,7 @@ from kdedge.inference.lines import (
     Prediction,
     Result,
     UnreadableImage,
+    no_scores,
     shown_classes,
 )
 from kdedge.progress import progress
@@ -49,10 +50,7 @@ class Predictions(Tabled, list[Result]):
             RecipeError: the artifact was exported with the head argmax, which gives no scores.
         """
         if any(prediction.top[0].score_percent is None for prediction in self.classified):
-            raise RecipeError(
-                "The artifact was exported with the head argmax, which gives no scores.\n"
-                "  Export again with the head scores."
-            )
+            raise no_scores("least_certain", "the artifact")
         return heapq.nsmallest(n, self.classified, key=lambda x: x.top[0].score_percent or 0.0)
 
     def to_csv(self) -> str:

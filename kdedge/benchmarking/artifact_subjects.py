@@ -16,7 +16,7 @@ from kdedge.errors import DataError
 from kdedge.records.evaluation import ParityResult
 from kdedge.records.speed import Accuracy, TimedFrom
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages, to_input
+from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages, batch_limits, to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.targets.registry import list_targets, load_file
 
@@ -86,11 +86,7 @@ class LoadedModelFile(LoadedSubject):
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
         self.runtime, _, gpu = backend.describe().removesuffix(" CPU").partition(" GPU ")
         self.gpu = 0 if gpu else None
-        low, high = artifact.batches
-        self.batches = (
-            max(low, backend.batches[0]),
-            high if backend.batches[1] is None else min(high, backend.batches[1]),
-        )
+        self.batches = batch_limits(artifact, backend)
         self.inputs = ("on device", "image file")
         if isinstance(backend, DeviceTimed):
             self.inputs = ("on device", "copied", "image file")

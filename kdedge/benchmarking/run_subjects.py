@@ -155,7 +155,7 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     method.module.requires_grad_(False).eval()
     label = _title(name)
     features = method.forward_features
-    tensors = [*method.module.state_dict().values(), *backbone.visual.parameters()]
+    tensors: list[Tensor] = [*method.module.parameters(), *backbone.visual.parameters()]
     cached = []
     if setup.choice.settings.output != "own logits":
         vectors, scale = method.class_vectors(), method.scale
@@ -193,12 +193,7 @@ def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
 
 def _own_subject(trained: RunModel) -> Subject:
     """Subject of the run's own model, unfused."""
-    modules = trained.method.image_modules()
-    tensors: list[Tensor] = [*modules.visual.parameters()]
-    if modules.visual_prompts is not None:
-        tensors.append(modules.visual_prompts)
-    if isinstance(modules.projector, nn.Module):
-        tensors += modules.projector.state_dict().values()
+    tensors = trained.method.image_modules().parameters()
     label = _title(trained.setup.choice.name)
     if trained.run.role != "baseline":
         label = f"{trained.run.role}, {label}"
@@ -254,7 +249,7 @@ def _subject(
         label: the method's label.
         logits: [B, 3, H, W] -> [B, C].
         backbone: the model's backbone.
-        tensors: parameters and buffers that it needs.
+        tensors: parameters that it needs, class vectors among them.
         gmacs: GMACs per image, and additional GMACs per call; None to count them.
         is_paper: whether the model encodes the class texts with every batch.
     """

@@ -47,7 +47,7 @@ def sizes(named: Sequence[NamedRow]) -> Table:
         ]
         for label, row in named
     ]
-    title = "Million parameters, MB of the file, MiB of memory and work for one image"
+    title = "Million parameters for a prediction; MB of file, MiB of memory, work per image"
     return Table(title, ["model", "M par.", "MB", "MiB", "GMACs", "GFLOPs"], rows)
 
 

@@ -199,13 +199,12 @@ def _timed_table(artifact: Artifact, choice: CpuChoice) -> str:
     rows = []
     for timed in choice.candidates:
         file = artifact.file(timed.file)
-        parity, time = file.parity, timed.time
+        parity = file.parity
         agreement = timed.agreement_percent if parity is None else parity.agreement_percent
         rows.append([
             timed.file, (timed.runtime or "-").partition(" ")[0], figure(file.n_bytes, 1e6),
             percent(agreement), percent(None if parity is None else parity.accuracy_percent),
-            "-" if time is None else figure(time.p50_ms), percent(timed.speedup),
-            "chosen" if timed.file == choice.file else timed.out or "",
+            *choice.outcome(timed),
         ])  # fmt: skip
     header = ["file", "runtime", "MB", "agreement %", "accuracy %", "ms", "speedup", "result"]
     text = f"{choice.machine}, {images_text(choice.batch)} per call:\n"

@@ -35,6 +35,7 @@ from kdedge.inference.lines import (
     UnreadableImage,
     best_name,
     column_widths,
+    no_scores,
     shown_classes,
 )
 from kdedge.inference.pictures import PictureFolder
@@ -129,10 +130,7 @@ def command(
         inputs = open_inputs(paths, every=every)
         needs_scores = min_score is not None or uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
-            raise click.UsageError(
-                f"{'--min-score' if uncertain is None else '--uncertain'}: {artifact} was exported"
-                " with --head argmax, which gives no scores. Export again with --head scores."
-            )
+            raise no_scores("--min-score" if uncertain is None else "--uncertain", artifact)
         path = classifier.artifact.path / classifier.file.name
         log.info(f"Using {path} on {classifier.backend.describe()}.")
         write = click.echo if output is None else stack.enter_context(_new_lines(output))

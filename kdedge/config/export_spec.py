@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from kdedge.config.fields import Distinct, PercentText, Strict, percent_value
+from kdedge.records.evaluation import Gates
 
 MAX_BATCH = 1024
 
@@ -133,7 +134,6 @@ class GatesSpec(Strict):
         " One image is never too many. Checked if there are labeled test images.",
     )
 
-    def as_record(self) -> dict[str, Any]:
-        """Returns the numbers: agreement in percent by precision, max_drop in points."""
-        agreement = {name: percent_value(text) for name, text in self.agreement}
-        return {"agreement": agreement, "max_drop": self.max_drop}
+    def as_record(self) -> Gates:
+        """Returns the gates as numbers."""
+        return Gates({name: percent_value(text) for name, text in self.agreement}, self.max_drop)

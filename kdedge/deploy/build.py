@@ -49,11 +49,11 @@ _NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabel
 
 
 @dataclass(frozen=True)
-class FoldedRun:
-    """A run's folded model, and what only a run provides: how to compare and calibrate its files.
+class ExportInputs:
+    """Inputs of an export that only a run provides, not its artifact.
 
     Attributes:
-        model: the folded model.
+        model: the run's folded model.
         compare: compares an artifact's loaded file with the unfused model, on all images of the
             comparison.
         calibration: [N, 3, S, S], calibration images in the form of the graph's input; None if no
@@ -69,7 +69,11 @@ class FoldedRun:
 
 
 def build_files(
-    artifact: Artifact, target: Target, precisions: Sequence[Precision], *, run: FoldedRun | None
+    artifact: Artifact,
+    target: Target,
+    precisions: Sequence[Precision],
+    *,
+    inputs: ExportInputs | None,
 ) -> tuple[Artifact, tuple[str, ...]]:
     """Builds a target's missing files, and compares those that can run on this machine.
 
@@ -77,7 +81,7 @@ def build_files(
         artifact: the artifact that gets the files; `artifact.json` is saved after each.
         target: the target. Files of `onnx` are written by `deploy.export`.
         precisions: precisions of the files.
-        run: inputs from the run; None for an artifact that was exported before.
+        inputs: what only a run provides; None for an artifact that was exported before.
 
     Returns:
         The artifact with the files' entries, and the names of the files of these precisions. The
@@ -90,7 +94,7 @@ def build_files(
         ResourceError: memory or disk ran out.
     """
     check_precisions(target, precisions)
-    if target.source == "folded model" and run is None:
+    if target.source == "folded model" and inputs is None:
         raise RecipeError(
             f"{artifact.path} has no folded model, from which {target.label} is built.\n"
             "  Give the run that it was exported from instead of the artifact."
@@ -104,7 +108,7 @@ def build_files(
     names = []
     for precision, source in sources.items():
         file = planned_file(target, precision)
-        artifact = _with_file(artifact, target, file, source, run)
+        artifact = _with_file(artifact, target, file, source, inputs)
         names.append(file.name)
     if artifact != before:
         artifact = renew_model_card(artifact)
@@ -134,7 +138,7 @@ def _with_file(
     target: Target,
     file: PlannedFile,
     source: ModelFile | None,
-    run: FoldedRun | None,
+    inputs: ExportInputs | None,
 ) -> Artifact:
     """Builds a file if it is missing, and compares it if it was not; saves the artifact."""
     entry = _existing_entry(artifact, file.name, source)
@@ -142,27 +146,29 @@ def _with_file(
         request = BuildRequest(
             artifact,
             artifact.path,
-            model=None if run is None else run.model,
+            model=None if inputs is None else inputs.model,
             onnx_path=None if source is None else artifact.checked(source.name),
-            images=run.calibration if run and file.precision == "int8" else None,
+            images=inputs.calibration if inputs and file.precision == "int8" else None,
         )
         build = functools.partial(build_module(target).build, file, request)
         artifact, entry = build_file(artifact, target, file, build, source=source)
         artifact.save()
     if entry.parity is None:
-        measured = _with_parity_if_runnable(artifact, target, entry, run)
+        measured = _with_parity_if_runnable(artifact, target, entry, inputs)
         if measured != entry:
             artifact = artifact.with_files(measured)
             artifact.save()
     return artifact
 
 
-def add_cpu_files(artifact: Artifact, *, run: FoldedRun | None) -> tuple[Artifact, dict[str, str]]:
+def add_cpu_files(
+    artifact: Artifact, *, inputs: ExportInputs | None
+) -> tuple[Artifact, dict[str, str]]:
     """Builds the missing files of every target that has files for CPUs.
 
     Args:
         artifact: the artifact that gets the files; they are built from its ONNX files.
-        run: inputs from the run; None for an artifact that was exported before.
+        inputs: what only a run provides; None for an artifact that was exported before.
 
     Returns:
         The artifact; and the missing files, as target and precision -> the reason.
@@ -172,6 +178,7 @@ def add_cpu_files(artifact: Artifact, *, run: FoldedRun | None) -> tuple[Artifac
     """
     missing: dict[str, str] = {}
     present = {(f.target, f.precision) for f in artifact.files if f.device != "gpu"}
+    has_no_images = inputs is not None and inputs.calibration is None
     for target in list_targets():
         needs_run = target.source == "folded model"
         for precision in target.cpu_precisions:
@@ -179,15 +186,15 @@ def add_cpu_files(artifact: Artifact, *, run: FoldedRun | None) -> tuple[Artifac
             if needs_run and (target.name, precision) in present:
                 continue
             what = f"{target.label} {precision}"
-            if needs_run and run is not None and run.calibration is None and precision == "int8":
+            if needs_run and has_no_images and precision == "int8":
                 missing[what] = _NO_IMAGES
                 continue
             try:
                 check_can_build(target)
-                if needs_run and run is None:
+                if needs_run and inputs is None:
                     missing[what] = _NEEDS_RUN
                     continue
-                artifact, _ = build_files(artifact, target, [precision], run=run)
+                artifact, _ = build_files(artifact, target, [precision], inputs=inputs)
             except (MissingPackage, BackendUnavailable):
                 missing[what] = "not installed; kdedge doctor says how to"
             except (DataError, RecipeError, SetupError) as error:
@@ -295,7 +302,7 @@ def build_file(
 
 
 def with_parity(
-    artifact: Artifact, target: Target, entry: ModelFile, run: FoldedRun | None
+    artifact: Artifact, target: Target, entry: ModelFile, inputs: ExportInputs | None
 ) -> ModelFile:
     """Returns a file's entry with its parity, its gate and its "none of these" limit.
 
@@ -307,10 +314,10 @@ def with_parity(
     else:
         module: Any = build_module(target)
         backend = with_classes(artifact, module.load(artifact.checked(entry.name), artifact))
-    compare = parity_on_smoke_set if run is None else run.compare
+    compare = parity_on_smoke_set if inputs is None else inputs.compare
     with contextlib.closing(backend), working(f"comparing {entry.name}"):
         parity = compare(artifact, backend)
-        fit = None if run is None else run.file_limit
+        fit = None if inputs is None else inputs.file_limit
         limit = None if fit is None else fit(artifact, entry, backend)
     missed = failed_gates(parity, entry.precision, artifact.gates)
     gate: Gate = "missed" if missed else "passed"
@@ -318,7 +325,7 @@ def with_parity(
 
 
 def _with_parity_if_runnable(
-    artifact: Artifact, target: Target, entry: ModelFile, run: FoldedRun | None
+    artifact: Artifact, target: Target, entry: ModelFile, inputs: ExportInputs | None
 ) -> ModelFile:
     """Returns the entry with its parity and gate; unchanged if this machine cannot run the file."""
     level = logging.INFO  # if only the package or the device is missing
@@ -327,7 +334,7 @@ def _with_parity_if_runnable(
     try:
         check_can_run(target)
         level = logging.WARNING
-        return with_parity(artifact, target, entry, run)
+        return with_parity(artifact, target, entry, inputs)
     except SetupError as error:
         log.log(level, f"{entry.name} is not compared with the model: {error}")
         return entry

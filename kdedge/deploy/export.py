@@ -12,20 +12,22 @@ import dataclasses
 import functools
 import logging
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from kdedge import __version__
 from kdedge.data.images import Images, spread
-from kdedge.deploy.build import FoldedRun, build_file, with_parity
+from kdedge.deploy.build import ExportInputs, build_file, with_parity
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images, read_pixels
 from kdedge.deploy.classes import write_classes
-from kdedge.deploy.known_images import KnownImages, choose_known_images
+from kdedge.deploy.known_images import choose_known_images
 from kdedge.deploy.model_card import with_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Float32Reference, run_reference
@@ -62,7 +64,7 @@ N_RANGE_IMAGES = 32
 
 def export_artifact(
     trained: RunModel, *, precisions: Collection[Precision], output: Path | None
-) -> tuple[Artifact, FoldedRun]:
+) -> tuple[Artifact, ExportInputs]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
@@ -102,218 +104,208 @@ def export_artifact(
                 "  Look whether these images are black or all the same, then at the training"
                 " images."
             )
-        writer = _Writer(trained, new.part, pool, reference)
-        writer.write(precisions)
-    return dataclasses.replace(writer.artifact, path=new.final), writer.run
+        artifact, inputs = _write_files(trained, new.part, pool, reference, precisions)
+    return dataclasses.replace(artifact, path=new.final), inputs
 
 
-class _Writer:
-    """Writes and compares the files of an artifact.
+def _write_files(
+    trained: RunModel,
+    folder: Path,
+    pool: Images | None,
+    reference: Float32Reference,
+    precisions: Collection[Precision],
+) -> tuple[Artifact, ExportInputs]:
+    """Writes and compares all files, and writes `artifact.json` last."""
+    spec, size = trained.loaded.recipe.export, trained.preprocess.size_px
+    compared = reference.digests
+    known = choose_known_images(trained, pool, spec.none_of_these, exclude_digests=compared)
+    used = compared if known is None else compared | known.digests
+    unused = pool and pool.only([i for i in pool.indices if pool.digests[i] not in used])
+    model = _fold(trained, reference)
+    artifact = _without_files(trained, reference, folder)
+    inputs = ExportInputs(
+        model, reference.compare, file_limit=None if known is None else known.file_limit
+    )
+    gmacs = count_gmacs(model, torch.zeros(1, 3, size, size))
+    trace = functools.partial(
+        write_onnx,
+        size_px=size,
+        batch=spec.batch,
+        max_batch=spec.max_batch,
+        external_data=spec.external_data,
+        metadata=_metadata(artifact, model),
+        tracer=Tracer(),
+    )
+    facts = {
+        "normalized": model.normalization,
+        "gmacs": gmacs,
+        "parameters": sum(values.numel() for values in model.state_dict().values()),
+    }
+    by_torch = {"tool": "torch", "version": version("torch"), **facts}
+    by_kdedge = {"tool": "kdedge", "version": __version__, **facts}
+    float32 = folder / onnx_build.FLOAT32.name
+    write = functools.partial(trace, model)
+    artifact = _with_file(artifact, onnx_build.FLOAT32, write, inputs, by_torch)
+    if known is not None:
+        listed = artifact.with_others(GAUSSIANS_FILE)
+        artifact = dataclasses.replace(listed, none_of_these=known.about)
+    if "int8" in precisions:
+        assert unused is not None  # checked before anything was written
+        ranges, held_out = _calibration_set(trained, artifact, unused).hold_out(N_HELD_OUT)
+        record = {**ranges.record(), "held_out": held_out.record()}
+        write_json(folder / CALIBRATION_RECORD, record)
+        artifact = artifact.with_others(CALIBRATION_RECORD)
+        inputs = dataclasses.replace(inputs, calibration=to_input(ranges.pixels, spec.pixels))
+    if "fp16" in precisions:
+        images = inputs.calibration
+        if images is None:
+            images = to_input(_range_pixels(trained, unused, reference), spec.pixels)
+        write = functools.partial(to_fp16, float32, images=images[:N_RANGE_IMAGES])
+        artifact = _with_file(artifact, onnx_build.FP16, write, inputs, by_kdedge)
+    if "int8" in precisions:
+        choosing = to_input(held_out.pixels, spec.pixels)
+        artifact = _with_int8(artifact, inputs, choosing, trace, by_kdedge, spec.int8_minutes)
+    shown, name = reference.smoke_set, artifact.output_name
+    write_smoke_set(folder / SMOKE_SET, shown.pixels, shown.logits, shown.images, output_name=name)
+    provenance = {**artifact.provenance, "gflops": {"folded": 2 * gmacs}}  # not in file metadata
+    listed = artifact.with_others(SMOKE_SET)
+    artifact = with_model_card(dataclasses.replace(listed, provenance=provenance))
+    artifact.save()
+    return artifact, inputs
 
-    Attributes:
-        artifact: the artifact with the files written so far.
-        run: inputs that all targets' files are built from and compared with.
-    """
 
-    def __init__(
-        self, trained: RunModel, folder: Path, pool: Images | None, reference: Float32Reference
-    ) -> None:
-        self._trained, self._spec = trained, trained.loaded.recipe.export
-        self._pool, self._reference = pool, reference
-        self._known, self._free = self._draw_images()
-        model = self._fold()
-        self.artifact = self._describe(folder)
-        limit = None if self._known is None else self._known.file_limit
-        self.run = FoldedRun(model, reference.compare, file_limit=limit)
-        size = trained.preprocess.size_px
-        self._gmacs = count_gmacs(model, torch.zeros(1, 3, size, size))
-        self._trace = functools.partial(
-            write_onnx,
-            size_px=size,
-            batch=self._spec.batch,
-            max_batch=self._spec.max_batch,
-            external_data=self._spec.external_data,
-            metadata=self._metadata(),
-            tracer=Tracer(),
-        )
+def _fold(trained: RunModel, reference: Float32Reference) -> FoldedModel:
+    """The trained model as one plain graph."""
+    spec = trained.loaded.recipe.export
+    request = FoldRequest(
+        trained.class_vectors().cpu(),
+        scale=reference.scale,
+        preprocess=trained.preprocess,
+        head=spec.head,
+        pixels=spec.pixels,
+        open_classes=spec.open_classes,
+        offsets=reference.offsets,
+    )
+    return fold(trained.method.image_modules(), request)
 
-    def _draw_images(self) -> tuple[KnownImages | None, list[int]]:
-        """The images for "none of these", and the unlabeled ones that are not used for anything."""
-        pool, compared, share = self._pool, self._reference.digests, self._spec.none_of_these
-        known = choose_known_images(self._trained, pool, share, exclude_digests=compared)
-        used = compared if known is None else compared | known.digests
-        free = [] if pool is None else [i for i in pool.indices if pool.digests[i] not in used]
-        return known, free
 
-    def _fold(self) -> FoldedModel:
-        """The trained model as one plain graph."""
-        trained, spec, reference = self._trained, self._spec, self._reference
-        request = FoldRequest(
-            trained.class_vectors().cpu(),
-            scale=reference.scale,
-            preprocess=trained.preprocess,
-            head=spec.head,
-            pixels=spec.pixels,
-            open_classes=spec.open_classes,
-            offsets=reference.offsets,
-        )
-        return fold(trained.method.image_modules(), request)
-
-    def _describe(self, folder: Path) -> Artifact:
-        """The artifact without files, except for the class matrix if its classes are open."""
-        trained, spec, reference = self._trained, self._spec, self._reference
-        only = reference.only_class
-        artifact = Artifact(
-            path=folder,
-            name=trained.loaded.recipe.name,
-            class_names=trained.class_names,
-            preprocess=trained.preprocess,
-            pixels=spec.pixels,
-            head=spec.head,
-            max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
-            batch=spec.batch,
-            gates=trained.loaded.recipe.gates.as_record(),
-            provenance={
-                "kdedge": __version__,
-                **trained.provenance(),
-                **({} if only is None else {"predicts_only": trained.class_names[only]}),
-            },
-            temperature=reference.temperature,
-        )
-        if not spec.open_classes:
-            return artifact
-        vectors = reference.vectors(trained.class_vectors().cpu().numpy())
-        return write_classes(artifact, vectors, scale=reference.scale)
-
-    def write(self, precisions: Collection[Precision]) -> None:
-        """Writes all files, and `artifact.json` last."""
-        pixels = self._spec.pixels
-        reference = self._reference
-        folder = self.artifact.path
-        source = folder / onnx_build.FLOAT32.name
-        self._add(onnx_build.FLOAT32, lambda path: self._trace(self.run.model, path), tool="torch")
-        if self._known is not None:
-            listed = self.artifact.with_others(GAUSSIANS_FILE)
-            self.artifact = dataclasses.replace(listed, none_of_these=self._known.about)
-        if "int8" in precisions:
-            ranges, held_out = self._calibration_set().hold_out(N_HELD_OUT)
-            record = {**ranges.record(), "held_out": held_out.record()}
-            write_json(folder / CALIBRATION_RECORD, record)
-            self.artifact = self.artifact.with_others(CALIBRATION_RECORD)
-            images = to_input(ranges.pixels, pixels)
-            self.run = dataclasses.replace(self.run, calibration=images)
-        if "fp16" in precisions:
-            images = self._range_images()
-            self._add(onnx_build.FP16, lambda path: to_fp16(source, path, images=images))
-        if "int8" in precisions:
-            self._add_int8(source, to_input(held_out.pixels, pixels))
-        shown = reference.smoke_set
-        name = self.artifact.output_name
-        write_smoke_set(
-            folder / SMOKE_SET, shown.pixels, shown.logits, shown.images, output_name=name
-        )
-        gflops = {"folded": 2 * self._gmacs}
-        provenance = {**self.artifact.provenance, "gflops": gflops}  # not in file metadata
-        listed = self.artifact.with_others(SMOKE_SET)
-        self.artifact = with_model_card(dataclasses.replace(listed, provenance=provenance))
-        self.artifact.save()
-
-    def _metadata(self) -> dict[str, Any]:
-        """Metadata of an ONNX file, for readers who do not have its artifact."""
-        artifact = self.artifact
-        classes: dict[str, Any] = {"class_names": list(artifact.class_names)}
-        if artifact.open_classes is not None:  # the file next to the graph changes
-            classes = {"classes": "artifact.json has their names, classes.N.npy their vectors"}
-        return {
-            **classes,
-            "normalization": "in graph",
-            "normalized": self.run.model.normalization,
-            **artifact.input_record(),
-            "head": artifact.head,
+def _without_files(trained: RunModel, reference: Float32Reference, folder: Path) -> Artifact:
+    """The artifact without files, except for the class matrix if its classes are open."""
+    spec, only = trained.loaded.recipe.export, reference.only_class
+    artifact = Artifact(
+        path=folder,
+        name=trained.loaded.recipe.name,
+        class_names=trained.class_names,
+        preprocess=trained.preprocess,
+        pixels=spec.pixels,
+        head=spec.head,
+        max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
+        batch=spec.batch,
+        gates=trained.loaded.recipe.gates.as_record(),
+        provenance={
             "kdedge": __version__,
-            "provenance": artifact.provenance,
-        }
+            **trained.provenance(),
+            **({} if only is None else {"predicts_only": trained.class_names[only]}),
+        },
+        temperature=reference.temperature,
+    )
+    if not spec.open_classes:
+        return artifact
+    vectors = reference.vectors(trained.class_vectors().cpu().numpy())
+    return write_classes(artifact, vectors, scale=reference.scale)
 
-    def _add_int8(self, float32: Path, held_out: npt.NDArray[Any]) -> None:
-        """Searches for the best INT8 model, and writes its files from float graphs of it."""
-        images = self.run.calibration
-        gate = self.artifact.gates["agreement"]["int8"]
-        assert images is not None
-        is_open = self._spec.open_classes
-        # The best of several candidates is better on the images that chose it than on other images:
-        # the search goes on until half-way from the gate to 100 %. Layers in float cost speed, so
-        # leaving them ends at a quarter of the way.
-        best, record = search(
-            self.run.model,
-            find_sites(load_graph(float32), self.run.model),
-            torch.from_numpy(images),
-            torch.from_numpy(held_out),
-            target_percent=(gate + 100) / 2,
-            enough_percent=gate + (100 - gate) / 4,
-            minutes=self._spec.int8_minutes,
-            class_matrix=torch.tensor(load_matrix(self.artifact)) if is_open else None,
+
+def _metadata(artifact: Artifact, model: FoldedModel) -> dict[str, Any]:
+    """Metadata of an ONNX file, for readers who do not have its artifact."""
+    classes: dict[str, Any] = {"class_names": list(artifact.class_names)}
+    if artifact.open_classes is not None:  # the file next to the graph changes
+        classes = {"classes": "artifact.json has their names, classes.N.npy their vectors"}
+    return {
+        **classes,
+        "normalization": "in graph",
+        "normalized": model.normalization,
+        **artifact.input_record(),
+        "head": artifact.head,
+        "kdedge": __version__,
+        "provenance": artifact.provenance,
+    }
+
+
+def _with_file(
+    artifact: Artifact,
+    file: PlannedFile,
+    write: Callable[[Path], object],
+    inputs: ExportInputs,
+    facts: Mapping[str, Any],
+) -> Artifact:
+    """Writes one file, compares it with the unfused model, and lists it with the facts."""
+    path = artifact.path / file.name
+
+    def build() -> Mapping[str, Any]:
+        write(path)
+        return facts
+
+    artifact, entry = build_file(artifact, ONNX, file, build)
+    return artifact.with_files(with_parity(artifact, ONNX, entry, inputs))
+
+
+def _calibration_set(trained: RunModel, artifact: Artifact, unused: Images) -> CalibrationSet:
+    """Unlabeled images, spread over the classes that the artifact's float32 file predicts."""
+    recipe = trained.loaded.recipe
+    with contextlib.closing(load_file(artifact, artifact.files[0])) as backend:
+        return choose_calibration_images(
+            unused.source,
+            {index: unused.digests[index] for index in unused.indices},
+            n_images=recipe.export.calibration_images + N_HELD_OUT,
+            seed=recipe.seed,
+            predict=lambda pixels: predict_pixels(backend, pixels, artifact),
+            preprocess=artifact.preprocess,
         )
-        with tempfile.TemporaryDirectory(dir=self.artifact.path, prefix=".int8.") as scratch:
-            graph, exact = Path(scratch) / "model.onnx", Path(scratch) / "exact.onnx"
-            self._trace(best.model, graph)
-            self._add(
-                onnx_build.INT8,
-                lambda path: to_int8(graph, path, calibration=images, layers=best.layers),
-                search=record,
-            )
-            # Centers and corrected biases are for fixed ranges; CPU files compute a range per call
-            self._trace(best.exact, exact)
-            self._add(
-                onnx_build.INT8_CPU, lambda path: to_int8_cpu(exact, path, calibration=images)
-            )
 
-    def _range_images(self) -> npt.NDArray[Any]:
-        """A few images as graph inputs, from the calibration set if there is one."""
-        if self.run.calibration is not None:
-            return self.run.calibration[:N_RANGE_IMAGES]
-        if self._pool is not None and self._free:
-            some = [self._free[i] for i in spread(len(self._free), N_RANGE_IMAGES)]
-            pixels = read_pixels(self._pool.source, some, self.artifact.preprocess)
-        else:  # used for ranges of FP16 only: no choice is made by agreement on them
-            compared = self._reference.outputs.pixels
-            pixels = compared[spread(len(compared), N_RANGE_IMAGES)]
-        return to_input(pixels, self._spec.pixels)
 
-    def _calibration_set(self) -> CalibrationSet:
-        """Unlabeled images, spread over the classes that the float32 file predicts."""
-        pool = self._pool
-        assert pool is not None  # checked before anything was written
-        with contextlib.closing(load_file(self.artifact, self.artifact.files[0])) as backend:
-            return choose_calibration_images(
-                pool.source,
-                {index: pool.digests[index] for index in self._free},
-                n_images=self._spec.calibration_images + N_HELD_OUT,
-                seed=self._trained.loaded.recipe.seed,
-                predict=lambda pixels: predict_pixels(backend, pixels, self.artifact),
-                preprocess=self.artifact.preprocess,
-            )
+def _range_pixels(
+    trained: RunModel, unused: Images | None, reference: Float32Reference
+) -> npt.NDArray[np.uint8]:
+    """A few images, [N, S, S, 3], for the ranges of FP16 where there is no calibration set."""
+    if unused is not None and unused.indices:
+        some = unused.spread(N_RANGE_IMAGES)
+        return read_pixels(some.source, some.indices, trained.preprocess)
+    compared = reference.outputs.pixels  # no choice is made by the agreement on them
+    return compared[spread(len(compared), N_RANGE_IMAGES)]
 
-    def _add(
-        self,
-        file: PlannedFile,
-        write: Callable[[Path], object],
-        *,
-        tool: str = "kdedge",
-        **facts: Any,
-    ) -> None:
-        """Writes one file, compares it with the unfused model, and lists it with its facts."""
-        model, path = self.run.model, self.artifact.path / file.name
 
-        def build() -> dict[str, Any]:
-            write(path)
-            return {
-                "tool": tool,
-                "version": __version__ if tool == "kdedge" else version(tool),
-                "normalized": model.normalization,
-                "gmacs": self._gmacs,
-                "parameters": sum(values.numel() for values in model.state_dict().values()),
-                **facts,
-            }
-
-        artifact, entry = build_file(self.artifact, ONNX, file, build)
-        self.artifact = artifact.with_files(with_parity(artifact, ONNX, entry, self.run))
+def _with_int8(
+    artifact: Artifact,
+    inputs: ExportInputs,
+    held_out: npt.NDArray[Any],
+    trace: Callable[[nn.Module, Path], object],
+    facts: Mapping[str, Any],
+    minutes: float,
+) -> Artifact:
+    """Searches for the best INT8 model, and writes its files from float graphs of it."""
+    images, gate = inputs.calibration, artifact.gates.agreement["int8"]
+    assert images is not None
+    is_open = artifact.open_classes is not None
+    # The best of several candidates is better on the images that chose it than on other images:
+    # the search goes on until half-way from the gate to 100 %. Layers in float cost speed, so
+    # leaving them ends at a quarter of the way.
+    best, record = search(
+        inputs.model,
+        find_sites(load_graph(artifact.path / onnx_build.FLOAT32.name), inputs.model),
+        torch.from_numpy(images),
+        torch.from_numpy(held_out),
+        target_percent=(gate + 100) / 2,
+        enough_percent=gate + (100 - gate) / 4,
+        minutes=minutes,
+        class_matrix=torch.tensor(load_matrix(artifact)) if is_open else None,
+    )
+    with tempfile.TemporaryDirectory(dir=artifact.path, prefix=".int8.") as scratch:
+        graph, exact = Path(scratch) / "model.onnx", Path(scratch) / "exact.onnx"
+        trace(best.model, graph)
+        write = functools.partial(to_int8, graph, calibration=images, layers=best.layers)
+        searched = {**facts, "search": record}
+        artifact = _with_file(artifact, onnx_build.INT8, write, inputs, searched)
+        # Centers and corrected biases are for fixed ranges; CPU files compute a range per call
+        trace(best.exact, exact)
+        write = functools.partial(to_int8_cpu, exact, calibration=images)
+        return _with_file(artifact, onnx_build.INT8_CPU, write, inputs, facts)

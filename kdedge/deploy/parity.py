@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import safetensors.numpy
 from kdedge.errors import GateError
 from kdedge.evaluation.agreement import measure_parity
 from kdedge.files import write_atomic
-from kdedge.records.evaluation import ParityResult, WorstImage
+from kdedge.records.evaluation import Gates, ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend, TakesImages, run_batches
 from kdedge.runtime.open_classes import class_logits, load_matrix
@@ -87,9 +87,7 @@ def predict_each_way(
     return logits
 
 
-def failed_gates(
-    result: ParityResult, precision: Precision, gates: Mapping[str, Any]
-) -> tuple[str, ...]:
+def failed_gates(result: ParityResult, precision: Precision, gates: Gates) -> tuple[str, ...]:
     """Lists the gates that a file misses, in words; empty if it passes.
 
     A gate's share is rounded up to whole images.
@@ -97,16 +95,14 @@ def failed_gates(
     Args:
         result: comparison of the file.
         precision: precision of the file.
-        gates: `agreement`, percent by precision, and `max_drop`, percentage points, as
-            `GatesSpec.as_record` returns them and artifacts store them.
+        gates: what the file must reach.
     """
-    lowest = gates.get("agreement", {}).get(precision, 0.0)
-    max_drop = gates.get("max_drop", 100.0)
+    lowest = gates.agreement.get(precision, 0.0)
     n, n_labeled = result.n_images, result.n_labeled
     n_differ = round(n * (100 - result.agreement_percent) / 100)
     n_lost = round(n_labeled * (result.accuracy_drop or 0) / 100)
     may_differ = math.ceil(n * (100 - lowest) / 100 - 1e-6)
-    may_lose = math.ceil(n_labeled * max_drop / 100 - 1e-6)
+    may_lose = math.ceil(n_labeled * gates.max_drop / 100 - 1e-6)
     lines = []
     if result.n_nonfinite:
         lines.append(f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images")
@@ -117,21 +113,21 @@ def failed_gates(
         )
     if n_lost > may_lose:
         lines.append(
-            f"accuracy {result.accuracy_drop:.2f} points lower, but at most {max_drop:.2f} is"
+            f"accuracy {result.accuracy_drop:.2f} points lower, but at most {gates.max_drop:.2f} is"
             " allowed (gates.max_drop)"
         )
     return tuple(lines)
 
 
 def gate_error(
-    file: ModelFile, result: ParityResult, gates: Mapping[str, Any], passed: Sequence[str] = ()
+    file: ModelFile, result: ParityResult, gates: Gates, passed: Sequence[str] = ()
 ) -> GateError | None:
     """The error for a file that misses its gates; None if it passes.
 
     Args:
         file: the file.
         result: comparison of the file.
-        gates: see `failed_gates`.
+        gates: what the file must reach.
         passed: names of the files that pass their gates.
     """
     missed = failed_gates(result, file.precision, gates)

@@ -18,7 +18,14 @@ from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.choose import choose_and_load
 from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction, Result, UnreadableImage
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact, model_file_at
-from kdedge.runtime.backend import Backend, TakesImages, run_batches, run_inputs, softmax
+from kdedge.runtime.backend import (
+    Backend,
+    TakesImages,
+    batch_limits,
+    run_batches,
+    run_inputs,
+    softmax,
+)
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.none_of_these import Gaussians, read_gaussians
 from kdedge.runtime.open_classes import class_logits, graph_of
@@ -160,9 +167,7 @@ class Classifier:
     @property
     def max_batch(self) -> int:
         """Largest batch."""
-        high = self.backend.batches[1]
-        largest = self.artifact.batches[1]
-        return largest if high is None else min(high, largest)
+        return batch_limits(self.artifact, self.backend)[1]
 
     def logits(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Computes the logits of images that are already resized and cropped.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kdedge.errors import RecipeError
 from kdedge.files import printable
 from kdedge.runtime.none_of_these import NONE
 
@@ -70,6 +71,14 @@ class NonFiniteLogits:
 
 
 Result = Prediction | UnreadableImage | NonFiniteLogits
+
+
+def no_scores(needed_by: str, artifact: object) -> RecipeError:
+    """The error for what needs the scores of an artifact with the head argmax."""
+    return RecipeError(
+        f"{needed_by}: {artifact} was exported with the head argmax, which gives no scores.\n"
+        "  Export it again with the head scores."
+    )
 
 
 FORMATS = ("text", "csv", "jsonl")

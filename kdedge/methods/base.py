@@ -213,6 +213,13 @@ class ImageModules:
     merge_tokens: int = 0
     has_unit_length: bool = True
 
+    def parameters(self) -> list[Tensor]:
+        """The parameters through which an image passes; no buffers, such as running means."""
+        found: list[Tensor] = [*self.visual.parameters()]
+        if self.visual_prompts is not None:
+            found.append(self.visual_prompts)
+        return found if self.projector is None else [*found, *self.projector.parameters()]
+
 
 class Teacher(Protocol):
     """What a student learns from: a frozen model, or a file of probabilities.

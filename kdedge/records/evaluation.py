@@ -251,6 +251,19 @@ class BalanceResult(Record):
 
 
 @dataclass(frozen=True)
+class Gates(Record):
+    """What an exported file must reach against the float32 model, on real images.
+
+    Attributes:
+        agreement: precision -> lowest share of images with the same top-1 class, in percent.
+        max_drop: largest drop of the top-1 accuracy, in percentage points.
+    """
+
+    agreement: dict[str, Percent] = field(default_factory=dict)
+    max_drop: Percent = 100.0
+
+
+@dataclass(frozen=True)
 class WorstImage(Record):
     """An image on which an exported file differs most from the float32 model.
 

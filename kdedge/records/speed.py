@@ -148,7 +148,8 @@ class ModelFacts(Record):
         protocol: `paper`: class texts are encoded with every batch, at all positions of the text
             encoder, as the baselines' public code evaluates. `cached`: class vectors are stored.
         precision: number format of weights and arithmetic.
-        n_parameters: number of parameters; None if not known.
+        n_parameters: parameters that a prediction needs, with its class vectors or the text
+            encoder, without buffers such as running means; None if not known.
         n_bytes: size of its file; None for a model in memory.
         gmacs_image: multiply-adds per image, 1e9; None if not counted.
         gmacs_call: additional multiply-adds per call of any batch, for the class texts, 1e9.

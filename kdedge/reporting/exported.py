@@ -90,14 +90,14 @@ def compared_files(artifact: Artifact) -> Table:
     """The exported files and their comparisons with the float32 model."""
     parities = [file.parity for file in artifact.files if file.parity is not None]
     compared = sorted({f"{p.n_images:,} images ({p.images})" for p in parities})
-    agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
-    gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
-    gates += [] if max_drop is None else [f"drop at most {max_drop:g} points, in whole images"]
+    lowest, max_drop = artifact.gates.agreement, artifact.gates.max_drop
+    gates = [f"agreement of {name} at least {least:g} %" for name, least in lowest.items()]
+    gates.append(f"drop at most {max_drop:g} points, in whole images")
     caption = (
         f"Measured at export on {', '.join(compared) or 'no images yet'}. Agreement: share of the"
         " images with the float32 model's class. Drop: accuracy lost, in points; below 0, it is"
         " higher. Distance: mean difference of the scores, from 0 to 1."
-        f" Gates: {', '.join(gates) or 'none'}."
+        f" Gates: {', '.join(gates)}."
     )
     if artifact.temperature is not None:
         fitted = artifact.temperature

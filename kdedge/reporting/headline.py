@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from kdedge.deploy.parity import failed_gates
 from kdedge.deploy.ship import FileToShip
 from kdedge.messages import name_some
-from kdedge.records.evaluation import EvalDetails, EvalResult, ParityResult
+from kdedge.records.evaluation import EvalDetails, EvalResult, Gates, ParityResult
 from kdedge.records.tables import figure, images_text
 from kdedge.reporting.facts import FEW_TEST_IMAGES, ModelRecords, accuracy_interval
 from kdedge.runtime.artifact import Artifact, Precision
@@ -259,7 +258,7 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
     return parts
 
 
-def _failed_figure(parity: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> str:
+def _failed_figure(parity: ParityResult, precision: Precision, gates: Gates) -> str:
     """The figure for which a file missed its gate."""
     drop = parity.accuracy_drop
     without_drop = replace(parity, accuracy_drop=None)

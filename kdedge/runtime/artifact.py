@@ -16,13 +16,13 @@ from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasPath, Field
 
 from kdedge import __version__
 from kdedge.errors import DataError, os_reason
 from kdedge.files import highest_number, read_bytes, sha256_file, sha256_json, write_json
-from kdedge.records.evaluation import ParityResult
-from kdedge.records.record import Percent, Positive, PositiveCount, Record, Sha256, parse_record
+from kdedge.records.evaluation import Gates, ParityResult
+from kdedge.records.record import Positive, PositiveCount, Record, Sha256, parse_record
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
 from kdedge.runtime.preprocess import Mean, Preprocess, Side, Std
 
@@ -225,8 +225,32 @@ def model_file_at(path: str | Path | None) -> Path | None:
     return path if is_file and artifact_at(path.parent) is not None else None
 
 
-@dataclass(frozen=True, repr=False)
-class Artifact:
+def _at(*path: str) -> Any:
+    """The place of a field in the sections of the file."""
+    return Field(validation_alias=AliasPath(*path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """The fields that an artifact and its `artifact.json` have in the same form."""
+
+    name: str
+    class_names: Annotated[tuple[str, ...], AfterValidator(check_recorded_names)]
+    pixels: Annotated[PixelType, _at("input", "pixels")]
+    head: Annotated[Head, _at("output", "head")]
+    max_batch: Annotated[PositiveCount, _at("input", "max_batch")]
+    batch: Annotated[Literal["dynamic"] | PositiveCount, _at("input", "batch")]
+    gates: Gates = field(default_factory=Gates)
+    files: tuple[ModelFile, ...] = ()
+    others: dict[FileName, Sha256] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    open_classes: OpenClasses | None = None
+    temperature: Temperature | None = None
+    none_of_these: NoneOfThese | None = None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Artifact(_Shared):
     """Content of an artifact, and how an image is classified with it.
 
     Attributes:
@@ -240,7 +264,7 @@ class Artifact:
         head: `scores`: softmax(logits) gives the scores. `argmax`: logits only rank the classes.
         max_batch: the largest batch that it was made for.
         batch: `dynamic` for batches of 1 to `max_batch`, or the only batch size.
-        gates: required agreement in percent by precision, and `max_drop` in percentage points.
+        gates: what its files must reach against the float32 model.
         files: the model files.
         others: SHA-256 in hex of each other file in the folder, by name.
         provenance: run, versions, seed, settings and hashes of what it was made from.
@@ -251,20 +275,7 @@ class Artifact:
     """
 
     path: Path
-    name: str
-    class_names: tuple[str, ...]
     preprocess: Preprocess
-    pixels: PixelType
-    head: Head
-    max_batch: int
-    batch: Literal["dynamic"] | int
-    gates: dict[str, Any] = field(default_factory=dict)
-    files: tuple[ModelFile, ...] = ()
-    others: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    open_classes: OpenClasses | None = None
-    temperature: Temperature | None = None
-    none_of_these: NoneOfThese | None = None
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path}: {', '.join(file.name for file in self.files)}>"
@@ -363,7 +374,7 @@ class Artifact:
             **self.input_record(),
             "output": {"name": self.output_name, "head": self.head},
             **{name: record.to_dict() for name, record in optional.items() if record is not None},
-            "gates": self.gates,
+            "gates": self.gates.to_dict(),
             "files": [file.to_dict() for file in self.files],
             "others": self.others,
             "provenance": self.provenance,
@@ -421,12 +432,10 @@ def load_artifact(path: Path) -> Artifact:
         )
     file = folder / ARTIFACT_FILE
     contents = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
-    values: dict[str, Any] = {**vars(contents), "path": folder}
-    values["gates"] = contents.gates.model_dump(exclude_unset=True)
-    values["preprocess"] = Preprocess(
-        **{part.name: values[part.name] for part in dataclasses.fields(Preprocess)}
-    )
-    artifact = Artifact(**{part.name: values[part.name] for part in dataclasses.fields(Artifact)})
+    resizing = contents.interpolation, contents.resize_mode
+    preprocess = Preprocess(contents.size_px, contents.mean, contents.std, *resizing)
+    shared = {part.name: getattr(contents, part.name) for part in dataclasses.fields(_Shared)}
+    artifact = Artifact(path=folder, preprocess=preprocess, **shared)
     hashes = artifact.provenance.get("hashes")
     exported = hashes.get("exported_class_list") if isinstance(hashes, dict) else None
     classes = artifact.open_classes
@@ -439,41 +448,15 @@ def load_artifact(path: Path) -> Artifact:
     return artifact
 
 
-def _at(*path: str) -> Any:
-    """The place of a field in the sections of the file."""
-    return Field(validation_alias=AliasPath(*path))
-
-
-class _Gates(BaseModel):
-    """Agreement in percent by precision, and drop in points; an artifact may have no gates."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-    agreement: dict[str, Percent] = {}
-    max_drop: Percent = 0
-
-
-@dataclass(frozen=True)
-class _Contents(Record):
+@dataclass(frozen=True, kw_only=True)
+class _Contents(_Shared, Record):
     """What is read of `artifact.json`; its other keys tell readers how to prepare an image."""
 
     format: Annotated[int, Field(ge=ARTIFACT_FORMAT, le=ARTIFACT_FORMAT)]
     kdedge: str
-    name: str
-    class_names: Annotated[tuple[str, ...], AfterValidator(check_recorded_names)]
-    gates: _Gates
-    files: tuple[ModelFile, ...]
-    others: dict[FileName, Sha256]
-    provenance: dict[str, Any]
-    pixels: Annotated[PixelType, _at("input", "pixels")]
-    batch: Annotated[Literal["dynamic"] | PositiveCount, _at("input", "batch")]
-    max_batch: Annotated[PositiveCount, _at("input", "max_batch")]
-    head: Annotated[Head, _at("output", "head")]
+    files: tuple[ModelFile, ...] = field()  # without a default: a file has to have it
     size_px: Annotated[Side, _at("preprocess", "size_px")]
     resize_mode: Annotated[Literal["shortest", "squash"], _at("preprocess", "resize_mode")]
     interpolation: Annotated[Literal["bicubic", "bilinear"], _at("preprocess", "interpolation")]
     mean: Annotated[Mean, _at("in_graph", "mean")]
     std: Annotated[Std, _at("in_graph", "std")]
-    open_classes: OpenClasses | None = None
-    temperature: Temperature | None = None
-    none_of_these: NoneOfThese | None = None

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.runtime.artifact import PixelType
+from kdedge.runtime.artifact import Artifact, PixelType
 
 
 class Backend(Protocol):
@@ -94,6 +94,13 @@ def to_input(images: npt.NDArray[np.uint8], pixels: PixelType) -> npt.NDArray[An
     """
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))  # [B, 3, S, S]
     return planes if pixels == "uint8" else planes.astype(np.float32) / np.float32(255)
+
+
+def batch_limits(artifact: Artifact, backend: Backend) -> tuple[int, int]:
+    """Smallest and largest batch of an artifact's loaded file: within those of both."""
+    low, high = artifact.batches
+    lowest, highest = backend.batches
+    return max(low, lowest), high if highest is None else min(high, highest)
 
 
 def run_batches(

@@ -18,7 +18,7 @@ from kdedge.files import write_json
 from kdedge.messages import first_line
 from kdedge.records.record import Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.records.speed import Measurement
-from kdedge.records.tables import Table, Tabled, images_text
+from kdedge.records.tables import Table, Tabled, figure, images_text, percent
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 
@@ -114,15 +114,17 @@ class CpuChoice(Record, Tabled):
     def table(self) -> Table:
         """The table that it prints."""
         header = ["file", "runtime", "agreement", "ms", "speedup", "result"]
-        rows = [self._row(candidate) for candidate in self.candidates]
+        rows = [
+            [x.file, x.runtime or "-", percent(x.agreement_percent), *self.outcome(x)]
+            for x in self.candidates
+        ]
         return Table("", header, rows, align="l")
 
-    def _row(self, timed: TimedFile) -> list[str]:
-        cells = [timed.file, timed.runtime or "-"]
-        cells.append("-" if timed.agreement_percent is None else f"{timed.agreement_percent:.2f}")
-        time = timed.time
-        cells += ["-", "-"] if time is None else [f"{time.p50_ms:.3g}", f"{timed.speedup:.2f}"]
-        return [*cells, "chosen" if timed.file == self.file else timed.out or ""]
+    def outcome(self, timed: TimedFile) -> list[str]:
+        """The cells of a candidate's row that say how fast it is, and whether it is chosen."""
+        ms = None if timed.time is None else timed.time.p50_ms
+        result = "chosen" if timed.file == self.file else timed.out or ""
+        return [figure(ms), percent(timed.speedup), result]
 
     @property
     def notes(self) -> list[str]:

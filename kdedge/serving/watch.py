@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import load_smoke_set
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError
 from kdedge.inference.classify import Classifier, decode_input
-from kdedge.inference.lines import Prediction, best_name
+from kdedge.inference.lines import Prediction, best_name, no_scores
 from kdedge.messages import option
 from kdedge.packages import need
 from kdedge.runtime.none_of_these import NONE
@@ -115,10 +115,8 @@ class Watcher:
         is_folder = self.source.kind == "folder"
         has_scores = artifact.head == "scores"
         if not has_scores and (self.min_score is not None or self.drift not in (None, "off")):
-            raise RecipeError(
-                f"{option('--min-score')} and {option('--drift')} need scores, but {artifact.path}"
-                " has the head argmax, which gives none.\n  Export again with the head scores."
-            )
+            needed_by = "--drift" if self.min_score is None else "--min-score"
+            raise no_scores(option(needed_by), artifact.path)
         self.each = self.each or (is_folder and self.window is None)
         self._decider = Decider(self.window or (1 if is_folder else WINDOW))
         self._monitor: DriftMonitor | None = None

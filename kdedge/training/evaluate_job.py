@@ -130,12 +130,7 @@ def _gmacs(model: MethodModel, logits: Callable[[Tensor], Tensor]) -> float:
 
 def _n_parameters(model: MethodModel) -> int:
     """Counts the weights through which an image passes: encoder, prompts and projector."""
-    modules = model.method.image_modules()
-    weights = list(modules.visual.parameters())
-    if modules.projector is not None:
-        weights += modules.projector.parameters()
-    n_prompts = 0 if modules.visual_prompts is None else modules.visual_prompts.numel()
-    return sum(values.numel() for values in weights) + n_prompts
+    return sum(values.numel() for values in model.method.image_modules().parameters())
 
 
 def warn_of_failure(job: Job, results: Evaluations) -> None:

@@ -95,6 +95,8 @@ def test_a_bare_call_measures_the_newest_student_against_everything(kdedge: Kded
     assert paper - stored == tower - 4 * 24
     folded, unfused = by_name["model.onnx", "cached"], by_name["student, PromptKD", "cached"]
     assert folded["gmacs_image"] < unfused["gmacs_image"]
+    weights = read("runs/tiny/02/provenance.json")["summary"]["parameters"]
+    assert unfused["n_parameters"] == weights + 4 * 40  # the class vectors
     student = read("runs/tiny/02/eval.json")["student"]
     assert unfused["accuracy"]["harmonic_mean"] == student["harmonic_mean"]
     assert by_name["CoOp", "cached"]["accuracy"] is None  # it was never trained here

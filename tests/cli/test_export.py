@@ -435,6 +435,7 @@ def test_options_that_shape_the_graph_do_not_go_with_an_artifact(
     done = kdedge("export", str(exported))
     assert done.code == 2
     assert "is an artifact" in done.err
+    kdedge("export", str(exported), "--cpu", "--fp16").fails(2, "--fp16 would change nothing")
 
 
 def test_an_interrupted_export_leaves_no_artifact(start: Callable[..., Any]) -> None:

@@ -152,7 +152,7 @@ def test_a_minimum_score_needs_scores(kdedge: Run, device: ModuleType) -> None:
     assert "head argmax" in done.err
     assert done.out == ""
     refused = kdedge("predict", "ranks", "pics", "--uncertain", "1")
-    refused.fails(2, "--uncertain: ranks was exported with --head argmax")
+    refused.fails(2, "--uncertain: ranks was exported with the head argmax")
     assert kdedge("predict", "ranks", "pics/a.jpg").out == "pics/a.jpg  red\n"
 
 

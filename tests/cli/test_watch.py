@@ -176,7 +176,7 @@ def test_an_artifact_without_scores_decides_and_has_no_drift_alarm(
     assert events(done.out, "start")[0]["drift"] == "off"
     refused = kdedge("watch", "ranks", "v.avi", "--drift", "stream")
     assert refused.code == 2
-    assert "--min-score and --drift need scores" in refused.err
+    assert "--drift: ranks was exported with the head argmax" in refused.err
 
 
 def test_the_drift_alarm_alone_needs_scipy(kdedge: Run, monkeypatch: pytest.MonkeyPatch) -> None:

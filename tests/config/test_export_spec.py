@@ -9,6 +9,7 @@ import pytest
 from kdedge.config.load import dump_recipe, load_recipe, parse_overrides
 from kdedge.config.yaml_file import parse_yaml
 from kdedge.errors import RecipeError
+from kdedge.records.evaluation import Gates
 
 GOOD = """\
 name: line3
@@ -29,10 +30,9 @@ def test_gates_that_are_not_named_keep_their_defaults(recipe: Path) -> None:
     loaded = load_recipe(
         recipe, {"gates.agreement": {"int8": "97.25%"}, "gates.max_drop": 2}
     ).recipe
-    assert loaded.gates.as_record() == {
-        "agreement": {"fp32": 99.9, "fp16": 99.5, "int8": 97.25},
-        "max_drop": 2.0,
-    }
+    assert loaded.gates.as_record() == Gates(
+        {"fp32": 99.9, "fp16": 99.5, "int8": 97.25}, max_drop=2.0
+    )
 
 
 def test_all_keys_can_be_set_and_survive_a_round_trip(recipe: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from kdedge.deploy.build import build_files
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.registry import find_target
@@ -108,7 +109,7 @@ def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
 
 def test_engines_are_built_and_listed_with_what_made_them(artifact: Artifact) -> None:
     before = snapshot(artifact.path)
-    found, names = build_files(artifact, find_target("tensorrt-rtx"), ["fp32", "fp16"], run=None)
+    found, names = build_files(artifact, find_target("tensorrt-rtx"), ["fp32", "fp16"], inputs=None)
     assert load_artifact(artifact.path) == found
     assert found.files[:3] == artifact.files
     for engine, source in zip(found.files[3:], artifact.files[:2], strict=True):
@@ -137,19 +138,19 @@ def test_a_second_call_keeps_what_is_there_and_builds_what_was_deleted(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="kdedge.deploy.build")
-    first, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], run=None)
+    first, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     assert caplog.messages[0] == f"Building {name} from model.fp16.onnx."
     before = snapshot(artifact.path)
     caplog.clear()
     second, _ = build_files(
-        load_artifact(artifact.path), find_target("tensorrt-rtx"), ["fp16"], run=None
+        load_artifact(artifact.path), find_target("tensorrt-rtx"), ["fp16"], inputs=None
     )
     assert second == first
     assert snapshot(artifact.path) == before
     assert caplog.messages[0] == f"Keeping {name}, which was built from this model.fp16.onnx."
     assert caplog.messages[1].startswith(f"{name} is not compared with the model: ")
     (artifact.path / name).unlink()
-    third, _ = build_files(second, find_target("tensorrt-rtx"), ["fp16"], run=None)
+    third, _ = build_files(second, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     assert third.file(name).sha256 == sha256(artifact.path / name)
     assert len(third.files) == len(first.files)
 
@@ -187,7 +188,7 @@ def test_where_an_engine_runs_its_own_logits_decide_its_gate(
     given = logits.copy()
     given[:n_wrong] = -given[:n_wrong]
     gpu(given)
-    found, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], run=None)
+    found, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     engine = load_artifact(artifact.path).file(name)
     assert engine == found.file(name)
     assert engine.gate == gate
@@ -202,7 +203,7 @@ def test_an_engine_that_does_not_load_is_not_measured(
 ) -> None:
     """TensorRT-RTX itself finds no GPU, whatever the GPU of host memory says."""
     artifact, _ = with_smoke_set(artifact)
-    _, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], run=None)
+    _, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     assert load_artifact(artifact.path).file(name).gate == "not measured"
     said = [
         text
@@ -222,28 +223,28 @@ def with_smoke_set(artifact: Artifact) -> tuple[Artifact, np.ndarray]:
     found = dataclasses.replace(
         artifact,
         others={SMOKE_SET: sha256(artifact.path / SMOKE_SET)},
-        gates={"agreement": {"fp16": 90.0}, "max_drop": 1.0},
+        gates=Gates({"fp16": 90.0}, max_drop=1.0),
     )
     found.save()
     return found, logits
 
 
 def test_an_engine_that_is_not_of_this_graph_is_in_the_way(artifact: Artifact) -> None:
-    built, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], run=None)
+    built, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     path = artifact.path / name
     data = path.read_bytes()
     with pytest.raises(DataError, match=r"is not listed as built from this model\.fp16"):
-        build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], run=None)
+        build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     path.write_bytes(data[:-1])
     with pytest.raises(DataError, match=r"\.engine has changed since the export"):
-        build_files(built, find_target("tensorrt-rtx"), ["fp16"], run=None)
+        build_files(built, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     path.write_bytes(data)
     write_model(artifact.path / "model.fp16.onnx", "fp16", factor=2.0)
     newer = built.with_files(list_model(artifact.path / "model.fp16.onnx", "fp16"))
     newer.save()
     before = snapshot(artifact.path)
     with pytest.raises(DataError) as caught:
-        build_files(newer, find_target("tensorrt-rtx"), ["fp16"], run=None)
+        build_files(newer, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     assert str(caught.value) == (
         f"{path} exists, but is not listed as built from this model.fp16.onnx.\n"
         "  It is not overwritten: delete it and run the command again."
@@ -260,15 +261,15 @@ def test_an_engine_of_other_weights_beside_the_graph_is_in_the_way(artifact: Art
         files=(list_model(path, "fp32", data=data.name),),
         others={data.name: sha256(data)},
     )
-    built, _ = build_files(found, find_target("tensorrt-rtx"), ["fp32"], run=None)
+    built, _ = build_files(found, find_target("tensorrt-rtx"), ["fp32"], inputs=None)
     assert built.files[1].built_with["onnx_data"] == sha256(data)
-    assert build_files(built, find_target("tensorrt-rtx"), ["fp32"], run=None)[0] == built
+    assert build_files(built, find_target("tensorrt-rtx"), ["fp32"], inputs=None)[0] == built
     data.unlink()  # onnx would write behind what is there
     write_model(path, "fp32", external=True, factor=2.0)
     assert sha256(path) == built.files[0].sha256  # the graph alone is the same
     newer = dataclasses.replace(built, others={data.name: sha256(data)})
     with pytest.raises(DataError, match=r"is not listed as built from this model\.onnx"):
-        build_files(newer, find_target("tensorrt-rtx"), ["fp32"], run=None)
+        build_files(newer, find_target("tensorrt-rtx"), ["fp32"], inputs=None)
 
 
 @pytest.mark.parametrize("changed", ["model.fp16.onnx", "model.onnx.data"])
@@ -285,7 +286,7 @@ def test_a_graph_that_is_not_the_exported_one_is_refused_before_it_is_parsed(
     artifact.save()
     before = snapshot(artifact.path)
     with pytest.raises(DataError, match="has changed since the export") as caught:
-        build_files(artifact, find_target("tensorrt-rtx"), [precision], run=None)
+        build_files(artifact, find_target("tensorrt-rtx"), [precision], inputs=None)
     assert str(caught.value).startswith(str(path))
     assert snapshot(artifact.path) == before
 
@@ -296,7 +297,7 @@ def test_a_precision_that_was_not_exported_is_told_before_anything_is_built(
 ) -> None:
     before = snapshot(artifact.path)
     with pytest.raises(RecipeError) as caught:
-        build_files(artifact, find_target("tensorrt-rtx"), precisions, run=None)
+        build_files(artifact, find_target("tensorrt-rtx"), precisions, inputs=None)
     assert str(caught.value) == (
         f"{artifact.path} has no ONNX file in int8 to build from; it has model.onnx"
         " (fp32), model.fp16.onnx (fp16).\n"
@@ -308,7 +309,10 @@ def test_a_precision_that_was_not_exported_is_told_before_anything_is_built(
 def test_an_artifact_without_onnx_files_says_so(artifact: Artifact) -> None:
     with pytest.raises(RecipeError, match=r"it has none\.\n.*kdedge export RUN$"):
         build_files(
-            dataclasses.replace(artifact, files=()), find_target("tensorrt-rtx"), ["fp32"], run=None
+            dataclasses.replace(artifact, files=()),
+            find_target("tensorrt-rtx"),
+            ["fp32"],
+            inputs=None,
         )
 
 
@@ -329,7 +333,10 @@ def test_without_tensorrt_the_step_for_the_device_is_told_and_nothing_is_built_i
     before = snapshot(artifact.path)
     with pytest.raises(SetupError) as caught:
         build_files(
-            dataclasses.replace(artifact, path=path), find_target("tensorrt"), precisions, run=None
+            dataclasses.replace(artifact, path=path),
+            find_target("tensorrt"),
+            precisions,
+            inputs=None,
         )
     first, *_, instead, where = str(caught.value).splitlines()
     assert first == (
@@ -357,7 +364,7 @@ def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
         "from kdedge.targets.registry import find_target\n"
         "from kdedge.runtime.artifact import load_artifact\n"
         "target = find_target('tensorrt-rtx')\n"
-        "found, _ = build_files(load_artifact(Path(sys.argv[1])), target, ['fp16'], run=None)\n"
+        "found, _ = build_files(load_artifact(Path(sys.argv[1])), target, ['fp16'], inputs=None)\n"
         "print(found.files[-1].name)\n"
     )
     done = subprocess.run(

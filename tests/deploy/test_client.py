@@ -16,6 +16,7 @@ from PIL import Image
 import kdedge
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
 from kdedge.errors import DataError, GateError, RecipeError
+from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 
@@ -47,8 +48,9 @@ def artifact(tmp_path: Path) -> Artifact:
     file = ModelFile("model.onnx", "onnx", "fp32", "any", sha256["model.onnx"], 5)
     others = {SMOKE_SET: sha256[SMOKE_SET]}
     found = Artifact(
-        folder, "tiny", NAMES, preprocess, "float", "scores", 4, "dynamic",
-        files=(file,), others=others, gates={"agreement": {"fp32": 100}, "max_drop": 1},
+        path=folder, name="tiny", class_names=NAMES, preprocess=preprocess, pixels="float",
+        head="scores", max_batch=4, batch="dynamic",
+        files=(file,), others=others, gates=Gates({"fp32": 100}, max_drop=1),
     )  # fmt: skip
     found.save()
     return found

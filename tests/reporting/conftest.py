@@ -16,6 +16,7 @@ from kdedge.records.evaluation import (
     CalibrationBin,
     EvalDetails,
     EvalResult,
+    Gates,
     ParityResult,
     SampleImage,
     WorstImage,
@@ -104,7 +105,7 @@ def draw_artifact(folder: Path, names: Sequence[str]) -> Artifact:
         head="scores",
         max_batch=8,
         batch="dynamic",
-        gates={"agreement": {"int8": 98.0}, "max_drop": 1.0},
+        gates=Gates({"int8": 98.0}, max_drop=1.0),
         files=tuple(files),
     )
     artifact.save()

@@ -12,6 +12,7 @@ import pytest
 
 from kdedge.errors import DataError, SetupError
 from kdedge.files import sha256_json
+from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import (
     ARTIFACT_FORMAT,
     Artifact,
@@ -35,7 +36,7 @@ def written(tmp_path: Path, parity: Callable[..., Any]) -> Artifact:
         head="scores",
         max_batch=8,
         batch="dynamic",
-        gates={"agreement": {"fp16": 99.5}, "max_drop": 1.0},
+        gates=Gates({"fp16": 99.5}, max_drop=1.0),
         files=(
             ModelFile("model.onnx", "onnx", "fp32", "any", SHA, 10, data="model.onnx.data"),
             ModelFile(
@@ -77,6 +78,11 @@ def edit(artifact: Artifact, *keys: str | int, value: Any) -> None:
 def test_what_was_saved_is_read_back_equal(written: Artifact) -> None:
     assert load_artifact(written.path) == written
     assert load_artifact(written.path / "artifact.json") == written
+
+
+def test_gates_that_a_file_leaves_out_are_passed_by_all(written: Artifact) -> None:
+    edit(written, "gates", value={})
+    assert load_artifact(written.path).gates == Gates({}, max_drop=100)
 
 
 def test_artifact_json_has_the_documented_keys(written: Artifact) -> None:

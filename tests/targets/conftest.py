@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import FoldedRun
+from kdedge.deploy.build import ExportInputs
 from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
+from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import Preprocess
@@ -158,7 +159,7 @@ def _tiny_artifact(folder: Path, **changes: Any) -> Artifact:
         "head": "scores",
         "max_batch": MAX_BATCH,
         "batch": "dynamic",
-        "gates": {"agreement": {"fp32": 100, "fp16": 50, "int8": 50}, "max_drop": 1},
+        "gates": Gates({"fp32": 100, "fp16": 50, "int8": 50}, max_drop=1),
     }
     return Artifact(path=folder, **{**values, **changes})
 
@@ -220,10 +221,10 @@ def block_copy(block_artifact: Artifact, tmp_path: Path) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def block_inputs(block_model: FoldedModel) -> FoldedRun:
+def block_inputs(block_model: FoldedModel) -> ExportInputs:
     """What the export of `block_model`'s run has."""
     images = np.random.default_rng(2).random((8, 3, 32, 32), dtype=np.float32)
-    return FoldedRun(block_model, parity_on_smoke_set, images)
+    return ExportInputs(block_model, parity_on_smoke_set, images)
 
 
 @pytest.fixture(scope="session")

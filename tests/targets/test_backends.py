@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import FoldedRun, build_files
+from kdedge.deploy.build import ExportInputs, build_files
 from kdedge.errors import DataError
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -65,7 +65,7 @@ def built(
     case: Case,
     block_artifact: Artifact,
     block_model: FoldedModel,
-    block_inputs: FoldedRun,
+    block_inputs: ExportInputs,
     listed: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
     made_once: Callable[..., Path],
@@ -83,7 +83,7 @@ def built(
     artifact = artifact.with_files(listed(path))
     artifact.save()
     if case.target != "onnx":
-        build_files(artifact, find_target(case.target), ["fp32"], run=block_inputs)
+        build_files(artifact, find_target(case.target), ["fp32"], inputs=block_inputs)
     return folder
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import kdedge
-from kdedge.deploy.build import FoldedRun, build_files
+from kdedge.deploy.build import ExportInputs, build_files
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.base import BuildRequest, Target
@@ -90,14 +90,14 @@ def module(target: Target) -> Any:
 def built(
     case: Case,
     block_artifact: Artifact,
-    block_inputs: FoldedRun,
+    block_inputs: ExportInputs,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Artifact:
     """An artifact with the files in float32 and INT8; not to be changed."""
     folder = shutil.copytree(block_artifact.path, tmp_path_factory.mktemp("built") / "artifact")
     artifact = load_artifact(folder)
     found, names = build_files(
-        artifact, find_target(case.target), ["fp32", "int8"], run=block_inputs
+        artifact, find_target(case.target), ["fp32", "int8"], inputs=block_inputs
     )
     assert names == case.files
     return found
@@ -133,19 +133,19 @@ def test_an_artifact_without_its_run_and_other_precisions_are_told(
     case: Case, block_copy: Artifact, target: Target
 ) -> None:
     with pytest.raises(RecipeError, match=r"has no folded model.*\n.*Give the run"):
-        build_files(block_copy, find_target(case.target), ["fp32"], run=None)
+        build_files(block_copy, find_target(case.target), ["fp32"], inputs=None)
     with pytest.raises(RecipeError, match=f"{target.label} has no FP16 files; it has: fp32, int8"):
-        build_files(block_copy, find_target(case.target), ["fp16"], run=None)
+        build_files(block_copy, find_target(case.target), ["fp16"], inputs=None)
 
 
 def test_without_a_package_the_line_is_told(
-    case: Case, block_copy: Artifact, block_inputs: FoldedRun, monkeypatch: pytest.MonkeyPatch
+    case: Case, block_copy: Artifact, block_inputs: ExportInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, line in case.missing.items():
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
             with pytest.raises(SetupError, match=line):
-                build_files(block_copy, find_target(case.target), ["fp32"], run=block_inputs)
+                build_files(block_copy, find_target(case.target), ["fp32"], inputs=block_inputs)
     assert load_artifact(block_copy.path) == block_copy
 
 

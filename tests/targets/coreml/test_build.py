@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import FoldedRun, build_files
+from kdedge.deploy.build import ExportInputs, build_files
 from kdedge.errors import RecipeError
 from kdedge.runtime.artifact import Artifact, OpenClasses, load_artifact
 from kdedge.targets.base import BuildRequest
@@ -140,10 +140,10 @@ def test_the_program_computes_what_the_model_does(
 def test_files_are_listed_as_not_measured_and_read_back(
     tmp_path: Path, tiny_artifact: Make, model: Any
 ) -> None:
-    run = FoldedRun(model, lambda *_: pytest.fail("it cannot run"))
+    inputs = ExportInputs(model, lambda *_: pytest.fail("it cannot run"))
     artifact = tiny_artifact(tmp_path)
     artifact.save()
-    artifact, names = build_files(artifact, find_target("coreml"), ["fp16", "int8"], run=run)
+    artifact, names = build_files(artifact, find_target("coreml"), ["fp16", "int8"], inputs=inputs)
     assert names == ("model.fp16.mlpackage.zip", "model.int8.mlpackage.zip")
     assert load_artifact(tmp_path) == artifact
     sizes = {file.precision: file.n_bytes for file in artifact.files}

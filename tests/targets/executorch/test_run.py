@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import FoldedRun, build_files
+from kdedge.deploy.build import ExportInputs, build_files
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.registry import find_target
 
@@ -23,12 +23,12 @@ from kdedge.targets.executorch import run as target  # noqa: E402
 
 @pytest.fixture(scope="module")
 def files(
-    block_artifact: Artifact, block_inputs: FoldedRun, tmp_path_factory: pytest.TempPathFactory
+    block_artifact: Artifact, block_inputs: ExportInputs, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The folder of an artifact with programs in float32 and INT8."""
     folder = shutil.copytree(block_artifact.path, tmp_path_factory.mktemp("built") / "artifact")
     build_files(
-        load_artifact(folder), find_target("executorch"), ["fp32", "int8"], run=block_inputs
+        load_artifact(folder), find_target("executorch"), ["fp32", "int8"], inputs=block_inputs
     )
     return folder
 

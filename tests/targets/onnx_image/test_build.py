@@ -143,7 +143,7 @@ def test_a_pillow_that_resizes_otherwise_is_refused(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def built(artifact: Artifact) -> Artifact:
-    return build_files(artifact, find_target("onnx-image"), ["fp32"], run=None)[0]
+    return build_files(artifact, find_target("onnx-image"), ["fp32"], inputs=None)[0]
 
 
 def rebuilt(built: Artifact, graph: Any, listed: Callable[..., Any], folder: Path) -> Artifact:
@@ -154,7 +154,7 @@ def rebuilt(built: Artifact, graph: Any, listed: Callable[..., Any], folder: Pat
     pixels = "uint8" if graph.graph.input[0].type.tensor_type.elem_type == 2 else "float"
     files = (listed(folder / "model.onnx"),)
     other = dataclasses.replace(built, path=folder, pixels=pixels, files=files)
-    return build_files(other, find_target("onnx-image"), ["fp32"], run=None)[0]
+    return build_files(other, find_target("onnx-image"), ["fp32"], inputs=None)[0]
 
 
 def test_the_file_is_compared_listed_and_described(built: Artifact) -> None:
@@ -243,7 +243,7 @@ def test_uint8_pixels_are_given_as_they_are(
 def test_a_fixed_batch_is_refused(artifact: Artifact) -> None:
     fixed = dataclasses.replace(artifact, batch=4)
     with pytest.raises(RecipeError, match=r"batches of 4 images.*\n.*export\.batch=dynamic"):
-        build_files(fixed, find_target("onnx-image"), ["fp32"], run=None)
+        build_files(fixed, find_target("onnx-image"), ["fp32"], inputs=None)
     assert not (artifact.path / "model.image.onnx").exists()
 
 
@@ -264,7 +264,7 @@ def test_whole_images_of_the_smoke_set_decide_the_gate(artifact: Artifact) -> No
     others = {SMOKE_SET: hashlib.sha256(path.read_bytes()).hexdigest()}
     changed = dataclasses.replace(artifact, others=others)
     parity = (
-        build_files(changed, find_target("onnx-image"), ["fp32"], run=None)[0]
+        build_files(changed, find_target("onnx-image"), ["fp32"], inputs=None)[0]
         .file("model.image.onnx")
         .parity
     )

@@ -64,5 +64,5 @@ def openvino_files(
 ) -> Path:
     """The folder of one with OpenVINO files in float32 and FP16; not to be changed."""
     artifact = save_onnx_artifact(tmp_path_factory.mktemp("openvino") / "artifact")
-    build_files(artifact, find_target("openvino"), ["fp32", "fp16"], run=None)
+    build_files(artifact, find_target("openvino"), ["fp32", "fp16"], inputs=None)
     return artifact.path

@@ -33,7 +33,7 @@ def sha256(path: Path) -> str:
 
 def test_files_are_built_compared_and_listed(artifact: Artifact) -> None:
     precisions: Any = ["fp16", "fp32", "int8"]
-    found, names = build_files(artifact, find_target("openvino"), precisions, run=None)
+    found, names = build_files(artifact, find_target("openvino"), precisions, inputs=None)
     assert load_artifact(artifact.path) == found
     entries = {file.name: file for file in found.files if file.target == "openvino"}
     assert {name: (file.precision, file.data) for name, file in entries.items()} == {
@@ -116,14 +116,14 @@ def test_where_products_of_bytes_can_overflow_weights_have_seven_bits_and_the_sa
 
 
 def test_files_that_are_there_are_kept_and_changed_weights_are_not(artifact: Artifact) -> None:
-    first, names = build_files(artifact, find_target("openvino"), ["fp32"], run=None)
+    first, names = build_files(artifact, find_target("openvino"), ["fp32"], inputs=None)
     times = {path.name: path.stat().st_mtime_ns for path in artifact.path.glob("model*")}
-    assert build_files(first, find_target("openvino"), ["fp32"], run=None) == (first, names)
+    assert build_files(first, find_target("openvino"), ["fp32"], inputs=None) == (first, names)
     assert {path.name: path.stat().st_mtime_ns for path in artifact.path.glob("model*")} == times
     weights = artifact.path / "model.bin"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match=r"model\.bin.* has changed since the export"):
-        build_files(first, find_target("openvino"), ["fp32"], run=None)
+        build_files(first, find_target("openvino"), ["fp32"], inputs=None)
 
 
 def test_a_damaged_onnx_file_is_told(artifact: Artifact) -> None:
@@ -156,7 +156,7 @@ def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
         "from kdedge.targets.registry import find_target\n"
         "from kdedge.runtime.artifact import load_artifact\n"
         "target = find_target('openvino')\n"
-        "build_files(load_artifact(Path(sys.argv[1])), target, ['fp32', 'int8'], run=None)\n"
+        "build_files(load_artifact(Path(sys.argv[1])), target, ['fp32', 'int8'], inputs=None)\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(artifact.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -168,7 +168,7 @@ def test_only_the_blocks_linear_layers_are_quantized(
     artifact: Artifact, with_flags: WithFlags
 ) -> None:
     with_flags("avx2 avx_vnni")  # of weights with seven bits, only the values are others
-    build_files(artifact, find_target("openvino"), ["int8"], run=None)
+    build_files(artifact, find_target("openvino"), ["int8"], inputs=None)
     model = openvino.Core().read_model(artifact.path / "model.int8.xml")
     quantized = set()
     for operator in model.get_ops():

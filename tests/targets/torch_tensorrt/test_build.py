@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.deploy.build import FoldedRun, build_files
+from kdedge.deploy.build import ExportInputs, build_files
 from kdedge.deploy.parity import (
     SMOKE_SET,
     parity_on_smoke_set,
@@ -86,9 +86,9 @@ def artifact(
 
 
 @pytest.fixture
-def inputs(block_model: FoldedModel) -> FoldedRun:
+def inputs(block_model: FoldedModel) -> ExportInputs:
     """What a run's export has."""
-    return FoldedRun(block_model, parity_on_smoke_set)
+    return ExportInputs(block_model, parity_on_smoke_set)
 
 
 @pytest.fixture
@@ -111,12 +111,12 @@ def draw_images(n_images: int) -> Tensor:
 
 
 def test_a_missing_package_is_told_with_the_line_that_installs_it(
-    absent: None, inputs: FoldedRun, artifact: Artifact
+    absent: None, inputs: ExportInputs, artifact: Artifact
 ) -> None:
     for call in (
         target.check_environment,
         lambda: target.plan("fp16"),
-        lambda: build_files(artifact, find_target("torch-tensorrt"), ["fp16"], run=inputs),
+        lambda: build_files(artifact, find_target("torch-tensorrt"), ["fp16"], inputs=inputs),
     ):
         with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[torch-tensorrt\]'"):
             call()
@@ -131,10 +131,10 @@ def test_a_missing_device_is_told(recorder: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_int8_is_refused_before_anything_is_looked_for(
-    absent: None, inputs: FoldedRun, artifact: Artifact
+    absent: None, inputs: ExportInputs, artifact: Artifact
 ) -> None:
     with pytest.raises(RecipeError, match="Build INT8 engines from the ONNX file: `--trt --int8`"):
-        build_files(artifact, find_target("torch-tensorrt"), ["fp16", "int8"], run=inputs)
+        build_files(artifact, find_target("torch-tensorrt"), ["fp16", "int8"], inputs=inputs)
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def test_a_fixed_program_is_compiled_for_its_one_batch(
 
 
 def test_programs_are_listed_in_the_artifact(
-    recorder: Any, inputs: FoldedRun, artifact: Artifact
+    recorder: Any, inputs: ExportInputs, artifact: Artifact
 ) -> None:
     found, names = build_files(
-        artifact, find_target("torch-tensorrt"), ["fp16", "fp32"], run=inputs
+        artifact, find_target("torch-tensorrt"), ["fp16", "fp32"], inputs=inputs
     )
     assert load_artifact(artifact.path) == found
     expected = tuple(f"model.{kind}.torchtrt2.13.0-sm89.pt2" for kind in ("fp16", "fp32"))
@@ -246,12 +246,12 @@ def test_programs_are_listed_in_the_artifact(
 
 
 def test_a_program_that_misses_its_gate_is_marked(
-    recorder: Any, inputs: FoldedRun, artifact: Artifact
+    recorder: Any, inputs: ExportInputs, artifact: Artifact
 ) -> None:
     smoke_set = read_smoke_set(artifact.path / SMOKE_SET)
     write_smoke_set(artifact.path / SMOKE_SET, smoke_set.pixels, -smoke_set.logits, images=())
     others = {SMOKE_SET: sha256_file(artifact.path / SMOKE_SET)}
     other = dataclasses.replace(artifact, others=others)
-    found, _ = build_files(other, find_target("torch-tensorrt"), ["fp16"], run=inputs)
+    found, _ = build_files(other, find_target("torch-tensorrt"), ["fp16"], inputs=inputs)
     assert [file.gate for file in found.files] == ["missed"]
     assert load_artifact(artifact.path) == found
