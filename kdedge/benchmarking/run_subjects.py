@@ -26,7 +26,6 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.messages import first_line
-from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.methods.supervised import TextPromptMethod
 from kdedge.records.speed import Accuracy, TimedFrom
@@ -171,9 +170,7 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     gmacs = None
 
     def logits(images: Tensor) -> Tensor:
-        if isinstance(method, CoCoOp):  # its texts depend on the image
-            return method.class_logits(method.training_features(images), texts)
-        return method.scale * features(images) @ method.text_features(texts).T
+        return method.class_logits(features(images), texts)
 
     if cached:
         call = count_gmacs(lambda images: method.text_features(texts), _one_image(backbone))

@@ -130,9 +130,9 @@ class TextPromptMethod(SupervisedMethod):
         prompts: Any = self.module.text_prompts
         return prompted_text_features(self._backbone, texts, prompts.context, prompts.deep_context)
 
-    def class_logits(self, image_features: Tensor) -> Tensor:
-        """[B, D], unit length -> [B, C], float32, over the training classes."""
-        text_features = self.text_features(self._train_texts)
+    def class_logits(self, image_features: Tensor, texts: TokenizedTexts | None = None) -> Tensor:
+        """[B, D], unit length -> [B, C], float32; for the training classes' texts by default."""
+        text_features = self.text_features(texts or self._train_texts)
         with torch.autocast(image_features.device.type, enabled=False):
             return self.scale * image_features @ text_features.T
 
