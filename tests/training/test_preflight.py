@@ -74,7 +74,9 @@ class Slow:
 
 def slowed(job: Job) -> Job:
     images = dataclasses.replace(job.training_images, source=Slow(job.training_images.source))
-    return dataclasses.replace(job, data=dataclasses.replace(job.data, labeled=images, unlabeled=None))
+    return dataclasses.replace(
+        job, data=dataclasses.replace(job.data, labeled=images, unlabeled=None)
+    )
 
 
 def with_method(job: Job, method: type[promptsrc.Method]) -> Job:
