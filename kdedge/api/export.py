@@ -336,12 +336,11 @@ def _from_run(
     need_training_packages("Folding a run")
     from kdedge.deploy.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact
-    from kdedge.runs.model import load_run
+    from kdedge.runs.model import load_run, run_workspace
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.method import check_has_class_vectors
-    from kdedge.setup.workspace import Workspace, set_up_device
 
-    workspace = Workspace(run.root, set_up_device(device))
+    workspace = run_workspace(run, device)
     names = None if classes is None else given_class_names(classes)
     given = {f"export.{key}": value for key, value in options.items() if value is not None}
     trained = load_run(run, workspace, overrides=merged(overrides, given), names=names)
