@@ -71,6 +71,10 @@ def test_a_student_has_its_teacher_results_and_recipe(student: kdedge.Run) -> No
     assert student.result is not None
     assert student.result.n_images == 9
     assert set(student.result.per_class) == set(CLASSES)
+    written = json.loads((student.path / "eval.json").read_text())
+    assert student.results.keys() == written.keys() >= {"zeroshot", "teacher", "student"}
+    assert student.results["student"] == student.result
+    assert [row[0] for row in student.table.rows][-2:] == ["teacher", "student"]
     recipe = student.recipe
     assert recipe.name == "toy"
     assert recipe.student is not None
