@@ -184,7 +184,7 @@ def change_classes(
         new = _encode(opened, folder, names[0], names[-len(added) :], device)
         if opened.none_of_these is not None:
             log.warning(
-                'Images of new classes may get the answer "none": its limit was fitted without'
+                'Images of new classes may be predicted as "none": its limit was fitted without'
                 " them.\n  To fit it again, export with images of them in data.unlabeled."
             )
     return classes.write_changed_classes(opened.path, added=new, removed=removed)

@@ -202,7 +202,7 @@ def export(
             recipe says.
         calibrate: fit a temperature, so that a score is the share of correct predictions. None: as
             the recipe says.
-        none_of_these: answer "none" for images unlike the known ones, of which this share, such as
+        none_of_these: predict "none" for images unlike the known ones, of which this share, such as
             `"95%"`, still gets a class. None: as the recipe says.
         int8_minutes: time for the search of INT8's ranges and layers. None: as the recipe says.
         output: the artifact's folder; `artifacts/NN` in the run if left out.

@@ -21,7 +21,7 @@ from kdedge.cli._options import (
 @click.command("watch")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("source")
-@click.option("--each", is_flag=True, help="Give each frame's answer, too.")
+@click.option("--each", is_flag=True, help="Give each frame's prediction, too.")
 @count_option("--every", default=1, help="Take the first and then every Nth frame or file.")
 @count_option(
     "--window",

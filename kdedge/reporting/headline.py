@@ -67,7 +67,7 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
     None where the headline says it already, and with the split base-to-novel, whose classes
     belong to a benchmark.
     """
-    run, judged, answers = records.run, records.judged, records.own_details
+    run, judged, details = records.run, records.judged, records.own_details
     if run.role != "student":
         return None
     if judged is None:
@@ -78,19 +78,19 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
             "Whether to deploy it is not known: put labeled images into a folder for each class,"
             f" and run kdedge eval {shlex.quote(str(run.path))} --set data.test.folder=FOLDER",
         )
-    if answers is None or judged.harmonic_mean is not None or records.is_loss:
+    if details is None or judged.harmonic_mean is not None or records.is_loss:
         return None
-    if len(answers.images_per_class) == 1:
+    if len(details.images_per_class) == 1:
         return Verdict(
             "unknown",
             "Whether to deploy it is not known: all test images are of one class,"
-            f" {next(iter(answers.images_per_class))}. Add images of the others to data.test.",
+            f" {next(iter(details.images_per_class))}. Add images of the others to data.test.",
         )
-    if answers.only_class is not None:
+    if details.only_class is not None:
         reason = "it predicts one class for every image"
         return Verdict("do not deploy", f"Do not deploy it: {reason}.")
     if judged.all < (judged.largest_class_percent or 0):
-        reason = "always answering the most frequent class is right more often"
+        reason = "always predicting the most frequent class is right more often"
         return Verdict("do not deploy", f"Do not deploy it: {reason}.")
     alone = records.gain_over("labels_alone")
     if alone is not None and alone.points <= -1 and alone.is_measurable:
@@ -100,21 +100,21 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
             f" {records.comparable['labels_alone'].all:.1f} % right. Train it by kdedge train"
             f" {shlex.quote(str(run.recipe))} --method ridge, and export that run.",
         )
-    return Verdict("deploy", _condition(records, judged, answers) + _doubts(records, answers))
+    return Verdict("deploy", _condition(records, judged, details) + _doubts(records, details))
 
 
-def _condition(records: ModelRecords, judged: EvalResult, answers: EvalDetails) -> str:
+def _condition(records: ModelRecords, judged: EvalResult, details: EvalDetails) -> str:
     """The accuracy that has to be enough: of all images, and of the weakest class."""
     weakest = records.weakest_class
-    assert weakest is not None  # there are answers
+    assert weakest is not None  # there are predictions
     name, n_right, n = weakest
     if n == n_right:
-        low = math.floor(10 * accuracy_interval(answers.n_images, answers.n_images)[0]) / 10
+        low = math.floor(10 * accuracy_interval(details.n_images, details.n_images)[0]) / 10
         return (
-            f"Deploy it if {low:.1f} % right is enough: {images_text(answers.n_images)}, all of"
+            f"Deploy it if {low:.1f} % right is enough: {images_text(details.n_images)}, all of"
             " them right, show no more (95 % interval)."
         )
-    if n_right * len(answers.images_per_class) < n:
+    if n_right * len(details.images_per_class) < n:
         return (
             f"Deploy it only where {name} does not matter: {n_right:,} of"
             f" {images_text(n)} of it are right, {judged.all:.1f} % of all."
@@ -127,10 +127,10 @@ def _condition(records: ModelRecords, judged: EvalResult, answers: EvalDetails) 
     )
 
 
-def _doubts(records: ModelRecords, answers: EvalDetails) -> str:
+def _doubts(records: ModelRecords, details: EvalDetails) -> str:
     """Which classes have no test images, or none that taught the student."""
-    tested = answers.images_per_class
-    untested = [name for name in answers.class_names if name not in tested]
+    tested = details.images_per_class
+    untested = [name for name in details.class_names if name not in tested]
     doubts = f" No test image shows {name_some(untested)}." if untested else ""
     if unseen := records.run.read_provenance().summary.closed_form.get("unseen_classes"):
         doubts += f" The teacher takes no unlabeled image for {name_some(unseen)}: add images."
@@ -162,7 +162,7 @@ def _accuracy(records: ModelRecords) -> list[str]:
         largest = judged.largest_class_percent
         if largest is not None and judged.all < largest and len(judged.per_class) > 1:
             missing = largest - judged.all
-            parts.append(f"{missing:.1f} points below always answering the most frequent class")
+            parts.append(f"{missing:.1f} points below always predicting the most frequent class")
     if judged != student:
         lost = judged.all - student.all
         compared = f"{_apart(lost)} the student" if lost else "as often as the student"

@@ -161,7 +161,7 @@ def test_other_class_names_are_said_and_compared_on_the_shared_ones(
     assert "old 100.00 %, new 66.67 % on 9 images with labels; 3 images of classes" in done.out
     found = compared(kdedge, "old", "new", "pics")
     # The new one takes green for sky, and blue for green: none of these is on shared names
-    assert (found["n_with_unshared_answer"], found["n_agree"], found["agreement_percent"]) == (
+    assert (found["n_with_unshared_class"], found["n_agree"], found["agreement_percent"]) == (
         6,
         6,
         100.0,
@@ -204,7 +204,7 @@ def test_one_image_is_enough_and_an_artifact_agrees_with_itself(kdedge: Run) -> 
     done = kdedge("compare", "old", "old", "pics/red/0.png")
     assert done.code == 0
     assert "agreement 100.00 %: 1 of 1 image" in done.out
-    assert "No answer has changed." in done.out
+    assert "No prediction has changed." in done.out
     assert "is compared with itself" in done.err
 
 
@@ -226,10 +226,10 @@ def test_a_model_that_gives_nan_has_no_answer_and_counts_as_changed(
     device._make_artifact(work / "nan", factor=float("nan"))
     found = compared(kdedge, "old", "nan", "pics", "--labels")
     assert (found["n_agree"], len(found["changed"])) == (0, 12)
-    assert found["n_without_answer"] == 12
+    assert found["n_nonfinite"] == 12
     assert {image["new"] for image in found["changed"]} == {None}
     assert found["labeled"]["new_accuracy_percent"] == 0.0
-    assert "12 answers with NaN" in kdedge("compare", "old", "nan", "pics").out
+    assert "12 predictions with NaN" in kdedge("compare", "old", "nan", "pics").out
 
 
 def test_labels_come_from_lists_and_shards_too_and_unknown_ones_are_errors(

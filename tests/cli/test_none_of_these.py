@@ -301,7 +301,7 @@ def test_new_classes_keep_the_limit_and_none_may_not_be_one(project: Path, kdedg
     assert found.known_percent is not None
     done = kdedge("classes", "open", "--add", "none", "--from", "tiny/02")
     assert done.code == 3
-    assert "the answer for images that show none of the classes" in done.err
+    assert "the prediction for images of none of the classes" in done.err
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_new_classes_keep_the_limit_and_none_may_not_be_one(project: Path, kdedg
         (("--none-of-these", "95%", "--set", "data.unlabeled=null"), 3, "but 0 are left"),
         (("--calibrate", "--set", "data.labeled=null", "--set", "data.unlabeled=null"), 3,
          "there are neither labeled images, nor unlabeled images to spare"),
-        (("--none-of-these", "90%", "--classes", "names.txt"), 2, '"none", which is the answer'),
+        (("--none-of-these", "90%", "--classes", "names.txt"), 2, '"none", which is the'),
     ],
 )  # fmt: skip
 def test_what_cannot_be_fitted_is_explained(

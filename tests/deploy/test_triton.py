@@ -198,7 +198,7 @@ def test_a_file_that_missed_its_gate_is_passed_over_aloud(
     ]
 
 
-def test_that_no_answer_is_none_of_these_is_told(
+def test_that_none_is_never_predicted_is_told(
     artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING")
@@ -207,9 +207,7 @@ def test_that_no_answer_is_none_of_these_is_told(
     limit = NoneBelow(limit=-1, percentiles=tuple(range(101)))
     files = tuple(dataclasses.replace(file, none_below=limit) for file in artifact.files)
     write_triton(dataclasses.replace(artifact, files=files), tmp_path / "b", built=())
-    assert caplog.messages == [
-        'Triton always gives a class: its graph cannot answer "none of these".'
-    ]
+    assert caplog.messages == ['Triton always gives a class: its graph cannot predict "none".']
 
 
 def test_an_engine_of_tensorrt_rtx_is_never_taken(artifact: Artifact, tmp_path: Path) -> None:

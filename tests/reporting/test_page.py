@@ -251,7 +251,7 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
         (
             (50, 50), (20, 20), (45, 45), 71,
             "is right on 50.0 % of 40 test images (95 % interval: 35 to 65 %), 30.0 points above"
-            " zero-shot CLIP, 21.0 points below always answering the most frequent class.\n"
+            " zero-shot CLIP, 21.0 points below always predicting the most frequent class.\n"
             "It is as good as its teacher, so far as 40 images show",
         ),
         (
@@ -452,7 +452,7 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
         " interval)."
     )
     assert "Do not deploy it: it predicts one class" in str(said_of([(0, 0, 8), (1, 0, 2)]))
-    assert "always answering the most frequent" in str(
+    assert "always predicting the most frequent" in str(
         said_of([(0, 0, 5), (0, 1, 4), (1, 1, 1)], 80.0)
     )
     assert "all test images are of one class, fox." in str(said_of([(1, 1, 5), (1, 0, 5)]))
