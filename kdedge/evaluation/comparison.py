@@ -26,8 +26,6 @@ _MIN_N = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
 
 _MAX_SHOWN = 20  # images, classes and reasons; `to_dict` has all
 
-Verdict = Literal["better", "worse", "no difference shown"]
-
 
 def predicted_class(result: Prediction | NonFiniteLogits) -> tuple[str | None, float | None]:
     """The best class of a result and its score; `none` if the image shows none of the classes."""
@@ -85,7 +83,7 @@ class LabeledComparison:
     p_value: float
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Literal["better", "worse", "no difference shown"]:
         """What the test shows about the new classifier."""
         if self.p_value >= ALPHA:
             return "no difference shown"
