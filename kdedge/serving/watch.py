@@ -30,7 +30,7 @@ from kdedge.serving.source import Event, Frame, FrameSource, event
 log = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")
 # Defaults for frames; for the files of a folder, both are 1
-WINDOW, SHOT = 7, 25
+WINDOW, DRIFT_FRAMES = 7, 25
 
 
 class Decider:
@@ -94,7 +94,7 @@ class Watcher:
         min_score: percent; a frame with a lower score counts for no class.
         drift: reference of the drift alarm: `artifact`, its smoke set; `stream`, the start of the
             stream; `off`, no alarm. None: the smoke set if it has enough images, else the stream.
-        shot: frames that may show the same and count as one; None for 25, or 1 for a folder.
+        drift_frames: frames in a row that the alarm counts as one; None for 25, or 1 for a folder.
 
     Raises:
         RecipeError: the artifact gives no scores, and a setting needs them.
@@ -108,7 +108,7 @@ class Watcher:
     window: int | None
     min_score: float | None
     drift: str | None
-    shot: int | None
+    drift_frames: int | None
 
     def __post_init__(self) -> None:
         artifact = self.classifier.artifact
@@ -125,9 +125,9 @@ class Watcher:
         if has_scores and self.drift != "off":
             need("scipy")
             reference = None if self.drift == "stream" else _reference(self.classifier, self.drift)
-            shot = self.shot or (1 if is_folder else SHOT)
+            n_frames = self.drift_frames or (1 if is_folder else DRIFT_FRAMES)
             has_none = self.classifier.tells_none
-            self._monitor = DriftMonitor(reference, shot=shot, has_none=has_none)
+            self._monitor = DriftMonitor(reference, n_frames=n_frames, has_none=has_none)
         self._n_classified = self._n_unreadable = 0
         self._first_reason: str | None = None
 
