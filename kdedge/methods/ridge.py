@@ -395,7 +395,7 @@ class Method(ClosedFormMethod):
         if not absent or len(logits) < 5 * len(names):
             return {"summary": summary, **settings}
         summary += (
-            f". The teacher takes none of {len(logits):,} unlabeled images for"
+            f". The teacher predicts none of {len(logits):,} unlabeled images as"
             f" {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}:"
             " the student learns nothing of these classes there; add images"
         )

@@ -96,8 +96,8 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
     if alone is not None and alone.points <= -1 and alone.is_measurable:
         return Verdict(
             "labels alone",
-            "Deploy rather the same network with the labels alone:"
-            f" {records.comparable['labels_alone'].all:.1f} % right. Train it by kdedge train"
+            "Rather deploy the same network trained on the labels alone:"
+            f" {records.comparable['labels_alone'].all:.1f} % right. Train it with kdedge train"
             f" {shlex.quote(str(run.recipe))} --method ridge, and export that run.",
         )
     return Verdict("deploy", _condition(records, judged, details) + _doubts(records, details))
@@ -112,7 +112,7 @@ def _condition(records: ModelRecords, judged: EvalResult, details: EvalDetails) 
         low = math.floor(10 * accuracy_interval(details.n_images, details.n_images)[0]) / 10
         return (
             f"Deploy it if {low:.1f} % right is enough: {images_text(details.n_images)}, all of"
-            " them right, show no more (95 % interval)."
+            " them right, cannot show more (95 % interval)."
         )
     if n_right * len(details.images_per_class) < n:
         return (
@@ -133,7 +133,7 @@ def _doubts(records: ModelRecords, details: EvalDetails) -> str:
     untested = [name for name in details.class_names if name not in tested]
     doubts = f" No test image shows {name_some(untested)}." if untested else ""
     if unseen := records.run.read_provenance().summary.closed_form.get("unseen_classes"):
-        doubts += f" The teacher takes no unlabeled image for {name_some(unseen)}: add images."
+        doubts += f" The teacher predicts {name_some(unseen)} for no unlabeled image: add images."
     return doubts
 
 
@@ -182,7 +182,7 @@ def _of_teacher(records: ModelRecords) -> str:
         elif gain.is_measurable:
             parts = [f"is {_apart(gain.points, gain.n_images)} its teacher"]
         else:
-            parts = [f"is as good as its teacher, so far as {student.n_images:,} images show"]
+            parts = [f"is as good as its teacher, as far as {student.n_images:,} images show"]
     if ratios := [*records.savings.values()]:
         needs = [_needed(ratio, of) for of, ratio in records.savings.items()]
         is_mixed = ratios[0] >= _OTHER and ratios[-1] <= 1 / _OTHER
@@ -215,8 +215,10 @@ def _of_unlabeled(records: ModelRecords) -> list[str]:
         f" on {records.comparable['labels_alone'].all:.1f} %."
     ]
     if not gain.is_measurable and student.all < _GOOD_PERCENT:
-        command = f"kdedge predict {shlex.quote(str(records.run.path))} IMAGES --uncertain 20"
-        sentences.append(f"More labels would help. After the export, which to label: {command}")
+        sentences.append(
+            "More labels would help. After the export, this finds images to label:"
+            f" kdedge predict {shlex.quote(str(records.run.path))} IMAGES --uncertain 20"
+        )
     return sentences
 
 
@@ -254,7 +256,7 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
     if missed:
         gates = "its gate, and is" if len(missed) == 1 else "their gates, and are"
         parts.append(
-            f"{' and '.join(missed)} missed {gates} used only where the precision is asked for."
+            f"{' and '.join(missed)} missed {gates} used only if you ask for that precision."
         )
     return parts
 

@@ -172,7 +172,7 @@ def test_classes_that_the_teacher_takes_no_image_for_are_named(tiny_backbone: Ba
     unseen = [name for i, name in enumerate(NAMES) if i not in taken]
     assert record["unseen_classes"] == unseen
     assert NAMES[1] in unseen
-    assert f"takes none of 23 unlabeled images for {unseen[0]}" in record["summary"]
+    assert f"predicts none of 23 unlabeled images as {unseen[0]}" in record["summary"]
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
             (50, 50), (20, 20), (45, 45), 71,
             "is right on 50.0 % of 40 test images (95 % interval: 35 to 65 %), 30.0 points above"
             " zero-shot CLIP, 21.0 points below always predicting the most frequent class.\n"
-            "It is as good as its teacher, so far as 40 images show",
+            "It is as good as its teacher, as far as 40 images show",
         ),
         (
             (50, 50), (20, 20), (32.5, 45), 10,
@@ -448,7 +448,7 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
         ' "owl".'
     )
     assert said_of([(0, 0, 8), (1, 1, 1), (2, 2, 1)]) == (
-        "Deploy it if 72.2 % right is enough: 10 images, all of them right, show no more (95 %"
+        "Deploy it if 72.2 % right is enough: 10 images, all of them right, cannot show more (95 %"
         " interval)."
     )
     assert "Do not deploy it: it predicts one class" in str(said_of([(0, 0, 8), (1, 0, 2)]))
@@ -456,14 +456,14 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
         said_of([(0, 0, 5), (0, 1, 4), (1, 1, 1)], 80.0)
     )
     assert "all test images are of one class, fox." in str(said_of([(1, 1, 5), (1, 0, 5)]))
-    assert "labels alone: 90.0 % right. Train it by" in str(
+    assert "labels alone: 90.0 % right. Train it with" in str(
         said_of([(0, 0, 5), (0, 1, 4), (1, 1, 1)], 40.0, alone=90.0)
     )
     record = json.loads((run.path / "provenance.json").read_text())
     record["summary"]["closed_form"] = {"lambda": 1.0, "unseen_classes": ["fox"]}
     (run.path / "provenance.json").write_text(json.dumps(record))
     assert str(said_of([(0, 0, 8), (1, 1, 1), (1, 0, 1), (2, 2, 1)])).endswith(
-        ' more. The teacher takes no unlabeled image for "fox": add images.'
+        ' more. The teacher predicts "fox" for no unlabeled image: add images.'
     )
     many = [(0, 0, 2000), (0, 1, 1000), (1, 1, 9)]
     assert (
@@ -496,12 +496,12 @@ def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
         (
             (plain, gpus, cpus),
             f"model.onnx {shipped.format(2)} 100.0 % of 40 images.\n"
-            "i8.onnx (97.4 %) missed its gate, and is used only where the precision is asked for.",
+            "i8.onnx (97.4 %) missed its gate, and is used only if you ask for that precision.",
         ),
         ((replace(cpus, gate="passed"), gpus), f"i8.onnx {shipped.format(1)} 97.4 % of 40 images."),
         (
             (cpus,),
-            "i8.onnx (97.4 %) missed its gate, and is used only where the precision is asked for.",
+            "i8.onnx (97.4 %) missed its gate, and is used only if you ask for that precision.",
         ),
     ]:
         replace(artifact, files=files).save()
