@@ -95,7 +95,6 @@ def test_a_recipe_is_checked(recipe: dict[str, Any], folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("forked_cells")
-@pytest.mark.usefixtures("forked_cells")
 def test_a_suite_gives_the_table_that_it_writes(recipe: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(json.dumps(recipe, default=str))
     suite = tmp_path / "s.yaml"

@@ -167,8 +167,7 @@ def test_a_run_elsewhere_has_the_baselines_beside_it(kdedge: Kdedge) -> None:
 
     def has_accuracy() -> bool:
         done = kdedge("bench", "other/tiny/02", *QUICK, "--against", "coop", "--format", "json")
-        rows = json.loads(done.out)["rows"]
-        return any(row["accuracy"] for row in rows if row["model"] == "CoOp")
+        return any(x["accuracy"] for x in json.loads(done.out)["rows"] if x["model"] == "CoOp")
 
     shutil.rmtree("runs")
     assert has_accuracy()

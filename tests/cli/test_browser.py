@@ -44,7 +44,7 @@ def artifact(device: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ar
     """An artifact with a file for images, whose class names are none for HTML or JavaScript."""
     from kdedge.cli.main import run
 
-    made = device._make_artifact(tmp_path_factory.mktemp("browser") / "art")
+    made = device.write_artifact(tmp_path_factory.mktemp("browser") / "art")
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)) for _ in range(4)]
     pixels = np.stack([np.asarray(resize_and_crop(image, made.preprocess)) for image in images])

@@ -40,7 +40,7 @@ COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (5, 5, 240), "gray
 @pytest.fixture
 def work(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the current one, with an artifact."""
-    device._make_artifact(tmp_path / "art")
+    device.write_artifact(tmp_path / "art")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -168,7 +168,7 @@ def test_wrong_options_are_refused(
 def test_an_artifact_without_scores_decides_and_has_no_drift_alarm(
     kdedge: Run, device: ModuleType, work: Path
 ) -> None:
-    device._make_artifact(work / "ranks", head="argmax")
+    device.write_artifact(work / "ranks", head="argmax")
     write_video(work / "v.avi", ["red"])
     done = kdedge("watch", "ranks", "v.avi")
     (decision,) = events(done.out, "decision")

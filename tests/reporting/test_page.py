@@ -20,6 +20,7 @@ from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult, WorstImage
+from kdedge.reporting.blocks import Plot
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import headline_of, verdict_of
 from kdedge.reporting.page import make_chapters, write_report
@@ -66,7 +67,9 @@ def said(*runs: RunFolder) -> str:
 
 def plots(*runs: RunFolder) -> list[str]:
     """Names of the pictures that it would have."""
-    return re.findall(r"Plot\(name='([^']+)'", said(*runs))
+    chapters = make_chapters([gather(run) for run in runs])
+    blocks = [b for chapter in chapters for section in chapter.sections for b in section.blocks]
+    return [block.name for block in blocks if isinstance(block, Plot)]
 
 
 @pytest.fixture(scope="module")
