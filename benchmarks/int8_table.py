@@ -41,12 +41,12 @@ from torch import nn
 from kdedge.config.load import parse_overrides
 from kdedge.data.decoding import normalizer
 from kdedge.data.images import spread
-from kdedge.deploy.calibrate import (
+from kdedge.deploy.export import N_HELD_OUT
+from kdedge.deploy.int8_images import (
     PixelArray,
     choose_calibration_images,
     read_pixels,
 )
-from kdedge.deploy.export import N_HELD_OUT
 from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.progress import progress
 from kdedge.quantization.search import search

@@ -363,8 +363,6 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 def _load(name: str, folder: Path = Path(__file__).parent) -> ModuleType:
     """A module beside this file, or in another folder; its own copy at each call."""
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

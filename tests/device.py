@@ -93,7 +93,7 @@ def entry(path: Path, *, target: str = "onnx", **changes: Any) -> ModelFile:
     return ModelFile(path.name, target, sha256=digest, n_bytes=path.stat().st_size, **values)
 
 
-def _make_artifact(
+def write_artifact(
     folder: Path,
     *,
     pixels: str = "float",
@@ -131,7 +131,7 @@ def _make_artifact(
 @pytest.fixture(scope="session")
 def make_artifact() -> Callable[..., Artifact]:
     """Writes an artifact into a folder."""
-    return _make_artifact
+    return write_artifact
 
 
 @pytest.fixture(scope="session")
@@ -143,10 +143,10 @@ def write_model() -> Callable[..., Path]:
 @pytest.fixture
 def artifact(tmp_path: Path) -> Artifact:
     """An artifact of the test's own, in `tmp_path/artifact`."""
-    return _make_artifact(tmp_path / "artifact")
+    return write_artifact(tmp_path / "artifact")
 
 
-def _paint(path: Path, color: tuple[int, int, int], *, side_px: int = 24) -> Path:
+def write_picture(path: Path, color: tuple[int, int, int], *, side_px: int = 24) -> Path:
     """Writes a picture of one color."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (side_px + 6, side_px), color).save(path, quality=95)
@@ -156,7 +156,7 @@ def _paint(path: Path, color: tuple[int, int, int], *, side_px: int = 24) -> Pat
 @pytest.fixture(scope="session")
 def paint() -> Callable[..., Path]:
     """Writes a picture of one color."""
-    return _paint
+    return write_picture
 
 
 @pytest.fixture

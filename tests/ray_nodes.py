@@ -51,8 +51,6 @@ class Nodes:
 
     def kdedge(self, *arguments: str, address: str | None = None) -> Done:
         """Runs `kdedge ARGUMENTS` in the current folder, with the nodes or another address."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([str(Path.cwd()), arguments, address]) + "\n")
         self._process.stdin.flush()
         return Done(*json.loads(self._process.stdout.readline()))

@@ -1,4 +1,4 @@
-"""Classify a camera's frames with OpenCV and draw the answer; q ends it.
+"""Classify a camera's frames with OpenCV and draw the prediction; q ends it.
 
 Run it with `python camera.py ARTIFACT`, after `pip install opencv-python`.
 """

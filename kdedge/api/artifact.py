@@ -184,7 +184,7 @@ def change_classes(
         new = _encode(opened, folder, names[0], names[-len(added) :], device)
         if opened.none_of_these is not None:
             log.warning(
-                'Images of new classes may get the answer "none": its limit was fitted without'
+                'Images of new classes may be predicted as "none": its limit was fitted without'
                 " them.\n  To fit it again, export with images of them in data.unlabeled."
             )
     return classes.write_changed_classes(opened.path, added=new, removed=removed)
@@ -206,8 +206,7 @@ def _encode(
         DataError: the artifact was exported from another run, or the teacher is missing.
     """
     from kdedge.deploy.classes import NewClasses
-    from kdedge.runs.model import load_run
-    from kdedge.setup.workspace import Workspace, set_up_device
+    from kdedge.runs.model import load_run, run_workspace
 
     record, exported = run.read_provenance(), artifact.provenance
     hashes = exported.get("hashes")
@@ -219,6 +218,6 @@ def _encode(
             f" {exported.get('run')} of {exported.get('trained_at')}.\n"
             "  Class vectors fit only the student that learned from their teacher: name that run."
         )
-    workspace = Workspace(run.root, set_up_device(device))
+    workspace = run_workspace(run, device)
     model = load_run(run, workspace, names=(present, *names))
     return NewClasses(names, model.class_vectors()[1:].cpu().numpy(), model.vectors_hash)

@@ -121,7 +121,7 @@ def _subjects(
         folder = find_artifact(source, root) if file is None else file.parent
         if folder is None:
             run = find_run(source, root)
-            rows, missing = _run_subjects(run, root, against, device, threads)
+            rows, missing = _run_subjects(run, against, device, threads)
             left_out |= missing
             runs.append(run)
             name = run.name
@@ -138,16 +138,16 @@ def _subjects(
 
 
 def _run_subjects(
-    run: RunFolder, root: Path, against: Sequence[str], device: str | None, threads: int | None
+    run: RunFolder, against: Sequence[str], device: str | None, threads: int | None
 ) -> tuple[list[Subject], dict[str, str]]:
     """Returns a run's models and its newest artifact's files, and why other models are left out."""
     need_training_packages("Measuring a run")
     from kdedge.benchmarking.run_subjects import run_subjects
-    from kdedge.setup.workspace import Workspace, set_up_device
+    from kdedge.runs.model import run_workspace
 
     newest = run.newest_export
     artifact = None if newest is None else load_artifact(newest)
-    rows, left_out = run_subjects(run, Workspace(root, set_up_device(device)), against=against)
+    rows, left_out = run_subjects(run, run_workspace(run, device), against=against)
     if artifact is None:
         command = f"kdedge export {shlex.quote(str(run.path))} --cpu"
         left_out[f"{run.name} folded"] = f"not exported yet; export with {command}"

@@ -31,7 +31,7 @@ class Demo:
         student: the student's run.
         speed: measurements of the student, its teacher, plain CLIP and the exported file.
         examples: test drawings with the student's predictions: a right one, a wrong one, and the
-            most unsure one.
+            least certain one.
         artifact: the exported student; None if the extra `export` is not installed.
         page: the report; None if the extra `report` is not installed.
         seconds: duration of the demo.

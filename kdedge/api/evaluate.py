@@ -51,14 +51,13 @@ def evaluate(
         >>> if isinstance(result, kdedge.EvalResult):
         ...     print(result.all, result.per_class)
     """
-    root = runs_folder(root, run)
-    folder = find_run(run_argument(run), root)
+    folder = find_run(run_argument(run), runs_folder(root, run))
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate_run import evaluate_run
-    from kdedge.setup.workspace import Workspace, set_up_device
+    from kdedge.runs.model import run_workspace
 
     with torch_as_before():
-        workspace = Workspace(root, set_up_device(device))
+        workspace = run_workspace(folder, device)
         is_new = not is_evaluated(folder)
         adds_test = is_new and load_recipe(folder.recipe).recipe.data.test is None
         is_written = not overrides or (

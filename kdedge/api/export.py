@@ -202,7 +202,7 @@ def export(
             recipe says.
         calibrate: fit a temperature, so that a score is the share of correct predictions. None: as
             the recipe says.
-        none_of_these: answer "none" for images unlike the known ones, of which this share, such as
+        none_of_these: predict "none" for images unlike the known ones, of which this share, such as
             `"95%"`, still gets a class. None: as the recipe says.
         int8_minutes: time for the search of INT8's ranges and layers. None: as the recipe says.
         output: the artifact's folder; `artifacts/NN` in the run if left out.
@@ -343,12 +343,11 @@ def _from_run(
     need_training_packages("Folding a run")
     from kdedge.deploy.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact
-    from kdedge.runs.model import load_run
+    from kdedge.runs.model import load_run, run_workspace
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.method import check_has_class_vectors
-    from kdedge.setup.workspace import Workspace, set_up_device
 
-    workspace = Workspace(run.root, set_up_device(device))
+    workspace = run_workspace(run, device)
     names = None if classes is None else given_class_names(classes)
     given = {f"export.{key}": value for key, value in options.items() if value is not None}
     trained = load_run(run, workspace, overrides=merged(overrides, given), names=names)

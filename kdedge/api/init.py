@@ -61,11 +61,11 @@ _WHY = {
     " to it",
     "teacher.optim": "usual: 0.005 at a logit scale of 100; the lower the scale, the higher",
     "student.method=ridge": "one pass over the unlabeled images, without epochs",
-    "student.settings.labeled_weight": "the labels, next to the teacher's answers on the unlabeled"
-    " images",
+    "student.settings.labeled_weight": "the labels, next to the teacher's predictions on the"
+    " unlabeled images",
     "student.settings.tune": "all weights; prompts: --set student.settings.tune=prompts --set"
     " student.optim=null",
-    "student.views": "the teacher's answers are stored: another student costs no second pass",
+    "student.views": "the teacher's features are stored: another student costs no second pass",
     "student.one_pass_first": "a student without training, in one pass; the better one is kept",
     "student.optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
     "balance": "corrects CLIP's preference for some classes; or the shares that you know",

@@ -15,7 +15,7 @@ from kdedge.reporting.headline import conclusion_of
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance
-from kdedge.runs.results import labeled_results, read_evaluation
+from kdedge.runs.results import labeled_results, read_evaluation, sorted_results
 from kdedge.runtime.artifact import Artifact, load_artifact
 
 
@@ -47,13 +47,17 @@ class Run(Tabled):
 
     @property
     def results(self) -> dict[str, EvalResult]:
-        """Accuracies on the test images, by model: the run's own and zero-shot CLIP's."""
-        return dict(labeled_results(self.folder, read_evaluation(self.folder)))
+        """Accuracies on the test images by model, with the names of eval.json.
+
+        The run's own are under its `role`; a student's record also has its `teacher`. Others are
+        `zeroshot`, `zeroshot_balanced` and `labels_alone` (`ridge` on the labeled images).
+        """
+        return sorted_results(self.folder, read_evaluation(self.folder))
 
     @property
     def result(self) -> EvalResult | None:
         """The run's own accuracies; None if the recipe has no test images."""
-        return read_evaluation(self.folder).get(self.role)
+        return self.results.get(self.role)
 
     @property
     def teacher(self) -> Run | None:
@@ -81,8 +85,8 @@ class Run(Tabled):
     def table(self) -> Table:
         """The run's name, role, status and accuracies."""
         title = f"{self.name} ({self.role}, {self.provenance.status})"
-        results = self.results
-        return results_table([*results.items()], first=title) if results else Table("", [title], [])
+        rows = labeled_results(self.folder, self.results)
+        return results_table(rows, first=title) if rows else Table("", [title], [])
 
     @property
     def notes(self) -> list[str]:

@@ -97,7 +97,7 @@ def watch(
     window: int | None = None,
     min_score: float | None = None,
     drift: str | None = None,
-    shot: int | None = None,
+    drift_frames: int | None = None,
     precision: Precision | None = None,
     backend: str | None = None,
     threads: int | None = None,
@@ -119,7 +119,8 @@ def watch(
         min_score: percent; a frame with a lower score supports no class.
         drift: the drift alarm's reference: `artifact`, `stream` or `off`; None for the artifact's
             if it has enough images, or else the stream's.
-        shot: frames that may show the same thing; None for 25, and 1 for a folder.
+        drift_frames: frames in a row that the alarm counts as one, as they may show the same thing;
+            None for 25, and 1 for a folder.
         precision: as in `kdedge.predict`, and so are `backend` and `threads`.
         backend: the runtime; None to choose one.
         threads: CPU threads; None for the engine's default.
@@ -133,7 +134,7 @@ def watch(
         RecipeError: an option is wrong.
         SetupError: the camera cannot be opened, or a package is missing.
     """
-    check_at_least(1, every=every, window=window, shot=shot, threads=threads)
+    check_at_least(1, every=every, window=window, drift_frames=drift_frames, threads=threads)
     if min_score is not None and not 0 <= min_score <= 100:
         raise RecipeError(f"min_score is {min_score}; expected 0 to 100.")
     if drift not in (None, *DRIFT):
@@ -154,7 +155,7 @@ def watch(
                 window=window,
                 min_score=min_score,
                 drift=drift,
-                shot=shot,
+                drift_frames=drift_frames,
             ).events()
 
     return events()

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 _Logits = Callable[[Tensor], Tensor]
 # A subject, the run that has its accuracy, and the accuracy's key there
-_Row = tuple[Subject, RunFolder | None, str]
+_Scored = tuple[Subject, RunFolder | None, str]
 
 
 def run_subjects(
@@ -76,7 +76,7 @@ def run_subjects(
             f"The accuracies of {run.name} were measured on test images that cannot be read now:"
             f" {first_line(error)}"
         )
-    rows: list[_Row] = []
+    rows: list[_Scored] = []
     left_out: dict[str, str] = {}
     if isinstance(trained.backbone, Backbone):
         rows.append((_zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot"))
@@ -100,7 +100,7 @@ def _accuracy(run: RunFolder | None, key: str) -> Accuracy | None:
     return None if run is None or result is None else Accuracy.of_run(result, run.name)
 
 
-def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -> list[_Row]:
+def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -> list[_Scored]:
     """The teacher of a student; none if its run or its weights are missing."""
     try:
         folder = run.teacher_folder()
@@ -120,9 +120,9 @@ def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -
 
 def _baseline_rows(
     trained: RunModel, against: Sequence[str], left_out: dict[str, str]
-) -> list[_Row]:
+) -> list[_Scored]:
     """The methods to compare with, each with the newest run that has its accuracy."""
-    rows: list[_Row] = []
+    rows: list[_Scored] = []
     known = newest_baselines(trained.setup.workspace.root, trained.loaded.recipe.name)
     for name in against:
         run = known.get(name)

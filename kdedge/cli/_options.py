@@ -39,22 +39,6 @@ device_option = click.option(
     help="Device: cpu, cuda or cuda:N. [default: cuda if available, else cpu]",
 )
 
-suites_option = click.option(
-    "--suites",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("suites"),
-    show_default=True,
-    help="Folder of all suites.",
-)
-
-calls_option = click.option(
-    "--calls",
-    type=click.IntRange(min=3),
-    default=20,
-    show_default=True,
-    help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
-)
-
 engine_option = click.option(
     "--engine",
     type=click.Choice(ENGINES),

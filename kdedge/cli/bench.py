@@ -13,7 +13,7 @@ import click
 
 from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.tables import as_markdown, make_tables, notes
-from kdedge.cli._options import calls_option, device_option, runs_option, threads_option
+from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import next_line, print_result, show_result, titled
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
@@ -56,7 +56,13 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     show_default=True,
     help="Shortest measurement of each model at each batch size.",
 )
-@calls_option
+@click.option(
+    "--calls",
+    type=click.IntRange(min=3),
+    default=20,
+    show_default=True,
+    help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
+)
 @click.option(
     "--slowest",
     type=click.FloatRange(min=0.1),

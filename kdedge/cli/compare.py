@@ -24,7 +24,7 @@ from kdedge.cli._output import json_option, print_result, show_result
 @click.option(
     "--require-no-worse",
     is_flag=True,
-    help="End in exit code 6 if McNemar's exact test shows NEW to be worse (p below 0.05). Needs"
+    help="Exit with code 6 if McNemar's exact test shows NEW to be worse (p below 0.05). Needs"
     " --labels.",
 )
 @count_option("--batch", help="Images per call. [default: as many as each artifact takes]")

@@ -37,7 +37,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
         for image in results.examples
     ]
     lines += [
-        "\nThe student's answers, a right one, a wrong one and the most unsure one:",
+        "\nThe student's predictions, a right one, a wrong one and the least certain one:",
         table(examples, header=("test drawing", "predicted")),
         f"\nThe demo took {results.seconds:.0f} s.",
         "Next: kdedge init NAME --images DIR --classes FILE --labeled DIR --test DIR",

@@ -81,12 +81,12 @@ def _parameter(target: Target) -> str:
 @click.option(
     "--calibrate/--no-calibrate",
     default=None,
-    help="Fit a temperature, so that of answers with a score of 80 % about 80 % are right.",
+    help="Fit a temperature, so that of predictions with a score of 80 % about 80 % are right.",
 )
 @click.option(
     "--none-of-these",
     metavar="SHARE",
-    help='Answer "none" for images unlike the known ones, of which this share, such as 95%, still'
+    help='Predict "none" for images unlike the known ones, of which this share, such as 95%, still'
     " gets a class.",
 )
 @click.option(
@@ -225,7 +225,7 @@ def _fitted_lines(artifact: Artifact) -> list[str]:
         )
     if none is not None:
         lines.append(
-            f'Answers "none" below the score that {none.share_percent:g} % of {none.images} reach.'
+            f'Predicts "none" below the score that {none.share_percent:g} % of {none.images} reach.'
             " How many strange images that catches was not measured: try some with kdedge predict."
         )
     return lines

@@ -111,7 +111,7 @@ def command(
     FILE:NUMBER@SECONDS. With - the command reads an image from standard input.
     Cameras and streams are for `kdedge watch`.
 
-    An artifact that was exported with --none-of-these answers none for an image that looks like
+    An artifact that was exported with --none-of-these predicts none for an image that looks like
     none of its classes, and gives known_percent in csv and jsonl: the share of the known images
     that look less like them. The scores stay the classes' scores.
 

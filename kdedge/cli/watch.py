@@ -21,7 +21,7 @@ from kdedge.cli._options import (
 @click.command("watch")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("source")
-@click.option("--each", is_flag=True, help="Give each frame's answer, too.")
+@click.option("--each", is_flag=True, help="Give each frame's prediction, too.")
 @count_option("--every", default=1, help="Take the first and then every Nth frame or file.")
 @count_option(
     "--window",
@@ -42,9 +42,9 @@ from kdedge.cli._options import (
     " [default: artifact; stream if that has under 100 images]",
 )
 @count_option(
-    "--shot",
-    help="Frames that may show the same thing: the drift alarm counts them as one. [default: 25; 1"
-    " for a folder]",
+    "--drift-frames",
+    help="Frames in a row that the drift alarm counts as one, as they may show the same thing."
+    " [default: 25; 1 for a folder]",
 )
 @precision_option
 @backend_option

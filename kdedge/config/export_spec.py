@@ -43,14 +43,14 @@ class ExportSpec(Strict):
     )
     calibrate: bool = Field(
         False,
-        description="Divide the logits by a fitted temperature, so that of answers with a score"
-        " of 80 % about 80 % are right. It is fitted to data.validation, else to data.labeled,"
-        " else to the teacher's answers on data.unlabeled, and folded into the graph. Answers do"
-        " not change.",
+        description="Calibrate the scores: divide the logits by a fitted temperature, so that of"
+        " predictions with a score of 80 % about 80 % are right. It is fitted to data.validation,"
+        " else to data.labeled, else to the teacher's predictions on data.unlabeled, and folded"
+        " into the graph. The predicted classes do not change.",
     )
     none_of_these: KnownShare | None = Field(
         None,
-        description='Answer "none" for images unlike those of data.unlabeled. The limit of each'
+        description='Predict "none" for images unlike those of data.unlabeled. The limit of each'
         " file is set so that this share of data.unlabeled, such as 95%, still gets a class.",
     )
     pixels: Literal["float", "uint8"] = Field(
@@ -68,8 +68,9 @@ class ExportSpec(Strict):
         512,
         ge=1,
         le=100_000,
-        description="Images of the int8 calibration set, drawn from data.unlabeled with the seed."
-        " NVIDIA ModelOpt's guide asks for at least 500 for CNNs and ViTs.",
+        description="Images on which INT8's ranges are measured, drawn from data.unlabeled with the"
+        " seed; not those of `calibrate`. NVIDIA ModelOpt's guide asks for at least 500 for CNNs"
+        " and ViTs.",
     )
     int8_minutes: float = Field(
         10.0,

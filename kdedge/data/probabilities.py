@@ -79,8 +79,8 @@ def read_probabilities(
     if missing:
         raise DataError(
             f"{path} has no line for {len(missing)} of {len(keys)} images, first"
-            f" {missing[0]!r}.\n  Add them: a teacher answers for every image, by its path within"
-            " the folder or its name in the shard."
+            f" {missing[0]!r}.\n  Add them: the teacher needs a line for every image, by its path"
+            " within the folder or its name in the shard."
         )
     return values
 

@@ -156,7 +156,7 @@ def changed_names(
     check_class_names(names, where)
     if artifact.none_of_these is not None and NONE in names:
         raise DataError(
-            f'{where} has "{NONE}", which is the answer for images that show none of the classes.\n'
+            f'{where} has "{NONE}", which is the prediction for images of none of the classes.\n'
             "  Give the class another name."
         )
     return names

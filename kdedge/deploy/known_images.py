@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kdedge.config.fields import percent_value
 from kdedge.data.images import Images
-from kdedge.deploy.calibrate import PixelArray, draw_contents, read_different_pixels, read_images
+from kdedge.deploy.int8_images import PixelArray, draw_contents, read_different_pixels, read_images
 from kdedge.deploy.parity import predict_pixels
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic
@@ -186,14 +186,14 @@ def choose_known_images(
         The images, without duplicates; None if `share` is None.
 
     Raises:
-        RecipeError: a class has the name that is the answer for images of no class.
+        RecipeError: a class has the name that is predicted for images of no class.
         DataError: there are too few images, or all look the same.
     """
     if share is None:
         return None
     if NONE in trained.class_names:
         raise RecipeError(
-            f'The class list has "{NONE}", which is the answer for images that show none of the'
+            f'The class list has "{NONE}", which is the prediction for images of none of the'
             " classes.\n  Give the class another name, or leave export.none_of_these out."
         )
     share_percent = percent_value(share)

@@ -14,7 +14,7 @@ from PIL import Image
 from kdedge.data.decoding import normalizer
 from kdedge.data.images import Images, spread
 from kdedge.data.loader import images_per_pass
-from kdedge.deploy.calibrate import read_images, read_pixels
+from kdedge.deploy.int8_images import read_images, read_pixels
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
 from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent

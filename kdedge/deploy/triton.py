@@ -53,7 +53,7 @@ def write_triton(
     check_gives_logits(artifact, "Triton")
     file = _choose_file(artifact, precision, built)
     if artifact.none_below(file) is not None:
-        log.warning('Triton always gives a class: its graph cannot answer "none of these".')
+        log.warning('Triton always gives a class: its graph cannot predict "none".')
     with new_folder(folder / artifact.model_name) as new:
         version = new.part / "1"
         version.mkdir()

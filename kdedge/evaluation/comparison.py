@@ -26,8 +26,6 @@ _MIN_N = next(n for n in range(1, 99) if 2 * 0.5**n < ALPHA)
 
 _MAX_SHOWN = 20  # images, classes and reasons; `to_dict` has all
 
-Verdict = Literal["better", "worse", "no difference shown"]
-
 
 def predicted_class(result: Prediction | NonFiniteLogits) -> tuple[str | None, float | None]:
     """The best class of a result and its score; `none` if the image shows none of the classes."""
@@ -85,7 +83,7 @@ class LabeledComparison:
     p_value: float
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Literal["better", "worse", "no difference shown"]:
         """What the test shows about the new classifier."""
         if self.p_value >= ALPHA:
             return "no difference shown"
@@ -149,7 +147,7 @@ class Comparison(Tabled):
         old: the old artifact's file.
         new: the new one's.
         n_images: images that were classified.
-        n_with_unshared_answer: images for which one predicts a class that the other lacks;
+        n_with_unshared_class: images for which one predicts a class that the other lacks;
             agreement leaves them out.
         n_agree: images with the same prediction.
         mean_score_difference: the new score of the best class minus the old one, percentage points;
@@ -163,13 +161,13 @@ class Comparison(Tabled):
             new classes, then `none`.
         labeled: accuracies; None if no image has a label.
         unreadable: images that cannot be read, which are left out.
-        n_without_answer: logits with NaN or infinity; their images count as changed.
+        n_nonfinite: logits with NaN or infinity; their images count as changed.
     """
 
     old: ComparedModel
     new: ComparedModel
     n_images: int
-    n_with_unshared_answer: int
+    n_with_unshared_class: int
     n_agree: int
     mean_score_difference: float | None
     mean_absolute_score_difference: float | None
@@ -180,12 +178,12 @@ class Comparison(Tabled):
     classes: dict[str, tuple[int, int]]
     labeled: LabeledComparison | None
     unreadable: Sequence[UnreadableImage]
-    n_without_answer: int
+    n_nonfinite: int
 
     @property
     def agreement_percent(self) -> float | None:
         """Share of images with the same prediction; None if no image has classes that both have."""
-        n_compared = self.n_images - self.n_with_unshared_answer
+        n_compared = self.n_images - self.n_with_unshared_class
         return 100 * self.n_agree / n_compared if n_compared else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,18 +219,18 @@ class Comparison(Tabled):
     def notes(self) -> list[str]:
         """The files that were compared, and the figures."""
         n_more = len(self.changed) - _MAX_SHOWN
-        notes = [f"and {n_more:,} more changed answers"] if n_more > 0 else []
-        notes += [] if self.changed else ["No answer has changed."]
+        notes = [f"and {n_more:,} more changed predictions"] if n_more > 0 else []
+        notes += [] if self.changed else ["No prediction has changed."]
         counts = sorted(self.classes.items(), key=lambda x: -abs(x[1][1] - x[1][0]))
         changed_counts = [f"{visible(name)} {n:,} -> {m:,}" for name, (n, m) in counts if n != m]
         if changed_counts:
-            notes.append(f"how often a class is the answer: {_listed(changed_counts)}")
+            notes.append(f"how often a class is predicted: {_listed(changed_counts)}")
         notes += some_of((f"{visible(x.key)}: {x.reason}" for x in self.unreadable), _MAX_SHOWN)
         notes += [
             f"old: {self.old}",
             f"new: {self.new}",
             f"{images_text(self.n_images)}, and {len(self.unreadable):,} unreadable;"
-            f" {self.n_without_answer:,} answers with NaN or infinity",
+            f" {self.n_nonfinite:,} predictions with NaN or infinity",
             f"{self.n_shared:,} classes that both have",
         ]
         if self.only_old:
@@ -240,12 +238,12 @@ class Comparison(Tabled):
         if self.only_new:
             notes.append(f"only the new one has {_listed(map(visible, self.only_new))}")
         if self.agreement_percent is None:
-            notes.append("agreement: none, as each answer is a class that one of them lacks")
+            notes.append("agreement: none, as each predicted class is one that the other lacks")
         else:
             notes.append(
                 f"agreement {self.agreement_percent:.2f} %: {self.n_agree:,} of"
-                f" {images_text(self.n_images - self.n_with_unshared_answer)};"
-                f" {self.n_with_unshared_answer:,} answered with a class that only one has left out"
+                f" {images_text(self.n_images - self.n_with_unshared_class)};"
+                f" {self.n_with_unshared_class:,} with a class that only one has left out"
             )
         if self.mean_score_difference is None:
             notes.append("scores: not compared, as an artifact's head is argmax, without scores")
@@ -302,7 +300,7 @@ def compare_predictions(
         old=old,
         new=new,
         n_images=len(images),
-        n_with_unshared_answer=len(images) - len(comparable),
+        n_with_unshared_class=len(images) - len(comparable),
         n_agree=sum(not i.is_changed for i in comparable),
         mean_score_difference=fmean(differences) if differences else None,
         mean_absolute_score_difference=fmean(map(abs, differences)) if differences else None,
@@ -313,7 +311,7 @@ def compare_predictions(
         classes={name: (old_counts[name], new_counts[name]) for name in classes},
         labeled=_compare_labeled([i for i in images if i.label is not None], shared),
         unreadable=unreadable,
-        n_without_answer=old_counts[None] + new_counts[None],
+        n_nonfinite=old_counts[None] + new_counts[None],
     )
 
 

@@ -94,7 +94,7 @@ class Lines:
         top: classes per image.
         min_score: percent; below it the best class is not named.
         columns: for text, the widths to which keys and class names are padded.
-        tells_none: whether the artifact can answer that an image shows none of its classes.
+        tells_none: whether the artifact can tell that an image shows none of its classes.
     """
 
     kind: str
@@ -139,9 +139,9 @@ class Lines:
         if not isinstance(result, Prediction):
             return _csv_row([printable(result.key), *[""] * n_cells, result.reason])
         cells: list[str] = []
-        for answer in result.top:
-            score = "" if answer.score_percent is None else f"{answer.score_percent:.4f}"
-            cells += [answer.class_name, score]
+        for one in result.top:
+            score = "" if one.score_percent is None else f"{one.score_percent:.4f}"
+            cells += [one.class_name, score]
         cells[0] = best_name(result, self.min_score) or ""
         cells += [""] * (n_cells - len(cells))
         if self.tells_none and result.known_percent is not None:
@@ -156,7 +156,7 @@ def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int,
 
 
 def best_name(result: Prediction, min_score: float | None) -> str | None:
-    """The answer for an image: its best class, `none`, or None if the score is too low."""
+    """The prediction for an image: its best class, `none`, or None if the score is too low."""
     if result.is_none:
         return NONE
     best = result.top[0]
@@ -164,7 +164,7 @@ def best_name(result: Prediction, min_score: float | None) -> str | None:
     return best.class_name if is_sure else None
 
 
-def answer_values(result: Prediction, min_score: float | None) -> dict[str, Any]:
+def prediction_values(result: Prediction, min_score: float | None) -> dict[str, Any]:
     """The classes of an image, as values for JSON."""
     values: dict[str, Any] = {
         "class": best_name(result, min_score),
@@ -174,7 +174,7 @@ def answer_values(result: Prediction, min_score: float | None) -> dict[str, Any]
         values["is_none"] = result.is_none
         values["known_percent"] = result.known_percent
     values["top"] = [
-        {"class": answer.class_name, "score_percent": answer.score_percent} for answer in result.top
+        {"class": one.class_name, "score_percent": one.score_percent} for one in result.top
     ]
     return values
 
@@ -184,14 +184,14 @@ def result_values(result: Result, min_score: float | None) -> dict[str, Any]:
     values: dict[str, Any] = {"image": printable(result.key)}
     if not isinstance(result, Prediction):
         return values | {"error": result.reason}
-    return values | answer_values(result, min_score)
+    return values | prediction_values(result, min_score)
 
 
 def shown_classes(prediction: Prediction, min_score: float | None) -> list[tuple[str, str]]:
-    """The classes of a prediction and their scores as text; the first one is the answer."""
+    """The classes of a prediction and their scores as text, the predicted class first."""
     best = best_name(prediction, min_score)
-    names = ["-" if best is None else best, *(answer.class_name for answer in prediction.top[1:])]
-    scores = (answer.score_percent for answer in prediction.top)
+    names = ["-" if best is None else best, *(one.class_name for one in prediction.top[1:])]
+    scores = (one.score_percent for one in prediction.top)
     return [
         (visible(name), "" if score is None else f"{score:.2f} %")
         for name, score in zip(names, scores, strict=True)

@@ -267,7 +267,7 @@ class Teacher(Protocol):
         ...
 
     def logits_of(self, images: Images, *, what: str) -> Tensor | None:
-        """[N, C], float32, on the CPU, in the images' order; None if it cannot answer all.
+        """[N, C], float32, on the CPU, in the images' order; None if it lacks some.
 
         Args:
             images: images without crops or flips, such as those that accuracy is measured on.

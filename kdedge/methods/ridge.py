@@ -317,7 +317,7 @@ class Method(ClosedFormMethod):
         features = "all blocks" if chosen.n_columns > self.module.n_own else "the last layer"
         settings = f"features of {features}, lambda {chosen.lam:g}"
         if isinstance(self._backbone, Backbone):
-            settings += f", {chosen.text_share:g} of zero-shot CLIP's answers"
+            settings += f", {chosen.text_share:g} times zero-shot CLIP's logits"
         if chosen.percent is None:
             summary = (
                 f"learned from {n_labeled:,} labels: {settings}. {n_single} of"
@@ -382,20 +382,20 @@ class Method(ClosedFormMethod):
     def _teacher_record(
         self, settings: dict[str, float], data: ClosedFormData, logits: Tensor, n_unlabeled: int
     ) -> dict[str, Any]:
-        """A summary in words, the settings, and the classes of none of the teacher's answers."""
+        """A summary in words, the settings, and the classes that the teacher never predicts."""
         summary = f"learned from {n_unlabeled:,} unlabeled images"
         if data.n_labeled:
             summary += f" and {data.n_labeled:,} labels"
         summary += f". Lambda is {settings['lambda']:g}"
         if data.n_held_out:
-            summary += f", which answers most like the teacher on {data.n_held_out:,} other images"
+            summary += f", which agrees best with the teacher on {data.n_held_out:,} other images"
         names = self._inputs.class_names
         per_class = torch.bincount(logits.argmax(dim=1), minlength=len(names)).tolist()
         absent = [name for name, n_images in zip(names, per_class, strict=True) if not n_images]
         if not absent or len(logits) < 5 * len(names):
             return {"summary": summary, **settings}
         summary += (
-            f". The teacher takes none of {len(logits):,} unlabeled images for"
+            f". The teacher predicts none of {len(logits):,} unlabeled images as"
             f" {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}:"
             " the student learns nothing of these classes there; add images"
         )

@@ -95,7 +95,7 @@ class EvalResult(Record, Tabled):
             for a class without test images.
         images_hash: as in `OnImages`.
         largest_class_percent: share of the test images that are of their largest class: what
-            always answering that class would reach.
+            always predicting that class would reach.
         temperature: what the logits are divided by in an export with `export.calibrate`; None if
             the recipe does not ask for it, or no temperature fits.
         calibrated_ece_percent: the calibration error with it.
@@ -233,7 +233,7 @@ def assumed_shares(prior: str | dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class BalanceResult(Record):
-    """Offsets that bring a model's answers into balance.
+    """Offsets that bring a model's predictions into balance.
 
     Attributes:
         prior: the recipe's: auto, uniform or labels, or the shares that it gives.
@@ -403,9 +403,9 @@ class EvalDetails(Record):
     def only_class(self) -> str | None:
         """The class that is predicted for every image, although not all are of one class."""
         labels = {label for label, _, _ in self.confusion}
-        answers = {predicted for _, predicted, _ in self.confusion}
-        is_told = len(labels) > 1 and len(answers) == 1
-        return self.class_names[answers.pop()] if is_told else None
+        classes = {predicted for _, predicted, _ in self.confusion}
+        is_told = len(labels) > 1 and len(classes) == 1
+        return self.class_names[classes.pop()] if is_told else None
 
     @property
     def ece_percent(self) -> float:

@@ -31,7 +31,7 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
             " all among all names. HM is the harmonic mean of base and novel. "
         )
     if "calibration error" in table.header:
-        caption += "The calibration error: how far scores are from the share of right answers. "
+        caption += "The calibration error: how far scores are from the share of right predictions. "
     if "validation" in {result.selection for _, result in rows}:
         caption += "Some models have the weights of the best epoch on validation images. "
     caption += " ".join(f"{label}: {note}" for label, row in rows for note in row.notes)

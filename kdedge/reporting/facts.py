@@ -25,7 +25,7 @@ from kdedge.runs.results import read_unlabeled, stored_details, stored_evaluatio
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 
 FEW_TEST_IMAGES = 1000  # with fewer, chance moves an accuracy by more than about three points
-_SIGNIFICANT_ANSWERS = 6  # fewer right answers more may be chance, by McNemar's test at 5 %
+_SIGNIFICANT_IMAGES = 6  # a gain on fewer images may be chance, by McNemar's test at 5 %
 
 
 class Gain(NamedTuple):
@@ -42,7 +42,7 @@ class Gain(NamedTuple):
     @property
     def is_measurable(self) -> bool:
         """Whether the images show a difference."""
-        return bool(self.points) if self.n_images is None else self.n_images >= _SIGNIFICANT_ANSWERS
+        return bool(self.points) if self.n_images is None else self.n_images >= _SIGNIFICANT_IMAGES
 
 
 class WeakestClass(NamedTuple):

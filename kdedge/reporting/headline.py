@@ -66,7 +66,7 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
     None where the headline says it already, and with the split base-to-novel, whose classes
     belong to a benchmark.
     """
-    run, judged, answers = records.run, records.judged, records.own_details
+    run, judged, details = records.run, records.judged, records.own_details
     if run.role != "student":
         return None
     if judged is None:
@@ -77,43 +77,43 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
             "Whether to deploy it is not known: put labeled images into a folder for each class,"
             f" and run kdedge eval {shlex.quote(str(run.path))} --set data.test.folder=FOLDER",
         )
-    if answers is None or judged.harmonic_mean is not None or records.is_loss:
+    if details is None or judged.harmonic_mean is not None or records.is_loss:
         return None
-    if len(answers.images_per_class) == 1:
+    if len(details.images_per_class) == 1:
         return Verdict(
             "unknown",
             "Whether to deploy it is not known: all test images are of one class,"
-            f" {next(iter(answers.images_per_class))}. Add images of the others to data.test.",
+            f" {next(iter(details.images_per_class))}. Add images of the others to data.test.",
         )
-    if answers.only_class is not None:
+    if details.only_class is not None:
         reason = "it predicts one class for every image"
         return Verdict("do not deploy", f"Do not deploy it: {reason}.")
     if judged.all < (judged.largest_class_percent or 0):
-        reason = "always answering the most frequent class is right more often"
+        reason = "always predicting the most frequent class is right more often"
         return Verdict("do not deploy", f"Do not deploy it: {reason}.")
     alone = records.gain_over("labels_alone")
     if alone is not None and alone.points <= -1 and alone.is_measurable:
         return Verdict(
             "labels alone",
-            "Deploy rather the same network with the labels alone:"
-            f" {records.comparable['labels_alone'].all:.1f} % right. Train it by kdedge train"
+            "Rather deploy the same network trained on the labels alone:"
+            f" {records.comparable['labels_alone'].all:.1f} % right. Train it with kdedge train"
             f" {shlex.quote(str(run.recipe))} --method ridge, and export that run.",
         )
-    return Verdict("deploy", _condition(records, judged, answers) + _doubts(records, answers))
+    return Verdict("deploy", _condition(records, judged, details) + _doubts(records, details))
 
 
-def _condition(records: ModelRecords, judged: EvalResult, answers: EvalDetails) -> str:
+def _condition(records: ModelRecords, judged: EvalResult, details: EvalDetails) -> str:
     """The accuracy that has to be enough: of all images, and of the weakest class."""
     weakest = records.weakest_class
-    assert weakest is not None  # there are answers
+    assert weakest is not None  # there are predictions
     name, n_right, n = weakest
     if n == n_right:
-        low = math.floor(10 * accuracy_interval(answers.n_images, answers.n_images)[0]) / 10
+        low = math.floor(10 * accuracy_interval(details.n_images, details.n_images)[0]) / 10
         return (
-            f"Deploy it if {low:.1f} % right is enough: {images_text(answers.n_images)}, all of"
-            " them right, show no more (95 % interval)."
+            f"Deploy it if {low:.1f} % right is enough: {images_text(details.n_images)}, all of"
+            " them right, cannot show more (95 % interval)."
         )
-    if n_right * len(answers.images_per_class) < n:
+    if n_right * len(details.images_per_class) < n:
         return (
             f"Deploy it only where {name} does not matter: {n_right:,} of"
             f" {images_text(n)} of it are right, {judged.all:.1f} % of all."
@@ -126,13 +126,13 @@ def _condition(records: ModelRecords, judged: EvalResult, answers: EvalDetails) 
     )
 
 
-def _doubts(records: ModelRecords, answers: EvalDetails) -> str:
+def _doubts(records: ModelRecords, details: EvalDetails) -> str:
     """Which classes have no test images, or none that taught the student."""
-    tested = answers.images_per_class
-    untested = [name for name in answers.class_names if name not in tested]
+    tested = details.images_per_class
+    untested = [name for name in details.class_names if name not in tested]
     doubts = f" No test image shows {name_some(untested)}." if untested else ""
     if unseen := records.run.read_provenance().summary.closed_form.get("unseen_classes"):
-        doubts += f" The teacher takes no unlabeled image for {name_some(unseen)}: add images."
+        doubts += f" The teacher predicts {name_some(unseen)} for no unlabeled image: add images."
     return doubts
 
 
@@ -161,7 +161,7 @@ def _accuracy(records: ModelRecords) -> list[str]:
         largest = judged.largest_class_percent
         if largest is not None and judged.all < largest and len(judged.per_class) > 1:
             missing = largest - judged.all
-            parts.append(f"{missing:.1f} points below always answering the most frequent class")
+            parts.append(f"{missing:.1f} points below always predicting the most frequent class")
     if judged != student:
         lost = judged.all - student.all
         compared = f"{_apart(lost)} the student" if lost else "as often as the student"
@@ -181,7 +181,7 @@ def _of_teacher(records: ModelRecords) -> str:
         elif gain.is_measurable:
             parts = [f"is {_apart(gain.points, gain.n_images)} its teacher"]
         else:
-            parts = [f"is as good as its teacher, so far as {student.n_images:,} images show"]
+            parts = [f"is as good as its teacher, as far as {student.n_images:,} images show"]
     if ratios := [*records.savings.values()]:
         needs = [_needed(ratio, of) for of, ratio in records.savings.items()]
         is_mixed = ratios[0] >= _OTHER and ratios[-1] <= 1 / _OTHER
@@ -214,8 +214,10 @@ def _of_unlabeled(records: ModelRecords) -> list[str]:
         f" on {records.comparable['labels_alone'].all:.1f} %."
     ]
     if not gain.is_measurable and student.all < _GOOD_PERCENT:
-        command = f"kdedge predict {shlex.quote(str(records.run.path))} IMAGES --uncertain 20"
-        sentences.append(f"More labels would help. After the export, which to label: {command}")
+        sentences.append(
+            "More labels would help. After the export, this finds images to label:"
+            f" kdedge predict {shlex.quote(str(records.run.path))} IMAGES --uncertain 20"
+        )
     return sentences
 
 
@@ -253,7 +255,7 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
     if missed:
         gates = "its gate, and is" if len(missed) == 1 else "their gates, and are"
         parts.append(
-            f"{' and '.join(missed)} missed {gates} used only where the precision is asked for."
+            f"{' and '.join(missed)} missed {gates} used only if you ask for that precision."
         )
     return parts
 

@@ -124,7 +124,7 @@ def _shown(records: RunRecords) -> dict[str, Sequence[Block | None]]:
         "Without labels": _unlabeled(records.unlabeled),
         "The file to ship": ship_blocks(records),
         "Classes": _classes(records),
-        "Answers of the model before export" if records.ship else "Images": _images(records),
+        "Predictions of the model before export" if records.ship else "Images": _images(records),
         "Not in this report": [Note(lines)] if lines else [],
     }
 

@@ -198,7 +198,7 @@ def measure_without_labels(
         model: the model.
         images: one or more images.
         what: description of the images, for the record.
-        teacher: a teacher with the same class list, compared if it can answer for these images;
+        teacher: a teacher with the same class list, compared if it has logits for these images;
             None if there is none.
 
     Raises:

@@ -43,7 +43,7 @@ from kdedge.setup.classes import Classes, classes_of
 from kdedge.setup.data import DataPart, RecipeData
 from kdedge.setup.method import settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
-from kdedge.setup.workspace import Workspace
+from kdedge.setup.workspace import Workspace, set_up_device
 
 log = logging.getLogger(__name__)
 
@@ -425,6 +425,11 @@ class RunVectors:
             f"  Use names among the {len(stored)} of {vectors_file}, restore the teacher's run, or"
             " distill again."
         )
+
+
+def run_workspace(run: RunFolder, device: str | None) -> Workspace:
+    """A workspace beside a run, wherever it lies; raises the errors of `set_up_device`."""
+    return Workspace(run.root, set_up_device(device))
 
 
 def load_run(

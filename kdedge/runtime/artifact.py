@@ -90,7 +90,7 @@ class ModelFile(Record):
 
 @dataclass(frozen=True)
 class Temperature(Record):
-    """A fitted temperature (Guo et al. 2017, arXiv:1706.04599); top-1 answers do not change.
+    """A fitted temperature (Guo et al. 2017, arXiv:1706.04599); top-1 predictions do not change.
 
     It is part of `logit_scale` in the graph or the class matrix: nothing divides at run time.
 
@@ -318,7 +318,7 @@ class Artifact(_Shared):
         raise DataError(f"{self.path} has no model file {name!r}; it has {known}.")
 
     def none_below(self, file: ModelFile) -> NoneBelow | None:
-        """The limit below which one of its files answers "none of these"; None if it cannot.
+        """The limit below which one of its files predicts "none"; None if it cannot.
 
         A file that was built elsewhere has the limit of the file that it was made from.
         """

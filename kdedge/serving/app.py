@@ -29,7 +29,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from kdedge.inference.lines import NonFiniteLogits, answer_values
+from kdedge.inference.lines import NonFiniteLogits, prediction_values
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, GraphOutputs, RequestImages, ServedModel
@@ -222,7 +222,7 @@ class App:
             raise HTTPException(500, prediction.reason)
         best = "" if prediction.is_none else prediction.top[0].class_name
         self.metrics.classes.labels(best).inc()
-        return JSONResponse(answer_values(prediction, None))
+        return JSONResponse(prediction_values(prediction, None))
 
     async def _infer(self, request: Request) -> Response:
         self._check_name(request)

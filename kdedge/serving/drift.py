@@ -8,10 +8,10 @@ By the union bound, the expected number of false alarms in a stream that does no
 its number of observations, times the number of tests, times the limit of p. This bound sets the
 limit; it does not assume that the tests are independent.
 
-Frames of a video are not independent. So an observation is the mean of `shot` frames, and a test
-assumes that it varies as much as a single image of the reference. That is exact if all these frames
-show one thing, and cautious if they show several. A scene that has not changed is not observed
-again.
+Frames of a video are not independent. So an observation is the mean of several frames, and a
+test assumes that it varies as much as a single image of the reference. That is exact if all these
+frames show one thing, and cautious if they show several. A scene that has not changed is not
+observed again.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class DriftMonitor:
 
     Args:
         reference: the reference; None to learn it from the first observations of the stream.
-        shot: frames per observation.
+        n_frames: frames per observation.
         has_none: whether the artifact detects images that show none of its classes.
         n_learned: observations of a reference that is learned.
     """
@@ -216,16 +216,16 @@ class DriftMonitor:
         self,
         reference: DriftReference | None,
         *,
-        shot: int,
+        n_frames: int,
         has_none: bool,
         n_learned: int = _N_LEARNED,
     ) -> None:
         self.reference = reference
-        self._shot = shot
+        self._n_frames = n_frames
         self._n_learned = n_learned
         self._has_none = has_none
         n_tests = len(_WINDOWS) * (len(_MEANS) + has_none)
-        self._limit = FALSE_ALARMS_PER_FRAME * shot / n_tests
+        self._limit = FALSE_ALARMS_PER_FRAME * n_frames / n_tests
         self._learned: list[ScoredFrame] = []
         self._frames: list[ScoredFrame] = []
         self._last: deque[list[ScoredFrame]] = deque(maxlen=max(_WINDOWS))
@@ -240,7 +240,7 @@ class DriftMonitor:
             image: the frame's image.
         """
         self._frames.append(scored)
-        if len(self._frames) < self._shot:
+        if len(self._frames) < self._n_frames:
             return []
         frames, self._frames = self._frames, []
         small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=1.0)
@@ -270,7 +270,7 @@ class DriftMonitor:
         if not windows:
             return None
         self._raised ^= {name}
-        frames = [frame for shot in list(self._last)[-windows[0] :] for frame in shot]
+        frames = [frame for observed in list(self._last)[-windows[0] :] for frame in observed]
         p_value, now = p_values[windows[0]], ScoreSummary.of(frames)
         return Drift(name, is_over, p_value, len(frames), reference.summary, now)
 

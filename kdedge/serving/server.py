@@ -199,7 +199,7 @@ class Server:
         with contextlib.ExitStack() as on_error:
             on_error.callback(model.close)
             if SMOKE_SET not in artifact.others:
-                log.warning(f"{artifact.path} has no smoke set: its answers were not compared.")
+                log.warning(f"{artifact.path} has no smoke set: its predictions were not compared.")
             else:
                 result = parity_on_smoke_set(artifact, classifier.backend)
                 error = gate_error(file, result, artifact.gates)

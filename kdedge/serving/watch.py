@@ -30,13 +30,13 @@ from kdedge.serving.source import Event, Frame, FrameSource, event
 log = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")
 # Defaults for frames; for the files of a folder, both are 1
-WINDOW, SHOT = 7, 25
+WINDOW, DRIFT_FRAMES = 7, 25
 
 
 class Decider:
-    """Decides by the answers for the last M frames, with hysteresis.
+    """Decides by the predictions for the last M frames, with hysteresis.
 
-    An answer becomes the decision when at least two thirds of the last M frames have it. The
+    A class becomes the decision when at least two thirds of the last M frames have it. The
     decision is dropped when less than a third of them have it. In between, it stays.
 
     Args:
@@ -53,12 +53,12 @@ class Decider:
         self._last: deque[tuple[str | None, float | None, Event]] = deque(maxlen=window)
 
     def add(
-        self, answer: str | None, score_percent: float | None, when: Event
+        self, predicted: str | None, score_percent: float | None, when: Event
     ) -> tuple[float | None, Event] | None:
-        """Adds a frame's answer.
+        """Adds a frame's prediction.
 
         Args:
-            answer: the class of the frame, `none`, or None for a frame that counts for no answer.
+            predicted: the class of the frame, `none`, or None for a frame that counts for neither.
             score_percent: the frame's score; None if there are no scores.
             when: time and number of the frame.
 
@@ -66,8 +66,8 @@ class Decider:
             None if the decision stays. Else the mean score of the frames with the new decision, or
             None if there is no decision or no score, and the `when` of the first of these frames.
         """
-        self._last.append((answer, score_percent, when))
-        counts = Counter(answer for answer, _, _ in self._last)
+        self._last.append((predicted, score_percent, when))
+        counts = Counter(name for name, _, _ in self._last)
         (most_common, count), *_ = counts.most_common(1)
         decision = self.decision
         if 3 * count >= 2 * self.window:
@@ -91,10 +91,10 @@ class Watcher:
         classifier: classifies its frames.
         each: whether to yield an event for each frame.
         window: frames of a decision; None for 7, or 1 for a folder.
-        min_score: percent; a frame with a lower score counts for no answer.
+        min_score: percent; a frame with a lower score counts for no class.
         drift: reference of the drift alarm: `artifact`, its smoke set; `stream`, the start of the
             stream; `off`, no alarm. None: the smoke set if it has enough images, else the stream.
-        shot: frames that may show the same and count as one; None for 25, or 1 for a folder.
+        drift_frames: frames in a row that the alarm counts as one; None for 25, or 1 for a folder.
 
     Raises:
         RecipeError: the artifact gives no scores, and a setting needs them.
@@ -108,7 +108,7 @@ class Watcher:
     window: int | None
     min_score: float | None
     drift: str | None
-    shot: int | None
+    drift_frames: int | None
 
     def __post_init__(self) -> None:
         artifact = self.classifier.artifact
@@ -123,9 +123,9 @@ class Watcher:
         if has_scores and self.drift != "off":
             need("scipy")
             reference = None if self.drift == "stream" else _reference(self.classifier, self.drift)
-            shot = self.shot or (1 if is_folder else SHOT)
+            n_frames = self.drift_frames or (1 if is_folder else DRIFT_FRAMES)
             has_none = self.classifier.tells_none
-            self._monitor = DriftMonitor(reference, shot=shot, has_none=has_none)
+            self._monitor = DriftMonitor(reference, n_frames=n_frames, has_none=has_none)
         self._n_classified = self._n_unreadable = 0
         self._first_reason: str | None = None
 
@@ -180,10 +180,10 @@ class Watcher:
             yield {"event": "unreadable", **when, "error": result.reason}
             return
         self._n_classified += 1
-        answer = best_name(result, self.min_score)
-        change = self._decider.add(answer, result.top[0].score_percent, when)
+        predicted = best_name(result, self.min_score)
+        change = self._decider.add(predicted, result.top[0].score_percent, when)
         if self.each:
-            yield {"event": "frame", **when, **_answer(result), "decision": self._decider.decision}
+            yield {"event": "frame", **when, **_classes(result), "decision": self._decider.decision}
         if change is not None:
             yield self._decision(when, *change)
         if self._monitor is not None:
@@ -220,14 +220,14 @@ class Watcher:
         if not self._n_classified:
             reason = "It is empty: record it again, or name another video."
             if self._first_reason is not None:
-                reason = f"The first has no answer: {self._first_reason}."
+                reason = f"The first has no prediction: {self._first_reason}."
             name = self.source.name
             raise DataError(f"{name} has no frame that could be classified.\n  {reason}")
         counts = {"classified": self._n_classified, "unreadable": self._n_unreadable}
         return event("end", **counts, dropped=self.source.n_dropped())
 
 
-def _answer(result: Prediction) -> Event:
+def _classes(result: Prediction) -> Event:
     """The values of a frame's event that its prediction gives."""
     values = {
         "class": best_name(result, None),
@@ -272,8 +272,8 @@ def _warning(change: Drift) -> str:
         f"the last {change.n_frames} frames are unlike the reference ({change.statistic}): mean"
         f" score {now.mean_score_percent:.1f} % instead of {before.mean_score_percent:.1f} %,"
         f" none of the classes {now.none_percent:.1f} % instead of {before.none_percent:.1f} %.\n"
-        "  Look at the camera and its pictures; answers may be wrong until it is as before, or the"
-        " student has learned the new pictures."
+        "  Look at the camera and its pictures; predictions may be wrong until it is as before, or"
+        " the student has learned the new pictures."
     )
 
 

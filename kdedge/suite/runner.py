@@ -176,8 +176,8 @@ class Runner:
         """Starts a command of `kdedge` for a cell, with its output in the cell's files."""
         number = len(self._cells) - len(self._queue)
         log.info(f"[{number}/{len(self._cells)}] {cell.label}: {arguments[0]}")
-        file, answer = (self._state.file(cell, suffix) for suffix in (".log", ".answer.json"))
-        with explained(file), file.open("ab") as stderr, answer.open("wb") as stdout:
+        file, output = (self._state.file(cell, suffix) for suffix in (".log", ".output.json"))
+        with explained(file), file.open("ab") as stderr, output.open("wb") as stdout:
             log_start = stderr.seek(0, os.SEEK_END)
             process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
                 [sys.executable, "-m", "kdedge", *arguments, *self._options],
@@ -200,8 +200,8 @@ class Runner:
             killed = [f"Its process was killed by signal {-code}."] if code < 0 else []
             self._fail(cell, code, *lines, *killed)
             return
-        answer = self._state.file(cell, ".answer.json")
-        path = running.measures or read_record(dict[str, Any], answer)[cell.role]["path"]
+        output = self._state.file(cell, ".output.json")
+        path = running.measures or read_record(dict[str, Any], output)[cell.role]["path"]
         run, inputs = RunFolder.open(Path(path)), self._state.inputs(cell)
         if running.measures is None:
             result = stored_evaluation(run).get(cell.role)
@@ -211,7 +211,7 @@ class Runner:
                 self._measure(cell, path)
                 return
         else:
-            result = read_record(EvalResult, answer, remedy="Run it again.")
+            result = read_record(EvalResult, output, remedy="Run it again.")
         summary = run.read_provenance().summary
         parts = summary.rounds if summary.training is None else [summary.training]
         seconds = sum(part.seconds or 0.0 for part in parts) if parts else None

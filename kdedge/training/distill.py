@@ -178,7 +178,7 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
             measure_without_labels(m, *sample, teacher=teacher).agreement_percent or 0.0
             for m in models
         ]
-        does, where = "answers as its teacher", sample[1]
+        does, where = "agrees with its teacher", sample[1]
     is_better = scores[0] > scores[1]
     kind, better = ("ridge", ridge) if is_better else ("trained", trained)
     log.info(

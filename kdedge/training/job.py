@@ -266,7 +266,7 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
             "template": recipe.classes.template,
             "split": recipe.data.split,
             "seed": recipe.seed,
-            # A teacher's answers are not balanced: one serves recipes with balance and without
+            # A teacher's logits are not balanced: one serves recipes with balance and without
             "balance": balance.model_dump(mode="json") if balance and role != "teacher" else None,
             "view_seed": view_seed(recipe) if is_student else None,
             "views": n_stored_views(recipe, choice) if has_store else None,

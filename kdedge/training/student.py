@@ -118,7 +118,7 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
     if unknown:
         raise RecipeError(
             f"The teacher, {teacher.choice.name}, was trained on {len(known)} of"
-            f" {len(student.classes.names)} classes, without {unknown[0]!r}: it has no answer for"
+            f" {len(student.classes.names)} classes, without {unknown[0]!r}: it cannot predict"
             " the others.\n"
             "  Choose a teacher with class vectors, such as promptsrc or zeroshot, or set"
             " data.split: all."

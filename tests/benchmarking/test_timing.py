@@ -147,11 +147,9 @@ def test_what_others_took_is_watched_in_timed_turns_alone() -> None:
     timed = measure({"a": call}, plan, watch=watch)["a"]
     assert watched == [3, 3]
     found = summarize(timed, batch=1, inputs="on device", baseline=None)
-    assert found is not None
     assert found.others_percent == 12.5
     timed.contention = [Contention(0.1, 2, 0.1)] * 2
     found = summarize(timed, batch=1, inputs="on device", baseline=None)
-    assert found is not None
     assert found.others_percent is None  # too short to say
 
 
@@ -170,7 +168,6 @@ def test_a_summary_is_the_plain_statistics() -> None:
     baseline = Timed(rounds=[[4.0, 6.0, 5.0], [9.0, 9.0]])
     timed = Timed(rounds=[[1.0, 3.0, 2.0], [2.0, 4.0]], power=[8.0, 12.0])
     found = summarize(timed, batch=8, inputs="on device", baseline=baseline)
-    assert found is not None
     samples = np.array([1.0, 3.0, 2.0, 2.0, 4.0])
     assert found.p50_ms == np.median(samples)
     assert (found.p90_ms, found.p99_ms) == (4.0, 4.0)

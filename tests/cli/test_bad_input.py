@@ -570,7 +570,6 @@ def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, tra
     assert len(named) == 4
     assert all(Path("pool", name).is_file() for name in named)
     state = load_newest(Path("runs/tiny/03/checkpoints"))
-    assert state is not None
     assert all(bool(tensor.float().isfinite().all()) for tensor in state.module.values())
     # What is broken is never taken for the newest finished run
     assert "runs/tiny/02" in kdedge("eval").out

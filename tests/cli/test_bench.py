@@ -163,6 +163,23 @@ def test_a_trained_baseline_brings_its_accuracy(kdedge: Kdedge) -> None:
     assert "Wrote runs/tiny/02/bench/01.json" in done.err
 
 
+def test_a_run_elsewhere_has_the_baselines_beside_it(kdedge: Kdedge) -> None:
+    assert kdedge("train", "r.yaml", "--method", "coop", "--epochs", "1").code == 0
+    shutil.copytree("runs", "other")
+
+    def has_accuracy() -> bool:
+        done = kdedge("bench", "other/tiny/02", *QUICK, "--against", "coop", "--format", "json")
+        return any(x["accuracy"] for x in json.loads(done.out)["rows"] if x["model"] == "CoOp")
+
+    shutil.rmtree("runs")
+    assert has_accuracy()
+    assert kdedge("eval", "other/tiny/02").code == 0
+    assert not Path("runs").exists()  # where a cache would have been written
+    shutil.copytree("other", "runs")
+    shutil.rmtree("other/tiny/03")
+    assert not has_accuracy()
+
+
 def test_a_run_is_measured_without_what_it_lacks(trained: Path, kdedge: Kdedge) -> None:
     shutil.rmtree("runs/tiny/01")
     done = kdedge("bench", *QUICK, "--against", "none")

@@ -44,7 +44,7 @@ def artifact(device: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ar
     """An artifact with a file for images, whose class names are none for HTML or JavaScript."""
     from kdedge.cli.main import run
 
-    made = device._make_artifact(tmp_path_factory.mktemp("browser") / "art")
+    made = device.write_artifact(tmp_path_factory.mktemp("browser") / "art")
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)) for _ in range(4)]
     pixels = np.stack([np.asarray(resize_and_crop(image, made.preprocess)) for image in images])
@@ -367,7 +367,6 @@ def test_the_folder_has_the_limit_where_the_artifact_tells_none(
     none = json.loads((own / "settings.json").read_text())["none_of_these"]
     assert (own / none["file"]).read_bytes() == (telling.path / GAUSSIANS_FILE).read_bytes()
     limits = telling.files[0].none_below
-    assert limits is not None
     assert none["limit"] == limits.limit
 
 

@@ -44,13 +44,13 @@ def changed(device: Any, **parts: Any) -> Iterator[None]:
 @pytest.fixture
 def work(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: an old artifact, a new one that takes green for blue, and pictures."""
-    device._make_artifact(tmp_path / "old")
+    device.write_artifact(tmp_path / "old")
     with changed(device, WEIGHT=device.WEIGHT[:, [0, 2, 1, 3]]):
-        device._make_artifact(tmp_path / "new")
+        device.write_artifact(tmp_path / "new")
     for name, color in COLORS.items():
         for number in range(3):
             shade = tuple(max(0, value - 2 * number) for value in color)
-            device._paint(tmp_path / f"pics/{name.replace(' ', '_')}/{number}.png", shade)
+            device.write_picture(tmp_path / f"pics/{name.replace(' ', '_')}/{number}.png", shade)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -142,7 +142,7 @@ def test_a_class_list_in_another_order_changes_nothing(
     names = tuple(device.CLASS_NAMES[i] for i in order)
     parts = {"WEIGHT": device.WEIGHT[:, order], "BIAS": device.BIAS[order]}
     with changed(device, CLASS_NAMES=names, **parts):
-        device._make_artifact(work / "ordered")
+        device.write_artifact(work / "ordered")
     found = compared(kdedge, "old", "ordered", "pics", "--labels")
     assert (found["agreement_percent"], found["changed"]) == (100.0, [])
     assert found["labeled"]["new_accuracy_percent"] == 100.0
@@ -161,7 +161,7 @@ def test_other_class_names_are_said_and_compared_on_the_shared_ones(
     assert "old 100.00 %, new 66.67 % on 9 images with labels; 3 images of classes" in done.out
     found = compared(kdedge, "old", "new", "pics")
     # The new one takes green for sky, and blue for green: none of these is on shared names
-    assert (found["n_with_unshared_answer"], found["n_agree"], found["agreement_percent"]) == (
+    assert (found["n_with_unshared_class"], found["n_agree"], found["agreement_percent"]) == (
         6,
         6,
         100.0,
@@ -204,14 +204,14 @@ def test_one_image_is_enough_and_an_artifact_agrees_with_itself(kdedge: Run) -> 
     done = kdedge("compare", "old", "old", "pics/red/0.png")
     assert done.code == 0
     assert "agreement 100.00 %: 1 of 1 image" in done.out
-    assert "No answer has changed." in done.out
+    assert "No prediction has changed." in done.out
     assert "is compared with itself" in done.err
 
 
 def test_a_head_without_scores_is_compared_by_its_answers(
     device: Any, work: Path, kdedge: Run
 ) -> None:
-    device._make_artifact(work / "ranks", head="argmax")
+    device.write_artifact(work / "ranks", head="argmax")
     found = compared(kdedge, "ranks", "new", "pics")
     assert (found["n_agree"], found["mean_score_difference"]) == (6, None)
     assert found["changed"][0]["old_score_percent"] is None
@@ -223,13 +223,13 @@ def test_a_head_without_scores_is_compared_by_its_answers(
 def test_a_model_that_gives_nan_has_no_answer_and_counts_as_changed(
     device: Any, work: Path, kdedge: Run
 ) -> None:
-    device._make_artifact(work / "nan", factor=float("nan"))
+    device.write_artifact(work / "nan", factor=float("nan"))
     found = compared(kdedge, "old", "nan", "pics", "--labels")
     assert (found["n_agree"], len(found["changed"])) == (0, 12)
-    assert found["n_without_answer"] == 12
+    assert found["n_nonfinite"] == 12
     assert {image["new"] for image in found["changed"]} == {None}
     assert found["labeled"]["new_accuracy_percent"] == 0.0
-    assert "12 answers with NaN" in kdedge("compare", "old", "nan", "pics").out
+    assert "12 predictions with NaN" in kdedge("compare", "old", "nan", "pics").out
 
 
 def test_labels_come_from_lists_and_shards_too_and_unknown_ones_are_errors(

@@ -141,7 +141,6 @@ def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
     done = kdedge("export", "tiny/02", "--cpu")
     assert done.code == 0, done.err
     choice = api.cpu_choice(ARTIFACT)
-    assert choice is not None
     names = {one.file for one in choice.candidates}
     assert names >= {"model.onnx", "model.int8-cpu.onnx", "model.xml", "model.int8.xml"}
     assert "model.int8.onnx" not in names
@@ -181,7 +180,6 @@ def test_what_is_missing_is_listed_with_the_command_that_says_how_to_install_it(
     assert {"LiteRT int8", "OpenVINO fp16"} <= {*re.findall(r"\w+ \w+", missing)}
     assert missing.endswith("OpenVINO int8: not installed; kdedge doctor says how to")
     choice = api.cpu_choice(ARTIFACT)
-    assert choice is not None
     assert {one.file for one in choice.candidates} == {"model.onnx", "model.int8-cpu.onnx"}
 
 

@@ -183,7 +183,6 @@ def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
     assert "tiny/01 (teacher.safetensors" in done.out
     assert re.findall(r"^(Used|Wrote) ", done.out, re.MULTILINE) == ["Used", "Wrote"]
     teacher = open_run("other/tiny/01").teacher  # and not the student, which has its number
-    assert teacher is not None
     assert teacher.path.resolve() == Path("runs/tiny/01").resolve()
     Path("more.txt").write_text("cat\nforklift\nred fox\nschool bus\n")
     exported = kdedge("export", "other/tiny/01", "--classes", "more.txt")

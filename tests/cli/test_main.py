@@ -424,10 +424,10 @@ def test_on_a_terminal_the_columns_are_aligned(
     device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    device._make_artifact(Path("art"))
+    device.write_artifact(Path("art"))
     colors = {"a.jpg": (250, 10, 10), "sub/b.png": (0, 230, 0), "z.jpg": (3, 0, 0)}
     for name, color in colors.items():
-        device._paint(Path("pics", name), color)
+        device.write_picture(Path("pics", name), color)
     lines = run_shown("predict", "art", "pics", on_terminal=True).splitlines()
     good = [line for line in lines if line.endswith("%")]
     assert len({len(line) for line in good}) == 1
@@ -492,7 +492,6 @@ def busy() -> Iterator[None]:
         for _ in range(os.cpu_count() or 1)
     ]
     for process in processes:
-        assert process.stdout is not None
         process.stdout.readline()
     yield
     for process in processes:
@@ -503,7 +502,6 @@ def busy() -> Iterator[None]:
 def test_what_computes_takes_a_number_of_threads() -> None:
     for name in COMPUTING:
         command = cli.get_command(click.Context(cli), name)
-        assert command is not None
         assert [one.type.min for one in command.params if one.name == "threads"] == [1], name
 
 

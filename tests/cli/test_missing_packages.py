@@ -35,7 +35,7 @@ def test_a_missing_package_is_named_with_its_extra(
     command: tuple[str, ...],
     extra: str,
 ) -> None:
-    device._make_artifact(Path("art"))
+    device.write_artifact(Path("art"))
     Path("in").mkdir()
     for name in ("v.mp4", "v.MP4"):
         Path(name).write_bytes(b"x")

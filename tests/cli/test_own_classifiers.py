@@ -127,7 +127,8 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run) -> None:
     done.fails(2, f"{reason} teach a student")
     shutil.rmtree("runs")
     given = ("--set", "teacher.method=clip_pr", "--set", "teacher.settings={}")
-    kdedge("distill", "r.yaml", *given).fails(2, reason)
+    for command in ("check", "teach", "distill"):
+        kdedge(command, "r.yaml", *given).fails(2, reason)
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
 

@@ -34,10 +34,10 @@ Run = Callable[..., Any]
 @pytest.fixture
 def work(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the current one, with an artifact and pictures, one of them broken."""
-    device._make_artifact(tmp_path / "art")
-    device._paint(tmp_path / "pics/a.jpg", (250, 10, 10))
-    device._paint(tmp_path / "pics/sub/b.png", (0, 230, 0))
-    device._paint(tmp_path / "pics/z.jpg", (3, 0, 0))
+    device.write_artifact(tmp_path / "art")
+    device.write_picture(tmp_path / "pics/a.jpg", (250, 10, 10))
+    device.write_picture(tmp_path / "pics/sub/b.png", (0, 230, 0))
+    device.write_picture(tmp_path / "pics/z.jpg", (3, 0, 0))
     (tmp_path / "pics/broken.jpg").write_bytes((tmp_path / "pics/a.jpg").read_bytes()[:-40])
     (tmp_path / "pics/notes.txt").write_text("no image")
     monkeypatch.chdir(tmp_path)
@@ -146,7 +146,7 @@ def test_a_score_that_just_reaches_the_minimum_is_enough(kdedge: Run) -> None:
 
 
 def test_a_minimum_score_needs_scores(kdedge: Run, device: ModuleType) -> None:
-    device._make_artifact(Path("ranks"), head="argmax")
+    device.write_artifact(Path("ranks"), head="argmax")
     done = kdedge("predict", "ranks", "pics", "--min-score", "50")
     assert done.code == 2
     assert "head argmax" in done.err
@@ -287,7 +287,7 @@ def test_what_cannot_be_done_is_told(
 def test_answers_that_are_not_finite_have_a_count_and_a_reason(
     work: Path, kdedge: Run, device: ModuleType, precision: str, hint: str
 ) -> None:
-    artifact = device._make_artifact(work / "overflow", factor=float("nan"))
+    artifact = device.write_artifact(work / "overflow", factor=float("nan"))
     file = dataclasses.replace(artifact.files[0], precision=precision)
     artifact.with_files(file).save()
     done = kdedge("predict", "overflow", "pics")
@@ -311,7 +311,7 @@ def test_answers_that_are_not_finite_have_a_count_and_a_reason(
 def test_a_class_name_that_would_steer_a_terminal_is_shown_escaped(
     work: Path, kdedge: Run, device: ModuleType
 ) -> None:
-    artifact = device._make_artifact(work / "bidi")
+    artifact = device.write_artifact(work / "bidi")
     names = ("right\u202eleft", "green", "blue", "dark thing")
     dataclasses.replace(artifact, class_names=names).save()
     assert kdedge("predict", "bidi", "pics/a.jpg").out.startswith("pics/a.jpg  right\\u202eleft  ")
@@ -392,7 +392,6 @@ def test_a_reader_that_goes_away_ends_it_quietly(work: Path) -> None:
     for number in range(300):
         os.link(work / "pics/a.jpg", work / f"pics/sub/{number:03d}{'x' * 200}.jpg")
     process = start("predict", "art", "pics")
-    assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()

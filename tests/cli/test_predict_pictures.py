@@ -24,9 +24,9 @@ COLORS = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 @pytest.fixture
 def work(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the current one, with an artifact and pictures, one of them broken."""
-    device._make_artifact(tmp_path / "art")
+    device.write_artifact(tmp_path / "art")
     for name, color in (("a", (250, 10, 10)), ("sub/a", (9, 9, 9)), ("z", (90, 80, 80))):
-        device._paint(tmp_path / f"pics/{name}.jpg", color)
+        device.write_picture(tmp_path / f"pics/{name}.jpg", color)
     (tmp_path / "pics/broken.jpg").write_bytes(b"no picture")
     monkeypatch.chdir(tmp_path)
     return tmp_path

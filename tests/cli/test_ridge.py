@@ -173,7 +173,7 @@ def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge:
     stuck = (*stuck, "student.optim={lr: 1e-9, epochs: 1}")
     done = kdedge("distill", "r.yaml", *options(*stuck))
     assert done.code == 0, done.err
-    assert "answers as its teacher on" in done.err
+    assert "agrees with its teacher on" in done.err
     assert "Using the ridge student runs/tiny/02: of " in done.err
     assert read("runs/tiny/02/provenance.json")["method"] == "ridge"
     assert read("runs/tiny/03/provenance.json")["replaced_by"] == "tiny/02"

@@ -49,7 +49,6 @@ def job_of(variant: str) -> Job:
 def chosen_by(model: Any, job: Job) -> list[tuple[str, str]]:
     """Image and class of the novel classes' most probable images."""
     pool = job.data.unlabeled
-    assert pool is not None
     probabilities = pool_probabilities(model, pool)
     chosen = most_probable(probabilities, PER_CLASS, classes=NOVEL)
     items = [pool.source.items[pool.indices[one.row]] for one in chosen]
@@ -100,7 +99,6 @@ def test_pseudo_labeled_images_weigh_together_as_much_as_the_labeled_ones() -> N
     job = job_of("fpl")
     given = {0: 2, 5: 3, 7: 3}
     both = job_of_round(job, given).data
-    assert job.data.labeled is not None
     assert both.weights is not None
     assert (len(job.data.labels), len(both.labels)) == (8, 11)
     first = len(job.data.labeled.source.items)

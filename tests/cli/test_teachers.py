@@ -75,7 +75,6 @@ def test_a_probe_on_another_encoder_teaches_by_its_probabilities_stored_as_live(
     recipe = write_recipe(PROBE.replace("student.pt", "small.pt"))  # prepares images otherwise
     stored = distilled(recipe, "student.views=2")
     job = job_of(recipe, "student.views=2")
-    assert job.filler is not None
     assert not job.filler.store.load()
     teacher, prepared = job.teacher, job.setup.backbone.preprocess
     warm, live = (next(job.batches(2, 3, features=f)) for f in (job.filler.store.read, None))
@@ -113,7 +112,6 @@ def test_a_file_of_probabilities_teaches_and_is_judged(kdedge: Any) -> None:
     assert list(read_evaluation(student)) == ["student", "zeroshot"]
     assert student.read_provenance().teacher_run is None
     again = load_recipe(student.recipe).recipe
-    assert again.teacher is not None
     assert again.teacher.file == Path("pool.csv").absolute()
     job = job_of("t.yaml")
     batch = next(job.batches(1, 0))

@@ -50,7 +50,6 @@ def test_every_method_is_trained_on_the_students_backbone_and_measured_alike_aga
     )
     row = rf"^{method} \(baseline\) +([\d.]+ .*)$"
     figures = re.search(row, done.out, re.MULTILINE)
-    assert figures is not None
     assert re.search(r"^zero-shot CLIP \(student's\) +\d", done.out, re.MULTILINE)
     measured = kdedge("eval", "tiny/01")
     assert measured.err == ""
@@ -188,24 +187,6 @@ def test_what_cannot_be_trained_is_said_before_a_run_is_made(
 ) -> None:
     kdedge("train", "r.yaml", *arguments).fails(code, message)
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
-
-
-def test_a_method_with_texts_of_every_image_is_no_teacher(kdedge: Run) -> None:
-    cocoop = ("--set", "teacher.method=cocoop", "--set", "teacher.settings={}")
-    for command in ("check", "teach", "distill"):
-        done = kdedge(command, "r.yaml", *cocoop)
-        done.fails(
-            2, "cocoop computes its logits without class vectors, so it cannot teach", "--method"
-        )
-    assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
-
-
-def test_a_method_with_texts_of_every_image_cannot_be_exported(kdedge: Run) -> None:
-    pytest.importorskip("onnx")
-    assert kdedge("train", "r.yaml", *options("cocoop")).code == 0
-    done = kdedge("export", "tiny/01")
-    done.fails(2, "cocoop computes its logits without class vectors, so it cannot be exported")
-    assert not list(Path("runs").rglob("*.onnx"))
 
 
 # Class lists that changed

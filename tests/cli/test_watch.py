@@ -40,7 +40,7 @@ COLORS = {"red": (250, 10, 10), "green": (0, 230, 0), "blue": (5, 5, 240), "gray
 @pytest.fixture
 def work(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the current one, with an artifact."""
-    device._make_artifact(tmp_path / "art")
+    device.write_artifact(tmp_path / "art")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -53,7 +53,7 @@ def picture(color: str, seed: int = 0) -> Image.Image:
 
 
 def write_video(path: Path, colors: list[str], *, n_frames: int = 6) -> Path:
-    """Writes a video with shots of these colors."""
+    """Writes a video with scenes of these colors."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)
@@ -168,7 +168,7 @@ def test_wrong_options_are_refused(
 def test_an_artifact_without_scores_decides_and_has_no_drift_alarm(
     kdedge: Run, device: ModuleType, work: Path
 ) -> None:
-    device._make_artifact(work / "ranks", head="argmax")
+    device.write_artifact(work / "ranks", head="argmax")
     write_video(work / "v.avi", ["red"])
     done = kdedge("watch", "ranks", "v.avi")
     (decision,) = events(done.out, "decision")
@@ -224,7 +224,6 @@ def test_a_reader_that_ends_ends_it_quietly() -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])},
     )  # fmt: skip
-    assert running.stdout is not None
     assert running.stderr is not None
     try:
         first = [json.loads(running.stdout.readline())["event"] for _ in range(3)]
@@ -295,9 +294,9 @@ def test_a_network_camera_that_goes_away_is_opened_again(camera: str) -> None:
 
 def test_the_drift_alarm_is_one_line_and_a_warning_and_ends_well(kdedge: Run) -> None:
     rng = np.random.default_rng(0)
-    shots = [[*COLORS][c] for c in rng.integers(0, 3, 240)]
-    write_video(Path("v.avi"), [*shots, *["gray"] * 40], n_frames=1)
-    done = kdedge("watch", "art", "v.avi", "--shot", "1", "--drift", "stream")
+    scenes = [[*COLORS][c] for c in rng.integers(0, 3, 240)]
+    write_video(Path("v.avi"), [*scenes, *["gray"] * 40], n_frames=1)
+    done = kdedge("watch", "art", "v.avi", "--drift-frames", "1", "--drift", "stream")
     assert done.code == 0
     (learned,) = events(done.out, "learned")
     assert 200 <= learned["frame"] <= 240
@@ -329,7 +328,7 @@ def test_the_smoke_set_is_the_reference_where_it_has_enough_images(
     artifact = package.open_artifact("art")
     dataclasses.replace(artifact, others={SMOKE_SET: digest}).save()
     write_video(work / "v.avi", ["gray"] * 40, n_frames=1)
-    done = kdedge("watch", "art", "v.avi", "--shot", "1")
+    done = kdedge("watch", "art", "v.avi", "--drift-frames", "1")
     assert events(done.out, "start")[0]["drift"] == "artifact"
     alarm = events(done.out, "drift")[0]
     weight, bias = device.WEIGHT.astype(float), device.BIAS.astype(float)
@@ -354,7 +353,7 @@ def test_none_of_the_classes_is_an_answer_and_a_statistic(
         none_of_these=NoneOfThese("mahalanobis", GAUSSIANS_FILE, 95.0, "images", 100),
     ).save()
     write_video(work / "v.avi", [*["red", "green", "blue"] * 70, *["gray"] * 20], n_frames=1)
-    done = kdedge("watch", "art", "v.avi", "--shot", "1", "--window", "1", "--each")
+    done = kdedge("watch", "art", "v.avi", "--drift-frames", "1", "--window", "1", "--each")
     assert done.code == 0
     frames, changes = events(done.out, "frame"), events(done.out, "decision")
     assert [one["is_none"] for one in frames] == [False] * 210 + [True] * 20

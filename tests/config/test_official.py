@@ -29,7 +29,6 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_public_codes_ways_are_written_out(path: Path) -> None:
     recipe = load_recipe(path, {"official": True}).recipe
-    assert recipe.student is not None
     assert recipe.teacher is not None
     assert recipe.student.settings == {
         "losses": {"kl": {"weight": 200.0}},
@@ -73,7 +72,6 @@ def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> Non
         options += ["optim.clip_grad_norm=3", f"official={official}"]
         recipe = load_recipe(path, parse_overrides(options)).recipe
         for spec in (recipe.teacher, recipe.student, recipe.baseline):
-            assert spec is not None
             assert resolve_optim(recipe.optim, spec.optim).clip_grad_norm == expected
     assert recipe.optim.clip_grad_norm is None
 

@@ -26,11 +26,9 @@ def test_a_size_is_a_tower_with_weights_and_as_many_parameters_as_stated(name: s
 def test_a_shipped_recipe_takes_a_size_and_further_settings_go_before_it(name: str) -> None:
     given = {"student.settings.tune": "projector"}
     student = load_for("student", "sun397", given, size=name).recipe.student
-    assert student is not None
     assert (student.backbone, student.weights) == (SIZES[name].backbone, SIZES[name].weights)
     assert student.settings["tune"] == "projector"
     plain = load_for("student", "sun397", None, size=name).recipe.student
-    assert plain is not None
     assert plain.settings.get("tune", "prompts") == ("prompts" if name == "base" else "full")
 
 

@@ -16,7 +16,6 @@ def test_the_limit_keeps_the_share_with_the_fewest_images(share: float) -> None:
     assert (n_images + 1) * (100 - share) / 100 == pytest.approx(1, abs=0.9)
     scores = np.random.default_rng(0).permutation(n_images)
     found = fit_limit(scores, share)
-    assert found is not None
     assert found.limit == 0
     assert fit_limit(scores[1:], share) is None
 
@@ -28,7 +27,6 @@ def test_a_further_known_image_is_below_the_limit_as_often_as_wanted(n_images: i
     below = []
     for _ in range(400):
         found = fit_limit(rng.normal(0, 1, n_images), 95.0)
-        assert found is not None
         below.append((rng.normal(0, 1, 200) < found.limit).mean())
     # k / (N + 1) with k = floor(0.05 (N + 1)) is 5 % for these N, but for 20: 1 of 21
     assert np.mean(below) == pytest.approx(
@@ -39,7 +37,6 @@ def test_a_further_known_image_is_below_the_limit_as_often_as_wanted(n_images: i
 def test_percentiles_ascend_from_the_lowest_score_to_the_highest() -> None:
     scores = np.random.default_rng(2).normal(0, 3, 777)
     found = fit_limit(scores, 90.0)
-    assert found is not None
     assert found.percentiles[0] == scores.min()
     assert found.percentiles[100] == scores.max()
     assert list(found.percentiles) == sorted(found.percentiles)
@@ -102,7 +99,6 @@ def test_the_other_half_keeps_the_share_of_further_images_as_the_same_half_does_
         gaussians = fit_gaussians(known, np.arange(80) % 3)
         for kept, one in zip((own, held_out), (known, others), strict=True):
             limits = fit_limit(gaussians.scores(one), 95.0)
-            assert limits is not None
             kept.append((gaussians.scores(further) >= limits.limit).mean())
     assert np.mean(own) < 0.93
     # 1 - 4 / 81 is 95.06 %; 80 draws of 80 images are exact to 0.3 points

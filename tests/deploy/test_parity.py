@@ -164,7 +164,6 @@ def test_the_error_names_file_misses_images_and_what_to_do() -> None:
     file = ModelFile("model.int8.onnx", "onnx", "int8", "any", "0" * 64, 1)
     assert gate_error(file, RESULT, GATES) is None
     error = gate_error(file, result, GATES)
-    assert error is not None
     assert error.exit_code == 6
     assert str(error).splitlines() == [
         "model.int8.onnx missed its gates against the float32 student: NaN or infinity for 1 of"

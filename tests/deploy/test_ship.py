@@ -80,7 +80,6 @@ def test_predict_the_file_to_ship_and_the_example_are_one_file(
         artifact = artifact.with_files(dataclasses.replace(artifact.files[0], gate="missed"))
         artifact.save()
     shipped = file_to_ship(artifact, None)
-    assert shipped is not None
     assert (shipped.file.name, shipped.processor) == (name, "CPU")
     assert used_by_predict(artifact) == name
     assert used_by_example(artifact) == name
@@ -91,7 +90,6 @@ def test_a_file_that_was_measured_elsewhere_ships_and_predict_says_why_it_takes_
 ) -> None:
     artifact = chosen(with_int8, machine=ELSEWHERE)
     shipped = file_to_ship(artifact, None)
-    assert shipped is not None
     assert (shipped.file.name, shipped.machine) == ("model.int8-cpu.onnx", str(ELSEWHERE))
     assert predict_flags(artifact, shipped.file) == ["--precision", "int8"]
     assert used_by_example(artifact) == shipped.file.name
@@ -113,7 +111,6 @@ def test_flags_select_a_file_that_is_not_the_first(with_int8: Artifact) -> None:
 def test_with_a_gpu_its_engine_ships(with_int8: Artifact) -> None:
     engine = ModelFile("model.fp16.engine", "tensorrt", "fp16", "gpu", "0" * 64, 1, gate="passed")
     shipped = file_to_ship(chosen(with_int8).with_files(engine), None)
-    assert shipped is not None
     assert (shipped.file, shipped.processor) == (engine, "GPU")
 
 

@@ -198,7 +198,7 @@ def test_a_file_that_missed_its_gate_is_passed_over_aloud(
     ]
 
 
-def test_that_no_answer_is_none_of_these_is_told(
+def test_that_none_is_never_predicted_is_told(
     artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING")
@@ -207,9 +207,7 @@ def test_that_no_answer_is_none_of_these_is_told(
     limit = NoneBelow(limit=-1, percentiles=tuple(range(101)))
     files = tuple(dataclasses.replace(file, none_below=limit) for file in artifact.files)
     write_triton(dataclasses.replace(artifact, files=files), tmp_path / "b", built=())
-    assert caplog.messages == [
-        'Triton always gives a class: its graph cannot answer "none of these".'
-    ]
+    assert caplog.messages == ['Triton always gives a class: its graph cannot predict "none".']
 
 
 def test_an_engine_of_tensorrt_rtx_is_never_taken(artifact: Artifact, tmp_path: Path) -> None:
@@ -338,8 +336,6 @@ def in_triton_s_own_form(text: str) -> Any:
     (found,) = [file for file in files if file.match("tritonclient/grpc/model_config_pb2.py")]
     # By its path: importing tritonclient.grpc needs gRPC
     spec = importlib.util.spec_from_file_location("model_config_pb2", found.locate())
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return text_format.Parse(text, module.ModelConfig())

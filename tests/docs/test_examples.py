@@ -22,8 +22,6 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 def load_example(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(name).stem, EXAMPLES / name)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -101,7 +101,7 @@ def test_classes_that_only_one_has_are_named_and_left_out_of_agreement_and_accur
     ]
     found = compared(*images, new_names=("owl", "dog", "cat"))
     assert (found.only_old, found.only_new, found.n_shared) == (("fox",), ("owl",), 2)
-    assert (found.n_with_unshared_answer, found.n_agree, found.agreement_percent) == (2, 1, 100.0)
+    assert (found.n_with_unshared_class, found.n_agree, found.agreement_percent) == (2, 1, 100.0)
     assert len(found.changed) == 2
     assert (found.labeled.n_labeled, found.labeled.n_left_out) == (2, 1)
     assert (found.labeled.new_accuracy_percent, found.labeled.n_only_old_right) == (50.0, 1)

@@ -92,7 +92,6 @@ def test_a_step_of_a_recipe_has_the_gradient_of_the_launch_scripts_weight(
     recipe: str, n_classes: int, weight_of_an_image: float, build: Build
 ) -> None:
     student = load_recipe(shipped_recipes()[recipe]).recipe.student
-    assert student is not None
     names = [f"class {number}" for number in range(n_classes)]
     settings = {**student.settings, "prompt_depth": 2}
     method = build("promptkd", names=names, n_trained=n_classes, **settings)

@@ -54,7 +54,6 @@ def blocks(records: RunRecords) -> list[Any]:
 
 
 def with_search(records: RunRecords, found: dict[str, Any]) -> RunRecords:
-    assert records.artifact is not None
     *others, last = records.artifact.files
     built_with = {**last.built_with, "search": found}
     files = (*others, replace(last, built_with=built_with))
@@ -88,7 +87,6 @@ def test_the_file_to_ship_has_the_time_of_bench(make_run: MakeRun) -> None:
 
 def test_a_files_row_has_each_figure_in_its_column(make_run: MakeRun) -> None:
     artifact = gather(make_run(only="artifact")).artifact
-    assert artifact is not None
     plain, int8 = artifact.files
     assert int8.parity is not None
     parity = replace(

@@ -162,7 +162,6 @@ def evaluated(per_class: dict[str, float | None]) -> EvalResult:
 def test_a_confusion_counts_among_the_images_of_its_class() -> None:
     # 4 cats, 8 dogs; and no fox
     table = confusion_table("student", DETAILS)
-    assert table is not None
     assert table.rows == [
         ["dog", "cat", "2 of 8", "25.00"],
         ["cat", "dog", "1 of 4", "25.00"],

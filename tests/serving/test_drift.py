@@ -36,11 +36,11 @@ def draw(
 
 
 def play(
-    monitor: DriftMonitor, shots: list[ScoredFrame], *, length: int = 20
+    monitor: DriftMonitor, scenes: list[ScoredFrame], *, length: int = 20
 ) -> list[tuple[int, Drift]]:
-    """Shows each image for several frames, every shot with another picture."""
+    """Shows each image for several frames, each time with another picture."""
     found, n = [], 0
-    for number, one in enumerate(shots):
+    for number, one in enumerate(scenes):
         image = Image.new("L", (16, 16), 20 * (number % 12))
         for _ in range(length):
             n += 1
@@ -54,7 +54,7 @@ def reference() -> DriftReference:
 
 
 def test_without_a_change_there_is_no_alarm_in_10000_frames(reference: DriftReference) -> None:
-    monitor = DriftMonitor(reference, shot=20, has_none=True)
+    monitor = DriftMonitor(reference, n_frames=20, has_none=True)
     assert play(monitor, draw(np.random.default_rng(1), 500, none=0.05)) == []
 
 
@@ -72,7 +72,7 @@ def test_a_change_is_seen_within_500_frames_and_its_end_too(
     reference: DriftReference, change: dict[str, float], statistic: str
 ) -> None:
     rng = np.random.default_rng(2)
-    monitor = DriftMonitor(reference, shot=20, has_none=True)
+    monitor = DriftMonitor(reference, n_frames=20, has_none=True)
     same = {"none": 0.05}
     parts = [draw(rng, 50, **same), draw(rng, 50, **{**same, **change}), draw(rng, 150, **same)]
     found = [
@@ -90,12 +90,12 @@ def test_a_change_is_seen_within_500_frames_and_its_end_too(
 
 def test_an_alarm_has_the_numbers_of_both_sides(reference: DriftReference) -> None:
     rng = np.random.default_rng(3)
-    monitor = DriftMonitor(reference, shot=1, has_none=False)
-    shots = draw(rng, 40, shift=4)
-    (_, alarm), *_ = play(monitor, shots, length=1)
+    monitor = DriftMonitor(reference, n_frames=1, has_none=False)
+    scenes = draw(rng, 40, shift=4)
+    (_, alarm), *_ = play(monitor, scenes, length=1)
     assert alarm.reference == reference.summary
     assert (
-        alarm.now.mean_score_percent == ScoreSummary.of(shots[: alarm.n_frames]).mean_score_percent
+        alarm.now.mean_score_percent == ScoreSummary.of(scenes[: alarm.n_frames]).mean_score_percent
     )
     name, before, now = alarm.most_changed("abcdef")[0]
     assert name == "a"
@@ -129,18 +129,17 @@ def test_a_p_value_is_that_of_the_plain_test_on_ranks_of_centered_log_scores() -
 
 
 def test_a_still_scene_counts_once(reference: DriftReference) -> None:
-    monitor, image = DriftMonitor(reference, shot=5, has_none=False), Image.new("L", (16, 16))
+    monitor, image = DriftMonitor(reference, n_frames=5, has_none=False), Image.new("L", (16, 16))
     (odd,) = draw(np.random.default_rng(6), 1, shift=9)
     assert [monitor.add(odd, image) for _ in range(2000)] == [[]] * 2000
 
 
 def test_without_a_reference_it_is_learned_from_the_stream() -> None:
     rng = np.random.default_rng(7)
-    monitor = DriftMonitor(None, shot=1, n_learned=200, has_none=False)
+    monitor = DriftMonitor(None, n_frames=1, n_learned=200, has_none=False)
     assert play(monitor, draw(rng, 199), length=1) == []
     assert monitor.reference is None
     assert play(monitor, draw(rng, 100), length=1) == []
-    assert monitor.reference is not None
     assert monitor.reference.n_images == 200
     assert play(monitor, draw(rng, 40, shift=2), length=1)
 
@@ -149,7 +148,7 @@ def test_one_class_and_two_classes_can_be_watched() -> None:
     rng = np.random.default_rng(8)
     for n_classes in (1, 2):
         known = [ScoredFrame(row) for row in softmax(rng.normal(size=(150, n_classes)))]
-        monitor = DriftMonitor(DriftReference(known[:100]), shot=1, has_none=True)
+        monitor = DriftMonitor(DriftReference(known[:100]), n_frames=1, has_none=True)
         assert play(monitor, known[100:], length=1) == []
         assert play(monitor, [ScoredFrame(known[0].scores, is_none=True)] * 20, length=1)
 
@@ -175,7 +174,7 @@ def test_a_p_value_below_a_tenth_comes_in_a_tenth_of_the_cases() -> None:
 def test_noise_and_small_movement_are_the_same_scene_and_another_picture_is_not() -> None:
     rng = np.random.default_rng(10)
     pixels = rng.normal(128, 40, (4, 4)).repeat(16, 0).repeat(16, 1)
-    monitor = DriftMonitor(None, shot=1, n_learned=50, has_none=False)
+    monitor = DriftMonitor(None, n_frames=1, n_learned=50, has_none=False)
 
     def show(values: np.ndarray) -> None:
         monitor.add(*draw(rng, 1), Image.fromarray(values.clip(0, 255).astype(np.uint8)))

@@ -16,8 +16,6 @@ import pytest
 
 def _load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, _script(name))
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -149,7 +149,6 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_is_before_it(tmp_path: 
             load_newest(tmp_path)
     path.unlink()
     state = load_newest(tmp_path)
-    assert state is not None
     assert (state.epoch, state.step) == (1, 5)
     (tmp_path / "e01-s00005.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match="on from the start"):
@@ -165,7 +164,6 @@ def test_what_a_kill_while_saving_left_behind_is_deleted_when_the_run_goes_on(
     third.rename(tmp_path / third.name)
     (tmp_path / ".e03-s00004.safetensors.x1y2").write_bytes(b"cut off")
     loaded = load_newest(tmp_path)
-    assert loaded is not None
     assert loaded.step == 3
     assert {path.name for path in tmp_path.iterdir()} == {
         "e03-s00002.safetensors",

@@ -92,7 +92,6 @@ def test_what_processes_exchange_stays_on_the_gpu(gpu: Any) -> None:
         group = ProcessGroup(0, 2)
         whole = group.gather(rows, 4)
         whole.sum().backward()
-        assert rows.grad is not None
         group.all_reduce_mean([rows.grad])
         assert {whole.device, rows.grad.device} == {rows.device}
         assert whole.tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 2

@@ -61,6 +61,5 @@ def test_a_signal_after_the_last_step_is_not_lost(
         sys.setprofile(None)
     assert stopped.value.exit_code == code
     state = load_newest(run.checkpoints)
-    assert state is not None
     assert state.epoch == 4
     assert toy.train_toy(run, toy.ToyMethod()).steps == 3 * toy.N_STEPS

@@ -100,7 +100,7 @@ def test_features_that_are_not_finite_name_their_image(filling: ModuleType, tmp_
             return features
 
     filler = filling.make_filler(tmp_path, teacher=Broken())
-    with pytest.raises(DivergedError, match="answer for image-3 is not finite"):
+    with pytest.raises(DivergedError, match="for image-3 are not finite"):
         filler.fill()
     assert not filling.files_of(filler.store)
 

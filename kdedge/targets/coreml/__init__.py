@@ -17,5 +17,5 @@ TARGET = Target(
     packages=(COREML,),
     device="any",
     base_precision="fp16",
-    remark="kdedge does not run them: compare their answers with the smoke set's on the device.",
+    remark="kdedge does not run them: compare their logits with the smoke set's on the device.",
 )

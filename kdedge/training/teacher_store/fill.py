@@ -196,7 +196,7 @@ class StoreFiller:
         if len(bad_rows):
             key = self.source.items[int(chunk.positions[int(bad_rows[0])])].key
             raise DivergedError(
-                f"The model's answer for {key} is not finite.\n"
+                f"The model's {self.output} for {key} are not finite.\n"
                 "  Its training diverged: train it again with a lower optim.lr, or set"
                 " optim.precision: fp32."
             )

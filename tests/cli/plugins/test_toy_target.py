@@ -106,7 +106,6 @@ def test_the_fastest_file_is_looked_for_among_its_files_too(
         overrides={"data.unlabeled": None},
     )
     choice = kdedge.cpu_choice(artifact)
-    assert choice is not None
     assert {one.file for one in choice.candidates} == {"model.onnx", "model.npz"}
     for label in ("ONNX", "LiteRT", "ExecuTorch"):
         assert "no unlabeled images" in choice.not_tried[f"{label} int8"]

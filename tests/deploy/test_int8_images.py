@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kdedge.data.sources import Item
-from kdedge.deploy.calibrate import N_CANDIDATES, CalibrationSet, choose_calibration_images
+from kdedge.deploy.int8_images import N_CANDIDATES, CalibrationSet, choose_calibration_images
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import Preprocess
 
