@@ -99,12 +99,12 @@ def label_pool(
     everything = range(len(classes.names))
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
     model = _trained_model(loaded, workspace, method)
-    filler = _logits_filler(model, loaded, pool, workspace)
+    made_by = sha256_json(["logits", model.vectors_hash, model.features_hash])
+    filler = _logits_filler(model, made_by, loaded, pool, workspace)
     filler.fill()
     probabilities = filler.store.read(filler.store.indices.tolist(), 1).softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = most_probable(probabilities, per_class, classes=everything)
-    made_by = filler.store.description["teacher"]
     write_pseudo_labels(
         path, labels, pool, class_names=classes.names, method=method, made_by=made_by
     )
@@ -123,7 +123,7 @@ def label_pool(
 
 
 def _logits_filler(
-    model: MethodModel, loaded: LoadedRecipe, images: Images, workspace: Workspace
+    model: MethodModel, made_by: str, loaded: LoadedRecipe, images: Images, workspace: Workspace
 ) -> StoreFiller:
     """Makes the filler that computes a model's logits for the unlabeled images.
 
@@ -133,7 +133,7 @@ def _logits_filler(
     store = TeacherStore(
         workspace.root / ".cache" / "logits",
         describe_store(
-            features_hash=sha256_json(["logits", model.vectors_hash, model.features_hash]),
+            features_hash=made_by,
             preprocess=model.preprocess,
             augment=None,
             precision="fp32",
