@@ -59,7 +59,7 @@ from kdedge.data.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge
 from kdedge.methods.base import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.runtime.threads import keep_freed_memory, torch_as_before
+from kdedge.runtime.process import keep_freed_memory, torch_as_before
 from kdedge.training.teacher_store.store import TeacherStore
 
 LOOPS = ("plain", "live", "store", "ridge", "ridge, store")

@@ -17,7 +17,7 @@ from kdedge.records.evaluation import Role
 from kdedge.runs.find import name_of, newest
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Artifact, artifact_at
-from kdedge.runtime.threads import warn_if_busy
+from kdedge.runtime.process import warn_if_busy
 
 if TYPE_CHECKING:
     from kdedge.api.run import Run

@@ -19,7 +19,7 @@ from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.process import torch_as_before
 
 if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses

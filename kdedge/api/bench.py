@@ -20,7 +20,7 @@ from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import load_artifact, model_file_at
-from kdedge.runtime.threads import compute_threads, given_number, torch_as_before
+from kdedge.runtime.process import compute_threads, given_number, torch_as_before
 
 log = logging.getLogger(__name__)
 

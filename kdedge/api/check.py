@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kdedge.api.arguments import load_for, need_training_packages
 from kdedge.config.load import AnyRecipe, Overrides, check_paths
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.process import torch_as_before
 
 if TYPE_CHECKING:
     from kdedge.training.preflight import Preflight

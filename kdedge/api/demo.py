@@ -19,7 +19,7 @@ from kdedge.records.speed import SpeedResult
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import read_details
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.process import torch_as_before
 
 
 @dataclass(frozen=True)

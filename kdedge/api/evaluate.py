@@ -12,7 +12,7 @@ from kdedge.records.evaluation import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.process import torch_as_before
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
-from kdedge.runtime.threads import torch_as_before, warn_if_busy
+from kdedge.runtime.process import torch_as_before, warn_if_busy
 from kdedge.targets.base import Target
 from kdedge.targets.registry import check_precisions, check_utf_8, find_target, list_targets
 

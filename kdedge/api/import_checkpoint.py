@@ -11,7 +11,7 @@ from kdedge.api.run import Run
 from kdedge.errors import RecipeError
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.process import torch_as_before
 
 
 @torch_as_before()

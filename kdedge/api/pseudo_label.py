@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kdedge.api.train import training_workspace
 from kdedge.config.load import AnyRecipe, Overrides, load_recipe
 from kdedge.errors import check_at_least
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.process import torch_as_before
 from kdedge.workers import EngineName
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, check_paths, 
 from kdedge.errors import RecipeError
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import runs_folder
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.process import torch_as_before
 from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:

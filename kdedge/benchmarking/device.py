@@ -22,7 +22,7 @@ from kdedge import __version__
 from kdedge.packages import installed_version
 from kdedge.runtime import machine
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
-from kdedge.runtime.threads import may_spin
+from kdedge.runtime.process import may_spin
 from kdedge.targets.registry import list_targets
 
 

@@ -12,7 +12,7 @@ import click
 from kdedge.cli._output import json_option
 from kdedge.config.load import parse_overrides
 from kdedge.config.student_sizes import SIZES
-from kdedge.runtime.threads import set_up_threads
+from kdedge.runtime.process import set_up_threads
 from kdedge.targets.registry import list_backends, list_targets
 from kdedge.workers import ENGINES
 

@@ -17,7 +17,7 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError, SetupError
 from kdedge.messages import option
 from kdedge.progress import working
-from kdedge.runtime.threads import keep_freed_memory
+from kdedge.runtime.process import keep_freed_memory
 from kdedge.torchrun import local_rank, local_world_size
 from kdedge.workers import WorkerResources, Workers
 

@@ -25,7 +25,7 @@ from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import read_record
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import stored_evaluation
-from kdedge.runtime.threads import shared_threads
+from kdedge.runtime.process import shared_threads
 from kdedge.setup.workspace import parse_device
 from kdedge.suite.plan import Cell, measuring_overrides
 from kdedge.suite.state import Outcome, SuiteState

@@ -23,7 +23,7 @@ from kdedge.runs.measure import measure_accuracy
 from kdedge.runs.model import LiveModel
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
-from kdedge.runtime.threads import threads_with_workers
+from kdedge.runtime.process import threads_with_workers
 from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import solve
 from kdedge.training.evaluate_job import (

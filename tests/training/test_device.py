@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdedge.errors import SetupError
-from kdedge.runtime.threads import torch_as_before
+from kdedge.runtime.process import torch_as_before
 from kdedge.setup.workspace import parse_device, set_up_device
 from kdedge.training.loop import precision
 

@@ -14,7 +14,7 @@ import kdedge
 PAGES = """
 import resource
 import numpy as np
-from kdedge.runtime.threads import keep_freed_memory, torch_as_before
+from kdedge.runtime.process import keep_freed_memory, torch_as_before
 for is_kept in (False, True, False):
     with torch_as_before():
         if is_kept:

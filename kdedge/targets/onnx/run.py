@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.runtime.artifact import INPUT_NAME
-from kdedge.runtime.threads import may_spin
+from kdedge.runtime.process import may_spin
 from kdedge.targets.cpu_backend import CpuModel
 from kdedge.targets.onnx import ONNX_RUNTIME
 

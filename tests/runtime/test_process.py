@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.runtime.threads import (
+from kdedge.runtime.process import (
     may_spin,
     number_of_threads,
     set_up_threads,
