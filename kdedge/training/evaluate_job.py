@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from kdedge.data.images import Images
 from kdedge.evaluation.flops import count_gmacs
@@ -112,25 +110,20 @@ def count_cost(job: Job) -> dict[str, float]:
     if job.teacher is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaf tensors with gradients
-    student, teacher = job.model(), job.teacher
-    _ = student.class_vectors()  # computed before, since no image needs them anew
-    counts = {"gmacs": _gmacs(student, student.logits), "parameters": _n_parameters(student)}
-    if isinstance(teacher, MethodModel):  # a file has no cost
-        _ = teacher.class_vectors()
-        counts["teacher_gmacs"] = _gmacs(teacher, teacher.logits)
-        counts["teacher_parameters"] = _n_parameters(teacher)
+    counts = _cost(job.model())
+    if isinstance(job.teacher, MethodModel):  # a file has no cost
+        counts |= {f"teacher_{name}": value for name, value in _cost(job.teacher).items()}
     return counts
 
 
-def _gmacs(model: MethodModel, logits: Callable[[Tensor], Tensor]) -> float:
-    """Counts the multiply-adds of a model for one image."""
+def _cost(model: MethodModel) -> dict[str, float]:
+    """GMACs per image, and weights through which an image passes: encoder, prompts, projector."""
+    _ = model.class_vectors()  # computed before, since no image needs them anew
     size = model.preprocess.size_px
-    return count_gmacs(logits, torch.zeros(1, 3, size, size, device=model.device))
-
-
-def _n_parameters(model: MethodModel) -> int:
-    """Counts the weights through which an image passes: encoder, prompts and projector."""
-    return sum(values.numel() for values in model.method.image_modules().parameters())
+    return {
+        "gmacs": count_gmacs(model.logits, torch.zeros(1, 3, size, size, device=model.device)),
+        "parameters": sum(x.numel() for x in model.method.image_modules().parameters()),
+    }
 
 
 def warn_of_failure(job: Job, results: Evaluations) -> None:
