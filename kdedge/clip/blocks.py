@@ -236,13 +236,6 @@ def _run_mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
     return output.view(tokens.shape)
 
 
-class FloatLinear(nn.Linear):
-    """A linear layer that stays in float, such as a closed-form solution.
-
-    Such a solution depends on small differences of features, and is too small to gain from INT8.
-    """
-
-
 def linear_of(weight: Tensor, bias: Tensor, layer_type: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """A linear layer that holds copies of these values; it may have no inputs or outputs."""
     linear = layer_type(1, 1, device="meta")  # torch would warn of a layer without inputs

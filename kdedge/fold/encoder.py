@@ -29,7 +29,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdedge.clip.blocks import FloatLinear, make_wrappable
+from kdedge.clip.blocks import make_wrappable
 from kdedge.fold.head import (
     BEFORE_CONVOLUTION,
     IN_CONVOLUTION,
@@ -40,6 +40,7 @@ from kdedge.fold.head import (
 from kdedge.fold.linear import fold_pixels, pixel_statistics, plain_weight_and_bias, with_batch_norm
 from kdedge.fold.pooling import fold_pooling
 from kdedge.methods.base import ImageModules
+from kdedge.quantization.sites import FloatLinear
 
 
 @dataclass(frozen=True, eq=False)

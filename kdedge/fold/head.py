@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.clip.blocks import FloatLinear
 from kdedge.fold.linear import make_linear, with_batch_norm
 from kdedge.methods.base import ImageModules, Projector
+from kdedge.quantization.sites import FloatLinear
 from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, PixelType
 from kdedge.runtime.preprocess import Preprocess
 

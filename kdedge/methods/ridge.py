@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
-from kdedge.clip.blocks import FloatLinear, linear_of
+from kdedge.clip.blocks import linear_of
 from kdedge.clip.vision import BlockFeatures
 from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
@@ -50,6 +50,7 @@ from kdedge.methods.base import (
 )
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.zeroshot import ensemble_text_features
+from kdedge.quantization.sites import FloatLinear
 
 METHOD = Declaration(
     label="Ridge regression",

@@ -69,6 +69,13 @@ class SiteStatistics:
         return SiteStatistics(self.sample - center, self.low - center, self.high - center)
 
 
+class FloatLinear(nn.Linear):
+    """A linear layer that stays in float, such as a closed-form solution.
+
+    Such a solution depends on small differences of features, and is too small to gain from INT8.
+    """
+
+
 def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """A layer's output for an input, with another weight; [..., D_out], without bias.
 

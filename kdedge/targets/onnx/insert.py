@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from kdedge.clip.blocks import FloatLinear
 from kdedge.quantization.fake import QuantizedLayer
-from kdedge.quantization.sites import Site
+from kdedge.quantization.sites import FloatLinear, Site
 from kdedge.targets.onnx.graph import (
     consumers,
     drop_unused,
