@@ -57,8 +57,10 @@ def accuracy_result(
         raise DataError("There is no test image to evaluate on.\n  Check data.test in the recipe.")
     base = novel = mean = None
     if split == "base-to-novel":
+        is_right_in_half = _is_right(logits, labels, split)
         base, novel = (
-            _accuracy_within(logits, labels, part) for part in base_novel(len(class_names))
+            _percent(is_right_in_half[_is_in(part, labels)])
+            for part in base_novel(len(class_names))
         )
         mean = None if base is None or novel is None else harmonic_mean(base, novel)
     is_right = logits.argmax(dim=1) == labels  # [N]
@@ -66,7 +68,7 @@ def accuracy_result(
         split=split,
         selection=selection,
         n_images=len(labels),
-        all=_percent(is_right),
+        all=100 * int(is_right.sum()) / len(labels),
         base=base,
         novel=novel,
         harmonic_mean=mean,
@@ -86,29 +88,37 @@ def calibration_error_percent(logits: Tensor, labels: Tensor) -> float:
     return ece_percent(_bins(logits, labels), len(labels))
 
 
-def _percent(is_right: Tensor) -> float:
-    """Percent of True in a [N] bool tensor, computed exactly from integer counts."""
-    return 100 * int(is_right.sum()) / len(is_right)
+def _percent(is_right: Tensor) -> float | None:
+    """Percent of True in a [N] bool tensor, from integer counts; None if it is empty."""
+    return 100 * int(is_right.sum()) / len(is_right) if len(is_right) else None
 
 
-def _accuracy_within(logits: Tensor, labels: Tensor, part: range) -> float | None:
-    """Accuracy on images of a range of classes, with the other classes left out."""
-    is_member = (labels >= part.start) & (labels < part.stop)
-    if not bool(is_member.any()):
-        return None
-    predicted = logits[is_member, part.start : part.stop].argmax(dim=1) + part.start
-    return _percent(predicted == labels[is_member])
+def _is_in(part: range, labels: Tensor) -> Tensor:
+    """[N] bool: which labels are of a range of classes."""
+    return (labels >= part.start) & (labels < part.stop)
+
+
+def _is_right(logits: Tensor, labels: Tensor, split: SplitName) -> Tensor:
+    """[N] bool: which images are right among all names, or among those of their own half."""
+    n_classes = logits.shape[1]
+    is_right = torch.zeros(len(labels), dtype=torch.bool)
+    for part in base_novel(n_classes) if split == "base-to-novel" else (range(n_classes),):
+        of_part = _is_in(part, labels)
+        predicted = logits[of_part, part.start : part.stop].argmax(dim=1) + part.start
+        is_right[of_part] = predicted == labels[of_part]
+    return is_right
 
 
 def evaluation_details(
-    logits: Tensor, labels: Tensor, *, class_names: Sequence[str]
+    logits: Tensor, labels: Tensor, *, class_names: Sequence[str], split: SplitName
 ) -> EvalDetails:
-    """Counts confusions, and predictions by confidence.
+    """Counts confusions, and predictions by confidence; records which images are right.
 
     Args:
         logits: [N, C] float32, scaled, finite; N at least 1.
         labels: [N] int64, positions in `class_names`.
         class_names: all C names, in class-list order.
+        split: as for `accuracy_result`.
     """
     logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
     predicted, n_classes = logits.argmax(dim=1), len(class_names)
@@ -119,6 +129,7 @@ def evaluation_details(
         n_images=len(labels),
         confusion=tuple((*divmod(pair, n_classes), n) for pair, n in counted),
         bins=_bins(logits, labels),
+        right=f"{int(''.join(map(str, _is_right(logits, labels, split).int().tolist())), 2):x}",
     )
 
 

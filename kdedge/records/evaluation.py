@@ -377,6 +377,9 @@ class EvalDetails(Record):
         bins: of the calibration error, by confidence.
         samples: a few images by kind: right ones, wrong ones with the highest softmax, and those
             with the lowest softmax; None for models that are only compared with.
+        right: a hexadecimal number with one bit per test image, the first one's highest: whether
+            the image is right, with base and novel images among names of their own half; None in
+            older records.
     """
 
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -384,6 +387,14 @@ class EvalDetails(Record):
     confusion: tuple[tuple[Count, Count, PositiveCount], ...]
     bins: tuple[CalibrationBin, ...]
     samples: dict[SampleKind, tuple[SampleImage, ...]] | None = None
+    right: Annotated[str, Field(pattern="^[0-9a-f]+$")] | None = None
+
+    def only_right(self, other: EvalDetails) -> tuple[int, int] | None:
+        """Test images that only this model and only another one gets right; None if unknown."""
+        if self.right is None or other.right is None:
+            return None
+        own, others = int(self.right, 16), int(other.right, 16)
+        return (own & ~others).bit_count(), (others & ~own).bit_count()
 
     @property
     def images_per_class(self) -> Counter[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdedge.deploy.ship import FileToShip, file_to_ship
+from kdedge.evaluation.comparison import mcnemar_p
 from kdedge.files import highest_number
 from kdedge.records.evaluation import (
     EvalDetails,
@@ -25,7 +26,6 @@ from kdedge.runs.results import read_unlabeled, stored_details, stored_evaluatio
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 
 FEW_TEST_IMAGES = 1000  # with fewer, chance moves an accuracy by more than about three points
-_SIGNIFICANT_IMAGES = 6  # a gain on fewer images may be chance, by McNemar's test at 5 %
 
 
 class Gain(NamedTuple):
@@ -34,15 +34,12 @@ class Gain(NamedTuple):
     Attributes:
         points: difference of their `main_accuracy`.
         n_images: the images that it amounts to; None where they are many.
+        is_shown: whether the test images show a difference, by McNemar's test at 5 %.
     """
 
     points: float
     n_images: int | None
-
-    @property
-    def is_measurable(self) -> bool:
-        """Whether the images show a difference."""
-        return bool(self.points) if self.n_images is None else self.n_images >= _SIGNIFICANT_IMAGES
+    is_shown: bool
 
 
 class WeakestClass(NamedTuple):
@@ -147,10 +144,13 @@ class ModelRecords:
         student = self.judged if other == "teacher" else self.own
         if student is None or result is None:
             return None
-        points = student.main_accuracy - result.main_accuracy
+        points, own, others = student.main_accuracy - result.main_accuracy, self.own_details, None
+        if own is not None and other in self.details:
+            others = own.only_right(self.details[other])
+        is_shown = others is not None and mcnemar_p(*others) < 0.05
         if student.harmonic_mean is not None or student.n_images >= FEW_TEST_IMAGES:
-            return Gain(points, None)
-        return Gain(points, round(abs(points) * student.n_images / 100))
+            return Gain(points, None, is_shown)
+        return Gain(points, round(abs(points) * student.n_images / 100), is_shown)
 
     @property
     def savings(self) -> dict[str, float]:

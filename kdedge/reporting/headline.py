@@ -92,7 +92,7 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
         reason = "always predicting the most frequent class is right more often"
         return Verdict("do not deploy", f"Do not deploy it: {reason}.")
     alone = records.gain_over("labels_alone")
-    if alone is not None and alone.points <= -1 and alone.is_measurable:
+    if alone is not None and alone.points <= -1 and alone.is_shown:
         return Verdict(
             "labels alone",
             "Rather deploy the same network trained on the labels alone:"
@@ -178,7 +178,7 @@ def _of_teacher(records: ModelRecords) -> str:
         if gain.points <= 0:
             share = 100 * student.main_accuracy / teacher.main_accuracy
             parts = [f"keeps {share:.0f} % of its teacher's accuracy"]
-        elif gain.is_measurable:
+        elif gain.is_shown:
             parts = [f"is {_apart(gain.points, gain.n_images)} its teacher"]
         else:
             parts = [f"is as good as its teacher, as far as {student.n_images:,} images show"]
@@ -205,7 +205,7 @@ def _of_unlabeled(records: ModelRecords) -> list[str]:
     if student is None or gain is None:
         return []
     brought = f"brought nothing that {student.n_images:,} test images can show"
-    if gain.is_measurable:
+    if gain.is_shown:
         images = "" if gain.n_images is None else f" ({images_text(gain.n_images)})"
         word = "brought" if gain.points > 0 else "cost"
         brought = f"{word} {abs(gain.points):.1f} points{images}"
@@ -213,7 +213,7 @@ def _of_unlabeled(records: ModelRecords) -> list[str]:
         f"The unlabeled images {brought}: the same network, trained on the labels alone, is right"
         f" on {records.comparable['labels_alone'].all:.1f} %."
     ]
-    if not gain.is_measurable and student.all < _GOOD_PERCENT:
+    if not gain.is_shown and student.all < _GOOD_PERCENT:
         sentences.append(
             "More labels would help. After the export, this finds images to label:"
             f" kdedge predict {shlex.quote(str(records.run.path))} IMAGES --uncertain 20"

@@ -101,7 +101,8 @@ def measure_logits(
     if temperature is not None:
         error = calibration_error_percent(logits / temperature, labels)
         result = replace(result, temperature=temperature, calibrated_ece_percent=error)
-    return result, evaluation_details(logits, labels, class_names=classes.names)
+    details = evaluation_details(logits, labels, class_names=classes.names, split=classes.split)
+    return result, details
 
 
 def _labels(images: Images) -> Tensor:

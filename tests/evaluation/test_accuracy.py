@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,14 @@ def test_every_figure_equals_the_slow_one(n: int, n_classes: int, seed: int) -> 
         expected = 0 if base * novel == 0 else 2 / (1 / base + 1 / novel)
         assert result.harmonic_mean == pytest.approx(expected)
     assert result.ece_percent == pytest.approx(_slow_calibration_error(rows, answers), abs=1e-9)
+    halves = everything[:half], everything[half:]
+    own = [next(part for part in halves if label in part) for label in answers]
+    details = evaluation_details(logits, labels, class_names=names, split="base-to-novel")
+    shares = [
+        _slow_share([row], [c], part) for row, c, part in zip(rows, answers, own, strict=True)
+    ]
+    bits = f"{int(details.right or '', 16):0{n}b}"
+    assert bits == "".join("1" if share else "0" for share in shares)
     for c, name in enumerate(names):
         mine = [i for i, label in enumerate(answers) if label == c]
         share = [rows[i].index(max(rows[i])) == c for i in mine]
@@ -103,7 +112,7 @@ def test_one_class_alone_is_always_right_calibrated_and_one_bin() -> None:
     given = torch.randn(4, 1), torch.zeros(4).long()
     result = accuracy_result(*given, class_names=["ant"], split="all")
     assert (result.all, result.ece_percent) == (100.0, 0.0)
-    details = evaluation_details(*given, class_names=["ant"])
+    details = evaluation_details(*given, class_names=["ant"], split="all")
     assert details.confusion == ((0, 0, 4),)
     assert details.bins == (CalibrationBin(4, 100, 100),)
 
@@ -201,7 +210,7 @@ def test_the_bins_give_the_calibration_error_exactly(
 ) -> None:
     logits, labels = _draw(n, n_classes, seed, spread)
     names = NAMES[:n_classes]
-    details = evaluation_details(logits, labels, class_names=names)
+    details = evaluation_details(logits, labels, class_names=names, split="all")
     expected = accuracy_result(logits, labels, class_names=names, split="all").ece_percent
     assert details.ece_percent == pytest.approx(expected, abs=1e-9)
 
@@ -210,7 +219,7 @@ def test_the_bins_give_the_calibration_error_exactly(
 @given(n=st.integers(1, 60), n_classes=st.integers(1, 7), seed=st.integers(0, 2**31))
 def test_the_confusion_counts_every_image_once(n: int, n_classes: int, seed: int) -> None:
     logits, labels = _draw(n, n_classes, seed)
-    details = evaluation_details(logits, labels, class_names=NAMES[:n_classes])
+    details = evaluation_details(logits, labels, class_names=NAMES[:n_classes], split="all")
     slow: dict[tuple[int, int], int] = {}
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         pair = label, row.index(max(row))
@@ -220,12 +229,19 @@ def test_the_confusion_counts_every_image_once(n: int, n_classes: int, seed: int
     assert details.accuracy_percent == pytest.approx(result.all)
 
 
+def test_images_that_only_one_of_two_models_gets_right_are_counted() -> None:
+    details = evaluation_details(*_draw(4, 3, 1), class_names=NAMES[:3], split="all")
+    first, other = (replace(details, right=right) for right in ("d", "3"))  # 1101 and 0011
+    assert (first.only_right(other), other.only_right(first)) == ((2, 1), (1, 2))
+    assert first.only_right(replace(other, right=None)) is None
+
+
 def _read(values: object) -> EvalDetails:
     return parse_record(EvalDetails, json.dumps(values), where="x.json", remedy="Measure again.")
 
 
 def test_the_record_survives_json() -> None:
-    details = evaluation_details(*_draw(50, 7, 1), class_names=NAMES)
+    details = evaluation_details(*_draw(50, 7, 1), class_names=NAMES, split="all")
     assert _read(details.to_dict()) == details
 
 
@@ -244,7 +260,7 @@ def test_the_record_survives_json() -> None:
     ],
 )
 def test_a_wrong_value_is_refused(key: str, value: object, expected: str) -> None:
-    details = evaluation_details(*_draw(4, 7, 1), class_names=NAMES)
+    details = evaluation_details(*_draw(4, 7, 1), class_names=NAMES, split="all")
     record = json.loads(json.dumps(details.to_dict())) | {key: value}
     with pytest.raises(DataError, match=expected) as caught:
         _read(record)

@@ -240,6 +240,11 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     )
 
 
+def first_right(percent: float, n_images: int) -> str:
+    """`EvalDetails.right` of a model that is right on the same images as a worse one, and more."""
+    return f"{2 ** round(percent * n_images / 100) - 1:x}"
+
+
 @pytest.mark.parametrize(
     ("own", "zero_shot", "teacher", "largest", "headline"),
     [
@@ -275,6 +280,7 @@ def test_a_loss_is_not_congratulated_on(
     run = make_run()
     found = json.loads(run.evaluation.read_text(encoding="utf-8"))
     student = found["student"] | {"largest_class_percent": largest}
+    details = json.loads(run.evaluation_details.read_text(encoding="utf-8"))
     for name, (all_images, mean) in (
         ("student", own),
         ("zeroshot", zero_shot),
@@ -282,7 +288,8 @@ def test_a_loss_is_not_congratulated_on(
     ):
         classes = {"a": 2 * mean - all_images, "b": all_images}
         found[name] = {**student, "all": all_images, "per_class": classes}
-    run.evaluation_details.unlink()
+        details[name] = {**details["student"], "right": first_right(all_images, 40)}
+    run.evaluation_details.write_text(json.dumps(details), encoding="utf-8")
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     said_of_it = headline_of(model_records(run))
     assert said_of_it.startswith(f"The student {headline}")
@@ -435,8 +442,12 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
             largest_class_percent=largest,
             per_class=per_class,
         )
-        others = {"labels_alone": replace(result, all=alone)}
-        measured = {"results": {"student": result, **others}, "details": {"student": details}}
+        results = {"student": result, "labels_alone": replace(result, all=alone)}
+        of = {
+            name: replace(details, right=first_right(x.all, n_images))
+            for name, x in results.items()
+        }
+        measured = {"results": results, "details": of}
         verdict = verdict_of(replace(model_records(run), **measured))
         return None if verdict is None else verdict.text
 
@@ -456,8 +467,10 @@ def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
     )
     assert "all test images are of one class, fox." in str(said_of([(1, 1, 5), (1, 0, 5)]))
     assert "labels alone: 90.0 % right. Train it with" in str(
-        said_of([(0, 0, 5), (0, 1, 4), (1, 1, 1)], 40.0, alone=90.0)
+        said_of([(0, 0, 50), (0, 1, 40), (1, 1, 10)], 40.0, alone=90.0)
     )
+    few = [(0, 0, 5), (0, 1, 4), (1, 1, 1)]  # 6 of 10 images are no fewer than 9, by chance
+    assert str(said_of(few, 40.0, alone=90.0)).startswith("Deploy it if")
     record = json.loads((run.path / "provenance.json").read_text())
     record["summary"]["closed_form"] = {"lambda": 1.0, "unseen_classes": ["fox"]}
     (run.path / "provenance.json").write_text(json.dumps(record))

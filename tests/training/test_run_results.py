@@ -17,7 +17,7 @@ NAMES = ("cat", "dog")
 def measured(n_images: int) -> tuple[EvalResult, EvalDetails]:
     logits, labels = torch.eye(2).repeat(n_images, 1), torch.arange(2).repeat(n_images)
     result = accuracy_result(logits, labels, class_names=NAMES, split="all")
-    return result, evaluation_details(logits, labels, class_names=NAMES)
+    return result, evaluation_details(logits, labels, class_names=NAMES, split="all")
 
 
 def test_nothing_is_added_to_the_record_of_another_test_set(tmp_path: Path) -> None:
