@@ -259,8 +259,8 @@ class Gates(Record):
         max_drop: largest drop of the top-1 accuracy, in percentage points.
     """
 
-    agreement: dict[str, Percent] = field(default_factory=dict)
-    max_drop: Percent = 100.0
+    agreement: dict[str, Percent]
+    max_drop: Percent
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ class _Shared:
     head: Annotated[Head, _at("output", "head")]
     max_batch: Annotated[PositiveCount, _at("input", "max_batch")]
     batch: Annotated[Literal["dynamic"] | PositiveCount, _at("input", "batch")]
-    gates: Gates = field(default_factory=Gates)
+    gates: Gates = field(default_factory=lambda: Gates({}, max_drop=100.0))  # all files pass
     files: tuple[ModelFile, ...] = ()
     others: dict[FileName, Sha256] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -454,7 +454,11 @@ class _Contents(_Shared, Record):
 
     format: Annotated[int, Field(ge=ARTIFACT_FORMAT, le=ARTIFACT_FORMAT)]
     kdedge: str
-    files: tuple[ModelFile, ...] = field()  # without a default: a file has to have it
+    # Without a default: a file has to have these
+    gates: Gates = field()
+    files: tuple[ModelFile, ...] = field()
+    others: dict[FileName, Sha256] = field()
+    provenance: dict[str, Any] = field()
     size_px: Annotated[Side, _at("preprocess", "size_px")]
     resize_mode: Annotated[Literal["shortest", "squash"], _at("preprocess", "resize_mode")]
     interpolation: Annotated[Literal["bicubic", "bilinear"], _at("preprocess", "interpolation")]

@@ -80,11 +80,6 @@ def test_what_was_saved_is_read_back_equal(written: Artifact) -> None:
     assert load_artifact(written.path / "artifact.json") == written
 
 
-def test_gates_that_a_file_leaves_out_are_passed_by_all(written: Artifact) -> None:
-    edit(written, "gates", value={})
-    assert load_artifact(written.path).gates == Gates({}, max_drop=100)
-
-
 def test_artifact_json_has_the_documented_keys(written: Artifact) -> None:
     values = json.loads((written.path / "artifact.json").read_text(encoding="utf-8"))
     assert list(values) == [
