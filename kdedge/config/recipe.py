@@ -283,7 +283,11 @@ def apply_official(values: object) -> object:
     if not isinstance(values, dict) or values.get("official") is not True:
         return values
     values = deepcopy(values)
+    student = values.get("student")
+    is_promptkd = not isinstance(student, dict) or student.get("method", "promptkd") == "promptkd"
     for path, value in OFFICIAL.items():
+        if path[1] == "settings" and not is_promptkd:
+            continue
         section: Any = values
         for part in path[:-1]:
             if section.get(part) is None and part not in _ROLES:

@@ -39,11 +39,15 @@ def evaluate_run(
     classes = load_classes(recipe)
     model = load_run(run, workspace, overrides=overrides, names=classes.names)
     if recipe.data.test is None and recipe.data.unlabeled is not None:
-        is_new = model.own_recipe.data.unlabeled != recipe.data.unlabeled
-        if is_new:  # no image of it is a training image, so none needs to be held out
-            spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
-            data_spec = recipe.data.model_copy(update={"unlabeled": spec})
-            recipe = recipe.model_copy(update={"data": data_spec})
+        own, unlabeled = model.own_recipe, recipe.data.unlabeled
+        draw = {"hold_out", "per_class", "include_test"}  # which of the source's images are used
+        is_new = own.data.unlabeled is None or unlabeled.model_dump(
+            exclude=draw
+        ) != own.data.unlabeled.model_dump(exclude=draw)
+        # No image of another source is a training image; of the same, only the held-out are none
+        spec = unlabeled.model_copy(update={"hold_out": None}) if is_new else own.data.unlabeled
+        data_spec = recipe.data.model_copy(update={"unlabeled": spec})
+        recipe = recipe.model_copy(update={"data": data_spec, "seed": own.seed})
         sample = unlabeled_sample(RecipeData(recipe, classes, workspace), is_new=is_new)
         if sample is not None:
             return measure_without_labels(model, *sample, teacher=load_teacher_of(model))

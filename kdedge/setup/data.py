@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
@@ -184,11 +185,12 @@ class RecipeData:
             )
         if not n_held:
             return images.only(()) if held_out else images
-        digests = sorted(
-            {images.digests[i] for i in images.indices},
-            key=lambda digest: sha256_json([self._recipe.seed, digest]),
-        )
-        held = set(digests[:n_held])
+        n_copies = Counter(images.digests[i] for i in images.indices)
+        held = set()
+        for digest in sorted(n_copies, key=lambda x: sha256_json([self._recipe.seed, x])):
+            if n_copies[digest] <= n_held:  # copies of an image stay together
+                held.add(digest)
+                n_held -= n_copies[digest]
         return images.only([i for i in images.indices if (images.digests[i] in held) == held_out])
 
     def _readable(self, spec: SourceSpec, key: DataPart) -> Images:

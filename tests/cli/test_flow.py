@@ -280,6 +280,8 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     assert measured.code == 0, measured.err
     assert f"Wrote {file}" in measured.err
     assert json.loads(file.read_text()) == written
+    more = ("--set", "data.unlabeled.hold_out=50%", "--set", "seed=2")  # of them, 10 are untrained
+    assert json.loads(kdedge("eval", *more, "--json").out)["images"] == written["images"]
     assert f"teacher agrees     {written['agreement_percent']:.2f} %" in kdedge("show").out
     other = json.loads(kdedge("eval", "--set", "data.unlabeled.folder=labeled", "--json").out)
     assert other["images"] == "24 of 24 images of data.unlabeled as overridden"
@@ -311,6 +313,11 @@ def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> Non
     for number, picture in enumerate(sorted(Path("pool").iterdir())):
         picture.rename(picture.with_name(f"{99 - number}.jpg"))
     assert digests() == first
+    # Copies stay together: as many as fit into the number are held out
+    contents = [picture.read_bytes() for picture in list(Path("pool").iterdir())[:3]]
+    for number, picture in enumerate(Path("pool").iterdir()):
+        picture.write_bytes(contents[number % 3])
+    assert (digests(n=2), len(digests(n=14))) == (set(), 1)
     done = kdedge("distill", "r.yaml", "--set", "data.unlabeled.hold_out=100%")
     assert (done.code, "leaves none to train on" in done.err) == (3, True)
 

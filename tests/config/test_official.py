@@ -40,6 +40,11 @@ def test_the_public_codes_ways_are_written_out(path: Path) -> None:
     assert (teacher.precision, teacher.selection) == ("fp16-unscaled", "last")
 
 
+def test_a_setting_of_promptkd_is_written_for_no_other_student(path: Path) -> None:
+    ridge = {"official": True, "student.method": "ridge", "student.settings": {}}
+    assert load_recipe(path, ridge).recipe.student.settings == {}
+
+
 @pytest.mark.parametrize("override", [[], ["official=true"]])
 def test_a_resolved_recipe_loads_as_an_equal_one(
     path: Path, override: list[str], tmp_path: Path
