@@ -39,33 +39,37 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.runtime.preprocess import Preprocess
 
 EncoderName = Literal["image", "text"]
-Output = Literal["features", "logits", "own logits"]
 
 
 class MethodSettings(Strict):
     """Base class of every method's `Settings`: types are strict, unknown keys are errors."""
 
     @property
-    def output(self) -> Output:
-        """What the method computes for an image.
+    def has_class_vectors(self) -> bool:
+        """Whether logits are cosines of image features with one vector per class.
 
-        `features` become logits as cosines with one vector per class. `logits` are computed by
-        `forward_features`, and the class vectors are unit vectors: such a teacher can only teach
-        students that need no class vectors. `own logits` are computed by `own_logits`, without
-        class vectors: such a method can be trained and evaluated, but neither exported nor a
-        teacher.
+        If not, `own_logits` computes them. Such a method can be trained and evaluated, but neither
+        exported nor a teacher.
         """
-        return "features"
+        return True
+
+    @property
+    def features_are_logits(self) -> bool:
+        """Whether the image features are the logits, and the class vectors are unit vectors.
+
+        Such a model can only teach students that need no class vectors.
+        """
+        return False
 
     @property
     def is_class_specific(self) -> bool:
         """Whether trained tensors belong to single classes; new class names then have none."""
-        return self.output == "logits"
+        return self.features_are_logits
 
     @property
     def has_own_class_vectors(self) -> bool:
         """Whether a student needs no class vectors of its teacher, so that any teacher will do."""
-        return self.output == "logits"
+        return self.features_are_logits
 
     @property
     def learns_from_labels(self) -> bool:
@@ -440,7 +444,7 @@ class BaseMethod(ABC):
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph.
 
-        Called only if `settings.output` is `own logits`.
+        Called only if `settings.has_class_vectors` is false.
         """
         raise NotImplementedError
 

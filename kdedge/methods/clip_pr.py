@@ -24,7 +24,7 @@ from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.balance import class_shares
 from kdedge.data.batch import Batch
-from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, Output, StepOutput
+from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
 
@@ -59,9 +59,9 @@ class Settings(MethodSettings):
     )
 
     @property
-    def output(self) -> Output:
-        """Logits of the adapter."""
-        return "own logits"
+    def has_class_vectors(self) -> bool:
+        """False: the adapter computes the logits."""
+        return False
 
     @property
     def is_class_specific(self) -> bool:

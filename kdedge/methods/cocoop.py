@@ -16,7 +16,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, random_linear, text_width
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.methods.base import MethodInputs, MethodSettings, Output
+from kdedge.methods.base import MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -42,9 +42,9 @@ class Settings(MethodSettings):
     )
 
     @property
-    def output(self) -> Output:
-        """Logits of each image with texts of its own."""
-        return "own logits"
+    def has_class_vectors(self) -> bool:
+        """False: each image has texts of its own."""
+        return False
 
 
 class MetaNet(nn.Module):

@@ -46,7 +46,6 @@ from kdedge.methods.base import (
     ImageModules,
     MethodInputs,
     MethodSettings,
-    Output,
 )
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.zeroshot import ensemble_text_features
@@ -100,9 +99,9 @@ class Settings(MethodSettings):
     n_random: int = Field(2048, ge=0, description="Random features of a student; 0 for none.")
 
     @property
-    def output(self) -> Output:
-        """`outputs`."""
-        return self.outputs
+    def features_are_logits(self) -> bool:
+        """True unless the outputs are a student's image features."""
+        return self.outputs == "logits"
 
     @property
     def learns_from_labels(self) -> bool:
@@ -230,7 +229,7 @@ class Method(ClosedFormMethod):
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], unit length, or [B, C] logits, by `outputs`."""
         outputs: Tensor = self.module(self._blocks(images))
-        return outputs if self._settings.outputs == "logits" else unit_length(outputs)
+        return outputs if self._settings.features_are_logits else unit_length(outputs)
 
     @torch.no_grad()
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
@@ -404,7 +403,7 @@ class Method(ClosedFormMethod):
 
     def _target(self, features: Tensor, logits: Tensor) -> Tensor:
         """The regression's targets: image features, or centered logits."""
-        if self._settings.outputs == "features":
+        if not self._settings.features_are_logits:
             return features
         return logits - logits.mean(dim=1, keepdim=True)
 
@@ -416,7 +415,7 @@ class Method(ClosedFormMethod):
     def _divergence(self, blocks: Tensor, teacher_logits: Tensor) -> float:
         """Mean KL(teacher | student) in nats; NaN if there are no images."""
         outputs = self.module(blocks)
-        if self._settings.outputs == "features":
+        if not self._settings.features_are_logits:
             outputs = self.scale * unit_length(outputs) @ self._vectors.T
         log_probabilities = teacher_logits.to(outputs.device).log_softmax(dim=1)
         return float(
@@ -455,7 +454,7 @@ class Method(ClosedFormMethod):
         if module.text is not None and not module.text.weight.any():
             module.text = None
         encoder = RidgeEncoder(blocks, module)
-        return ImageModules(encoder, has_unit_length=self._settings.outputs == "features")
+        return ImageModules(encoder, has_unit_length=not self._settings.features_are_logits)
 
 
 class DualRidge:

@@ -99,10 +99,6 @@ class MethodModel(ABC):
         return class_vectors_hash(self.setup, hash_trained(self.method), self.setup.classes)
 
     @property
-    def _has_class_vectors(self) -> bool:
-        return self.setup.choice.settings.output != "own logits"
-
-    @property
     def preprocess(self) -> Preprocess:
         """The preprocessing of its images."""
         return self.setup.backbone.preprocess
@@ -141,7 +137,7 @@ class MethodModel(ABC):
     @torch.no_grad()
     def plain_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
-        if not self._has_class_vectors:
+        if not self.setup.choice.settings.has_class_vectors:
             return self.method.own_logits(images)
         return self.scale * self.forward_features(images) @ self.class_vectors().T
 
@@ -242,7 +238,8 @@ class RunModel(MethodModel):
     @cached_property
     def method(self) -> BaseMethod:
         """The method with its trained tensors, frozen, in evaluation mode."""
-        is_as_trained = self._has_class_vectors or self.setup.choice.settings.is_class_specific
+        settings = self.setup.choice.settings
+        is_as_trained = settings.has_class_vectors or settings.is_class_specific
         setup = self.setup if is_as_trained else replace(self.setup, classes=self.classes)
         return self.vectors.trained_method(setup)
 
@@ -289,7 +286,8 @@ class RunModel(MethodModel):
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
         logits = super().plain_logits(images)
-        if self._has_class_vectors or not self.setup.choice.settings.is_class_specific:
+        settings = self.setup.choice.settings
+        if settings.has_class_vectors or not settings.is_class_specific:
             return logits
         position = self.setup.classes.positions(self.class_names)
         return logits[:, [position[name] for name in self.class_names]]
@@ -352,7 +350,7 @@ class RunVectors:
                 stored ones.
         """
         names = self.classes.names
-        if self.setup.choice.settings.output == "own logits":
+        if not self.setup.choice.settings.has_class_vectors:
             return torch.empty(len(names), 0, device=self.setup.device)
         if self._are_stored:
             position = {name: row for row, name in enumerate(self.stored.class_names)}
@@ -389,7 +387,7 @@ class RunVectors:
     def _are_stored(self) -> bool:
         """Whether every name has a stored vector, or the method has no class vectors."""
         is_known = set(self.classes.names) <= set(self.stored.class_names)
-        return is_known or self.setup.choice.settings.output == "own logits"
+        return is_known or not self.setup.choice.settings.has_class_vectors
 
     @cached_property
     def _teacher(self) -> RunVectors:

@@ -141,7 +141,7 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
     Raises:
         RecipeError: the method has no class vectors.
     """
-    if choice.settings.output == "own logits":
+    if not choice.settings.has_class_vectors:
         raise RecipeError(
             f"{choice.name} computes its logits without class vectors, so it cannot {use}.\n"
             "  Choose another method, such as promptsrc. To compare with this one, run"

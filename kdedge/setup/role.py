@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods.base import BaseMethod, MethodInputs, Teacher
-from kdedge.methods.registry import DataNeeds
+from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.records.evaluation import Role
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.data import RecipeData
@@ -32,20 +32,23 @@ class RoleSetup:
     """One of a recipe's models, as the recipe describes it.
 
     Attributes:
-        role: teacher, student or baseline.
         loaded: the recipe.
-        choice: the method with its settings.
+        choice: the method of the role, with its settings.
         classes: the class list.
         backbone: the backbone, identified but not built.
         workspace: the command's workspace, which builds the backbone.
     """
 
-    role: Role
     loaded: LoadedRecipe
     choice: MethodChoice
     classes: Classes
     backbone: UnbuiltBackbone
     workspace: Workspace
+
+    @property
+    def role(self) -> Role:
+        """Teacher, student or baseline."""
+        return self.choice.role
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +66,12 @@ class RoleSetup:
     def data(self) -> RecipeData:
         """Reads its recipe's images."""
         return RecipeData(self.loaded.recipe, self.classes, self.workspace)
+
+    def with_method(self, name: str, role: Role) -> RoleSetup:
+        """The same classes and backbone with another method, in its default settings."""
+        module = load_method(name)
+        choice = MethodChoice(name, module, module.Settings(), self.choice.optim, role)
+        return replace(self, choice=choice)
 
     def load_backbone(self) -> ImageBackbone:
         """Builds the backbone, or returns the one that the workspace has built."""
@@ -116,7 +125,7 @@ def set_up_role(
     classes = load_classes(loaded.recipe) if classes is None else classes
     spec = model_spec(loaded.recipe, role)
     backbone = workspace.identify(_backbone_spec(spec), needs_texts=choice.settings.needs_texts)
-    return RoleSetup(role, loaded, choice, classes, backbone, workspace)
+    return RoleSetup(loaded, choice, classes, backbone, workspace)
 
 
 def _backbone_spec(spec: ModelSpec) -> BackboneSpec:

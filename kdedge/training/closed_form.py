@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +13,8 @@ from torch import Tensor
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
-from kdedge.methods import ridge
 from kdedge.methods.base import ClosedFormData, ClosedFormMethod
 from kdedge.runs.model import MethodModel
-from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job import Job, TrainingData
 from kdedge.training.loop.precision import MixedPrecision
@@ -56,8 +53,7 @@ def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, floa
         The model, and its leave-one-out accuracy on these images in percent, mean over classes;
         None if most classes have one label.
     """
-    choice = MethodChoice("ridge", ridge, ridge.Settings(), setup.choice.optim, "baseline")
-    job = Job(replace(setup, role="baseline", choice=choice), TrainingData(images))
+    job = Job(setup.with_method("ridge", "baseline"), TrainingData(images))
     percent: float | None = _fit_now(job)["leave_one_out_percent"]
     return job.model(), percent
 

@@ -6,7 +6,7 @@ A job is cheap: its key is a hash of hashes, and the method is built on first us
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -20,7 +20,6 @@ from kdedge.data.loader import n_steps, training_batches
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
-from kdedge.methods import zeroshot
 from kdedge.methods.base import BaseMethod, Teacher
 from kdedge.progress import working
 from kdedge.records.evaluation import Role
@@ -217,10 +216,7 @@ class Job:
 
 def zero_shot_model(job: Job) -> MethodModel:
     """Zero-shot CLIP with the recipe's template; the backbone must have a text encoder."""
-    choice = MethodChoice(
-        "zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim, job.setup.role
-    )
-    setup = replace(job.setup, choice=choice)
+    setup = job.setup.with_method("zeroshot", job.setup.role)
     return LiveModel(setup, setup.build())
 
 

@@ -110,7 +110,7 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             f" {given}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    if teacher.choice.settings.output == "features":
+    if not teacher.choice.settings.features_are_logits:
         return
     check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
     known = {teacher.classes.names[label] for label in teacher.train_classes}
@@ -189,7 +189,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         seed = view_seed(recipe)
         augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     dim = teacher.setup.backbone.embed_dim
-    if teacher.setup.role == "student" or teacher.setup.choice.settings.output == "logits":
+    if teacher.setup.role == "student" or teacher.setup.choice.settings.features_are_logits:
         dim = teacher.class_vectors().shape[1]
     description = describe_store(
         features_hash=teacher.features_hash,
