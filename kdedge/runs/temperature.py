@@ -86,14 +86,12 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
     """
     recipe, setup = model.loaded.recipe, model.setup
     data = RecipeData(recipe, setup.classes, setup.workspace)
-    images: Images | None
     if recipe.data.validation is not None:
-        images, key = data.validation("validation"), "validation"
+        images, key = data.drawn_validation(), "validation"
     elif recipe.data.labeled is not None and not setup.choice.data_needs.labels:
-        images, key = data.labeled(setup.role), "labeled"
+        images, key = data.drawn_labeled(setup.role), "labeled"
     else:
         return None
-    assert images is not None  # the recipe names them
     images = images.of_classes(setup.classes.labeled)
     labels = dict(zip(images.indices, model.labels_of(images), strict=True))
     usable = [i for i in images.indices if labels[i] is not None]

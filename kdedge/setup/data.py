@@ -98,7 +98,7 @@ class RecipeData:
                 f"The recipe has no data.{key}, and {why}.\n  Add it; `kdedge schema` shows how."
             )
 
-    def labeled(self, role: str) -> Images:
+    def drawn_labeled(self, role: str) -> Images:
         """The labeled images of a role: drawn over all classes, then limited to labeled classes.
 
         In this order, as in the benchmark, the images of base classes do not depend on the split.
@@ -136,8 +136,8 @@ class RecipeData:
         self._check_selects(images, "test")
         return images
 
-    def validation(self, selection: str) -> Images | None:
-        """The labeled images that choose the epoch; None unless `selection` is `validation`.
+    def drawn_validation(self) -> Images:
+        """The labeled images that choose the epoch.
 
         Both draws come from one random stream, in which the labeled images are drawn first.
 
@@ -145,8 +145,6 @@ class RecipeData:
             RecipeError: the recipe has no validation images.
             DataError: no image is of a labeled class.
         """
-        if selection != "validation":
-            return None
         images = self.require("validation", "selection: validation chooses the epoch on it")
         spec, labeled = self._recipe.data.validation, self._recipe.data.labeled
         assert spec is not None  # `require` ensures it

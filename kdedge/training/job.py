@@ -230,7 +230,8 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
     """
     images, selection = setup.data, setup.choice.optim.selection
     check_balance(setup.loaded.recipe, setup.classes, images)
-    job = Job(setup, data, images.test(selection), images.validation(selection))
+    validation = images.drawn_validation() if selection == "validation" else None
+    job = Job(setup, data, images.test(selection), validation)
     if job.test is not None and job.validation is not None:
         shared = job.validation.shared_with(job.test)
         if shared:

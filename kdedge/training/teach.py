@@ -153,7 +153,7 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
     label_of = {label: position for position, label in enumerate(setup.train_classes)}
     labeled = None
     if spec.labeled is not None or spec.pseudo_labels is None:
-        labeled = setup.data.labeled(setup.role)
+        labeled = setup.data.drawn_labeled(setup.role)
         labels = {index: label_of[label] for index, label in labeled.class_labels().items()}
         labeled = replace(labeled, train_labels=labels)
     if spec.pseudo_labels is None:
