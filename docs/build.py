@@ -193,8 +193,9 @@ def methods_page() -> str:
     modules = {name: load_method(name) for name in list_methods()}
     for name, module in modules.items():
         declared = module.METHOD
-        marked = (declared.data_needs.labels, declared.data_needs.unlabeled_images)
-        marks = ["yes" if one else "-" for one in (*marked, declared.data_needs.novel_class_names)]
+        needs = declared.main_data_needs
+        marked = (needs.labels, needs.unlabeled_images, needs.novel_class_names)
+        marks = ["yes" if one else "-" for one in marked]
         row = [f"[`{name}`](#{name})", declared.label, *marks, declared.paper or "-"]
         lines.append(f"| {' | '.join(row)} |")
     for name, module in modules.items():

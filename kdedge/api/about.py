@@ -79,7 +79,7 @@ def describe(module: ModuleType) -> dict[str, Any]:
         "label": declared.label,
         "paper": declared.paper,
         "about": (module.__doc__ or "").partition("\n")[0],
-        **asdict(declared.data_needs),
+        **asdict(declared.main_data_needs),
     }
     field = module.Settings.model_fields.get("losses")
     kind = None if field is None else field.annotation

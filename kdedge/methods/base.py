@@ -4,7 +4,7 @@ A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `S
 functions, and a class `Method`, a subclass of `BaseMethod`. The loop knows no method by name.
 `METHOD` has what holds for all settings, a property of `Settings` what depends on them.
 
-`METHOD.data_needs` decides which images a batch holds:
+`METHOD` says what data it learns from, which decides the images of a batch:
 
 * labels only: images of `data.labeled` with their labels;
 * unlabeled images only: images of `data.unlabeled`, without labels;
@@ -293,7 +293,7 @@ class MethodInputs:
         teacher: the teacher of a student that is trained; else None.
         class_vectors: [C, D_teacher], instead of a teacher, of a student that is loaded.
         sentences: sentences about each class in class-list order, from a recipe's `classes.texts`;
-            only for a method with `METHOD.learns_from_texts`.
+            only for a method with `learns_from_texts`.
     """
 
     class_names: Sequence[str]
@@ -372,11 +372,17 @@ class BaseMethod(ABC):
         module: holds exactly the tensors that training changes: parameters and buffers (batch-norm
             statistics). Checkpoints and run folders keep its state dict. The loop calls
             `module.train()` and `.eval()`.
+        needs_clean_images: whether batches also hold each image as evaluation prepares it
+            (`Batch.clean_images`).
+        learns_from_texts: whether it learns from sentences about the classes, a recipe's
+            `classes.texts`.
         half_precision: regular expression of names in `module`: what the paper's code keeps in half
             precision, by default the context of the first text layer.
     """
 
     module: nn.Module
+    needs_clean_images = False
+    learns_from_texts = False
     half_precision = r"(^|\.)contexts?$"
 
     def __init__(self, backbone: ImageBackbone, settings: Any, inputs: MethodInputs) -> None:

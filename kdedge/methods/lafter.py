@@ -38,8 +38,6 @@ METHOD = Declaration(
     label="LaFTer",
     paper="arXiv:2305.18287",
     data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
-    needs_clean_images=True,
-    learns_from_texts=True,
     # The authors' code.
     optim=OptimSettings(
         algorithm="adamw",
@@ -163,6 +161,8 @@ class Method(BaseMethod):
     """LaFTer on a frozen backbone; its layer norms are copies."""
 
     module: TunedEncoder
+    needs_clean_images = True
+    learns_from_texts = True
     _backbone: Backbone
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
@@ -244,7 +244,7 @@ class Method(BaseMethod):
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Smoothed cross-entropy of views with pseudo-labels; the first step learns the texts."""
-        assert batch.clean_images is not None  # METHOD.needs_clean_images is set
+        assert batch.clean_images is not None  # `needs_clean_images` is set
         self.learn_texts()
         clean = replace(batch, images=batch.clean_images)
         with torch.no_grad():

@@ -61,8 +61,7 @@ METHOD = Declaration(
     label="PromptKD",
     paper="arXiv:2403.02781",
     # No labels: only the teacher sees them, unless labeled_weight is set
-    data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
-    needs_teacher=True,
+    student_data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
 )
 
 

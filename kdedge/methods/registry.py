@@ -45,26 +45,29 @@ class Declaration:
     Attributes:
         label: the method's name in tables.
         paper: arXiv number of its paper.
-        data_needs: the data that it learns from.
+        data_needs: the data that it learns from as a teacher or a baseline; None if it is always a
+            student, whose `build` gets a teacher.
         student_data_needs: the data that it learns from as a student, besides its teacher; None if
-            it can only be a teacher or a baseline, or only a student.
-        needs_teacher: whether it is always a student, whose `build` gets a teacher.
-        needs_clean_images: whether batches also hold each image as evaluation prepares it
-            (`Batch.clean_images`).
-        learns_from_texts: whether it learns from sentences about the classes, a recipe's
-            `classes.texts`.
+            it cannot be one.
         optim: its authors' optimizer settings for it as a baseline; None if the recipe's `optim`
             applies.
     """
 
     label: str
     paper: str
-    data_needs: DataNeeds
+    data_needs: DataNeeds | None = None
     student_data_needs: DataNeeds | None = None
-    needs_teacher: bool = False
-    needs_clean_images: bool = False
-    learns_from_texts: bool = False
     optim: OptimSettings | None = None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it is always a student."""
+        return self.data_needs is None
+
+    @property
+    def main_data_needs(self) -> DataNeeds:
+        """The data that it learns from in the role that tables show it in."""
+        return self.data_needs or self.student_data_needs or DataNeeds()
 
 
 _METHODS = Plugins(

@@ -16,7 +16,7 @@ from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.config.yaml_file import dotted
 from kdedge.errors import RecipeError
 from kdedge.methods.base import ClosedFormMethod, MethodSettings
-from kdedge.methods.registry import DataNeeds, load_method
+from kdedge.methods.registry import DataNeeds, Declaration, load_method
 from kdedge.records.evaluation import Role
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,9 @@ class MethodChoice:
     @property
     def data_needs(self) -> DataNeeds:
         """The data that the method learns from with these settings."""
-        declared: DataNeeds = self.module.METHOD.data_needs
-        if self.role == "student":
-            declared = self.module.METHOD.student_data_needs or declared
-        return declared | DataNeeds(labels=self.settings.learns_from_labels)
+        method: Declaration = self.module.METHOD
+        declared = method.student_data_needs if self.role == "student" else method.data_needs
+        return (declared or DataNeeds()) | DataNeeds(labels=self.settings.learns_from_labels)
 
 
 def model_spec(recipe: Recipe, role: Role) -> ModelSpec:

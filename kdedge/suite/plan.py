@@ -329,7 +329,7 @@ def row_sees(loaded: LoadedRecipe, role: Role) -> DataNeeds:
         if teacher.run is not None:  # errors of the run are reported when it is used
             with contextlib.suppress(KdedgeError):
                 method = str(find_run(str(teacher.run), Path()).read_provenance().method)
-        needs |= _with_data(load_method(method).METHOD.data_needs, recipe.data)
+        needs |= _with_data(load_method(method).METHOD.main_data_needs, recipe.data)
     return needs
 
 

@@ -51,8 +51,7 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
 def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     """The student's job, still without its teacher."""
     setup = set_up_role(loaded, "student", workspace)
-    method = setup.choice.module.METHOD
-    if not (method.needs_teacher or method.student_data_needs):
+    if setup.choice.module.METHOD.student_data_needs is None:
         raise RecipeError(
             f"student.method is {setup.choice.name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."

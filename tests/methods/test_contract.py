@@ -31,17 +31,17 @@ def test_the_names_of_classes_without_labels_matter_where_they_are_declared(
     name: str, build: Callable[..., Any]
 ) -> None:
     module = load_method(name)
-    has_labels = module.METHOD.data_needs.labels or module.Settings().n_rounds > 0
+    has_labels = module.METHOD.main_data_needs.labels or module.Settings().n_rounds > 0
     # So many images that some look like a class without labels
     labels = torch.arange(32) % 2 if has_labels else None
     losses = []
     for others in (("fox", "golden retriever"), ("pizza", "submarine")):
-        n_trained = 4 if module.METHOD.data_needs.novel_class_names else 2
+        n_trained = 4 if module.METHOD.main_data_needs.novel_class_names else 2
         method = build(name, names=("cat", "school_bus", *others), n_trained=n_trained)
         method.module.train()
         step = method.training_step(Batch(images(32), labels, clean_images=images(32)))
         losses.append(float(step.loss.detach()))
-    assert (losses[0] != losses[1]) == module.METHOD.data_needs.novel_class_names
+    assert (losses[0] != losses[1]) == module.METHOD.main_data_needs.novel_class_names
 
 
 @pytest.mark.parametrize("name", TRAINED)

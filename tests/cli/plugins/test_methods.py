@@ -140,8 +140,7 @@ from kdedge.methods.registry import Declaration, DataNeeds
 METHOD = Declaration(
     label="Toy student",
     paper="arXiv:2403.02781",
-    data_needs=DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True),
-    needs_teacher=True,
+    student_data_needs=DataNeeds(labels=True, unlabeled_images=True, novel_class_names=True),
 )
 Settings = promptkd.Settings
 
