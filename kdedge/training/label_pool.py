@@ -23,9 +23,10 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import student_with_teacher
+from kdedge.training.distill import trained_teacher
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
+from kdedge.training.student import check_predicts
 from kdedge.training.teach import baseline_job, with_baseline
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
@@ -98,7 +99,7 @@ def label_pool(
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     everything = range(len(classes.names))
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
-    model = _trained_model(loaded, workspace, method)
+    model = _trained_model(loaded, workspace, method, classes.names)
     made_by = sha256_json(["logits", model.vectors_hash, model.features_hash])
     filler = _logits_filler(model, made_by, loaded, pool, workspace)
     filler.fill()
@@ -172,22 +173,19 @@ def _open_in_worker(
     return LiveModel(setup, setup.build())
 
 
-def _trained_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:
+def _trained_model(
+    loaded: LoadedRecipe, workspace: Workspace, method: str, names: Sequence[str]
+) -> MethodModel:
     """The recipe's teacher or baseline; missing ones are trained, interrupted ones resumed."""
-    if method == "teacher":
-        teacher = student_with_teacher(loaded, workspace, resume=True).teacher
-        if not isinstance(teacher, RunModel):
-            raise RecipeError(
-                "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
-                "  Name another method."
-            )
-        return teacher
-    job = baseline_job(loaded, workspace)
-    if not (job.choice.is_closed_form or job.method.trainable_parameters()):
-        return job.model()
-    key, root = job.key(), workspace.root
-    resume = newest(root, key=key, is_finished=False) is not None
     try:
+        if method == "teacher":
+            return trained_teacher(loaded, workspace, names)
+        job = baseline_job(loaded, workspace)
+        check_predicts(job.setup, names)
+        if not (job.choice.is_closed_form or job.method.trainable_parameters()):
+            return job.model()
+        key, root = job.key(), workspace.root
+        resume = newest(root, key=key, is_finished=False) is not None
         return load_run(newest(root, key=key) or run_job(job, resume=resume), workspace)
     except Interrupted as error:
         raise Interrupted(

@@ -36,16 +36,27 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
         RecipeError: the teacher is no finished run, or cannot teach this student.
         DataError: the file is wrong, or lacks an image.
     """
-    run = named_teacher_run(loaded, workspace)  # raises errors of the teacher first
+    named_teacher_run(loaded, workspace)  # raises errors of the teacher first
     student, file = _job_without_teacher(loaded, workspace), loaded.recipe.needed_teacher().file
     if file is not None:
         return with_teacher(student, _file_teacher(file, student)), None
-    if run is None:
-        job = teacher_job(loaded, workspace)
-        run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
-        if run is None:
-            return with_teacher(student, job.model()), job
-    return taught_by(run, student), None
+    found = find_teacher(loaded, workspace)
+    if isinstance(found, Job):
+        return with_teacher(student, found.model()), found
+    return taught_by(found, student), None
+
+
+def find_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Job:
+    """The run that a recipe names as its teacher, or a finished run of the teacher's job, or it.
+
+    Raises:
+        RecipeError: the named run is not finished, or the teacher is a file.
+    """
+    run = named_teacher_run(loaded, workspace)
+    if run is not None:
+        return run
+    job = teacher_job(loaded, workspace)
+    return workspace.group.on_rank0(partial(newest, workspace.root, key=job.key())) or job
 
 
 def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
@@ -113,14 +124,22 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
     if teacher.choice.settings.output == "features":
         return
     check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
-    known = {teacher.classes.names[label] for label in teacher.train_classes}
-    unknown = [name for name in student.classes.names if name not in known]
-    if unknown:
+    check_predicts(teacher, student.classes.names)
+
+
+def check_predicts(model: RoleSetup, names: Sequence[str]) -> None:
+    """Refuses a model that cannot predict every class.
+
+    Raises:
+        RecipeError: it predicts only the classes that it was trained on, and one is not of them.
+    """
+    known = {model.classes.names[label] for label in model.train_classes}
+    unknown = [name for name in names if name not in known]
+    if unknown and model.choice.settings.output == "logits":
         raise RecipeError(
-            f"The teacher, {teacher.choice.name}, was trained on {len(known)} of"
-            f" {len(student.classes.names)} classes, without {unknown[0]!r}: it cannot predict"
-            " the others.\n"
-            "  Choose a teacher with class vectors, such as promptsrc or zeroshot, or set"
+            f"{model.choice.name} was trained on {len(known)} of {len(names)} classes, without"
+            f" {unknown[0]!r}: it cannot predict the others.\n"
+            "  Choose a method with class vectors, such as promptsrc or zeroshot, or set"
             " data.split: all."
         )
 
