@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdedge.config.load import LoadedRecipe
+from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable, write_pseudo_labels
 from kdedge.errors import Interrupted, RecipeError
@@ -18,10 +18,9 @@ from kdedge.files import refuse_existing, sha256_json
 from kdedge.messages import first_line
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_run, load_teacher
+from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import trained_teacher
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
@@ -30,7 +29,6 @@ from kdedge.training.student import check_predicts
 from kdedge.training.teach import baseline_job, with_baseline
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.workers import WorkerResources
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def label_pool(
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
     model = _trained_model(loaded, workspace, method, classes.names)
     made_by = sha256_json(["logits", model.vectors_hash, model.features_hash])
-    filler = _logits_filler(model, made_by, loaded, pool, workspace)
+    filler = _logits_filler(model, made_by, pool, workspace)
     filler.fill()
     probabilities = filler.store.read(filler.store.indices.tolist(), 1).softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
@@ -124,7 +122,7 @@ def label_pool(
 
 
 def _logits_filler(
-    model: MethodModel, made_by: str, loaded: LoadedRecipe, images: Images, workspace: Workspace
+    model: MethodModel, made_by: str, images: Images, workspace: Workspace
 ) -> StoreFiller:
     """Makes the filler that computes a model's logits for the unlabeled images.
 
@@ -145,32 +143,10 @@ def _logits_filler(
         dtype=torch.float32,
         name="Store of logits",
     )
-    run = model.run.path.absolute() if isinstance(model, RunModel) else None
-    opener = partial(_open_in_worker, loaded, run, model.class_names, workspace.root.absolute())
+    preparation = Preparation(model.preprocess)
     return StoreFiller(
-        store,
-        model,
-        model.preprocess,
-        images.source,
-        open_model=opener,
-        workers=workspace.workers,
-        output="logits",
+        store, model, MethodModel.logits, images.source, preparation, workers=workspace.workers
     )
-
-
-def _open_in_worker(
-    loaded: LoadedRecipe,
-    run: Path | None,
-    names: Sequence[str],
-    root: Path,
-    resources: WorkerResources,
-) -> MethodModel:
-    """Loads the model in a worker: a run's, or the recipe's baseline that needs no training."""
-    workspace = Workspace.of_worker(root, resources)
-    if run is not None:
-        return load_teacher(RunFolder.open(run), workspace, loaded.recipe, names)
-    setup = set_up_role(loaded, "baseline", workspace)
-    return LiveModel(setup, setup.build())
 
 
 def _trained_model(

@@ -7,13 +7,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from kdedge.config.load import LoadedRecipe
+from kdedge.data.decoding import Preparation
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.methods.base import Teacher
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel, RunModel, load_run, load_teacher
+from kdedge.runs.model import MethodModel, load_teacher
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.method import check_has_class_vectors, check_needs_no_vectors
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
@@ -22,7 +26,6 @@ from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, vie
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.workers import WorkerResources
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | None]:
@@ -223,26 +226,18 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         dim=dim,
         n_views=n_stored_views(recipe, setup.choice),
     )
-    open_model = None
-    if isinstance(teacher, RunModel):  # another process can load it
-        run, root = teacher.run.path.absolute(), setup.workspace.root.absolute()
-        open_model = partial(_open_in_worker, run, setup.classes.names, root)
     return StoreFiller(
-        store=store,
-        teacher=teacher,
-        preprocess=preprocess,
-        source=images.source,
-        augment=augment,
+        store,
+        teacher,
+        partial(_teacher_features, preprocess),
+        images.source,
+        Preparation(preprocess, augment),
         precision=optim.precision,
         n_workers=optim.n_workers,
-        open_model=open_model,
         workers=setup.workspace.workers,
         group=setup.workspace.group,
     )
 
 
-def _open_in_worker(
-    run: Path, names: Sequence[str], root: Path, resources: WorkerResources
-) -> MethodModel:
-    """Loads the teacher in a worker."""
-    return load_run(RunFolder.open(run), Workspace.of_worker(root, resources), names=names)
+def _teacher_features(preprocess: Preprocess, teacher: MethodModel, images: Tensor) -> Tensor:
+    return teacher.teacher_features(images, preprocess)

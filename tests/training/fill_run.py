@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdedge.data.decoding import Preparation
 from kdedge.data.sources import Item
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
@@ -98,7 +99,12 @@ def make_filler(
         n_views=n_views,
     )
     return StoreFiller(
-        store, teacher or SlowTeacher(), PREPROCESS, Drawn(n_images), augment, n_workers=0
+        store,
+        teacher or SlowTeacher(),
+        lambda model, images: model.teacher_features(images, PREPROCESS),
+        Drawn(n_images),
+        Preparation(PREPROCESS, augment),
+        n_workers=0,
     )
 
 
@@ -129,4 +135,4 @@ if __name__ == "__main__":
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     filler = make_filler(Path(sys.argv[1]), teacher=SlowTeacher(float(sys.argv[2])))
     filler.fill()
-    print(filler.teacher.n_passes)
+    print(filler.model.n_passes)

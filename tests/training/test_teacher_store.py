@@ -34,7 +34,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
     filler.fill()
     batches = training_batches(
         Images(filler.source, tuple(filler.store.indices.tolist())),
-        Preparation(filler.preprocess, Augmentation(1, 0.5, flip=True)),
+        Preparation(filling.PREPROCESS, Augmentation(1, 0.5, flip=True)),
         OptimSettings(epochs=4, batch_size=64, n_workers=0),
         seed=5,
         epoch=4,
@@ -42,7 +42,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
         teacher_features=filler.store.read,
     )
     for batch in batches:
-        expected = filling.SlowTeacher().teacher_features(batch.images, filler.preprocess)
+        expected = filling.SlowTeacher().teacher_features(batch.images, filling.PREPROCESS)
         assert batch.teacher_features.dtype == torch.float32
         assert torch.equal(expected.half().float(), batch.teacher_features)
 
@@ -186,7 +186,7 @@ def test_without_random_crops_an_image_is_found_wherever_it_moved(
 
     filled(tmp_path, [3, 1, 2])
     moved, alone = (filled(tmp_path / x, [9, 2, 3, 1, 9, 7]) for x in (".", "alone"))
-    assert moved.teacher.n_computed == 3  # 9 twice
+    assert moved.model.n_computed == 3  # 9 twice
     assert torch.equal(filling.features_of(moved.store), filling.features_of(alone.store))
 
 
