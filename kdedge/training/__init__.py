@@ -5,7 +5,7 @@
 * `run_job.run_job`: trains one job in one run folder, new or resumed.
 * `job.Job`: inputs of one run's training, and the key that identifies the run.
 * `loop/`: the training loop, its steps, optimizers, checkpoints and logs.
-* `teacher_store/`: teacher features, stored on disk.
+* `output_store/`: outputs of a frozen model for images, stored on disk.
 * `rounds`: pseudo-labels and the rounds of training on them.
 * `preflight.check`: checks a recipe up to its first training steps, without making a run.
 """

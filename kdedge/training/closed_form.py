@@ -21,7 +21,7 @@ from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job import Job, TrainingData
 from kdedge.training.loop.precision import MixedPrecision
-from kdedge.training.teacher_store.store import FORWARD_BATCH
+from kdedge.training.output_store.store import FORWARD_BATCH
 
 log = logging.getLogger(__name__)
 

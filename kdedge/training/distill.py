@@ -20,6 +20,7 @@ from kdedge.runs.results import stored_evaluation
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
+from kdedge.training.output_store.store import OutputStore
 from kdedge.training.preflight import trial_steps
 from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
@@ -31,7 +32,6 @@ from kdedge.training.student import (
 )
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_check import compare_with_references
-from kdedge.training.teacher_store.store import TeacherStore
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def distill_student(
     return student
 
 
-def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> TeacherStore:
+def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> OutputStore:
     """Fills the teacher store for the recipe's distillation; trains a missing teacher first.
 
     Raises:

@@ -23,12 +23,12 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import trained_teacher
+from kdedge.training.output_store.fill import StoreFiller
+from kdedge.training.output_store.store import OutputStore, describe_store
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
 from kdedge.training.student import check_predicts
 from kdedge.training.teach import baseline_job, with_baseline
-from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _logits_filler(
     Like a teacher's features, they are stored on disk, as C float32 values per image, so that
     workers can write them and a restarted command computes only missing ones.
     """
-    store = TeacherStore(
+    store = OutputStore(
         workspace.root / ".cache" / "logits",
         describe_store(
             features_hash=made_by,

@@ -33,11 +33,11 @@ from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import state_kept
 from kdedge.training.loop.step import Stepper
+from kdedge.training.output_store.fill import StoreFiller, check_disk_space
+from kdedge.training.output_store.store import n_crops
 from kdedge.training.rounds import trial_round
 from kdedge.training.student import one_pass_job, student_job
 from kdedge.training.teach import baseline_job, teacher_job
-from kdedge.training.teacher_store.fill import StoreFiller, check_disk_space
-from kdedge.training.teacher_store.store import n_crops
 
 # Twice the steps that eight data workers load ahead: later steps wait for images as in a long run
 _MAX_TRIAL_STEPS = 32

@@ -23,9 +23,9 @@ from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.file_teacher import FileTeacher
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
+from kdedge.training.output_store.fill import StoreFiller
+from kdedge.training.output_store.store import OutputStore, describe_store
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
-from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | None]:
@@ -219,7 +219,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         augment=augment,
         precision=optim.precision,
     )
-    store = TeacherStore(
+    store = OutputStore(
         setup.workspace.root / ".cache" / "teacher_store",
         description,
         digests={i: images.digests[i] for i in images.indices},

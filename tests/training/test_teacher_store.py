@@ -20,8 +20,8 @@ from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.tensor_file import read_tensors, write_tensors
-from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teacher_store.store import TeacherStore, n_crops
+from kdedge.training.output_store.fill import StoreFiller
+from kdedge.training.output_store.store import OutputStore, n_crops
 
 Filling = ModuleType
 MAPS = Path("/proc/self/maps")
@@ -83,7 +83,7 @@ def test_a_file_has_few_images_and_a_view_has_few_files(
     tmp_path: Path, n_images: int, images_a_file: int
 ) -> None:
     digests = dict.fromkeys(range(n_images), "0" * 64)
-    chunks = TeacherStore(tmp_path, {}, digests=digests, dim=2, n_views=1).load()
+    chunks = OutputStore(tmp_path, {}, digests=digests, dim=2, n_views=1).load()
     assert len(chunks[0].positions) == images_a_file
     assert len(chunks) <= 1001
     assert n_crops(chunks) == n_images
@@ -113,7 +113,7 @@ def test_images_named_in_any_order_have_their_own_features(
     filling: Filling, tmp_path: Path
 ) -> None:
     digests = {i: filling.digest(i) for i in (7, 2, 5)}
-    store = TeacherStore(tmp_path, {}, digests=digests, dim=1, n_views=1)
+    store = OutputStore(tmp_path, {}, digests=digests, dim=1, n_views=1)
     store.create()
     (chunk,) = store.load()
     assert chunk.positions.tolist() == [2, 5, 7]

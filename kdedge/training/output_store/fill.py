@@ -1,4 +1,4 @@
-"""Fills a teacher store: runs the teacher once for each view of each image."""
+"""Fills a store: runs the model once for each view of each image."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_teacher
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.loop.precision import MixedPrecision
-from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore, n_crops
+from kdedge.training.output_store.store import FORWARD_BATCH, Chunk, OutputStore, n_crops
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
 log = logging.getLogger(__name__)
 
 _N_TRIALS = 2  # forward passes for an estimate of the time; the first one includes one-time work
-_ROW_BYTES = 8 + 32  # position and hash of an image, which are stored with its features
+_ROW_BYTES = 8 + 32  # position and hash of an image, which are stored with its output
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class StoreFiller:
         group: processes of one training, which fill the store together.
     """
 
-    store: TeacherStore
+    store: OutputStore
     model: MethodModel
     encode: Callable[[MethodModel, Tensor], Tensor]
     source: ImageSource
@@ -205,7 +205,7 @@ class StoreFiller:
             )
 
 
-def check_disk_space(store: TeacherStore, missing: Sequence[Chunk]) -> None:
+def check_disk_space(store: OutputStore, missing: Sequence[Chunk]) -> None:
     """Checks that the disk has room for chunks, before they are computed.
 
     Raises:
