@@ -329,7 +329,7 @@ class ClosedFormData:
             and logits [B, C]; with `shard=True`, only this process's shard of the slice.
         n_held_out: number of unlabeled images, from the first, that are held out to choose
             settings.
-        n_look: number of unlabeled images, from the first, that standardize the features.
+        n_standardize: number of unlabeled images, from the first, that standardize the features.
         labeled: yields a slice of the labeled images, with labels [B].
         label_counts: [C_labeled], labeled images of each class.
         group: the processes that share the pool.
@@ -337,7 +337,7 @@ class ClosedFormData:
 
     pool: Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
     n_held_out: int
-    n_look: int
+    n_standardize: int
     labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]
     label_counts: Tensor
     group: ProcessGroup = SINGLE_PROCESS
