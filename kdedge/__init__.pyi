@@ -72,7 +72,7 @@ from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
 from kdedge.serving.server import Server as Server
 from kdedge.records.speed import SpeedResult as SpeedResult
 from kdedge.records.tables import Table as Table
-from kdedge.training.label_pool import LabeledPool as LabeledPool
+from kdedge.training.pseudo_label_file import PseudoLabelFile as PseudoLabelFile
 from kdedge.training.preflight import Preflight as Preflight
 from kdedge.training.output_store.store import OutputStore as OutputStore
 

@@ -12,7 +12,7 @@ from kdedge.runtime.process import torch_as_before
 from kdedge.workers import EngineName
 
 if TYPE_CHECKING:
-    from kdedge.training.label_pool import LabeledPool
+    from kdedge.training.pseudo_label_file import PseudoLabelFile
 
 
 @torch_as_before()
@@ -26,7 +26,7 @@ def pseudo_label(
     root: str | Path | None = None,
     device: str | None = None,
     engine: EngineName = "local",
-) -> LabeledPool:
+) -> PseudoLabelFile:
     """Labels unlabeled images of a recipe with its teacher, or a model on the student's backbone.
 
     Each class gets the images with the highest probability of it. An image that several classes
@@ -62,6 +62,6 @@ def pseudo_label(
         has_teacher = None not in (loaded.recipe.teacher, loaded.recipe.data.labeled)
         method = "teacher" if has_teacher else "zeroshot"
     with training_workspace(loaded, root, device, engine) as workspace:
-        from kdedge.training.label_pool import label_pool
+        from kdedge.training.pseudo_label_file import make_pseudo_label_file
 
-        return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
+        return make_pseudo_label_file(loaded, workspace, method, Path(output), per_class=per_class)

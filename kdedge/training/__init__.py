@@ -1,6 +1,6 @@
 """Training: one module per command, and packages that the commands share.
 
-* `distill.distill_student`, `label_pool.label_pool`: commands.
+* `distill.distill_student`, `pseudo_label_file.make_pseudo_label_file`: commands.
 * `teach`, `student`: the jobs of a teacher or a baseline, and of a student.
 * `run_job.run_job`: trains one job in one run folder, new or resumed.
 * `job.Job`: inputs of one run's training, and the key that identifies the run.

@@ -32,7 +32,7 @@ from kdedge.training.teach import baseline_job, with_baseline
 
 
 @dataclass(frozen=True)
-class LabeledPool:
+class PseudoLabelFile:
     """A file of pseudo-labels that was written.
 
     Attributes:
@@ -57,9 +57,9 @@ class LabeledPool:
         return {**vars(self), "path": str(self.path), "run": run}
 
 
-def label_pool(
+def make_pseudo_label_file(
     loaded: LoadedRecipe, workspace: Workspace, method: str, path: Path, *, per_class: int
-) -> LabeledPool:
+) -> PseudoLabelFile:
     """Writes pseudo-labels of every class for a recipe's unlabeled images.
 
     Trains the method first, as `train` does, if it needs training and has no finished run. An
@@ -111,7 +111,7 @@ def label_pool(
     for file, _ in filler.store.mapped:
         file.unlink(missing_ok=True)
     by_position = {pool.indices[label.row]: label.label for label in labels}
-    return LabeledPool(
+    return PseudoLabelFile(
         path=path,
         method=method,
         n_images=len(by_position),
