@@ -94,10 +94,6 @@ class MethodSettings(Strict):
         """Settings that do not fit a CLIP: name -> the reason, and on a second line a remedy."""
         return {}
 
-    def recorded(self, n_classes: int) -> dict[str, float]:
-        """Entries of a run's provenance that follow from these settings and C classes."""
-        return {}
-
 
 class RoundsSettings(MethodSettings):
     """Base class of the settings of a method that pseudo-labels its pool in rounds.
