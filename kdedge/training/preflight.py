@@ -23,6 +23,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.data.batch import FeaturesOfViews
 from kdedge.data.images import Images
 from kdedge.errors import ResourceError
+from kdedge.files import nearest_existing
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import rough_duration
 from kdedge.runtime.machine import memory_bytes
@@ -291,9 +292,7 @@ def _disk_finding(root: Path) -> Finding:
     Raises:
         ResourceError: the folder cannot be written.
     """
-    place = next(
-        folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists()
-    )
+    place = nearest_existing(root)
     if not place.is_dir() or not os.access(place, os.W_OK):
         what = "is not writable" if place.is_dir() else "is a file"
         raise ResourceError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -31,8 +30,9 @@ from kdedge.data.loader import images_per_pass
 from kdedge.data.sources import ImageSource, InFiles
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError
+from kdedge.files import check_room
 from kdedge.locks import is_locked, lock_file
-from kdedge.progress import progress, readable_bytes, rough_duration
+from kdedge.progress import progress, rough_duration
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_teacher
@@ -211,16 +211,13 @@ def check_disk_space(store: OutputStore, missing: Sequence[Chunk]) -> None:
     Raises:
         ResourceError: the disk has too little room.
     """
-    place = next(folder for folder in store.path.absolute().parents if folder.exists())
-    free = shutil.disk_usage(place).free
-    needed = n_crops(missing) * (store.n_bytes // store.n_crops + _ROW_BYTES)
-    if free < needed:
-        fewer = ", or lower student.views" if store.n_views > 1 else ""
-        raise ResourceError(
-            f"{place} has {readable_bytes(free)} free, and the {store.name.lower()} still needs"
-            f" {readable_bytes(needed)}.\n"
-            f"  Free some space, or choose another folder for the runs{fewer}."
-        )
+    fewer = ", or lower student.views" if store.n_views > 1 else ""
+    check_room(
+        store.path,
+        n_crops(missing) * (store.n_bytes // store.n_crops + _ROW_BYTES),
+        f"the {store.name.lower()}",
+        remedy=f"Free some space, or choose another folder for the runs{fewer}.",
+    )
 
 
 def opener(model: MethodModel) -> Callable[[WorkerResources], MethodModel]:
