@@ -102,12 +102,8 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
         n_bytes = get_hf_file_metadata(url).size or 0
     except Exception as error:
         raise _download_error(url, error) from error
-    check_room(
-        folder,
-        2 * n_bytes - n_downloaded,
-        f"{mirror.name} with its images",
-        remedy="Free some space, or name another folder for the data.",
-    )
+    remedy = "Free some space, or name another folder for the data."
+    check_room(folder, 2 * n_bytes - n_downloaded, f"{mirror.name} with its images", remedy=remedy)
     log.info(f"Fetching {mirror.name} ({readable_bytes(n_bytes)}) from {url}.")
     try:
         with part.open("ab") as file:

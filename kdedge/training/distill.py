@@ -18,6 +18,7 @@ from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabe
 from kdedge.runs.model import RunModel, load_run, load_teacher
 from kdedge.runs.results import stored_evaluation
 from kdedge.setup.data import RecipeData
+from kdedge.setup.method import MethodChoice
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
 from kdedge.training.output_store.store import OutputStore
@@ -56,10 +57,9 @@ def distill_student(
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
-        one_pass_run = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
-        one_pass_run = one_pass_run or _run_stage(
-            "Student 2/2, in one pass", one_pass, resume=resume
-        )
+        stage = "Student 2/2, in one pass"
+        found = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
+        one_pass_run = found or _run_stage(stage, one_pass, resume=resume)
     student = _run_stage("Student 2/2", job, resume=resume)
     if one_pass_run is not None and workspace.group.on_rank0(
         lambda: _is_one_pass_better(one_pass_run, student, job)
@@ -124,18 +124,16 @@ def trained_teacher(loaded: LoadedRecipe, workspace: Workspace, names: Sequence[
         _log_teacher("Teacher", loaded, run)
     teacher = load_teacher(run, workspace, loaded.recipe, names)
     check_predicts(teacher.setup, names)
-    other = _better_teacher(loaded, workspace, teacher)
+    other = _better_teacher(loaded, teacher, None, keep=False)
     return teacher if other is None else trained_teacher(other, workspace, names)
 
 
 def _log_teacher(stage: str, loaded: LoadedRecipe, run: RunFolder | None) -> None:
     """Logs which teacher is used: a finished run, or a file if there is no run."""
     spec = loaded.recipe.needed_teacher()
+    why = "trained with the same settings and data" if spec.is_trained else "which the recipe names"
     used = f"the probabilities of {spec.file}"
     if run is not None:
-        why = "trained with the same settings and data"
-        if not spec.is_trained:
-            why = "which the recipe names"
         used = f"{run.path}, {why}{_accuracy_text(run)}"
     log.info(f"{stage}: using {used}.")
 
@@ -154,23 +152,12 @@ def _train_teacher(stage: str, job: Job, *, resume: bool) -> RunFolder:
 def _with_better_teacher(student: Job, *, resume: bool, keep_teacher: bool = False) -> Job:
     """The student's job, with another teacher if its own did not learn."""
     setup = student.setup
-    other = _better_teacher(
-        setup.loaded,
-        setup.workspace,
-        student.teacher,
-        needs_vectors=not setup.choice.settings.has_own_class_vectors,
-        keep_teacher=keep_teacher,
-    )
+    other = _better_teacher(setup.loaded, student.teacher, setup.choice, keep=keep_teacher)
     return student if other is None else student_with_teacher(other, setup.workspace, resume=resume)
 
 
 def _better_teacher(
-    loaded: LoadedRecipe,
-    workspace: Workspace,
-    teacher: Teacher | None,
-    *,
-    needs_vectors: bool = False,
-    keep_teacher: bool = False,
+    loaded: LoadedRecipe, teacher: Teacher | None, student: MethodChoice | None, *, keep: bool
 ) -> LoadedRecipe | None:
     """The recipe with another teacher if its own did not learn, with a warning; else None.
 
@@ -179,28 +166,27 @@ def _better_teacher(
 
     Args:
         loaded: the recipe.
-        workspace: the command's workspace.
         teacher: its teacher, which is trained.
-        needs_vectors: whether the other teacher needs class vectors.
-        keep_teacher: only warn.
+        student: whom it teaches; None if only its logits are needed.
+        keep: only warn.
     """
     spec = loaded.recipe.needed_teacher()
     if not spec.is_trained:
         return None
     assert isinstance(teacher, RunModel)  # the recipe's own job trained it
-    job, run = teacher_job(loaded, workspace), teacher.run
+    run, workspace = teacher.run, teacher.setup.workspace
+    job = teacher_job(loaded, workspace)
     accuracies = workspace.group.on_rank0(lambda: compare_with_references(run, job, teacher))
     trained = accuracies.pop("trained", 0.0)
     better = {name: value for name, value in accuracies.items() if value > trained}
     if not better:
         return None
-    usable = dict(better)
-    if needs_vectors:
-        usable.pop("ridge", None)  # it has no class vectors
+    needs_vectors = student is not None and not student.settings.has_own_class_vectors
+    usable = [name for name in better if not (needs_vectors and name == "ridge")]  # ridge has none
     method = job.choice.name
     chosen = max(usable or better, key=better.__getitem__)
     flag = option("--keep-teacher")
-    if keep_teacher:
+    if keep:
         remedy = f"Using it anyway, because of {flag}."
     elif not usable:
         remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
@@ -212,7 +198,7 @@ def _better_teacher(
         f" (mean over classes), and {chosen} on the same backbone on {better[chosen]:.1f} %.\n"
         f"  {remedy}"
     )
-    if keep_teacher or not usable:
+    if keep or not usable:
         return None
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"teacher": other}))

@@ -132,10 +132,7 @@ def _logits_filler(
     store = OutputStore(
         workspace.root / ".cache" / "logits",
         describe_store(
-            features_hash=made_by,
-            preprocess=model.preprocess,
-            augment=None,
-            precision="fp32",
+            features_hash=made_by, preprocess=model.preprocess, augment=None, precision="fp32"
         ),
         digests={i: images.digests[i] for i in images.indices},
         dim=len(model.class_names),

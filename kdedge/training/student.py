@@ -124,9 +124,8 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             f" {given}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    if teacher.choice.settings.output == "features":
-        return
-    check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
+    if teacher.choice.settings.output == "logits":
+        check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
     check_predicts(teacher, student.classes.names)
 
 

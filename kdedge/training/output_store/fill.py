@@ -135,16 +135,8 @@ class StoreFiller:
         """Computes chunks here or by workers, and yields the size of each."""
         if self.workers is None:
             return self.compute(chunks)
-        open_filler = functools.partial(
-            _compute_in_worker,
-            opener(self.model),
-            n_workers=self.n_workers,
-            store=self.store,
-            encode=self.encode,
-            source=self.source,
-            preparation=self.preparation,
-            precision=self.precision,
-        )
+        others = {k: v for k, v in vars(self).items() if k not in ("model", "workers", "group")}
+        open_filler = functools.partial(_compute_in_worker, opener(self.model), others)
         paths = [self.store.path.absolute()]
         if isinstance(self.source, InFiles):
             paths.append(Path(self.source.location(0).path))
@@ -211,13 +203,10 @@ def check_disk_space(store: OutputStore, missing: Sequence[Chunk]) -> None:
     Raises:
         ResourceError: the disk has too little room.
     """
+    needed = n_crops(missing) * (store.n_bytes // store.n_crops + _ROW_BYTES)
     fewer = ", or lower student.views" if store.n_views > 1 else ""
-    check_room(
-        store.path,
-        n_crops(missing) * (store.n_bytes // store.n_crops + _ROW_BYTES),
-        f"the {store.name.lower()}",
-        remedy=f"Free some space, or choose another folder for the runs{fewer}.",
-    )
+    remedy = f"Free some space, or choose another folder for the runs{fewer}."
+    check_room(store.path, needed, f"the {store.name.lower()}", remedy=remedy)
 
 
 def opener(model: MethodModel) -> Callable[[WorkerResources], MethodModel]:
@@ -244,12 +233,10 @@ def _open_untrained(
 
 def _compute_in_worker(
     open_model: Callable[[WorkerResources], MethodModel],
+    others: dict[str, Any],
     resources: WorkerResources,
-    *,
-    n_workers: int | Literal["auto"],
-    **parts: Any,
 ) -> DoPieces[Chunk, int]:
-    """`StoreFiller.compute` for a worker process, which opens the model itself."""
-    if n_workers == "auto":
-        n_workers = min(MAX_WORKERS, resources.n_cores - 1)
-    return StoreFiller(model=open_model(resources), n_workers=n_workers, **parts).compute
+    """`StoreFiller.compute` for a worker process, which opens the model; has all else it needs."""
+    if others["n_workers"] == "auto":
+        others = {**others, "n_workers": min(MAX_WORKERS, resources.n_cores - 1)}
+    return StoreFiller(model=open_model(resources), **others).compute
