@@ -60,7 +60,7 @@ from kdedge.methods import promptkd, promptsrc, ridge
 from kdedge.methods.base import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.runtime.process import keep_freed_memory, torch_as_before
-from kdedge.training.teacher_store.store import TeacherStore
+from kdedge.training.output_store.store import OutputStore
 
 LOOPS = ("plain", "live", "store", "ridge", "ridge, store")
 N_IMAGES = 1_000_000
@@ -202,7 +202,7 @@ def make_setting(
     )
 
 
-def make_store(folder: Path, features: Tensor) -> TeacherStore:
+def make_store(folder: Path, features: Tensor) -> OutputStore:
     """A teacher store of some images' features in one view."""
     store = empty_store(folder, "random images", len(features))
     for chunk in store.load():
@@ -212,10 +212,10 @@ def make_store(folder: Path, features: Tensor) -> TeacherStore:
     return store
 
 
-def empty_store(folder: Path, images: str, n_images: int) -> TeacherStore:
+def empty_store(folder: Path, images: str, n_images: int) -> OutputStore:
     """A teacher store of 768 features."""
     digests = {i: f"{i:064x}" for i in range(n_images)}
-    return TeacherStore(folder, {"of": images}, digests=digests, dim=768, n_views=1)
+    return OutputStore(folder, {"of": images}, digests=digests, dim=768, n_views=1)
 
 
 def store_seconds(folder: Path, batch: int) -> float:

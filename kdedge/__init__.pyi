@@ -72,9 +72,9 @@ from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
 from kdedge.serving.server import Server as Server
 from kdedge.records.speed import SpeedResult as SpeedResult
 from kdedge.records.tables import Table as Table
-from kdedge.training.label_pool import LabeledPool as LabeledPool
+from kdedge.training.pseudo_label_file import PseudoLabelFile as PseudoLabelFile
 from kdedge.training.preflight import Preflight as Preflight
-from kdedge.training.teacher_store.store import TeacherStore as TeacherStore
+from kdedge.training.output_store.store import OutputStore as OutputStore
 
 __version__: str
 __all__: list[str]

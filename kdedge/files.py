@@ -28,6 +28,7 @@ from kdedge.errors import (
     os_reason,
 )
 from kdedge.locks import delete_unlocked, lock_itself, where_supported
+from kdedge.progress import readable_bytes
 
 SETTLED_NS = 3_000_000_000
 """A file that changed less than 3 s before it was read may change again without a new time stamp:
@@ -129,6 +130,33 @@ def check_writable(folder: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise ResourceError(
             f"{folder} may not be written.\n  Get the right to write it, or work on a copy of it."
+        )
+
+
+def nearest_existing(path: Path) -> Path:
+    """Returns a path if it exists, else the nearest folder above it that does."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def check_room(path: Path, n_bytes: int, what: str, *, remedy: str) -> None:
+    """Checks that a disk has room for what is going to be written.
+
+    Args:
+        path: where it is written; it may not exist yet.
+        n_bytes: room that is still needed.
+        what: what needs it, for the message.
+        remedy: the message's last line.
+
+    Raises:
+        ResourceError: the disk has less room.
+    """
+    place = nearest_existing(path)
+    free = shutil.disk_usage(place).free
+    if free < n_bytes:
+        raise ResourceError(
+            f"{place} has {readable_bytes(free)} free, and {what} needs {readable_bytes(n_bytes)}"
+            f" more.\n  {remedy}"
         )
 
 

@@ -12,7 +12,7 @@ from kdedge.runtime.process import torch_as_before
 from kdedge.workers import EngineName
 
 if TYPE_CHECKING:
-    from kdedge.training.label_pool import LabeledPool
+    from kdedge.training.pseudo_label_file import PseudoLabelFile
 
 
 @torch_as_before()
@@ -26,7 +26,7 @@ def pseudo_label(
     root: str | Path | None = None,
     device: str | None = None,
     engine: EngineName = "local",
-) -> LabeledPool:
+) -> PseudoLabelFile:
     """Labels unlabeled images of a recipe with its teacher, or a model on the student's backbone.
 
     Each class gets the images with the highest probability of it. An image that several classes
@@ -38,8 +38,9 @@ def pseudo_label(
         output: the file to write, as JSON lines; it must not exist.
         per_class: images of each class.
         method: `zeroshot`, `teacher` (the recipe's), or a method; teachers and methods are trained
-            first unless a finished run exists. None for the teacher if the recipe has labeled
-            images and a student, else `zeroshot`.
+            first unless a finished run exists. If zero-shot CLIP or ridge is better on a trained
+            teacher's labeled images, it is used instead, as in `distill`. None for the teacher if
+            the recipe has one and labeled images, else `zeroshot`.
         overrides: keys of the recipe with other values.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -58,10 +59,9 @@ def pseudo_label(
     check_at_least(1, per_class=per_class)
     loaded = load_recipe(recipe, overrides)
     if method is None:
-        given = loaded.recipe
-        has_teacher = None not in (given.teacher, given.student, given.data.labeled)
+        has_teacher = None not in (loaded.recipe.teacher, loaded.recipe.data.labeled)
         method = "teacher" if has_teacher else "zeroshot"
     with training_workspace(loaded, root, device, engine) as workspace:
-        from kdedge.training.label_pool import label_pool
+        from kdedge.training.pseudo_label_file import make_pseudo_label_file
 
-        return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
+        return make_pseudo_label_file(loaded, workspace, method, Path(output), per_class=per_class)

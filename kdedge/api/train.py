@@ -18,7 +18,7 @@ from kdedge.workers import EngineName, open_workers
 
 if TYPE_CHECKING:
     from kdedge.setup.workspace import Workspace
-    from kdedge.training.teacher_store.store import TeacherStore
+    from kdedge.training.output_store.store import OutputStore
 
 
 @torch_as_before()
@@ -80,7 +80,7 @@ def fill_teacher_store(
     device: str | None = None,
     resume: bool = False,
     engine: EngineName = "local",
-) -> TeacherStore:
+) -> OutputStore:
     """Stores the teacher's features of `student.views` crops of each unlabeled image.
 
     A finished teacher of the recipe is used; a missing one is trained first. `distill` uses the

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, HubArchive, by_hand
 from kdedge.data.unpack import unpack
 from kdedge.errors import DataError, ResourceError, SetupError, explain_os_error, explained
-from kdedge.files import sha256_file
+from kdedge.files import check_room, sha256_file
 from kdedge.locks import lock_file
 from kdedge.messages import first_line
 from kdedge.packages import need
@@ -103,7 +102,8 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
         n_bytes = get_hf_file_metadata(url).size or 0
     except Exception as error:
         raise _download_error(url, error) from error
-    _check_disk_space(folder, mirror, 2 * n_bytes - n_downloaded)
+    remedy = "Free some space, or name another folder for the data."
+    check_room(folder, 2 * n_bytes - n_downloaded, f"{mirror.name} with its images", remedy=remedy)
     log.info(f"Fetching {mirror.name} ({readable_bytes(n_bytes)}) from {url}.")
     try:
         with part.open("ab") as file:
@@ -123,16 +123,6 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
             raise DataError(f"{url} has the SHA-256 {sha256}, expected {mirror.sha256}.")
     part.replace(path)
     return path
-
-
-def _check_disk_space(folder: Path, mirror: HubArchive, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ResourceError(
-            f"{folder} has {readable_bytes(free)} free, {mirror.name} and its images need"
-            f" {readable_bytes(needed)} more.\n"
-            "  Free some space, or name another folder for the data."
-        )
 
 
 def _download_error(url: str, error: Exception) -> SetupError:

@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdedge.errors import DataError, ResourceError, explain_os_error
+from kdedge.errors import DataError, explain_os_error
+from kdedge.files import check_room
 from kdedge.progress import progress, readable_bytes
 
 _MAX_RATIO = 100  # unpacked over packed bytes. Photos reach about 1, annotations 20.
@@ -86,10 +87,5 @@ def _check_size(archive: Path, n_bytes: int) -> None:
             " size. Archives that are made to fill disks do that.\n"
             "  If you trust it, unpack it by hand."
         )
-    free = shutil.disk_usage(archive.parent).free
-    if free < n_bytes:
-        raise ResourceError(
-            f"{archive.parent} has {readable_bytes(free)} free, but unpacking {archive.name} needs"
-            f" {readable_bytes(n_bytes)}.\n"
-            "  Free some space and run the command again; the archive is kept."
-        )
+    remedy = "Free some space and run the command again; the archive is kept."
+    check_room(archive.parent, n_bytes, f"unpacking {archive.name}", remedy=remedy)

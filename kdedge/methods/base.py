@@ -98,10 +98,6 @@ class MethodSettings(Strict):
         """Settings that do not fit a CLIP: name -> the reason, and on a second line a remedy."""
         return {}
 
-    def recorded(self, n_classes: int) -> dict[str, float]:
-        """Entries of a run's provenance that follow from these settings and C classes."""
-        return {}
-
 
 class RoundsSettings(MethodSettings):
     """Base class of the settings of a method that pseudo-labels its pool in rounds.
@@ -333,7 +329,7 @@ class ClosedFormData:
             and logits [B, C]; with `shard=True`, only this process's shard of the slice.
         n_held_out: number of unlabeled images, from the first, that are held out to choose
             settings.
-        n_look: number of unlabeled images, from the first, that standardize the features.
+        n_standardize: number of unlabeled images, from the first, that standardize the features.
         labeled: yields a slice of the labeled images, with labels [B].
         label_counts: [C_labeled], labeled images of each class.
         group: the processes that share the pool.
@@ -341,7 +337,7 @@ class ClosedFormData:
 
     pool: Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
     n_held_out: int
-    n_look: int
+    n_standardize: int
     labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]
     label_counts: Tensor
     group: ProcessGroup = SINGLE_PROCESS

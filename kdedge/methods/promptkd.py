@@ -271,11 +271,6 @@ class Settings(MethodSettings):
             )
         return misfits
 
-    def recorded(self, n_classes: int) -> dict[str, float]:
-        """The entries of all losses; see `MethodSettings.recorded`."""
-        entries = [loss.recorded(n_classes) for _, loss in self.losses.items()]
-        return {key: value for entry in entries for key, value in entry.items()}
-
 
 class Student(nn.Module):
     """The parts of a student; a part that the settings leave out is None.

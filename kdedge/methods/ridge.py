@@ -343,7 +343,7 @@ class Method(ClosedFormMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         n = data.n_held_out
-        blocks, features, logits = self._gathered(data.pool(slice(0, data.n_look)))
+        blocks, features, logits = self._gathered(data.pool(slice(0, data.n_standardize)))
         self.module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
         sums = self._sums_of_pool(data, blocks[n:], self._target(features[n:], logits[n:]))
         n_unlabeled = sums.n_rows
@@ -363,7 +363,7 @@ class Method(ClosedFormMethod):
         sums = NormalEquations(out.in_features, out.out_features, blocks.device)
         share = data.group.shard(len(blocks))
         sums.add(self.module.rows(blocks[share]), targets[share])
-        for images, features, logits in data.pool(slice(data.n_look, None), shard=True):
+        for images, features, logits in data.pool(slice(data.n_standardize, None), shard=True):
             sums.add(self.module.rows(self._blocks(images)), self._target(features, logits))
         sums.reduce(data.group.all_reduce_sum)
         return sums

@@ -102,7 +102,6 @@ class Provenance(_Tolerant):
         settings: settings of the method.
         imported_from: file of the public checkpoint; None unless the run was imported.
         epoch: epoch of the public checkpoint.
-        kd_weight_per_image: weight of one image in the distillation loss.
         hashes: hash by input: backbone, class list, image lists.
         measured_on: hash of the test images; None if there are none.
         teacher_run: the teacher's run, as `name/NN`, or as an absolute path if it is in another
@@ -130,7 +129,6 @@ class Provenance(_Tolerant):
     settings: dict[str, Any] = {}
     imported_from: str | None = None
     epoch: int | None = None
-    kd_weight_per_image: float | None = None
     hashes: dict[str, Any] = {}
     measured_on: str | None = None
     teacher_run: str | None = None

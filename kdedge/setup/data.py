@@ -194,19 +194,20 @@ class RecipeData:
     def _readable(self, spec: SourceSpec, key: DataPart) -> Images:
         """The readable images of a source, without test images; scanned once per workspace."""
         data, names = self._recipe.data, self._classes.names
-        cache = self._workspace.images
         labeled = _needs_labels(spec)
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         tested = str(data.test) if key in ("labeled", "unlabeled") else ""
         entry = (key, labeled, place, names, benchmark_root(data.root), data.max_bad_images, tested)
-        if entry not in cache:
+
+        def read() -> Images:
             images = self._scan(self._open(spec), key)
             if tested:
                 images = self._without_test(images, spec, key)
-            cache[entry] = images.only(tuple(images.class_labels())) if labeled else images
             if self._workspace.group.is_rank0:
                 self._warn_of_problems(images, key)
-        return cache[entry]
+            return images.only(tuple(images.class_labels())) if labeled else images
+
+        return self._workspace.read_once(entry, read)
 
     def _open(self, spec: SourceSpec) -> ImageSource:
         data, names = self._recipe.data, self._classes.names

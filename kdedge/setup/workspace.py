@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,7 +35,6 @@ class Workspace:
         group: the processes that train together.
         workers: Ray workers that encode pools of images; None: this process encodes them.
         scans: cached facts of images: readable, size, digest.
-        images: readable images of each opened source, by its description in the recipe.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Workspace:
         self.workers = workers
         self._caches = None if is_read_only else root / ".cache"
         self.scans = ScanCache(self._cache("scans"))
-        self.images: dict[tuple[object, ...], Images] = {}
+        self._images: dict[tuple[object, ...], Images] = {}
         hashes = self._cache("backbones")
         self._hashes = None if hashes is None else HashCache(hashes)
         self._unbuilt: dict[tuple[BackboneSpec, bool], UnbuiltBackbone] = {}
@@ -73,6 +73,12 @@ class Workspace:
 
     def _cache(self, name: str) -> Path | None:
         return None if self._caches is None else self._caches / name
+
+    def read_once(self, source: tuple[object, ...], read: Callable[[], Images]) -> Images:
+        """The images that `read` returned for an equal description of a source, or returns now."""
+        if source not in self._images:
+            self._images[source] = read()
+        return self._images[source]
 
     def identify(self, spec: BackboneSpec, *, needs_texts: bool = True) -> UnbuiltBackbone:
         """Identifies a backbone by its hashes, without building it.

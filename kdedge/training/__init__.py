@@ -1,11 +1,11 @@
 """Training: one module per command, and packages that the commands share.
 
-* `distill.distill_student`, `label_pool.label_pool`: commands.
+* `distill.distill_student`, `pseudo_label_file.make_pseudo_label_file`: commands.
 * `teach`, `student`: the jobs of a teacher or a baseline, and of a student.
 * `run_job.run_job`: trains one job in one run folder, new or resumed.
 * `job.Job`: inputs of one run's training, and the key that identifies the run.
 * `loop/`: the training loop, its steps, optimizers, checkpoints and logs.
-* `teacher_store/`: teacher features, stored on disk.
+* `output_store/`: outputs of a frozen model for images, stored on disk.
 * `rounds`: pseudo-labels and the rounds of training on them.
 * `preflight.check`: checks a recipe up to its first training steps, without making a run.
 """

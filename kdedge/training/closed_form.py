@@ -18,12 +18,12 @@ from kdedge.runs.model import MethodModel
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job import Job, TrainingData
 from kdedge.training.loop.precision import MixedPrecision
-from kdedge.training.teacher_store.store import FORWARD_BATCH
+from kdedge.training.output_store.store import FORWARD_BATCH
 
 log = logging.getLogger(__name__)
 
 _MOST_HELD_OUT = 1000
-_N_LOOK = 1000  # see `ClosedFormData.n_look`
+_N_STANDARDIZE = 1000  # see `ClosedFormData.n_standardize`
 
 
 def solve(job: Job) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _closed_form_data(job: Job) -> ClosedFormData:
     return ClosedFormData(
         pool=pool_part,
         n_held_out=min(_MOST_HELD_OUT, len(shuffled) // 10),
-        n_look=_N_LOOK,
+        n_standardize=_N_STANDARDIZE,
         labeled=labeled_part,
         label_counts=counts,
         group=group,

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
-from kdedge.config.load import LoadedRecipe
+from kdedge.config.load import LoadedRecipe, override_texts
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.messages import option
+from kdedge.methods.base import Teacher
 from kdedge.progress import working
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
-from kdedge.runs.model import RunModel, load_run
+from kdedge.runs.model import RunModel, load_run, load_teacher
 from kdedge.runs.results import stored_evaluation
 from kdedge.setup.data import RecipeData
+from kdedge.setup.method import MethodChoice
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
+from kdedge.training.output_store.store import OutputStore
 from kdedge.training.preflight import trial_steps
 from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
+    check_predicts,
+    find_teacher,
     one_pass_job,
     student_job,
     taught_by,
 )
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_check import compare_with_references
-from kdedge.training.teacher_store.store import TeacherStore
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +57,9 @@ def distill_student(
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
-        one_pass_run = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
-        one_pass_run = one_pass_run or _run_stage(
-            "Student 2/2, in one pass", one_pass, resume=resume
-        )
+        stage = "Student 2/2, in one pass"
+        found = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
+        one_pass_run = found or _run_stage(stage, one_pass, resume=resume)
     student = _run_stage("Student 2/2", job, resume=resume)
     if one_pass_run is not None and workspace.group.on_rank0(
         lambda: _is_one_pass_better(one_pass_run, student, job)
@@ -64,7 +68,7 @@ def distill_student(
     return student
 
 
-def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> TeacherStore:
+def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> OutputStore:
     """Fills the teacher store for the recipe's distillation; trains a missing teacher first.
 
     Raises:
@@ -90,68 +94,114 @@ def student_with_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resume: 
     """
     student, missing = student_job(loaded, workspace)
     if missing is None:
-        spec, run = loaded.recipe.needed_teacher(), student.teacher_run
-        used = f"the probabilities of {spec.file}"
-        if run is not None:
-            why = "trained with the same settings and data"
-            if not spec.is_trained:
-                why = "which the recipe names"
-            used = f"{run.path}, {why}{_accuracy_text(run)}"
-        log.info(f"Teacher 1/2: using {used}.")
+        _log_teacher("Teacher 1/2", loaded, student.teacher_run)
         return student
     with working("trying a step of the student"):
         trial_steps(student, 1)
-    other = newest(workspace.root, loaded.recipe.name, role="teacher")
+    return taught_by(_train_teacher("Teacher 1/2", missing, resume=resume), student)
+
+
+def trained_teacher(loaded: LoadedRecipe, workspace: Workspace, names: Sequence[str]) -> RunModel:
+    """The recipe's teacher for a class list, for its logits; also one that cannot teach a student.
+
+    A missing teacher is trained first, or resumed. One that did not learn is replaced, as by
+    `distill_student`.
+
+    Raises:
+        RecipeError: the teacher is a file, or was not trained on every class.
+    """
+    if loaded.recipe.needed_teacher().file is not None:
+        raise RecipeError(
+            "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
+            "  Name another method."
+        )
+    run = find_teacher(loaded, workspace)
+    if isinstance(run, Job):
+        check_predicts(run.setup, names)
+        resume = newest(workspace.root, key=run.key(), is_finished=False) is not None
+        run = _train_teacher("Teacher", run, resume=resume)
+    else:
+        _log_teacher("Teacher", loaded, run)
+    teacher = load_teacher(run, workspace, loaded.recipe, names)
+    check_predicts(teacher.setup, names)
+    other = _better_teacher(loaded, teacher, None, keep=False)
+    return teacher if other is None else trained_teacher(other, workspace, names)
+
+
+def _log_teacher(stage: str, loaded: LoadedRecipe, run: RunFolder | None) -> None:
+    """Logs which teacher is used: a finished run, or a file if there is no run."""
+    spec = loaded.recipe.needed_teacher()
+    why = "trained with the same settings and data" if spec.is_trained else "which the recipe names"
+    used = f"the probabilities of {spec.file}"
+    if run is not None:
+        used = f"{run.path}, {why}{_accuracy_text(run)}"
+    log.info(f"{stage}: using {used}.")
+
+
+def _train_teacher(stage: str, job: Job, *, resume: bool) -> RunFolder:
+    """Trains a teacher; says in what it differs from the recipe's newest one."""
+    other = newest(job.setup.workspace.root, job.setup.loaded.recipe.name, role="teacher")
     if other is not None:
         log.info(
-            f"Teacher 1/2: training another one than {other.path}, which had different"
-            f" {changed_input(other, missing)}."
+            f"{stage}: training another one than {other.path}, which had different"
+            f" {changed_input(other, job)}."
         )
-    run = _run_stage("Teacher 1/2", missing, resume=resume)
-    return taught_by(run, student)
+    return _run_stage(stage, job, resume=resume)
 
 
 def _with_better_teacher(student: Job, *, resume: bool, keep_teacher: bool = False) -> Job:
-    """The student's job, with another teacher if its own did not learn.
+    """The student's job, with another teacher if its own did not learn."""
+    setup = student.setup
+    other = _better_teacher(setup.loaded, student.teacher, setup.choice, keep=keep_teacher)
+    return student if other is None else student_with_teacher(other, setup.workspace, resume=resume)
+
+
+def _better_teacher(
+    loaded: LoadedRecipe, teacher: Teacher | None, student: MethodChoice | None, *, keep: bool
+) -> LoadedRecipe | None:
+    """The recipe with another teacher if its own did not learn, with a warning; else None.
 
     A teacher did not learn if zero-shot CLIP or ridge is better on its own training images. A run
     that the recipe names, or a file, stays.
+
+    Args:
+        loaded: the recipe.
+        teacher: its teacher, which is trained.
+        student: whom it teaches; None if only its logits are needed.
+        keep: only warn.
     """
-    loaded, workspace = student.setup.loaded, student.setup.workspace
-    spec, teacher = loaded.recipe.needed_teacher(), student.teacher
+    spec = loaded.recipe.needed_teacher()
     if not spec.is_trained:
-        return student
+        return None
     assert isinstance(teacher, RunModel)  # the recipe's own job trained it
+    run, workspace = teacher.run, teacher.setup.workspace
     job = teacher_job(loaded, workspace)
-    accuracies = workspace.group.on_rank0(
-        lambda: compare_with_references(teacher.run, job, teacher)
-    )
+    accuracies = workspace.group.on_rank0(lambda: compare_with_references(run, job, teacher))
     trained = accuracies.pop("trained", 0.0)
     better = {name: value for name, value in accuracies.items() if value > trained}
     if not better:
-        return student
-    usable = dict(better)
-    if not student.setup.choice.settings.has_own_class_vectors:
-        usable.pop("ridge", None)  # it has no class vectors
+        return None
+    needs_vectors = student is not None and not student.settings.has_own_class_vectors
+    usable = [name for name in better if not (needs_vectors and name == "ridge")]  # ridge has none
     method = job.choice.name
     chosen = max(usable or better, key=better.__getitem__)
-    if keep_teacher:
-        remedy = f"Using it anyway, because of {option('--keep-teacher')}."
+    flag = option("--keep-teacher")
+    if keep:
+        remedy = f"Using it anyway, because of {flag}."
     elif not usable:
         remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
     else:
-        flag = option("--keep-teacher")
-        remedy = f"Using {chosen} as the teacher; distillation with {flag} uses {method}."
+        (named,) = override_texts({"teacher.run": str(run.path)})
+        remedy = f"Using {chosen} as the teacher; {named}, or {flag} of distill, keeps {method}."
     log.warning(
         f"The teacher, {method}, is right on {trained:.1f} % of the images that it was trained on"
         f" (mean over classes), and {chosen} on the same backbone on {better[chosen]:.1f} %.\n"
         f"  {remedy}"
     )
-    if keep_teacher or not usable:
-        return student
+    if keep or not usable:
+        return None
     other = spec.model_copy(update={"method": chosen, "settings": {}, "optim": None})
-    recipe = loaded.recipe.model_copy(update={"teacher": other})
-    return student_with_teacher(replace(loaded, recipe=recipe), workspace, resume=resume)
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"teacher": other}))
 
 
 def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> bool:

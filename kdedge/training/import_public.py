@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from open_clip.transformer import QuickGELU
@@ -31,7 +30,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
-from kdedge.files import sha256_file, write_atomic
+from kdedge.files import sha256_file
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.base import MethodSettings
 from kdedge.records.evaluation import Role
@@ -47,6 +46,8 @@ log = logging.getLogger(__name__)
 _MAX_DEVIATION = 0.02
 """Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by
 2**-11 of a value; PromptSRC's averaging over up to 50 epochs adds up a few such steps."""
+
+_OWN_BACKBONE = "backbone.safetensors"  # in the run's folder, where paths of its recipe start
 
 
 def import_public(
@@ -94,6 +95,10 @@ def import_public(
     assert isinstance(backbone, Backbone)  # `identify` requires a text encoder
     largest = _largest_deviation(file, spec, backbone, parameters.backbone)
     recipe = _recipe(name, class_names, role, method, settings, spec)
+    if is_exact:
+        own = {"weights": _OWN_BACKBONE, "quick_gelu": None}
+        section = recipe.needed_teacher().model_copy(update=own)
+        recipe = recipe.model_copy(update={"teacher": section})
     run = RunFolder.create(
         workspace.root,
         name,
@@ -111,10 +116,7 @@ def import_public(
     try:
         with run.lock():
             if is_exact:
-                weights = _write_own_backbone(run, backbone, parameters)
-                exact = replace(spec, weights=weights, quick_gelu=None)
-                recipe = _recipe(name, class_names, role, method, settings, exact)
-                write_atomic(run.recipe, dump_recipe(recipe).encode())
+                _write_own_backbone(run, backbone, parameters)
             _write_weights(run, workspace, parameters, vectors)
             run.finish()
     except BaseException:
@@ -201,12 +203,10 @@ def _largest_deviation(
     return relative, key
 
 
-def _write_own_backbone(run: RunFolder, backbone: Backbone, parameters: PublicParameters) -> str:
-    """Writes a copy of the backbone with the checkpoint's tensors; returns the path."""
+def _write_own_backbone(run: RunFolder, backbone: Backbone, parameters: PublicParameters) -> None:
+    """Writes a copy of the backbone with the checkpoint's tensors."""
     state: dict[str, Tensor] = dict(backbone.model.state_dict())
     state |= {key: value.float() for key, value in parameters.backbone.items()}
     is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
-    path = run.path / "backbone.safetensors"
     tensors = {key: value.cpu().contiguous() for key, value in state.items()}
-    write_tensors(path, tensors, {"quick_gelu": str(is_quick).lower()})
-    return str(path.absolute())
+    write_tensors(run.path / _OWN_BACKBONE, tensors, {"quick_gelu": str(is_quick).lower()})

@@ -30,7 +30,7 @@ from kdedge.setup.classes import Classes
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits
-from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.output_store.fill import StoreFiller
 
 _ONLY_SPEED = {"n_workers", "checkpoint_every_s", "micro_batch"}  # keys of `optim`
 

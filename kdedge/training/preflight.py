@@ -23,6 +23,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.data.batch import FeaturesOfViews
 from kdedge.data.images import Images
 from kdedge.errors import ResourceError
+from kdedge.files import nearest_existing
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import rough_duration
 from kdedge.runtime.machine import memory_bytes
@@ -33,11 +34,11 @@ from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.optim import learning_rate
 from kdedge.training.loop.selection import state_kept
 from kdedge.training.loop.step import Stepper
+from kdedge.training.output_store.fill import StoreFiller, check_disk_space
+from kdedge.training.output_store.store import n_crops
 from kdedge.training.rounds import trial_round
 from kdedge.training.student import one_pass_job, student_job
 from kdedge.training.teach import baseline_job, teacher_job
-from kdedge.training.teacher_store.fill import StoreFiller, check_disk_space
-from kdedge.training.teacher_store.store import n_crops
 
 # Twice the steps that eight data workers load ahead: later steps wait for images as in a long run
 _MAX_TRIAL_STEPS = 32
@@ -291,9 +292,7 @@ def _disk_finding(root: Path) -> Finding:
     Raises:
         ResourceError: the folder cannot be written.
     """
-    place = next(
-        folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists()
-    )
+    place = nearest_existing(root)
     if not place.is_dir() or not os.access(place, os.W_OK):
         what = "is not writable" if place.is_dir() else "is a file"
         raise ResourceError(

@@ -156,7 +156,6 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
             **_where(job),
             "seed": recipe.seed,
             **settings_record(job.choice),
-            **job.choice.settings.recorded(len(job.classes.names)),
             "hashes": job.hashes(),
             "teacher_run": None if teacher_run is None else teacher_run.name_in(root),
             "official": recipe.official,

@@ -7,22 +7,25 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from kdedge.config.load import LoadedRecipe
+from kdedge.data.decoding import Preparation
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.methods.base import Teacher
 from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel, RunModel, load_run, load_teacher
+from kdedge.runs.model import MethodModel, load_teacher
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.method import check_has_class_vectors, check_needs_no_vectors
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.file_teacher import FileTeacher
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
+from kdedge.training.output_store.fill import StoreFiller
+from kdedge.training.output_store.store import OutputStore, describe_store
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
-from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.workers import WorkerResources
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | None]:
@@ -36,16 +39,27 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
         RecipeError: the teacher is no finished run, or cannot teach this student.
         DataError: the file is wrong, or lacks an image.
     """
-    run = named_teacher_run(loaded, workspace)  # raises errors of the teacher first
+    named_teacher_run(loaded, workspace)  # raises errors of the teacher first
     student, file = _job_without_teacher(loaded, workspace), loaded.recipe.needed_teacher().file
     if file is not None:
         return with_teacher(student, _file_teacher(file, student)), None
-    if run is None:
-        job = teacher_job(loaded, workspace)
-        run = workspace.group.on_rank0(partial(newest, workspace.root, key=job.key()))
-        if run is None:
-            return with_teacher(student, job.model()), job
-    return taught_by(run, student), None
+    found = find_teacher(loaded, workspace)
+    if isinstance(found, Job):
+        return with_teacher(student, found.model()), found
+    return taught_by(found, student), None
+
+
+def find_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Job:
+    """The run that a recipe names as its teacher, or a finished run of the teacher's job, or it.
+
+    Raises:
+        RecipeError: the named run is not finished, or the teacher is a file.
+    """
+    run = named_teacher_run(loaded, workspace)
+    if run is not None:
+        return run
+    job = teacher_job(loaded, workspace)
+    return workspace.group.on_rank0(partial(newest, workspace.root, key=job.key())) or job
 
 
 def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
@@ -109,17 +123,24 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             f" {given}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    if not teacher.choice.settings.features_are_logits:
-        return
-    check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
-    known = {teacher.classes.names[label] for label in teacher.train_classes}
-    unknown = [name for name in student.classes.names if name not in known]
-    if unknown:
+    if teacher.choice.settings.features_are_logits:
+        check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
+    check_predicts(teacher, student.classes.names)
+
+
+def check_predicts(model: RoleSetup, names: Sequence[str]) -> None:
+    """Refuses a model that cannot predict every class.
+
+    Raises:
+        RecipeError: it predicts only the classes that it was trained on, and one is not of them.
+    """
+    known = {model.classes.names[label] for label in model.train_classes}
+    unknown = [name for name in names if name not in known]
+    if unknown and model.choice.settings.features_are_logits:
         raise RecipeError(
-            f"The teacher, {teacher.choice.name}, was trained on {len(known)} of"
-            f" {len(student.classes.names)} classes, without {unknown[0]!r}: it cannot predict"
-            " the others.\n"
-            "  Choose a teacher with class vectors, such as promptsrc or zeroshot, or set"
+            f"{model.choice.name} was trained on {len(known)} of {len(names)} classes, without"
+            f" {unknown[0]!r}: it cannot predict the others.\n"
+            "  Choose a method with class vectors, such as promptsrc or zeroshot, or set"
             " data.split: all."
         )
 
@@ -196,33 +217,25 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         augment=augment,
         precision=optim.precision,
     )
-    store = TeacherStore(
+    store = OutputStore(
         setup.workspace.root / ".cache" / "teacher_store",
         description,
         digests={i: images.digests[i] for i in images.indices},
         dim=dim,
         n_views=n_stored_views(recipe, setup.choice),
     )
-    open_model = None
-    if isinstance(teacher, RunModel):  # another process can load it
-        run, root = teacher.run.path.absolute(), setup.workspace.root.absolute()
-        open_model = partial(_open_in_worker, run, setup.classes.names, root)
     return StoreFiller(
-        store=store,
-        teacher=teacher,
-        preprocess=preprocess,
-        source=images.source,
-        augment=augment,
+        store,
+        teacher,
+        partial(_teacher_features, preprocess),
+        images.source,
+        Preparation(preprocess, augment),
         precision=optim.precision,
         n_workers=optim.n_workers,
-        open_model=open_model,
         workers=setup.workspace.workers,
         group=setup.workspace.group,
     )
 
 
-def _open_in_worker(
-    run: Path, names: Sequence[str], root: Path, resources: WorkerResources
-) -> MethodModel:
-    """Loads the teacher in a worker."""
-    return load_run(RunFolder.open(run), Workspace.of_worker(root, resources), names=names)
+def _teacher_features(preprocess: Preprocess, teacher: MethodModel, images: Tensor) -> Tensor:
+    return teacher.teacher_features(images, preprocess)

@@ -98,14 +98,6 @@ def test_own_class_vectors_are_stored_with_what_made_them(kdedge: Run) -> None:
     assert not Path("more").exists()
 
 
-def test_a_loss_that_is_not_the_divergence_has_no_weight_per_image(kdedge: Run) -> None:
-    assert distill(kdedge, "student.settings.losses={feature: {}}").code == 0
-    record = json.loads((STUDENT / "provenance.json").read_text())
-    assert "kd_weight_per_image" not in record
-    before = json.loads(Path("runs/tiny/02/provenance.json").read_text())
-    assert before["kd_weight_per_image"] == 250.0
-
-
 def test_a_student_that_is_no_vit_learns_and_is_exported(kdedge: Run) -> None:
     config = {
         "embed_dim": 24,

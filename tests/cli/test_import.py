@@ -82,7 +82,10 @@ def test_an_imported_promptsrc_teacher_has_the_same_class_vectors_and_accuracy(
         "run": "runs/public/01",
         **json.loads((trained / "runs/tiny/01/eval.json").read_text())["teacher"],
     }
-    shown = kdedge("show", "public").out
+    Path("runs/public").rename("runs/moved")
+    moved = json.loads(kdedge("eval", "moved", *ON_TEST).out)
+    assert moved == {**measured, "run": "runs/moved/01"}
+    shown = kdedge("show", "moved").out
     assert "imported from" in shown
     assert "promptsrc" in shown
 

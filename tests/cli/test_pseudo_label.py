@@ -119,6 +119,26 @@ def test_the_teacher_labels_where_there_are_labels_to_train_it(kdedge: Run, trai
     assert "by zeroshot." in done.out
 
 
+def test_a_teacher_that_cannot_teach_the_student_labels_all_the_same(
+    kdedge: Run, write_clip: Callable[..., Path], tiny_sizes: dict[str, int]
+) -> None:
+    """It has no class vectors for the student, and takes larger images."""
+    shutil.copy(write_clip({**tiny_sizes, "image_size": 24}, tag=3), "small.pt")
+    given = ("--method", "teacher", "--set", "teacher={method: ridge, weights: teacher.pt}")
+    write(kdedge, *given).fails(2, "ridge was trained on 2 of 4 classes, without 'red fox'")
+    assert not any(Path("runs").glob("[!.]*"))
+    given = (*given, "--set", "data.split=all", "--set", "student.weights=small.pt")
+    kdedge("distill", "r.yaml", *given[2:]).fails(2, "takes images of 32 pixels")
+    done = write(kdedge, *given)
+    assert done.code == 0, done.err
+    assert "step of the student" not in done.err
+    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", "alone.jsonl", *given[2:],
+                  "--set", "student=null")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "Teacher: using runs/tiny/01" in done.err
+    assert Path("alone.jsonl").read_bytes() == Path(LABELS).read_bytes()
+
+
 def test_the_next_command_trains_whatever_made_the_labels(kdedge: Run) -> None:
     lines = Path("r.yaml").read_text().splitlines()
     first, last = lines.index("teacher:"), lines.index("student:")
@@ -207,6 +227,7 @@ def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(kd
         (["--per-class", "11"], 3, "There are 40 unlabeled images, but 11 for each of 4 classes"),
         (["--method", "zero"], 2, 'There is no method "zero"'),
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
+        (["--method", "ridge"], 2, "ridge was trained on 2 of 4 classes"),
         (["--set", "data.unlabeled=null"], 2, "no data.unlabeled, and they are to get"),
         (["-o", "nowhere/labels.jsonl"], 2, "nowhere for labels.jsonl does not exist"),
         (["-o", "r.yaml"], 2, "r.yaml exists, and nothing is overwritten"),

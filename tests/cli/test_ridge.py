@@ -154,7 +154,8 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     done = kdedge("distill", "r.yaml", *options(*stuck, ridge))
     assert done.code == 0, done.err
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
-    assert "Using ridge as the teacher; distillation with --keep-teacher uses" in done.err
+    said = "Using ridge as the teacher; teacher.run=runs/tiny/01, or --keep-teacher of distill,"
+    assert said in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
     kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge))
     assert kept.code == 0, kept.err
@@ -162,8 +163,15 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     assert read("runs/tiny/04/provenance.json")["teacher_run"] == "tiny/01"
     given = ("pseudo-label", "r.yaml", "--per-class=1", "--output=labels")
     labels = kdedge(*given, *options(*stuck, ridge))
-    assert "Teacher 1/2: using runs/tiny/01" in labels.err
-    assert "as the teacher" not in labels.err
+    assert labels.code == 0, labels.err
+    assert "Teacher: using runs/tiny/01" in labels.err
+    assert said in labels.err
+    assert "Teacher: using runs/tiny/02" in labels.err
+    named = (*stuck, ridge, "teacher.run=runs/tiny/01")
+    labels = kdedge(*given[:-1], "--output=others", *options(*named))
+    assert labels.code == 0, labels.err
+    assert said not in labels.err
+    assert Path("others").read_bytes() != Path("labels").read_bytes()
     assert kdedge("teach", "r.yaml", "--resume", *options(*stuck)).code == 0
     assert read("runs/tiny/01/references.json").keys() == {"zeroshot", "ridge", "trained"}
 

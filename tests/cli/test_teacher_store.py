@@ -161,4 +161,4 @@ def test_check_tells_that_the_disk_cannot_hold_the_store(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=6000))
     done = kdedge("check", *TAUGHT, "--set", "student.views=2")
-    done.fails(7, "has 6.0 kB free, and the teacher store still needs 9.6 kB")
+    done.fails(7, "has 6.0 kB free, and the teacher store needs 9.6 kB more")

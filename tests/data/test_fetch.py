@@ -235,7 +235,9 @@ def test_two_fetches_at_once_are_refused(hub, file_server, fetch_files):
 def test_a_disk_that_is_too_small_is_seen_before(hub, file_server, fetch_files, small_disk):
     disk = small_disk(512)
     hub.give(PATH, file_server.Answer(bytes(1 << 20)))
-    with pytest.raises(ResourceError, match=r"has .* kB free, m\.zip and its images need 2\.1 MB"):
+    with pytest.raises(
+        ResourceError, match=r"has .* kB free, and m\.zip with its images needs 2\.1 MB"
+    ):
         fetch_files(root=disk)
     assert hub.requests == []
 

@@ -129,7 +129,7 @@ def data(backbone: Backbone, *, n_labels: int = 24, spoil: bool = False) -> Clos
     return ClosedFormData(
         pool=pool,
         n_held_out=4,
-        n_look=12,
+        n_standardize=12,
         labeled=labeled,
         label_counts=torch.bincount(labels[:n_labels], minlength=len(NAMES)),
     )
@@ -168,7 +168,7 @@ def test_classes_that_the_teacher_takes_no_image_for_are_named(tiny_backbone: Ba
 
     with torch.no_grad():
         method = build(tiny_backbone, is_student=True)
-        record = method.fit(replace(plain, pool=pool, n_look=23))
+        record = method.fit(replace(plain, pool=pool, n_standardize=23))
         taken = torch.cat([logits.argmax(dim=1) for *_, logits in pool(slice(23))]).tolist()
     unseen = [name for i, name in enumerate(NAMES) if i not in taken]
     assert record["unseen_classes"] == unseen

@@ -22,11 +22,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdedge.data.decoding import Preparation
 from kdedge.data.sources import Item
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teacher_store.store import TeacherStore, describe_store
+from kdedge.training.output_store.fill import StoreFiller
+from kdedge.training.output_store.store import OutputStore, describe_store
 
 N_IMAGES, DIM = 290, 24
 """Three files a view: 128, 128 and 34 images, or 16, 16 and 5 forward passes."""
@@ -90,7 +91,7 @@ def make_filler(
 ) -> StoreFiller:
     """A filler with everything that is not given filled in."""
     given = {"features_hash": "t", "preprocess": PREPROCESS, "precision": "fp32", **of}
-    store = TeacherStore(
+    store = OutputStore(
         root,
         describe_store(augment=augment, **given),
         digests=digests or {i: digest(i) for i in range(n_images)},
@@ -98,7 +99,12 @@ def make_filler(
         n_views=n_views,
     )
     return StoreFiller(
-        store, teacher or SlowTeacher(), PREPROCESS, Drawn(n_images), augment, n_workers=0
+        store,
+        teacher or SlowTeacher(),
+        lambda model, images: model.teacher_features(images, PREPROCESS),
+        Drawn(n_images),
+        Preparation(PREPROCESS, augment),
+        n_workers=0,
     )
 
 
@@ -106,7 +112,7 @@ def digest(i: int) -> str:
     return hashlib.sha256(str(i).encode()).hexdigest()
 
 
-def fill(root: Path, **changes: Any) -> tuple[TeacherStore, SlowTeacher]:
+def fill(root: Path, **changes: Any) -> tuple[OutputStore, SlowTeacher]:
     """Fills a store; gives it, and its teacher."""
     teacher = SlowTeacher()
     filler = make_filler(root, teacher=teacher, **changes)
@@ -114,12 +120,12 @@ def fill(root: Path, **changes: Any) -> tuple[TeacherStore, SlowTeacher]:
     return filler.store, teacher
 
 
-def features_of(store: TeacherStore) -> Tensor:
+def features_of(store: OutputStore) -> Tensor:
     """[views, images, D]: all features that were loaded."""
     return torch.stack([store.read(store.indices, v + 1) for v in range(store.n_views)])
 
 
-def files_of(store: TeacherStore) -> dict[str, bytes]:
+def files_of(store: OutputStore) -> dict[str, bytes]:
     """Name -> bytes of all files that hold features or parts of them."""
     paths = [path for path in store.path.glob("view-*/*") if path.is_file()]
     return {str(path.relative_to(store.path)): path.read_bytes() for path in paths}
@@ -129,4 +135,4 @@ if __name__ == "__main__":
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     filler = make_filler(Path(sys.argv[1]), teacher=SlowTeacher(float(sys.argv[2])))
     filler.fill()
-    print(filler.teacher.n_passes)
+    print(filler.model.n_passes)

@@ -17,7 +17,7 @@ from kdedge.config.load import load_recipe
 from kdedge.distributed import ProcessGroup, joined
 from kdedge.errors import RecipeError
 from kdedge.setup.workspace import Workspace
-from kdedge.training.label_pool import label_pool
+from kdedge.training.pseudo_label_file import make_pseudo_label_file
 
 Pair = Callable[[str], list[tuple[int, str, str]]]
 
@@ -110,4 +110,6 @@ def test_a_rank_without_other_processes_prints_as_the_only_one(
 def test_one_process_writes_pseudo_labels(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, torch.device("cpu"), group=ProcessGroup(0, 2))
     with pytest.raises(RecipeError, match="without torchrun"):
-        label_pool(load_recipe("demo"), workspace, "zeroshot", tmp_path / "labels", per_class=1)
+        make_pseudo_label_file(
+            load_recipe("demo"), workspace, "zeroshot", tmp_path / "labels", per_class=1
+        )

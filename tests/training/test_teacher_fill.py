@@ -86,7 +86,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(
 ) -> None:
     teacher = filling.SlowTeacher()
     with pytest.raises(
-        ResourceError, match=r"\d kB free, and the teacher store still needs 51\.0 kB"
+        ResourceError, match=r"\d kB free, and the teacher store needs 51\.0 kB more"
     ):
         filling.make_filler(small_disk(20), teacher=teacher).fill()
     assert teacher.n_passes == 0

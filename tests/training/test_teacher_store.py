@@ -20,8 +20,8 @@ from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.tensor_file import read_tensors, write_tensors
-from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teacher_store.store import TeacherStore, n_crops
+from kdedge.training.output_store.fill import StoreFiller
+from kdedge.training.output_store.store import OutputStore, n_crops
 
 Filling = ModuleType
 MAPS = Path("/proc/self/maps")
@@ -34,7 +34,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
     filler.fill()
     batches = training_batches(
         Images(filler.source, tuple(filler.store.indices.tolist())),
-        Preparation(filler.preprocess, Augmentation(1, 0.5, flip=True)),
+        Preparation(filling.PREPROCESS, Augmentation(1, 0.5, flip=True)),
         OptimSettings(epochs=4, batch_size=64, n_workers=0),
         seed=5,
         epoch=4,
@@ -42,7 +42,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
         teacher_features=filler.store.read,
     )
     for batch in batches:
-        expected = filling.SlowTeacher().teacher_features(batch.images, filler.preprocess)
+        expected = filling.SlowTeacher().teacher_features(batch.images, filling.PREPROCESS)
         assert batch.teacher_features.dtype == torch.float32
         assert torch.equal(expected.half().float(), batch.teacher_features)
 
@@ -83,7 +83,7 @@ def test_a_file_has_few_images_and_a_view_has_few_files(
     tmp_path: Path, n_images: int, images_a_file: int
 ) -> None:
     digests = dict.fromkeys(range(n_images), "0" * 64)
-    chunks = TeacherStore(tmp_path, {}, digests=digests, dim=2, n_views=1).load()
+    chunks = OutputStore(tmp_path, {}, digests=digests, dim=2, n_views=1).load()
     assert len(chunks[0].positions) == images_a_file
     assert len(chunks) <= 1001
     assert n_crops(chunks) == n_images
@@ -113,7 +113,7 @@ def test_images_named_in_any_order_have_their_own_features(
     filling: Filling, tmp_path: Path
 ) -> None:
     digests = {i: filling.digest(i) for i in (7, 2, 5)}
-    store = TeacherStore(tmp_path, {}, digests=digests, dim=1, n_views=1)
+    store = OutputStore(tmp_path, {}, digests=digests, dim=1, n_views=1)
     store.create()
     (chunk,) = store.load()
     assert chunk.positions.tolist() == [2, 5, 7]
@@ -186,7 +186,7 @@ def test_without_random_crops_an_image_is_found_wherever_it_moved(
 
     filled(tmp_path, [3, 1, 2])
     moved, alone = (filled(tmp_path / x, [9, 2, 3, 1, 9, 7]) for x in (".", "alone"))
-    assert moved.teacher.n_computed == 3  # 9 twice
+    assert moved.model.n_computed == 3  # 9 twice
     assert torch.equal(filling.features_of(moved.store), filling.features_of(alone.store))
 
 

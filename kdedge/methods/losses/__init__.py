@@ -81,10 +81,6 @@ class LossSettings(Strict):
         assert self.weight is not None  # a loss with an optional weight overrides this method
         return self.weight
 
-    def recorded(self, n_classes: int) -> dict[str, float]:
-        """Entries of a run's provenance that follow from these settings and C classes."""
-        return {}
-
 
 class DistillationLoss(nn.Module):
     """Base of every loss's `Loss`, which overrides `forward`.

@@ -53,10 +53,6 @@ class Settings(LossSettings):
             return self.weight_per_image * n_classes
         return WEIGHT if self.weight is None else self.weight
 
-    def recorded(self, n_classes: int) -> dict[str, float]:
-        """The weight of one image, which depends on the number of classes."""
-        return {"kd_weight_per_image": self.weight_for(n_classes) / n_classes}
-
 
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float

@@ -1,23 +1,24 @@
-"""Fills a teacher store: runs the teacher once for each view of each image."""
+"""Fills a store: runs the model once for each view of each image."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from kdedge.config.load import LoadedRecipe
 from kdedge.config.optim_spec import TrainingPrecision
+from kdedge.config.recipe import Recipe
 from kdedge.data.decoding import (
     MAX_WORKERS,
     PlannedImage,
@@ -27,53 +28,51 @@ from kdedge.data.decoding import (
 )
 from kdedge.data.loader import images_per_pass
 from kdedge.data.sources import ImageSource, InFiles
-from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError, ResourceError
+from kdedge.files import check_room
 from kdedge.locks import is_locked, lock_file
-from kdedge.progress import progress, readable_bytes, rough_duration
-from kdedge.runs.model import MethodModel
-from kdedge.runtime.preprocess import Preprocess
+from kdedge.progress import progress, rough_duration
+from kdedge.records.evaluation import Role
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_teacher
+from kdedge.setup.role import set_up_role
+from kdedge.setup.workspace import Workspace
 from kdedge.training.loop.precision import MixedPrecision
-from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore, n_crops
+from kdedge.training.output_store.store import FORWARD_BATCH, Chunk, OutputStore, n_crops
 from kdedge.workers import DoPieces, WorkerResources, Workers
 
 log = logging.getLogger(__name__)
 
 _N_TRIALS = 2  # forward passes for an estimate of the time; the first one includes one-time work
-_ROW_BYTES = 8 + 32  # position and hash of an image, which are stored with its features
+_ROW_BYTES = 8 + 32  # position and hash of an image, which are stored with its output
 
 
 @dataclass(frozen=True)
 class StoreFiller:
-    """Computes the features in a store, or a model's logits in their place.
+    """Computes a model's outputs in a store.
 
     Attributes:
         store: the store to fill.
-        teacher: the frozen model.
-        preprocess: how its images are prepared; it converts them to its own size.
+        model: the frozen model; a finished run or untrained if `workers` compute.
+        encode: gives the model's outputs [B, D] for images [B, 3, H, W]; picklable.
         source: the images.
-        augment: draws the views; None to prepare images as in evaluation.
+        preparation: how they are prepared.
         precision: number format of the model's forward pass.
         n_workers: processes that decode images.
-        open_model: opens the model on a device in another process; picklable. None for a model
-            that exists only in this process.
         workers: compute the chunks; None: this process computes them.
         group: processes of one training, which fill the store together.
-        output: what is stored.
     """
 
-    store: TeacherStore
-    teacher: MethodModel
-    preprocess: Preprocess
+    store: OutputStore
+    model: MethodModel
+    encode: Callable[[MethodModel, Tensor], Tensor]
     source: ImageSource
-    augment: Augmentation | None = None
+    preparation: Preparation
     precision: TrainingPrecision = "fp32"
     n_workers: int | Literal["auto"] = "auto"
-    open_model: Callable[[WorkerResources], MethodModel] | None = None
     workers: Workers | None = None
     group: ProcessGroup = SINGLE_PROCESS
-    output: Literal["features", "logits"] = "features"
 
     def fill(self) -> None:
         """Computes the missing files.
@@ -83,7 +82,7 @@ class StoreFiller:
 
         Raises:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.
-            DivergedError: a feature is not finite.
+            DivergedError: an output is not finite.
             DataError: an image that was readable before is no longer readable.
             SetupError: another process does not see a run, the store or the images.
         """
@@ -109,7 +108,7 @@ class StoreFiller:
         trial = next(self._passes(missing[0]))
         began = time.perf_counter()
         for images in self._images([trial] * _N_TRIALS, n_workers=0):
-            self._features(images)
+            self._outputs(images)
             took, began = time.perf_counter() - began, time.perf_counter()
         return took / len(trial) * n_crops(missing)
 
@@ -136,9 +135,8 @@ class StoreFiller:
         """Computes chunks here or by workers, and yields the size of each."""
         if self.workers is None:
             return self.compute(chunks)
-        # The other process opens the model itself
-        picklable = replace(self, teacher=None, workers=None, group=SINGLE_PROCESS)  # type: ignore[arg-type]
-        open_filler = functools.partial(_compute_in_worker, picklable)
+        others = {k: v for k, v in vars(self).items() if k not in ("model", "workers", "group")}
+        open_filler = functools.partial(_compute_in_worker, opener(self.model), others)
         paths = [self.store.path.absolute()]
         if isinstance(self.source, InFiles):
             paths.append(Path(self.source.location(0).path))
@@ -152,10 +150,10 @@ class StoreFiller:
         with closing(self._images(passes, n_workers=n_workers)) as loaded:
             for chunk in chunks:
                 n_passes = math.ceil(len(chunk.positions) / self._images_per_pass)
-                features = torch.cat([self._features(x) for x in islice(loaded, n_passes)])
-                self._check_finite(chunk, features)
-                self.store.write(chunk, features)
-                yield len(features)
+                outputs = torch.cat([self._outputs(x) for x in islice(loaded, n_passes)])
+                self._check_finite(chunk, outputs)
+                self.store.write(chunk, outputs)
+                yield len(outputs)
 
     def _passes(self, chunk: Chunk) -> Iterator[list[PlannedImage]]:
         """The images of each forward pass; batches are always the same on one kind of device."""
@@ -170,60 +168,75 @@ class StoreFiller:
         return load_images(
             [self.source],
             passes,
-            Preparation(self.preprocess, self.augment),
+            self.preparation,
             n_workers,
             batch_size=self._images_per_pass,
-            device=self.teacher.device,
+            device=self.model.device,
         )
 
     @property
     def _images_per_pass(self) -> int:
-        return images_per_pass(FORWARD_BATCH, self.teacher.device)
+        return images_per_pass(FORWARD_BATCH, self.model.device)
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher], in the store's dtype, on the CPU."""
-        with MixedPrecision(self.precision, self.teacher.device).autocast():
-            if self.output == "logits":
-                features = self.teacher.logits(images)
-            else:
-                features = self.teacher.teacher_features(images, self.preprocess)
-        return features.to(self.store.dtype).cpu()
+    def _outputs(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], in the store's dtype, on the CPU."""
+        with MixedPrecision(self.precision, self.model.device).autocast():
+            outputs = self.encode(self.model, images)
+        return outputs.to(self.store.dtype).cpu()
 
-    def _check_finite(self, chunk: Chunk, features: Tensor) -> None:
-        """Raises a DivergedError if a feature of a chunk is not finite."""
-        bad_rows = (~features.isfinite().all(dim=1)).nonzero()
+    def _check_finite(self, chunk: Chunk, outputs: Tensor) -> None:
+        """Raises a DivergedError if an output of a chunk is not finite."""
+        bad_rows = (~outputs.isfinite().all(dim=1)).nonzero()
         if len(bad_rows):
             key = self.source.items[int(chunk.positions[int(bad_rows[0])])].key
             raise DivergedError(
-                f"The model's {self.output} for {key} are not finite.\n"
+                f"The model's outputs for {key} are not finite.\n"
                 "  Its training diverged: train it again with a lower optim.lr, or set"
                 " optim.precision: fp32."
             )
 
 
-def check_disk_space(store: TeacherStore, missing: Sequence[Chunk]) -> None:
+def check_disk_space(store: OutputStore, missing: Sequence[Chunk]) -> None:
     """Checks that the disk has room for chunks, before they are computed.
 
     Raises:
         ResourceError: the disk has too little room.
     """
-    place = next(folder for folder in store.path.absolute().parents if folder.exists())
-    free = shutil.disk_usage(place).free
     needed = n_crops(missing) * (store.n_bytes // store.n_crops + _ROW_BYTES)
-    if free < needed:
-        fewer = ", or lower student.views" if store.n_views > 1 else ""
-        raise ResourceError(
-            f"{place} has {readable_bytes(free)} free, and the {store.name.lower()} still needs"
-            f" {readable_bytes(needed)}.\n"
-            f"  Free some space, or choose another folder for the runs{fewer}."
-        )
+    fewer = ", or lower student.views" if store.n_views > 1 else ""
+    remedy = f"Free some space, or choose another folder for the runs{fewer}."
+    check_room(store.path, needed, f"the {store.name.lower()}", remedy=remedy)
 
 
-def _compute_in_worker(filler: StoreFiller, resources: WorkerResources) -> DoPieces[Chunk, int]:
-    """`StoreFiller.compute` for a worker process, which opens the model itself."""
-    assert filler.open_model is not None  # workers need a model that can be opened again
-    n_workers = filler.n_workers
-    if n_workers == "auto":
-        n_workers = min(MAX_WORKERS, resources.n_cores - 1)
-    return replace(filler, teacher=filler.open_model(resources), n_workers=n_workers).compute
+def opener(model: MethodModel) -> Callable[[WorkerResources], MethodModel]:
+    """A picklable function that opens a finished run's model, or an untrained one, in a worker."""
+    setup, root = model.setup, model.setup.workspace.root.absolute()
+    if isinstance(model, RunModel):
+        run = model.run.path.absolute()
+        return functools.partial(_open_run, root, run, model.loaded.recipe, model.class_names)
+    return functools.partial(_open_untrained, root, setup.loaded, setup.role)
+
+
+def _open_run(
+    root: Path, run: Path, recipe: Recipe, names: Sequence[str], resources: WorkerResources
+) -> MethodModel:
+    return load_teacher(RunFolder.open(run), Workspace.of_worker(root, resources), recipe, names)
+
+
+def _open_untrained(
+    root: Path, loaded: LoadedRecipe, role: Role, resources: WorkerResources
+) -> MethodModel:
+    setup = set_up_role(loaded, role, Workspace.of_worker(root, resources))
+    return LiveModel(setup, setup.build())
+
+
+def _compute_in_worker(
+    open_model: Callable[[WorkerResources], MethodModel],
+    others: dict[str, Any],
+    resources: WorkerResources,
+) -> DoPieces[Chunk, int]:
+    """`StoreFiller.compute` for a worker process, which opens the model; has all else it needs."""
+    if others["n_workers"] == "auto":
+        others = {**others, "n_workers": min(MAX_WORKERS, resources.n_cores - 1)}
+    return StoreFiller(model=open_model(resources), **others).compute

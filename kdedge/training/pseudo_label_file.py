@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdedge.config.load import LoadedRecipe
+from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable, write_pseudo_labels
 from kdedge.errors import Interrupted, RecipeError
@@ -18,22 +18,21 @@ from kdedge.files import refuse_existing, sha256_json
 from kdedge.messages import first_line
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_run, load_teacher
+from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import student_with_teacher
+from kdedge.training.distill import trained_teacher
+from kdedge.training.output_store.fill import StoreFiller
+from kdedge.training.output_store.store import OutputStore, describe_store
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
+from kdedge.training.student import check_predicts
 from kdedge.training.teach import baseline_job, with_baseline
-from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teacher_store.store import TeacherStore, describe_store
-from kdedge.workers import WorkerResources
 
 
 @dataclass(frozen=True)
-class LabeledPool:
+class PseudoLabelFile:
     """A file of pseudo-labels that was written.
 
     Attributes:
@@ -58,9 +57,9 @@ class LabeledPool:
         return {**vars(self), "path": str(self.path), "run": run}
 
 
-def label_pool(
+def make_pseudo_label_file(
     loaded: LoadedRecipe, workspace: Workspace, method: str, path: Path, *, per_class: int
-) -> LabeledPool:
+) -> PseudoLabelFile:
     """Writes pseudo-labels of every class for a recipe's unlabeled images.
 
     Trains the method first, as `train` does, if it needs training and has no finished run. An
@@ -98,9 +97,9 @@ def label_pool(
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     everything = range(len(classes.names))
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
-    model = _trained_model(loaded, workspace, method)
+    model = _trained_model(loaded, workspace, method, classes.names)
     made_by = sha256_json(["logits", model.vectors_hash, model.features_hash])
-    filler = _logits_filler(model, made_by, loaded, pool, workspace)
+    filler = _logits_filler(model, made_by, pool, workspace)
     filler.fill()
     probabilities = filler.store.read(filler.store.indices.tolist(), 1).softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
@@ -112,7 +111,7 @@ def label_pool(
     for file, _ in filler.store.mapped:
         file.unlink(missing_ok=True)
     by_position = {pool.indices[label.row]: label.label for label in labels}
-    return LabeledPool(
+    return PseudoLabelFile(
         path=path,
         method=method,
         n_images=len(by_position),
@@ -123,20 +122,17 @@ def label_pool(
 
 
 def _logits_filler(
-    model: MethodModel, made_by: str, loaded: LoadedRecipe, images: Images, workspace: Workspace
+    model: MethodModel, made_by: str, images: Images, workspace: Workspace
 ) -> StoreFiller:
     """Makes the filler that computes a model's logits for the unlabeled images.
 
     Like a teacher's features, they are stored on disk, as C float32 values per image, so that
     workers can write them and a restarted command computes only missing ones.
     """
-    store = TeacherStore(
+    store = OutputStore(
         workspace.root / ".cache" / "logits",
         describe_store(
-            features_hash=made_by,
-            preprocess=model.preprocess,
-            augment=None,
-            precision="fp32",
+            features_hash=made_by, preprocess=model.preprocess, augment=None, precision="fp32"
         ),
         digests={i: images.digests[i] for i in images.indices},
         dim=len(model.class_names),
@@ -144,50 +140,25 @@ def _logits_filler(
         dtype=torch.float32,
         name="Store of logits",
     )
-    run = model.run.path.absolute() if isinstance(model, RunModel) else None
-    opener = partial(_open_in_worker, loaded, run, model.class_names, workspace.root.absolute())
+    preparation = Preparation(model.preprocess)
     return StoreFiller(
-        store,
-        model,
-        model.preprocess,
-        images.source,
-        open_model=opener,
-        workers=workspace.workers,
-        output="logits",
+        store, model, MethodModel.logits, images.source, preparation, workers=workspace.workers
     )
 
 
-def _open_in_worker(
-    loaded: LoadedRecipe,
-    run: Path | None,
-    names: Sequence[str],
-    root: Path,
-    resources: WorkerResources,
+def _trained_model(
+    loaded: LoadedRecipe, workspace: Workspace, method: str, names: Sequence[str]
 ) -> MethodModel:
-    """Loads the model in a worker: a run's, or the recipe's baseline that needs no training."""
-    workspace = Workspace.of_worker(root, resources)
-    if run is not None:
-        return load_teacher(RunFolder.open(run), workspace, loaded.recipe, names)
-    setup = set_up_role(loaded, "baseline", workspace)
-    return LiveModel(setup, setup.build())
-
-
-def _trained_model(loaded: LoadedRecipe, workspace: Workspace, method: str) -> MethodModel:
     """The recipe's teacher or baseline; missing ones are trained, interrupted ones resumed."""
-    if method == "teacher":
-        teacher = student_with_teacher(loaded, workspace, resume=True).teacher
-        if not isinstance(teacher, RunModel):
-            raise RecipeError(
-                "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
-                "  Name another method."
-            )
-        return teacher
-    job = baseline_job(loaded, workspace)
-    if not (job.choice.is_closed_form or job.method.trainable_parameters()):
-        return job.model()
-    key, root = job.key(), workspace.root
-    resume = newest(root, key=key, is_finished=False) is not None
     try:
+        if method == "teacher":
+            return trained_teacher(loaded, workspace, names)
+        job = baseline_job(loaded, workspace)
+        check_predicts(job.setup, names)
+        if not (job.choice.is_closed_form or job.method.trainable_parameters()):
+            return job.model()
+        key, root = job.key(), workspace.root
+        resume = newest(root, key=key, is_finished=False) is not None
         return load_run(newest(root, key=key) or run_job(job, resume=resume), workspace)
     except Interrupted as error:
         raise Interrupted(

@@ -1,11 +1,12 @@
-"""The teacher store: a teacher's features of several views of images, computed once.
+"""Stores a frozen model's outputs for several views of images, so that each is computed once.
 
-It holds unit-length image features, which every epoch, seed, student, loss and set of images can
-use. It holds no logits, so the class list may change. A view is the crop and flip that
-`data/views.py` draws, so the student sees exactly the crop from which a feature was computed.
+A teacher store holds a teacher's features, mostly of unit length, which every epoch, seed, student,
+loss, class list and set of images can use; `pseudo-label` stores logits until its file is written.
+A view is the crop and flip that `data/views.py` draws, so the student sees exactly the crop of
+which the teacher's output is stored.
 
-    <root>/<key>/store.json                       inputs of the features; `key` is their hash
-    <root>/<key>/view-0001/<name>.safetensors     features of some images in view 1
+    <root>/<key>/store.json                       what outputs depend on; `key` is its hash
+    <root>/<key>/view-0001/<name>.safetensors     outputs for some images in view 1
 
 Each file names its images by position and hash of their bytes, so that additional images and views
 only need new files. Random crops are drawn by an image's position in its source, so an image that
@@ -40,7 +41,7 @@ from kdedge.tensor_file import read_tensors, write_tensors
 log = logging.getLogger(__name__)
 
 FORWARD_BATCH = 32
-"""Images per forward pass of the teacher; a chunk has a whole number of passes."""
+"""Images per forward pass of the model; a chunk has a whole number of passes."""
 
 _MIN_CHUNK = 128  # images, the most that a kill loses; a laptop computes them in minutes
 _MAX_FILES_PER_VIEW = 1000  # for more images, chunks are larger
@@ -49,7 +50,7 @@ _FILE = 1 << 32  # a place in the store is the number of a file, times this, plu
 
 
 class Chunk(NamedTuple):
-    """Images whose features in a view are computed together and go into one file.
+    """Images whose outputs in a view are computed together and go into one file.
 
     Attributes:
         view: number of the view, from 1.
@@ -61,20 +62,20 @@ class Chunk(NamedTuple):
 
 
 def n_crops(chunks: Iterable[Chunk]) -> int:
-    """Number of features in all chunks."""
+    """Number of outputs in all chunks."""
     return sum(len(chunk.positions) for chunk in chunks)
 
 
 def describe_store(
     *, features_hash: str, preprocess: Preprocess, augment: Augmentation | None, precision: str
 ) -> dict[str, Any]:
-    """The inputs of stored features, except for the images; a store's key is their hash.
+    """What stored outputs depend on, except for the images; a store's key is its hash.
 
     Args:
-        features_hash: hash of what the features depend on, such as `RunModel.features_hash`.
-        preprocess: the teacher's preprocessing.
+        features_hash: hash of what the outputs depend on, such as `RunModel.features_hash`.
+        preprocess: the model's preprocessing.
         augment: draws the views; None for a single view, prepared as in evaluation.
-        precision: number format of the teacher's forward pass.
+        precision: number format of the model's forward pass.
     """
     views: dict[str, Any] = {"views": "evaluation"}
     if augment is not None:
@@ -95,8 +96,8 @@ def describe_store(
     }
 
 
-class TeacherStore:
-    """The files of one store, and the places of some images' features in them.
+class OutputStore:
+    """The files of a model's outputs, and the places of some images' outputs in them.
 
     Args:
         digests: position of each image in its source -> SHA-256 of its bytes, in hex.
@@ -105,12 +106,12 @@ class TeacherStore:
         key: hash of `description`.
         path: folder of the store.
         indices: [n] int64, positions of the images in their source, ascending.
-        dim: D_teacher.
+        dim: D, numbers of an output.
         n_views: number of views that are needed.
         dtype: dtype of the stored values.
         name: name of the store in messages.
-        description: the inputs of the features; see `describe_store`.
-        mapped: files with features of the images, and all features of each file.
+        description: what the outputs depend on; see `describe_store`.
+        mapped: files with outputs for the images, and all outputs of each file.
     """
 
     def __init__(
@@ -142,12 +143,12 @@ class TeacherStore:
 
     @property
     def n_crops(self) -> int:
-        """Number of features of all images in all views."""
+        """Number of outputs for all images in all views."""
         return len(self.indices) * self.n_views
 
     @property
     def n_bytes(self) -> int:
-        """Size of all features in bytes: images x views x dimensions x bytes per value."""
+        """Size of all outputs in bytes: images x views x dimensions x bytes per value."""
         return self.n_crops * self.dim * self.dtype.itemsize
 
     @property
@@ -169,7 +170,7 @@ class TeacherStore:
         return f"{self.name} {self.path}: {self.size}"
 
     def load(self, written: Sequence[Chunk] = ()) -> list[Chunk]:
-        """Maps the files with features of the images, and returns the chunks that are missing.
+        """Maps the files with outputs for the images, and returns the chunks that are missing.
 
         Every byte of these files is read once for its hash. A file that is damaged or belongs to
         another store is left out, with one warning.
@@ -198,7 +199,7 @@ class TeacherStore:
         return missing
 
     def _missing(self) -> list[Chunk]:
-        """The chunks of images and views that have no features yet."""
+        """The chunks of images and views that have no outputs yet."""
         passes = math.ceil(len(self.indices) / _MAX_FILES_PER_VIEW / FORWARD_BATCH)
         size = max(_MIN_CHUNK, passes * FORWARD_BATCH)
         chunks = []
@@ -208,7 +209,7 @@ class TeacherStore:
         return chunks
 
     def _map(self, file: Path, view: int) -> bool:
-        """Maps a file if it has features of the images; False if it is damaged or foreign."""
+        """Maps a file if it has outputs for the images; False if it is damaged or foreign."""
         try:
             with safe_open(file, framework="np") as opened:
                 positions, sha256 = map(opened.get_tensor, ("positions", "sha256"))
@@ -216,16 +217,16 @@ class TeacherStore:
             numbers = np.searchsorted(self._ids, ids).clip(max=len(self._ids) - 1)
             is_same = (self._sha256[self._first[numbers]] == sha256).all(axis=1)
             (rows,) = np.nonzero(is_same & (self._ids[numbers] == ids))
-            if not len(rows):  # features of other images only, so its hash is not checked
+            if not len(rows):  # outputs for other images only, so its hash is not checked
                 return True
             tensors, facts = read_tensors(file)
         except (OSError, SafetensorError, DataError):
             return False
         if facts != self._facts(view):
             return False
-        features = tensors["teacher_features"]
+        outputs = tensors["teacher_features"]
         self._places[view - 1, numbers[rows]] = len(self.mapped) * _FILE + rows
-        self.mapped.append((file, features if len(self.mapped) < _MAX_MAPPED else features.clone()))
+        self.mapped.append((file, outputs if len(self.mapped) < _MAX_MAPPED else outputs.clone()))
         return True
 
     def _to_ids(self, positions: NDArray[np.int64], sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -281,25 +282,25 @@ class TeacherStore:
                 file.unlink(missing_ok=True)
         return missing
 
-    def write(self, chunk: Chunk, features: Tensor) -> None:
+    def write(self, chunk: Chunk, outputs: Tensor) -> None:
         """Writes a chunk atomically.
 
         Args:
             chunk: the chunk.
-            features: [n, D_teacher], in the store's dtype, on the CPU.
+            outputs: [n, D], in the store's dtype, on the CPU.
 
         Raises:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.
         """
         tensors = {
-            "teacher_features": features.contiguous(),
+            "teacher_features": outputs.contiguous(),
             "positions": torch.tensor(chunk.positions),
             "sha256": torch.tensor(self._hashes(chunk)),
         }
         write_tensors(self._file(chunk), tensors, self._facts(chunk.view))
 
     def read(self, positions: Sequence[int], view: int) -> Tensor:
-        """[B, D_teacher], float32: the stored features of images in a view.
+        """[B, D], float32: the stored outputs for images in a view.
 
         Args:
             positions: positions in the source of images that are in the store.
