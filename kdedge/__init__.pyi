@@ -57,7 +57,7 @@ from kdedge.errors import (
     ResourceError as ResourceError,
     SetupError as SetupError,
 )
-from kdedge.inference.lines import (
+from kdedge.inference.results import (
     ClassScore as ClassScore,
     NonFiniteLogits as NonFiniteLogits,
     Prediction as Prediction,

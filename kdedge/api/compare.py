@@ -20,7 +20,7 @@ from kdedge.evaluation.comparison import (
     predicted_class,
 )
 from kdedge.inference.classify import Classifier
-from kdedge.inference.lines import UnreadableImage
+from kdedge.inference.results import UnreadableImage
 from kdedge.messages import option, some_of
 from kdedge.progress import progress
 from kdedge.records.tables import images_text

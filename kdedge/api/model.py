@@ -16,7 +16,7 @@ from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.lines import ClassScore, Prediction, Result
+from kdedge.inference.results import ClassScore, Prediction, Result
 from kdedge.progress import working
 from kdedge.runtime.artifact import Precision, model_file_at
 from kdedge.runtime.preprocess import UnusableImage, convert_image

@@ -12,14 +12,13 @@ from kdedge.api.inputs import AnyPath, InputImage, InputImages, open_inputs, pat
 from kdedge.api.model import load
 from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier
-from kdedge.inference.lines import (
-    Lines,
+from kdedge.inference.lines import Lines, shown_classes
+from kdedge.inference.results import (
     NonFiniteLogits,
     Prediction,
     Result,
     UnreadableImage,
     no_scores,
-    shown_classes,
 )
 from kdedge.progress import progress
 from kdedge.records.tables import Table, Tabled, images_text

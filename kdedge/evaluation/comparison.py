@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from kdedge.files import printable
-from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage, best_name, visible
+from kdedge.inference.lines import visible
+from kdedge.inference.results import NonFiniteLogits, Prediction, UnreadableImage, best_name
 from kdedge.messages import some_of
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE

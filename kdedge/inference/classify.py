@@ -16,7 +16,13 @@ from PIL import Image
 
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.choose import choose_and_load
-from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction, Result, UnreadableImage
+from kdedge.inference.results import (
+    ClassScore,
+    NonFiniteLogits,
+    Prediction,
+    Result,
+    UnreadableImage,
+)
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact, model_file_at
 from kdedge.runtime.backend import (
     Backend,

@@ -29,7 +29,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from kdedge.inference.lines import NonFiniteLogits, prediction_values
+from kdedge.inference.lines import prediction_values
+from kdedge.inference.results import NonFiniteLogits
 from kdedge.runtime.preprocess import UnusableImage
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, GraphOutputs, RequestImages, ServedModel

@@ -18,7 +18,7 @@ from PIL import Image
 
 from kdedge.errors import RecipeError
 from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage
+from kdedge.inference.results import NonFiniteLogits, Prediction, UnreadableImage
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import run_batches, softmax, to_input
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
