@@ -13,7 +13,7 @@ from typing import Any
 from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, read_file
 from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.inference.classify import ImageInput
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 from kdedge.runtime.video import PYAV, frames_of_video, is_video
 
 log = logging.getLogger(__name__)
@@ -137,5 +137,5 @@ def _frames(path: Path, every: int) -> Iterator[InputImage]:
         for number, seconds, image in frames_of_video(path, every=every):
             time = "" if seconds is None else f"@{seconds:.3f}s"
             yield InputImage(f"{path}:{number}{time}", f"{path.stem}-{number:06d}.jpg", image)
-    except UnusableImage as error:
+    except ImageError as error:
         yield InputImage(str(path), path.name, error)

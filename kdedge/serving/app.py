@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from kdedge.inference.lines import prediction_values
 from kdedge.inference.results import NonFiniteLogits
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, GraphOutputs, RequestImages, ServedModel
 from kdedge.serving.open_inference import (
@@ -273,7 +273,7 @@ class App:
 
         try:
             return await asyncio.wait_for(run(), deadline - loop.time())
-        except UnusableImage as error:
+        except ImageError as error:
             self.metrics.refused_images.inc()
             raise HTTPException(400, error.reason) from error
         except asyncio.TimeoutError as error:

@@ -11,7 +11,7 @@ from kdedge.config.fields import class_key
 from kdedge.errors import DataError, os_reason
 from kdedge.files import FileStamp, printable
 from kdedge.messages import nearest
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
 """Extensions of image files that every build of Pillow reads, in lower case and without the dot.
@@ -51,7 +51,7 @@ class ImageSource(Protocol):
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the bytes cannot be read.
+            ImageError: the bytes cannot be read.
         """
         ...
 
@@ -96,7 +96,7 @@ class WithoutLabels:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the bytes cannot be read.
+            ImageError: the bytes cannot be read.
         """
         return self._source.read(i)
 
@@ -116,7 +116,7 @@ class Joined:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the bytes cannot be read.
+            ImageError: the bytes cannot be read.
         """
         n_first = len(self._first.items)
         return self._first.read(i) if i < n_first else self._second.read(i - n_first)
@@ -146,7 +146,7 @@ class FileSource:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the file cannot be read.
+            ImageError: the file cannot be read.
         """
         return read_file(Path(self.location(i).path))
 
@@ -159,15 +159,15 @@ def read_file(path: Path) -> bytes:
     """Reads an image file.
 
     Raises:
-        UnusableImage: the file is missing, may not be read, or is too large to be a photo.
+        ImageError: the file is missing, may not be read, or is too large to be a photo.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UnusableImage(f"cannot be read: {os_reason(error)}") from error
+        raise ImageError(f"cannot be read: {os_reason(error)}") from error
     if len(data) > MAX_FILE_BYTES:
-        raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, too large for a photo")
+        raise ImageError(f"larger than {MAX_FILE_BYTES >> 20} MiB, too large for a photo")
     return data
 
 

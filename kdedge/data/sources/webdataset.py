@@ -25,7 +25,7 @@ from kdedge.data.sources import (
 from kdedge.errors import DataError, os_reason
 from kdedge.files import FileStamp, printable
 from kdedge.packages import need
-from kdedge.runtime.preprocess import UnusableImage, more_extensions
+from kdedge.runtime.preprocess import ImageError, more_extensions
 
 _MAX_LABEL_BYTES = 1024
 _BLOCK = 512
@@ -64,7 +64,7 @@ class WebDatasetSource:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the shard cannot be read.
+            ImageError: the shard cannot be read.
             DataError: the shard has changed since it was indexed.
         """
         size, (path, offset, stamp, _) = self._places[i]
@@ -74,7 +74,7 @@ class WebDatasetSource:
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
-            raise UnusableImage(f"{path} cannot be read: {os_reason(error)}") from error
+            raise ImageError(f"{path} cannot be read: {os_reason(error)}") from error
         if not is_same or len(data) != size:
             raise DataError(
                 f"{path} has changed since its index was made.\n"
