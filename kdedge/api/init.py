@@ -70,7 +70,7 @@ _WHY = {
     "student.optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
     "balance": "corrects CLIP's preference for some classes; or the shares that you know",
     "export.precisions": "add int8 for a GPU or Jetson; export --cpu makes INT8 by itself",
-    "gates": "what an exported file must reach against the float32 student, in whole images",
+    "gates": "what an exported file must reach against the float32 model, in whole images",
 }
 
 

@@ -54,7 +54,7 @@ class ExportInputs:
 
     Attributes:
         model: the run's folded model.
-        compare: compares an artifact's loaded file with the unfused model, on all images of the
+        compare: compares an artifact's loaded file with the unfolded model, on all images of the
             comparison.
         calibration: [N, 3, S, S], calibration images in the form of the graph's input; None if no
             INT8 file is made.

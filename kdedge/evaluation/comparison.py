@@ -1,6 +1,6 @@
 """Comparison of two classifiers on the same images, and whether the new one is as good.
 
-`agreement.py` compares the logits of a file and of its own float32 student. This file compares the
+`agreement.py` compares the logits of a file and of its own float32 model. This file compares the
 predicted classes of two artifacts, whose class lists may differ.
 """
 
