@@ -152,7 +152,8 @@ def _classify(
     Raises:
         DataError: no image can be read.
     """
-    inputs = open_inputs(paths, label_names=label_names)
+    n_old = len(models[0].artifact.class_names)
+    inputs = open_inputs(paths, label_names=label_names, n_positions=n_old)
     items, *copies = tee(inputs, 3)
     streams = [
         classifier.classify_many(((item.key, item.image) for item in own), batch=batch)

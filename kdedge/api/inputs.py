@@ -68,7 +68,11 @@ def path_list(arguments: Iterable[AnyPath], *, takes_stdin: bool = True) -> tupl
 
 
 def open_inputs(
-    paths: Sequence[str], *, every: int = 1, label_names: Sequence[str] | None = None
+    paths: Sequence[str],
+    *,
+    every: int = 1,
+    label_names: Sequence[str] | None = None,
+    n_positions: int | None = None,
 ) -> InputImages:
     """Opens the images to classify, in the order given; lists folders, shards and CSV lists.
 
@@ -77,6 +81,8 @@ def open_inputs(
         every: take the first and then every Nth frame of a video.
         label_names: class names of the labels, which are a folder's subfolders, a column of a CSV
             list or a shard's cls members; None reads no labels.
+        n_positions: number of the names, the first ones, that a label can give as a number; None
+            for all.
 
     Raises:
         DataError: a file or a folder does not exist, or a label is not a class name.
@@ -109,10 +115,11 @@ def open_inputs(
         elif path.suffix.lower() == ".tar":
             from kdedge.data.sources import webdataset  # only needed for shards
 
-            shard = webdataset.open_source(str(path.absolute()), **labels)
+            shard = webdataset.open_source(str(path.absolute()), **labels, n_positions=n_positions)
             parts.append(_source_images(shard, path.parent))
         elif path.suffix.lower() == ".csv":
-            parts.append(_source_images(csv_list.open_source(path, **labels), path.parent))
+            listed = csv_list.open_source(path, **labels, n_positions=n_positions)
+            parts.append(_source_images(listed, path.parent))
         elif is_video(path):
             PYAV.load()  # fail before the model is loaded
             parts.append(_frames(path, every))

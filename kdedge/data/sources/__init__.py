@@ -188,10 +188,12 @@ class LabelIndex:
 
     Args:
         class_names: in class-list order.
+        n_positions: number of classes, the first ones, that a number can name; None for all.
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], n_positions: int | None = None) -> None:
         self.class_names = tuple(class_names)
+        self._n_positions = len(self.class_names) if n_positions is None else n_positions
         self._exact = {name: i for i, name in enumerate(self.class_names)}
         self._keys = {class_key(name): i for i, name in enumerate(self.class_names)}
 
@@ -199,6 +201,11 @@ class LabelIndex:
         """Returns the position of a class name; None if unknown."""
         position = self._exact.get(text)
         return self._keys.get(class_key(text)) if position is None else position
+
+    def position(self, text: str) -> int | None:
+        """Returns the number in a text if it is a position in the list; None otherwise."""
+        is_position = text.isdecimal() and len(text) < 10 and int(text) < self._n_positions
+        return int(text) if is_position else None
 
     def read(self, text: str, where: str, *, numbers: bool = True) -> int | None:
         """Returns the position of a class name, or of a number that is a position in the list.
@@ -214,14 +221,13 @@ class LabelIndex:
         if not text:
             return None
         position = self.find(text)
-        n_classes = len(self.class_names)
-        if position is None and numbers and text.isdecimal() and len(text) < 10:
-            position = int(text) if int(text) < n_classes else None
+        if position is None and numbers:
+            position = self.position(text)
         if position is None:
-            choice = f", or a position from 0 to {n_classes - 1}" if numbers else ""
+            choice = f", or a position from 0 to {self._n_positions - 1}" if numbers else ""
             raise DataError(
                 f'{where}: "{text}" is not a class name{self.nearest(text)}.\n'
-                f"  Expected one of the {n_classes} class names{choice}."
+                f"  Expected one of the {len(self.class_names)} class names{choice}."
             )
         return position
 

@@ -87,7 +87,9 @@ class WebDatasetSource:
         return self._places[i][1]
 
 
-def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> WebDatasetSource:
+def open_source(
+    pattern: str, *, class_names: Sequence[str], labeled: bool, n_positions: int | None = None
+) -> WebDatasetSource:
     """Indexes local shards.
 
     Args:
@@ -95,13 +97,14 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
         class_names: in class-list order; used if `labeled`.
         labeled: read labels from `cls` members: a number is a position in the class list, any
             other text a class name. A sample without this file has no label.
+        n_positions: as for `LabelIndex`.
 
     Raises:
         DataError: a shard is missing, remote, compressed or damaged; a sample does not have exactly
             one image; a label is invalid; or no sample has a label although labels are needed.
         MissingPackage: webdataset is not installed.
     """
-    labels = LabelIndex(class_names)
+    labels = LabelIndex(class_names, n_positions)
     members: list[_Member] = []
     items: list[Item] = []
     keys: set[str] = set()
@@ -243,8 +246,9 @@ def _sample_label(sample: dict[str, Any], labels: LabelIndex) -> int | None:
     """Reads a sample's label; None if it has none."""
     text = _label_text(sample) or ""
     # As in WebDataset, a number is a position, even if a class has this number as its name
-    if text.isdecimal() and len(text) < 10 and int(text) < len(labels.class_names):
-        return int(text)
+    position = labels.position(text)
+    if position is not None:
+        return position
     # A class name has at most 200 characters
     return labels.read(text[:200], f"{sample['__url__']}: {sample['__key__']}.cls")
 
