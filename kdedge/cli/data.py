@@ -62,9 +62,7 @@ def list_here(data: Path, as_json: bool) -> None:
 def show(name: str, data: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, terms, layout, and which are missing."""
     opened = open_set(name, data)
-    benchmark = opened.benchmark
-    folder = opened.folder
-    missing = opened.missing
+    benchmark, folder, missing = opened.benchmark, opened.folder, opened.missing
     record = {
         "name": name,
         "folder": str(folder),

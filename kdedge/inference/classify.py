@@ -288,13 +288,10 @@ class Classifier:
         if usable:
             keys, pictures = zip(*usable, strict=True)
             answers = iter(self.results(keys, self._outputs(pictures), top=top))
-        results: list[Result] = []
-        for key, pixels in images:
-            if isinstance(pixels, ImageError):
-                results.append(UnreadableImage(key, pixels.reason))
-            else:
-                results.append(next(answers))
-        return results
+        return [
+            UnreadableImage(key, pixels.reason) if isinstance(pixels, ImageError) else next(answers)
+            for key, pixels in images
+        ]
 
     def results(
         self, keys: Sequence[str], outputs: npt.NDArray[np.float32], *, top: int

@@ -247,10 +247,9 @@ def _sample_label(sample: dict[str, Any], labels: LabelIndex) -> int | None:
     text = _label_text(sample) or ""
     # As in WebDataset, a number is a position, even if a class has this number as its name
     position = labels.position(text)
-    if position is not None:
-        return position
+    where = f"{sample['__url__']}: {sample['__key__']}.cls"
     # A class name has at most 200 characters
-    return labels.read(text[:200], f"{sample['__url__']}: {sample['__key__']}.cls")
+    return labels.read(text[:200], where) if position is None else position
 
 
 def _label_text(sample: dict[str, Any]) -> str | None:
