@@ -205,7 +205,7 @@ def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) ->
     assert not Path("runs/tiny/01/bench").exists()
 
 
-def test_the_newest_export_is_the_one_with_the_highest_number(kdedge: Kdedge) -> None:
+def test_the_newest_artifact_is_the_one_with_the_highest_number(kdedge: Kdedge) -> None:
     for name in ("9", "100", "backup"):
         shutil.copytree(ARTIFACT, f"runs/tiny/02/artifacts/{name}")
     for name in ("01", "9", "backup"):
