@@ -219,7 +219,7 @@ def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFi
     """The ONNX file that a target's file is built from; CPU files are only for CPU targets."""
     if target.base_precision is not None and precision != "int8":
         precision = target.base_precision
-    other = "gpu" if target.is_for_cpu else "cpu"
+    other = "gpu" if target.uses_cpu_int8 else "cpu"
     files = [file for file in artifact.files if file.target == "onnx" and file.device != other]
     for file in files:
         if file.precision == precision:
