@@ -8,7 +8,7 @@
 Ranges come from unlabeled images and candidates of the search are chosen on others, as `kdedge
 export` does; figures come from evenly spaced test images, or from unlabeled ones that nothing else
 uses where the recipe has no test images. Agreement is the share of images with the top-1 of RUN's
-unfused float32 model. Layers in FP16 are those that INT8 quantizes by default and here does not.
+unfolded float32 model. Layers in FP16 are those that INT8 quantizes by default and here does not.
 Latency is a median on this CPU, one image a call, all files in one process and in turns; the ratio
 is float32's latency by the file's. Q/DQ files are meant for GPUs.
 
@@ -129,7 +129,7 @@ class Table:
         self.source = folder / "float32.onnx"
         write_onnx(self.model, self.source, size_px=trained.preprocess.size_px)
         self._choose_images(n_images)
-        self._expected = unfused_logits(trained, self._pixels)
+        self._expected = unfolded_logits(trained, self._pixels)
         self.add(FLOAT32, self.source)
 
     def _choose_images(self, n_images: int) -> None:
@@ -235,7 +235,7 @@ def folded(trained: RunModel) -> FoldedModel:
 
 
 @torch.no_grad()
-def unfused_logits(trained: RunModel, pixels: PixelArray) -> npt.NDArray[np.float32]:
+def unfolded_logits(trained: RunModel, pixels: PixelArray) -> npt.NDArray[np.float32]:
     """[N, C], of the model as it was trained."""
     parts, vectors = [], trained.class_vectors().cpu()
     with progress("reference", len(pixels), unit="images") as advance:

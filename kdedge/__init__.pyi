@@ -57,14 +57,14 @@ from kdedge.errors import (
     ResourceError as ResourceError,
     SetupError as SetupError,
 )
-from kdedge.inference.lines import (
+from kdedge.inference.results import (
     ClassScore as ClassScore,
     NonFiniteLogits as NonFiniteLogits,
     Prediction as Prediction,
     UnreadableImage as UnreadableImage,
 )
 from kdedge.progress import progress_to as progress_to
-from kdedge.runtime.threads import compute_threads as compute_threads
+from kdedge.runtime.process import compute_threads as compute_threads
 from kdedge.records.evaluation import EvalResult as EvalResult, UnlabeledResult as UnlabeledResult
 from kdedge.runs.provenance import Provenance as Provenance
 from kdedge.runtime.artifact import Artifact as Artifact

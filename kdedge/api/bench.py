@@ -145,7 +145,7 @@ def _run_subjects(
     from kdedge.benchmarking.run_subjects import run_subjects
     from kdedge.runs.model import run_workspace
 
-    newest = run.newest_export
+    newest = run.newest_artifact
     artifact = None if newest is None else load_artifact(newest)
     rows, left_out = run_subjects(run, run_workspace(run, device), against=against)
     if artifact is None:

@@ -20,7 +20,7 @@ from kdedge.evaluation.comparison import (
     predicted_class,
 )
 from kdedge.inference.classify import Classifier
-from kdedge.inference.lines import UnreadableImage
+from kdedge.inference.results import UnreadableImage
 from kdedge.messages import option, some_of
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
@@ -152,7 +152,8 @@ def _classify(
     Raises:
         DataError: no image can be read.
     """
-    inputs = open_inputs(paths, label_names=label_names)
+    n_old = len(models[0].artifact.class_names)
+    inputs = open_inputs(paths, label_names=label_names, n_positions=n_old)
     items, *copies = tee(inputs, 3)
     streams = [
         classifier.classify_many(((item.key, item.image) for item in own), batch=batch)

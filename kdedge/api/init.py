@@ -70,7 +70,7 @@ _WHY = {
     "student.optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
     "balance": "corrects CLIP's preference for some classes; or the shares that you know",
     "export.precisions": "add int8 for a GPU or Jetson; export --cpu makes INT8 by itself",
-    "gates": "what an exported file must reach against the float32 student, in whole images",
+    "gates": "what an exported file must reach against the float32 model, in whole images",
 }
 
 
@@ -369,14 +369,14 @@ def _model(
         )
     if looks_like_path(weights) and Path(weights).expanduser().is_file():
         check_weights_file(spec)
-    settings = {**_fitting_depths(method, settings, n_layers, clip), **settings}
+    settings = {**_fitting_counts(method, settings, n_layers, clip), **settings}
     return model | ({"settings": settings} if settings else {})
 
 
-def _fitting_depths(
+def _fitting_counts(
     method: str, settings: dict[str, Any], n_layers: Mapping[str, int], clip: str
 ) -> dict[str, int]:
-    """The prompt depths of a method that are too large for a CLIP -> its number of layers.
+    """Settings of a method that count more layers than a CLIP has -> its number of layers.
 
     Raises:
         RecipeError: the CLIP has no layers that take a prompt that the settings ask for.
@@ -384,14 +384,14 @@ def _fitting_depths(
     from kdedge.methods.registry import load_method
 
     settings_type = load_method(method).Settings
-    defaults, depths = settings_type(), settings_type.model_validate(settings).prompt_depths
+    defaults, chosen = settings_type(), settings_type.model_validate(settings).layer_counts
     fitting: dict[str, int] = {}
-    for setting, encoders in defaults.prompt_depths.items():
+    for setting, encoders in defaults.layer_counts.items():
         if all(encoder in n_layers for encoder in encoders):
             most = min(n_layers[encoder] for encoder in encoders)
             if most < getattr(defaults, setting):
                 fitting[setting] = most
-        elif setting in depths:
+        elif setting in chosen:
             raise RecipeError(
                 f"{method} trains visual prompts, and {clip} has no layers that take them.\n"
                 "  Choose a CLIP with a ViT, such as ViT-B-16:openai. Or write the recipe by hand:"

@@ -13,7 +13,7 @@ from typing import Any
 from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, read_file
 from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.inference.classify import ImageInput
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 from kdedge.runtime.video import PYAV, frames_of_video, is_video
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,11 @@ def path_list(arguments: Iterable[AnyPath], *, takes_stdin: bool = True) -> tupl
 
 
 def open_inputs(
-    paths: Sequence[str], *, every: int = 1, label_names: Sequence[str] | None = None
+    paths: Sequence[str],
+    *,
+    every: int = 1,
+    label_names: Sequence[str] | None = None,
+    n_positions: int | None = None,
 ) -> InputImages:
     """Opens the images to classify, in the order given; lists folders, shards and CSV lists.
 
@@ -77,6 +81,8 @@ def open_inputs(
         every: take the first and then every Nth frame of a video.
         label_names: class names of the labels, which are a folder's subfolders, a column of a CSV
             list or a shard's cls members; None reads no labels.
+        n_positions: number of the names, the first ones, that a label can give as a number; None
+            for all.
 
     Raises:
         DataError: a file or a folder does not exist, or a label is not a class name.
@@ -109,10 +115,11 @@ def open_inputs(
         elif path.suffix.lower() == ".tar":
             from kdedge.data.sources import webdataset  # only needed for shards
 
-            shard = webdataset.open_source(str(path.absolute()), **labels)
+            shard = webdataset.open_source(str(path.absolute()), **labels, n_positions=n_positions)
             parts.append(_source_images(shard, path.parent))
         elif path.suffix.lower() == ".csv":
-            parts.append(_source_images(csv_list.open_source(path, **labels), path.parent))
+            listed = csv_list.open_source(path, **labels, n_positions=n_positions)
+            parts.append(_source_images(listed, path.parent))
         elif is_video(path):
             PYAV.load()  # fail before the model is loaded
             parts.append(_frames(path, every))
@@ -137,5 +144,5 @@ def _frames(path: Path, every: int) -> Iterator[InputImage]:
         for number, seconds, image in frames_of_video(path, every=every):
             time = "" if seconds is None else f"@{seconds:.3f}s"
             yield InputImage(f"{path}:{number}{time}", f"{path.stem}-{number:06d}.jpg", image)
-    except UnusableImage as error:
+    except ImageError as error:
         yield InputImage(str(path), path.name, error)

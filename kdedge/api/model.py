@@ -16,10 +16,10 @@ from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.lines import ClassScore, Prediction, Result
+from kdedge.inference.results import ClassScore, Prediction, Result
 from kdedge.progress import working
 from kdedge.runtime.artifact import Precision, model_file_at
-from kdedge.runtime.preprocess import UnusableImage, convert_image
+from kdedge.runtime.preprocess import ImageError, convert_image
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, an image file's bytes, a Pillow image, or pixels [H, W, 3] or [H, W], 0 to 255."""
@@ -155,7 +155,7 @@ def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInp
         if isinstance(image, bytes):
             return key, image
         raise _no_image_error(image)
-    except UnusableImage as error:
+    except ImageError as error:
         return key, error
 
 

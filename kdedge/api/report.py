@@ -62,10 +62,10 @@ def write_page(
     names = [run_argument(run) for run in runs or (None,)]
     folders = [find_run(name, root) for name in names]
     for name, run in zip(names, folders, strict=True):
-        artifact = find_artifact(name, root)
-        if artifact is not None and artifact.resolve() != (run.newest_export or run.path).resolve():
+        artifact, newest = find_artifact(name, root), run.newest_artifact or run.path
+        if artifact is not None and artifact.resolve() != newest.resolve():
             raise RecipeError(
-                f"{name} is not the newest export of {run.path}, and a report shows that.\n"
+                f"{name} is not the newest artifact of {run.path}, and a report shows that.\n"
                 "  Name the run, or look at the artifact with: kdedge show"
                 f" {shlex.quote(str(name))}"
             )

@@ -71,7 +71,7 @@ class Run(Tabled):
     @property
     def artifacts(self) -> list[Artifact]:
         """The run's artifacts, by number."""
-        return [load_artifact(folder) for folder in self.folder.exports]
+        return [load_artifact(folder) for folder in self.folder.artifacts]
 
     @property
     def headline(self) -> str | None:

@@ -189,7 +189,7 @@ def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
 
 
 def _own_subject(trained: RunModel) -> Subject:
-    """Subject of the run's own model, unfused."""
+    """Subject of the run's own model, unfolded."""
     tensors = trained.method.image_modules().parameters()
     label = _title(trained.setup.choice.name)
     if trained.run.role != "baseline":

@@ -9,7 +9,7 @@ import click
 
 from kdedge.api.check import check
 from kdedge.cli._options import run_options, set_option, size_option
-from kdedge.cli._output import given_options, next_line, print_result, same_options, table
+from kdedge.cli._output import given_options, next_line, print_result, same_options, table_text
 
 
 @click.command("check")
@@ -25,9 +25,8 @@ def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: An
     pretrained weights into its cache.
     """
     preflight = check(recipe, overrides=overrides, **options)
-    rows = [[finding.what, finding.result] for finding in preflight.findings]
     has_student = any(finding.what.startswith("student") for finding in preflight.findings)
     same = [*given_options("size"), *same_options(overrides)]
     following = next_line("distill" if has_student else "teach", recipe, *same)
-    text = f"{table(rows)}\n{preflight.estimate}\n{following}"
+    text = "\n".join([table_text(preflight.table), *preflight.notes, following])
     print_result(asdict(preflight), as_json=as_json, text=text)

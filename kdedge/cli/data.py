@@ -10,10 +10,10 @@ import click
 
 from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
-from kdedge.data.images import BadImage
 from kdedge.data.survey import Survey
 from kdedge.data.verify import Verification
 from kdedge.errors import DataError
+from kdedge.inference.results import UnreadableImage
 
 _MAX_NAMED = 20
 
@@ -62,9 +62,7 @@ def list_here(data: Path, as_json: bool) -> None:
 def show(name: str, data: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, terms, layout, and which are missing."""
     opened = open_set(name, data)
-    benchmark = opened.benchmark
-    folder = opened.folder
-    missing = opened.missing
+    benchmark, folder, missing = opened.benchmark, opened.folder, opened.missing
     record = {
         "name": name,
         "folder": str(folder),
@@ -161,7 +159,7 @@ def _verification_text(verification: Verification) -> str:
             f"{part.n_images:,}",
             f"{part.n_missing:,}",
             str(part.n_classes),
-            "-" if part.bad is None else str(len(part.bad)),
+            "-" if part.unreadable is None else str(len(part.unreadable)),
         ]
         for part in verification.parts
     ]
@@ -170,10 +168,10 @@ def _verification_text(verification: Verification) -> str:
     blocks = [table(facts)]
     if rows:
         blocks.append(table(rows, header=header, align="lrrrr"))
-    bad = [image for part in verification.parts for image in part.bad or ()]
-    if bad:
-        blocks.append(_name_some(bad))
-    is_read = any(part.bad is not None for part in verification.parts)
+    unreadable = [image for part in verification.parts for image in part.unreadable or ()]
+    if unreadable:
+        blocks.append(_name_some(unreadable))
+    is_read = any(part.unreadable is not None for part in verification.parts)
     good = "All as published." + ("" if is_read else " --images decodes the images, too.")
     blocks.append("\n".join(verification.problems) or good)
     return "\n\n".join(blocks)
@@ -186,12 +184,12 @@ def _survey_text(survey: Survey) -> str:
     if survey.classes:
         classes = [[name, f"{count:,}"] for name, count in survey.classes]
         blocks.append(table(classes, header=("class", "images"), align="lr"))
-    if survey.bad:
-        blocks.append(_name_some(survey.bad))
+    if survey.unreadable:
+        blocks.append(_name_some(survey.unreadable))
     return "\n\n".join(blocks)
 
 
-def _name_some(bad: tuple[BadImage, ...] | list[BadImage]) -> str:
-    lines = [f"{image.key}: {image.reason}" for image in bad[:_MAX_NAMED]]
-    more = len(bad) - _MAX_NAMED
+def _name_some(images: tuple[UnreadableImage, ...] | list[UnreadableImage]) -> str:
+    lines = [f"{image.key}: {image.reason}" for image in images[:_MAX_NAMED]]
+    more = len(images) - _MAX_NAMED
     return "\n".join([*lines, f"and {more} more; --json has them all"] if more > 0 else lines)

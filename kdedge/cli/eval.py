@@ -80,6 +80,6 @@ def command(
         text += "\n\n" + table(cells, header=["class", *header], align="lr")
     if output is not None:
         text += f"\nWrote {output}"
-    is_new = folder.role == "student" and not folder.exports
+    is_new = folder.role == "student" and not folder.artifacts
     text += f"\n{next_line('export' if is_new else 'report', folder.path, *['--cpu'] * is_new)}"
     print_result({"run": str(folder.path), **result.to_dict()}, as_json=as_json, text=text)

@@ -26,19 +26,16 @@ from kdedge.cli._options import (
 )
 from kdedge.errors import DataError, explained
 from kdedge.files import already_exists, new_file
-from kdedge.inference.lines import (
-    FORMATS,
-    Lines,
+from kdedge.inference.lines import FORMATS, Lines, column_widths, shown_classes
+from kdedge.inference.pictures import PictureFolder
+from kdedge.inference.results import (
     NonFiniteLogits,
     Prediction,
     Result,
     UnreadableImage,
     best_name,
-    column_widths,
     no_scores,
-    shown_classes,
 )
-from kdedge.inference.pictures import PictureFolder
 from kdedge.progress import progress_to
 from kdedge.records.tables import images_text
 

@@ -1,4 +1,4 @@
-"""List the runs: status, accuracy, size, exports."""
+"""List the runs: status, accuracy, size, artifacts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdedge.runs.listing import summary_of
 @runs_option
 @json_option
 def command(name: str | None, root: Path, as_json: bool) -> None:
-    """List the runs, or those of the recipe NAME: status, accuracy, size on disk, exports.
+    """List the runs, or those of the recipe NAME: status, accuracy, size on disk, artifacts.
 
     The accuracy is the harmonic mean (HM) of base and novel classes for base-to-novel, else the
     accuracy over all images. Compare only runs of the same recipe with the same number of test
@@ -33,7 +33,7 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
 
 
 def _text(records: list[dict[str, Any]]) -> str:
-    header = ["run", "role", "method", "status", "accuracy", "", "images", "size", "exports"]
+    header = ["run", "role", "method", "status", "accuracy", "", "images", "size", "artifacts"]
     rows = [
         [
             record["run"],

@@ -17,7 +17,7 @@ from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
 from kdedge.runs.find import find_artifact, find_run
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.listing import changed_exports, files_of, size_of
+from kdedge.runs.listing import changed_artifacts, files_of, size_of
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -74,9 +74,9 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
 def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[str]]:
     facts = {
         **record.facts,
-        "exports": ", ".join(f"artifacts/{folder.name}" for folder in run.exports),
+        "artifacts": ", ".join(f"artifacts/{folder.name}" for folder in run.artifacts),
         "changed since the export": ", ".join(
-            f"artifacts/{folder.name}" for folder in changed_exports(run)
+            f"artifacts/{folder.name}" for folder in changed_artifacts(run)
         ),
     }
     if is_whole:

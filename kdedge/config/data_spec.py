@@ -20,6 +20,7 @@ from kdedge.config.fields import (
     Strict,
     TablePattern,
     Template,
+    percent_value,
 )
 
 SOURCES = ("folder", "webdataset", "list", "parquet", "huggingface", "benchmark", "synthetic")
@@ -230,7 +231,7 @@ class DataSpec(Strict):
 
 def to_count(share: str | int, n_images: int, rounded: Callable[[float], int] = math.floor) -> int:
     """Converts a count, or a percentage of `n_images`, to a number of images."""
-    return share if isinstance(share, int) else rounded(n_images * float(share[:-1]) / 100)
+    return share if isinstance(share, int) else rounded(n_images * percent_value(share) / 100)
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]

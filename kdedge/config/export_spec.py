@@ -84,7 +84,7 @@ class ExportSpec(Strict):
         500,
         ge=1,
         le=1_000_000,
-        description="Most images on which each file is compared with the float32 student. By"
+        description="Most images on which each file is compared with the float32 model. By"
         " default one point of agreement is 5 images, and a ViT-B/16 takes minutes on a CPU.",
     )
     external_data: bool = Field(
@@ -110,7 +110,7 @@ class ExportSpec(Strict):
 
 
 class AgreementSpec(Strict):
-    """Lowest top-1 agreement with the float32 student, by precision."""
+    """Lowest top-1 agreement with the float32 model, by precision."""
 
     fp32: PercentText = Field(
         "99.9%", description="For float32 files, which differ by rounding and kernels only."
@@ -124,14 +124,14 @@ class GatesSpec(Strict):
 
     agreement: AgreementSpec = Field(
         default_factory=AgreementSpec,
-        description="Lowest share of images on which a file gives the float32 student's top-1"
+        description="Lowest share of images on which a file gives the float32 model's top-1"
         " class, by precision.",
     )
     max_drop: float = Field(
         1.0,
         ge=0,
         le=100,
-        description="Largest drop of top-1 accuracy against the float32 student, percentage points."
+        description="Largest drop of top-1 accuracy against the float32 model, percentage points."
         " One image is never too many. Checked if there are labeled test images.",
     )
 

@@ -32,7 +32,7 @@ from kdedge.data.sources import ImageSource
 from kdedge.data.views import SECOND_SET, Augmentation, decode_pixels
 from kdedge.errors import DataError, ResourceError
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
+from kdedge.runtime.preprocess import ImageError, Preprocess, decode_image, resize_and_crop
 from kdedge.torchrun import local_world_size
 
 MAX_WORKERS = 8
@@ -85,7 +85,7 @@ class _Batches(Dataset[_Loaded]):
         for pixels, (number, position, view) in zip(self._slots[slot], places, strict=False):
             try:
                 self._load(pixels, number, position, view)
-            except UnusableImage as error:
+            except ImageError as error:
                 # Returned, as an exception raised in a worker arrives with a traceback in its text
                 return slot, len(places), (number, position), error.reason
             except DataError as error:

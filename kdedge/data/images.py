@@ -14,9 +14,10 @@ from kdedge.data.scan_cache import ImageFacts, ScanCache
 from kdedge.data.sources import ImageSource, Joined
 from kdedge.errors import DataError
 from kdedge.files import sha256_json, write_atomic
+from kdedge.inference.results import UnreadableImage
 from kdedge.messages import some_of
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
@@ -24,29 +25,16 @@ _MAX_TASKS = 10_000
 
 
 @dataclass(frozen=True)
-class BadImage:
-    """An image that is skipped.
-
-    Attributes:
-        key: name of the image in the source.
-        reason: why it is skipped.
-    """
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Scan:
     """The result of a scan.
 
     Attributes:
-        good: position in the source -> facts of each readable image, ascending.
-        bad: unreadable images, in the source's order.
+        readable: position in the source -> facts of each readable image, ascending.
+        unreadable: the other images, in the source's order.
     """
 
-    good: Mapping[int, ImageFacts]
-    bad: tuple[BadImage, ...]
+    readable: Mapping[int, ImageFacts]
+    unreadable: tuple[UnreadableImage, ...]
 
 
 def scan(
@@ -70,7 +58,8 @@ def scan(
     """
     cache = cache or ScanCache()
     cache.open(source)
-    positions = range(len(source.items))[rows]
+    items = source.items
+    positions = range(len(items))[rows]
     n_at_once = max(_ROWS_AT_ONCE, len(positions) // _MAX_TASKS)
     parts = [positions[start : start + n_at_once] for start in range(0, len(positions), n_at_once)]
     results: list[ImageFacts | str] = []
@@ -88,25 +77,25 @@ def scan(
     pairs = list(zip(positions, results, strict=True))
     return Scan(
         {i: facts for i, facts in pairs if isinstance(facts, ImageFacts)},
-        tuple(BadImage(source.items[i].key, why) for i, why in pairs if isinstance(why, str)),
+        tuple(UnreadableImage(items[i].key, why) for i, why in pairs if isinstance(why, str)),
     )
 
 
 def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> list[ImageFacts | str]:
-    """Returns the facts of each image, or the reason why it cannot be used."""
+    """Returns the facts of each image, or the reason why it cannot be read."""
     results: list[ImageFacts | str] = []
     for i in rows:
         try:
             results.append(cache.facts(source, i))
-        except UnusableImage as error:
+        except ImageError as error:
             results.append(error.reason)
     return results
 
 
 def concatenated(scans: Sequence[Scan]) -> Scan:
     """Joins the scans of consecutive parts of a source."""
-    good = {position: facts for part in scans for position, facts in part.good.items()}
-    return Scan(good, tuple(image for part in scans for image in part.bad))
+    readable = {i: facts for part in scans for i, facts in part.readable.items()}
+    return Scan(readable, tuple(image for part in scans for image in part.unreadable))
 
 
 def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = None) -> None:
@@ -121,29 +110,29 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
     Raises:
         DataError: more than `limit` are unreadable, or none is readable.
     """
-    n_images = len(scan.good) + len(scan.bad)
-    if scan.good and len(scan.bad) <= limit:
+    n_images = len(scan.readable) + len(scan.unreadable)
+    if scan.readable and len(scan.unreadable) <= limit:
         return
-    examples = "\n  ".join(some_of((f"{bad.key}: {bad.reason}." for bad in scan.bad), _MAX_NAMED))
-    if not scan.good:
+    examples = "\n  ".join(some_of((f"{x.key}: {x.reason}." for x in scan.unreadable), _MAX_NAMED))
+    if not scan.readable:
         raise DataError(
             f"{what}: none of {n_images} images can be read.\n  {examples}\n"
             "  Check that these are image files."
         )
     rounded = f": {share} of {n_images}, rounded up" if isinstance(share, str) else ""
     raise DataError(
-        f"{what}: {len(scan.bad)} of {n_images} images are unreadable, and the limit"
+        f"{what}: {len(scan.unreadable)} of {n_images} images are unreadable, and the limit"
         f" is {limit}{rounded}.\n  {examples}\n"
         "  Repair or remove them, or raise data.max_bad_images."
     )
 
 
-def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None:
+def write_skipped_csv(path: Path, skipped: Mapping[str, Iterable[UnreadableImage]]) -> None:
     """Writes the list of skipped images: a heading, then one `source,key,reason` row per image.
 
     Args:
         path: the file.
-        bad: name of a source, such as `unlabeled` -> its unreadable images.
+        skipped: name of a source, such as `unlabeled` -> its unreadable images.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -152,7 +141,7 @@ def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("source", "key", "reason"))
     writer.writerows(
-        (source, image.key, image.reason) for source, images in bad.items() for image in images
+        (source, image.key, image.reason) for source, images in skipped.items() for image in images
     )
     write_atomic(path, text.getvalue().encode())
 
@@ -172,7 +161,7 @@ class Images:
 
     source: ImageSource
     indices: tuple[int, ...]
-    skipped: tuple[BadImage, ...] = ()
+    skipped: tuple[UnreadableImage, ...] = ()
     digests: Mapping[int, str] = field(default_factory=dict)
     train_labels: Mapping[int, int] | None = None
 

@@ -72,7 +72,7 @@ class ScanCache:
         Many threads may call this at once.
 
         Raises:
-            UnusableImage: the image cannot be read.
+            ImageError: the image cannot be read.
         """
         location = source.location(i) if isinstance(source, InFiles) else None
         stamp = location and _stamp(location)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kdedge.config.fields import HUB
-from kdedge.data.images import BadImage, Scan, check_limit, scan
+from kdedge.data.images import Scan, check_limit, scan
 from kdedge.data.sources import ImageSource, csv_list, folder, huggingface, parquet, webdataset
 from kdedge.errors import DataError
+from kdedge.inference.results import UnreadableImage
 from kdedge.messages import name_some
 from kdedge.progress import progress
 
@@ -23,7 +24,7 @@ class Survey:
         kind: folder, list, webdataset, parquet or huggingface: the recipe's key.
         n_images: images in all.
         n_read: number of images that were decoded.
-        bad: decoded images that cannot be read.
+        unreadable: images that cannot be read or decoded.
         n_duplicates: readable images with the same bytes as an earlier one.
         sizes_px: ((width, height), number of readable images), the most frequent first.
         classes: (class name, number of images), sorted by name or in class-list order; empty if
@@ -37,7 +38,7 @@ class Survey:
     kind: str
     n_images: int
     n_read: int
-    bad: tuple[BadImage, ...]
+    unreadable: tuple[UnreadableImage, ...]
     n_duplicates: int
     sizes_px: tuple[tuple[tuple[int, int], int], ...]
     classes: tuple[tuple[str, int], ...]
@@ -58,9 +59,10 @@ class Survey:
             sides = [min(size) for size, _ in self.sizes_px]
             text += f" and {len(sizes) - 2} other sizes, shorter side {min(sides)} to {max(sides)}"
         lines = [f"{self.n_images:,}, of {text}"]
-        if self.bad:
+        if self.unreadable:
             n_read = f"{self.n_read:,}{' opened' if self.n_read < self.n_images else ''}"
-            lines.append(f"{len(self.bad):,} of {n_read} cannot be read, such as {self.bad[0].key}")
+            n, first = len(self.unreadable), self.unreadable[0].key
+            lines.append(f"{n:,} of {n_read} cannot be read, such as {first}")
         if self.n_duplicates:
             lines.append(f"{self.n_duplicates:,} of {self.n_read:,} are copies of others")
         present = [n for _, n in self.classes if n]
@@ -90,14 +92,14 @@ def _survey(
     n_unlabeled: int,
     twins: Iterable[str] = (),
 ) -> Survey:
-    sizes_px = Counter(facts.size_px for facts in scanned.good.values())
-    digests = {facts.digest for facts in scanned.good.values()}
+    sizes_px = Counter(facts.size_px for facts in scanned.readable.values())
+    digests = {facts.digest for facts in scanned.readable.values()}
     return Survey(
         kind=kind,
         n_images=len(source.items),
-        n_read=len(scanned.good) + len(scanned.bad),
-        bad=scanned.bad,
-        n_duplicates=len(scanned.good) - len(digests),
+        n_read=len(scanned.readable) + len(scanned.unreadable),
+        unreadable=scanned.unreadable,
+        n_duplicates=len(scanned.readable) - len(digests),
         sizes_px=tuple(sorted(sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
         classes=tuple(classes),
         n_unlabeled=n_unlabeled,
@@ -120,7 +122,7 @@ def survey(place: str) -> Survey:
     kind, source, labels = _open(place)
     with progress(f"reading {place}", len(source.items), unit="images") as advance:
         result = scan(source, progress=advance)
-    check_limit(result, len(result.bad), place)
+    check_limit(result, len(result.unreadable), place)
     counts = Counter(labels)
     n_unlabeled = counts.pop("", 0)
     return _survey(kind, source, result, sorted(counts.items()), n_unlabeled)
@@ -164,7 +166,7 @@ def survey_sample(place: Path, *, class_names: Sequence[str] = (), labeled: bool
     source = folder.open_source(place, class_names=class_names, labeled=labeled)
     n_images = len(source.items)
     result = scan(source, rows=slice(None, None, -(-n_images // _N_READ)))
-    check_limit(result, len(result.bad), str(place))
+    check_limit(result, len(result.unreadable), str(place))
     labels = Counter(item.label for item in source.items)
     n_unlabeled = labels.pop(None, 0)
     counts = [(name, labels[i]) for i, name in enumerate(class_names)] if labeled else []

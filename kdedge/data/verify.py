@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, MissingPartsError
-from kdedge.data.images import BadImage, scan
+from kdedge.data.images import scan
 from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError
 from kdedge.files import sha256_file
+from kdedge.inference.results import UnreadableImage
 from kdedge.progress import progress
 
 
@@ -23,14 +24,14 @@ class VerifiedPart:
         n_images: images that the split lists.
         n_missing: listed images without a file.
         n_classes: classes with at least one image in this part.
-        bad: images that cannot be decoded; None if they were not read.
+        unreadable: images that cannot be read or decoded; None if they were not read.
     """
 
     part: str
     n_images: int
     n_missing: int
     n_classes: int
-    bad: tuple[BadImage, ...] | None
+    unreadable: tuple[UnreadableImage, ...] | None
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,10 @@ def _verify_part(
     missing = [
         item.key for i, item in enumerate(source.items) if not is_file(source.location(i).path)
     ]
-    bad = None
+    unreadable = None
     if read_images:
         with progress(f"reading {name}", n_images, unit="images") as advance:
-            bad = scan(source, progress=advance).bad
+            unreadable = scan(source, progress=advance).unreadable
     problems = []
     if missing:
         problems.append(
@@ -108,7 +109,7 @@ def _verify_part(
         )
     if n_classes != n_published_classes:
         problems.append(f"{name} has images of only {n_classes} of {n_published_classes} classes.")
-    n_broken = len(bad or ()) - len(missing)
+    n_broken = len(unreadable or ()) - len(missing)
     if n_broken > 0:
         problems.append(f"{name} has {n_broken} images that cannot be read.")
-    return VerifiedPart(name, n_images, len(missing), n_classes, bad), problems
+    return VerifiedPart(name, n_images, len(missing), n_classes, unreadable), problems

@@ -90,7 +90,7 @@ def decode_pixels(data: bytes) -> Tensor:
         [3, H, W] uint8, RGB.
 
     Raises:
-        UnusableImage: as in `decode_image`.
+        ImageError: as in `decode_image`.
     """
     if is_upright_jpeg(data):
         with contextlib.suppress(RuntimeError):  # torchvision was built without libjpeg

@@ -54,7 +54,7 @@ class ExportInputs:
 
     Attributes:
         model: the run's folded model.
-        compare: compares an artifact's loaded file with the unfused model, on all images of the
+        compare: compares an artifact's loaded file with the unfolded model, on all images of the
             comparison.
         calibration: [N, 3, S, S], calibration images in the form of the graph's input; None if no
             INT8 file is made.
@@ -219,7 +219,7 @@ def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFi
     """The ONNX file that a target's file is built from; CPU files are only for CPU targets."""
     if target.base_precision is not None and precision != "int8":
         precision = target.base_precision
-    other = "gpu" if target.is_for_cpu else "cpu"
+    other = "gpu" if target.uses_cpu_int8 else "cpu"
     files = [file for file in artifact.files if file.target == "onnx" and file.device != other]
     for file in files:
         if file.precision == precision:

@@ -1,6 +1,6 @@
 """Exports a trained model to an artifact: folds it, writes ONNX files, compares each of them.
 
-Every file is compared with the unfused float32 model on real images. A file that misses a gate
+Every file is compared with the unfolded float32 model on real images. A file that misses a gate
 stays in the artifact and is marked in `artifact.json`. It is used only if its precision is given
 explicitly.
 """
@@ -238,7 +238,7 @@ def _with_file(
     inputs: ExportInputs,
     facts: Mapping[str, Any],
 ) -> Artifact:
-    """Writes one file, compares it with the unfused model, and lists it with the facts."""
+    """Writes one file, compares it with the unfolded model, and lists it with the facts."""
     path = artifact.path / file.name
 
     def build() -> Mapping[str, Any]:

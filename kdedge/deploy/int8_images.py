@@ -18,7 +18,7 @@ from kdedge.data.sources import ImageSource
 from kdedge.errors import DataError
 from kdedge.progress import progress
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
+from kdedge.runtime.preprocess import ImageError, Preprocess, decode_image, resize_and_crop
 
 PixelArray = npt.NDArray[np.uint8]
 
@@ -206,7 +206,7 @@ def read_images(source: ImageSource, indices: Sequence[int]) -> Iterator[PixelAr
 def _decoded(source: ImageSource, index: int) -> Image.Image:
     try:
         return decode_image(source.read(index))
-    except UnusableImage as error:
+    except ImageError as error:
         raise DataError(
             f"{source.items[index].key}: {error.reason}; the image was readable before.\n"
             "  Run the command again when the images no longer change."

@@ -1,4 +1,4 @@
-"""The parity gate: an exported file must predict like the float32 student, on real images.
+"""The parity gate: an exported file must predict like the float32 model, on real images.
 
 Runs on the device, without torch. `evaluation.agreement.measure_parity` computes the comparison;
 this module runs the exported files, applies the gates, and stores a smoke set for the device.
@@ -140,7 +140,7 @@ def gate_error(
         "fp32": "Export again, as float32 files should differ by rounding only",
     }
     lines = [
-        f"{file.name} missed its gates against the float32 student: {'; '.join(missed)}.",
+        f"{file.name} missed its gates against the float32 model: {'; '.join(missed)}.",
         f"  Compared on {result.n_images} images ({result.images}) with {result.runtime}.",
     ]
     if result.n_images < _MIN_FOR_GATE:
@@ -164,11 +164,11 @@ def _described(entry: WorstImage) -> str:
 
 @dataclass(frozen=True)
 class SmokeSet:
-    """Images with the float32 student's logits.
+    """Images with the float32 model's logits.
 
     Attributes:
         pixels: [K, S, S, 3] uint8, RGB, after resize and crop.
-        logits: [K, C] float32, the float32 student's logits.
+        logits: [K, C] float32, the float32 model's logits.
         images: PNG files of the first images before resize and crop, in any size.
     """
 
@@ -241,7 +241,7 @@ def smoke_logits(
 
 
 def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
-    """Compares a file on this machine with the float32 student's logits in the artifact.
+    """Compares a file on this machine with the float32 model's logits in the artifact.
 
     Args:
         artifact: the artifact, with `smoke_set.safetensors`.

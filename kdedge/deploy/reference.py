@@ -1,4 +1,4 @@
-"""The reference for exported files: logits of the unfused model on real images."""
+"""The reference for exported files: logits of the unfolded model on real images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kdedge.runtime.artifact import Artifact, Temperature
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.preprocess import MAX_ASPECT, resize_and_crop
 
-_BATCH = 32  # batch size of the unfused model
+_BATCH = 32  # batch size of the unfolded model
 
 _N_UNCROPPED = 16
 # Number of images that the smoke set has before resize and crop, and their longest side: 10 MB of
@@ -36,7 +36,7 @@ _UNCROPPED_PX = 640
 
 
 class ReferenceOutputs(NamedTuple):
-    """Images after resize and crop, [N, S, S, 3], and the unfused model's outputs for them.
+    """Images after resize and crop, [N, S, S, 3], and the unfolded model's outputs for them.
 
     Logits are [N, C]. Features are [N, D], of unit length; with offsets [N, D + 1], the last is 1.
     """
@@ -48,7 +48,7 @@ class ReferenceOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Float32Reference:
-    """The unfused float32 model's logits on real images.
+    """The unfolded float32 model's logits on real images.
 
     Attributes:
         chosen: the images.
@@ -142,7 +142,7 @@ class Float32Reference:
 def run_reference(
     trained: RunModel, pool: Images | None, n_images: int, *, calibrate: bool
 ) -> Float32Reference:
-    """Runs the unfused model on test images, or on unlabeled images if there are no test images.
+    """Runs the unfolded model on test images, or on unlabeled images if there are no test images.
 
     Args:
         trained: the model and its recipe.
@@ -175,9 +175,9 @@ def run_reference(
     scale = trained.scale / divisor
     offsets = None if trained.offsets is None else trained.offsets / divisor
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
-    outputs = _run_unfused(trained, pixels, scale, offsets)
+    outputs = _run_unfolded(trained, pixels, scale, offsets)
     files, squares = _uncropped_images(trained, chosen)
-    smoke = _run_unfused(trained, squares, scale, offsets)
+    smoke = _run_unfolded(trained, squares, scale, offsets)
     sample = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
     head, others = smoke.logits, outputs.logits
     if trained.loaded.recipe.export.open_classes:
@@ -225,7 +225,7 @@ def _uncropped_images(
 
 
 @torch.no_grad()
-def _run_unfused(
+def _run_unfolded(
     trained: RunModel, pixels: npt.NDArray[np.uint8], scale: float, offsets: torch.Tensor | None
 ) -> ReferenceOutputs:
     """Runs the model as trained, with this scale and these offsets."""
@@ -233,7 +233,7 @@ def _run_unfused(
     normalize = normalizer(trained.preprocess, device)
     vectors = trained.class_vectors()
     logits, all_features = [], []
-    with progress("running the unfused model", len(pixels), unit="images") as advance:
+    with progress("running the unfolded model", len(pixels), unit="images") as advance:
         size = images_per_pass(_BATCH, device)
         for start in range(0, len(pixels), size):
             batch = torch.from_numpy(pixels[start:][:size])

@@ -1,6 +1,6 @@
 """Comparison of two models on the same images: agreement, softmax distances, worst images.
 
-The reference is the float32 student; the other model is an exported file.
+The reference is the float32 model; the other model is an exported file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def measure_parity(
     with the distance 1, so an overflow cannot improve any result.
 
     Args:
-        reference: [N, C], the float32 student's logits, scaled; N at least 1.
+        reference: [N, C], the float32 model's logits, scaled; N at least 1.
         logits: [N, C], the file's logits, for the same images and class order.
         keys: N keys of the images.
         labels: N positions in `class_names`; None for an image without a label.
@@ -54,7 +54,7 @@ def measure_parity(
     unusable = np.flatnonzero(~np.isfinite(reference).all(axis=1))
     if len(unusable):
         raise DivergedError(
-            f"The float32 student gives NaN or infinity for {keys[unusable[0]]}, so no file can be"
+            f"The float32 model gives NaN or infinity for {keys[unusable[0]]}, so no file can be"
             " compared with it.\n"
             "  Check the run's loss in metrics.jsonl, and train again with a lower optim.lr or"
             " optim.precision: fp32."

@@ -1,6 +1,6 @@
 """Comparison of two classifiers on the same images, and whether the new one is as good.
 
-`agreement.py` compares the logits of a file and of its own float32 student. This file compares the
+`agreement.py` compares the logits of a file and of its own float32 model. This file compares the
 predicted classes of two artifacts, whose class lists may differ.
 """
 
@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from kdedge.files import printable
-from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage, best_name, visible
+from kdedge.inference.lines import visible
+from kdedge.inference.results import NonFiniteLogits, Prediction, UnreadableImage, best_name
 from kdedge.messages import some_of
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE

@@ -93,7 +93,7 @@ class FoldedModel(nn.Module):
         hidden: see above; None if it is left out.
         features: see above.
         fused_head: see above.
-        head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization where
+        head: `scores` gives the unfolded model's logits; `argmax` skips L2 normalization where
             that leaves the ranking unchanged.
         is_divided: whether outputs are divided by the length of the image features.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.

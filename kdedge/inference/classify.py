@@ -16,7 +16,13 @@ from PIL import Image
 
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.choose import choose_and_load
-from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction, Result, UnreadableImage
+from kdedge.inference.results import (
+    ClassScore,
+    NonFiniteLogits,
+    Prediction,
+    Result,
+    UnreadableImage,
+)
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact, model_file_at
 from kdedge.runtime.backend import (
     Backend,
@@ -29,33 +35,33 @@ from kdedge.runtime.backend import (
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.none_of_these import Gaussians, read_gaussians
 from kdedge.runtime.open_classes import class_logits, graph_of
-from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
+from kdedge.runtime.preprocess import ImageError, decode_image, resize_and_crop
 from kdedge.targets.registry import load_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 # An image file's bytes, a decoded RGB image, what reads one of them, or why there is none
-ImageInput = bytes | Image.Image | UnusableImage | Callable[[], bytes | Image.Image]
+ImageInput = bytes | Image.Image | ImageError | Callable[[], bytes | Image.Image]
 
 # [H, W, 3], as a model file takes them, or the error of an image that has none
-Pixels = npt.NDArray[np.uint8] | UnusableImage
+Pixels = npt.NDArray[np.uint8] | ImageError
 
 
-def read_input(image: ImageInput) -> bytes | Image.Image | UnusableImage:
+def read_input(image: ImageInput) -> bytes | Image.Image | ImageError:
     """Reads an image file; an image in memory stays as it is."""
     try:
         return image() if callable(image) else image
-    except UnusableImage as error:
+    except ImageError as error:
         return error
 
 
-def decode_input(image: ImageInput) -> Image.Image | UnusableImage:
+def decode_input(image: ImageInput) -> Image.Image | ImageError:
     """Reads and decodes an image file."""
     data = read_input(image)
     try:
         return decode_image(data) if isinstance(data, bytes) else data
-    except UnusableImage as error:
+    except ImageError as error:
         return error
 
 
@@ -267,9 +273,9 @@ class Classifier:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def prepare(self, image: Image.Image | UnusableImage) -> Pixels:
+    def prepare(self, image: Image.Image | ImageError) -> Pixels:
         """Prepares a decoded image as the file takes it; returns an error unchanged."""
-        if isinstance(image, UnusableImage):
+        if isinstance(image, ImageError):
             return image
         if isinstance(self.backend, TakesImages):
             return np.asarray(image)
@@ -277,18 +283,15 @@ class Classifier:
 
     def classify_batch(self, images: Sequence[tuple[str, Pixels]], *, top: int) -> list[Result]:
         """Classifies one batch of keys and prepared images."""
-        usable = [(key, pixels) for key, pixels in images if not isinstance(pixels, UnusableImage)]
+        usable = [(key, pixels) for key, pixels in images if not isinstance(pixels, ImageError)]
         answers: Iterator[Result] = iter(())
         if usable:
             keys, pictures = zip(*usable, strict=True)
             answers = iter(self.results(keys, self._outputs(pictures), top=top))
-        results: list[Result] = []
-        for key, pixels in images:
-            if isinstance(pixels, UnusableImage):
-                results.append(UnreadableImage(key, pixels.reason))
-            else:
-                results.append(next(answers))
-        return results
+        return [
+            UnreadableImage(key, pixels.reason) if isinstance(pixels, ImageError) else next(answers)
+            for key, pixels in images
+        ]
 
     def results(
         self, keys: Sequence[str], outputs: npt.NDArray[np.float32], *, top: int

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kdedge.errors import explain_os_error
 from kdedge.inference.classify import ImageInput, decode_input, read_input
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 
 _MIN_WIDTH_PX = 320
 _MAX_NAME = 200
@@ -44,7 +44,7 @@ class PictureFolder:
             self._write(name, data)
             return
         picture = decode_input(data)
-        if isinstance(picture, UnusableImage):  # since it was classified
+        if isinstance(picture, ImageError):  # since it was classified
             return
         if classes is not None:
             picture = with_text(picture, ["  ".join(texts) for texts in classes])

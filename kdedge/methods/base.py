@@ -90,7 +90,7 @@ class MethodSettings(Strict):
         return 0
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
+    def layer_counts(self) -> dict[str, tuple[EncoderName, ...]]:
         """Name of each setting that is a number of layers -> encoders that need so many layers."""
         return {}
 

@@ -47,7 +47,7 @@ class Settings(MethodSettings):
     )
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
+    def layer_counts(self) -> dict[str, tuple[EncoderName, ...]]:
         """Each setting counts the layers of one encoder."""
         return {"prompt_depth_text": ("text",), "prompt_depth_vision": ("image",)}
 

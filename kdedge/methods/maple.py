@@ -50,7 +50,7 @@ class Settings(MethodSettings):
     )
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
+    def layer_counts(self) -> dict[str, tuple[EncoderName, ...]]:
         """One setting counts the layers of both encoders, whose prompts are coupled."""
         return {"prompt_depth": ("image", "text")}
 

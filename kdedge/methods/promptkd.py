@@ -241,7 +241,7 @@ class Settings(MethodSettings):
         return self.labeled_weight > 0
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
+    def layer_counts(self) -> dict[str, tuple[EncoderName, ...]]:
         """Which encoder's layers each setting counts: prompts, and a shortened encoder."""
         used: dict[str, tuple[EncoderName, ...]] = {}
         if self.has_prompts:

@@ -84,11 +84,11 @@ class Settings(RoundsSettings):
         return self.coop is not None and self.coop.is_class_specific
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
-        """The learner's settings; see `MethodSettings.prompt_depths`."""
+    def layer_counts(self) -> dict[str, tuple[EncoderName, ...]]:
+        """The learner's settings; see `MethodSettings.layer_counts`."""
         if self.coop is not None:
             return {}
-        return {f"promptsrc.{key}": value for key, value in self.promptsrc.prompt_depths.items()}
+        return {f"promptsrc.{key}": value for key, value in self.promptsrc.layer_counts.items()}
 
     def choose_labels(
         self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]

@@ -43,7 +43,7 @@ class Settings(MethodSettings):
     )
 
     @property
-    def prompt_depths(self) -> dict[str, tuple[EncoderName, ...]]:
+    def layer_counts(self) -> dict[str, tuple[EncoderName, ...]]:
         """Visual prompts alone: the setting counts the image encoder's layers."""
         return {"prompt_depth": ("image",)}
 

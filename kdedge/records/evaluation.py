@@ -292,7 +292,7 @@ class TestSet(Record):
 
 @dataclass(frozen=True)
 class ParityResult(Record):
-    """Comparison of an exported file with the float32 student on the same images.
+    """Comparison of an exported file with the float32 model on the same images.
 
     Attributes:
         n_images: images compared, at least 1.
@@ -305,7 +305,7 @@ class ParityResult(Record):
             (head argmax).
         max_softmax_distance: the largest of them.
         accuracy_percent: of the file on the labeled images; None if there are none.
-        reference_accuracy_percent: of the float32 student on them.
+        reference_accuracy_percent: of the float32 model on them.
         accuracy_drop: reference minus file, in points; below 0 if the file is more accurate.
         worst: at most ten images: those that disagree first, then by distance.
         images: describes the images.

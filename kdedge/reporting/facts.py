@@ -185,7 +185,7 @@ def model_records(run: RunFolder) -> ModelRecords:
     results, unlabeled = stored_evaluation(run), if_readable(read_unlabeled, run)
     if run.role != "student":
         return ModelRecords(run, results, {}, unlabeled, None, None)
-    exported, measured = run.newest_export, newest_speed(run)
+    exported, measured = run.newest_artifact, newest_speed(run)
     return ModelRecords(
         run,
         results=results,

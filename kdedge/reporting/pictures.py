@@ -19,7 +19,7 @@ from kdedge.records.evaluation import SampleImage, WorstImage
 from kdedge.records.tables import percent
 from kdedge.reporting.blocks import Card, Cards
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.runtime.preprocess import ImageError, decode_image
 
 # Longest side of a thumbnail: twice the size on the page, for high-resolution screens
 SIDE_PX = 240
@@ -137,7 +137,7 @@ def _from_recipe(
     source = open_source(spec, class_names=names, labeled=is_test, data=data)
     for i, item in enumerate(source.items):
         if item.key in keys:
-            with contextlib.suppress(UnusableImage):
+            with contextlib.suppress(ImageError):
                 label = None if item.label is None else names[item.label]
                 yield item.key, (_jpeg_uri(decode_image(source.read(i))), label)
 

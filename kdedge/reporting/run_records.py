@@ -142,7 +142,7 @@ def gather(run: RunFolder) -> RunRecords:
             problems.append(str(error))
             return default
 
-    artifact, speed_file = run.newest_export, newest_speed(run)
+    artifact, speed_file = run.newest_artifact, newest_speed(run)
     rounds = [p for p in run.path.glob("rounds/*/metrics.jsonl") if p.parent.name.isdecimal()]
     provenance = run.read_provenance()
     metrics = max(rounds, key=lambda path: int(path.parent.name), default=run.metrics)

@@ -60,7 +60,7 @@ def newest(
         and (role is None or run.role == role)
         and (record.replaced_by is None if key is None else record.key == key)
         and record.is_finished == is_finished
-        and (not exported or run.exports)
+        and (not exported or run.artifacts)
     ]
     return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
 

@@ -132,14 +132,14 @@ class RunFolder:
         return self.path / f"{self.role}.safetensors"
 
     @property
-    def exports(self) -> list[Path]:
+    def artifacts(self) -> list[Path]:
         """Folders of the run's artifacts, sorted by name."""
         return sorted(file.parent for file in self.path.glob("artifacts/*/artifact.json"))
 
     @property
-    def newest_export(self) -> Path | None:
-        """The folder in `exports` with the highest number; None if there is none."""
-        return highest_number(self.exports)
+    def newest_artifact(self) -> Path | None:
+        """The folder in `artifacts` with the highest number; None if there is none."""
+        return highest_number(self.artifacts)
 
     def name_in(self, root: Path) -> str:
         """`name/NN` if `root` contains the run, else its absolute path."""

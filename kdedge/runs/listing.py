@@ -39,7 +39,7 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
         "percent": value,
         "n_images": n_images,
         "n_bytes": size_of(run),
-        "artifacts": [folder.name for folder in run.exports],
+        "artifacts": [folder.name for folder in run.artifacts],
     }
 
 
@@ -64,12 +64,12 @@ def record_export(run: RunFolder, artifact: Path) -> None:
     write_json(path, {**_recorded(path), name: sha256_file(artifact / ARTIFACT_FILE)})
 
 
-def changed_exports(run: RunFolder) -> list[Path]:
+def changed_artifacts(run: RunFolder) -> list[Path]:
     """The run's artifacts whose `artifact.json` has changed since the run recorded its hash."""
     recorded = _recorded(run.path / "exports.json")
     return [
         folder
-        for folder in run.exports
+        for folder in run.artifacts
         if recorded.get(folder.name) not in (None, sha256_file(folder / ARTIFACT_FILE))
     ]
 

@@ -27,6 +27,9 @@ class Resumed(_Tolerant):
     resumed_at: str | None = None
 
 
+Kept = Literal["last", "epoch", "averaged", "moving average"]
+
+
 class TrainingSummary(_Tolerant):
     """Summary of a training loop.
 
@@ -45,7 +48,7 @@ class TrainingSummary(_Tolerant):
     steps: int
     seconds: float
     final_loss: float
-    kept: str | None = None
+    kept: Kept | None = None
     best_epoch: int | None = None
     validation_percent: float | None = None
 

@@ -67,7 +67,7 @@ _TURNS = {
 }
 
 
-class UnusableImage(DataError):  # noqa: N818 - the name says what is wrong, as the skip list does
+class ImageError(DataError):
     """One image cannot be read or decoded.
 
     Args:
@@ -175,11 +175,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         An image of mode RGB.
 
     Raises:
-        UnusableImage: the file is empty, not an image, truncated, damaged, too large, longer than
+        ImageError: the file is empty, not an image, truncated, damaged, too large, longer than
             100 times its shorter side, or of a kind without a fixed range (float, Lab, 32-bit).
     """
     if not data:
-        raise UnusableImage("the file is empty")
+        raise ImageError("the file is empty")
     with _STRICT_PILLOW:
         return _upright_rgb(_open(data, max_pixels))
 
@@ -188,7 +188,7 @@ def is_upright_jpeg(data: bytes) -> bool:
     """Whether a file is a complete JPEG in color that `decode_image` only decodes.
 
     Raises:
-        UnusableImage: its header is damaged, or it is too large; see `decode_image`.
+        ImageError: its header is damaged, or it is too large; see `decode_image`.
     """
     if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
         return False
@@ -201,7 +201,7 @@ def convert_image(image: Image.Image) -> Image.Image:
     """Converts a Pillow image as `decode_image` does with a file: to 8-bit RGB, upright.
 
     Raises:
-        UnusableImage: the image cannot be decoded, is empty, too large, longer than 100 times its
+        ImageError: the image cannot be decoded, is empty, too large, longer than 100 times its
             shorter side, or has no fixed range of values.
     """
     _check_size(image, MAX_PIXELS)
@@ -217,27 +217,27 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         # AVIF Pillow rotates the image while it loads.
         upright, turn = _to_rgb(image), _TURNS.get(_orientation(image))
         return upright if turn is None else upright.transpose(turn)
-    except UnusableImage:
+    except ImageError:
         raise
     except _PILLOW_ERRORS as error:
-        raise UnusableImage(f"{image.format} data cannot be decoded: {_text(error)}") from error
+        raise ImageError(f"{image.format} data cannot be decoded: {_text(error)}") from error
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Opens an image and checks its header."""
     is_heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
     if is_heif and register_heif() is None:
-        raise UnusableImage(f"a HEIC image; to read it, run: {HEIF_REMEDY}")
+        raise ImageError(f"a HEIC image; to read it, run: {HEIF_REMEDY}")
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        raise UnusableImage(f"not a readable image ({_kind(data)})") from error
+        raise ImageError(f"not a readable image ({_kind(data)})") from error
     except Image.DecompressionBombError as error:
-        raise UnusableImage(f"too large: {_text(error)}") from error
+        raise ImageError(f"too large: {_text(error)}") from error
     except _PILLOW_ERRORS as error:
-        raise UnusableImage(f"the image's header is damaged: {_text(error)}") from error
+        raise ImageError(f"the image's header is damaged: {_text(error)}") from error
     if image.format in _OUTSIDE_PROGRAMS:
-        raise UnusableImage(
+        raise ImageError(
             f"{image.format} files need another program; convert the image to PNG or JPEG"
         )
     _check_size(image, max_pixels)
@@ -248,13 +248,11 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
     """Refuses images that are empty, too large or too long."""
     width, height = image.size
     if not all(image.size):
-        raise UnusableImage("the image has no pixels")
+        raise ImageError("the image has no pixels")
     if width * height > max_pixels:
-        raise UnusableImage(
-            f"too large: {width} x {height} pixels, the limit is {max_pixels} pixels"
-        )
+        raise ImageError(f"too large: {width} x {height} pixels, the limit is {max_pixels} pixels")
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise UnusableImage(
+        raise ImageError(
             f"{width} x {height} pixels: longer than {MAX_ASPECT} times its shorter side"
         )
 
@@ -278,9 +276,9 @@ def _text(error: BaseException) -> str:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Turns a loaded image of any mode into RGB."""
     if image.mode == "F":
-        raise UnusableImage("float pixels have no fixed range; save the image with 8 or 16 bits")
+        raise ImageError("float pixels have no fixed range; save the image with 8 or 16 bits")
     if image.mode == "LAB":
-        raise UnusableImage("Lab color is not supported; save the image as RGB")
+        raise ImageError("Lab color is not supported; save the image as RGB")
     if image.mode.startswith("I"):
         return _wide_gray_to_rgb(image)
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -299,7 +297,7 @@ def _wide_gray_to_rgb(image: Image.Image) -> Image.Image:
     is_16_bit = image.mode.startswith("I;16") or image.format in {"PNG", "PPM"}
     lowest, highest = int(np.min(values)), int(np.max(values))
     if lowest < 0 or highest > 65535:
-        raise UnusableImage(
+        raise ImageError(
             f"gray values from {lowest} to {highest}: expected 8 or 16 bits, 0 to 65535"
         )
     clear = image.info.get("transparency")

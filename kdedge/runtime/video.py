@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from kdedge.packages import PACKAGES
-from kdedge.runtime.preprocess import MAX_PIXELS, UnusableImage
+from kdedge.runtime.preprocess import MAX_PIXELS, ImageError
 
 PYAV = PACKAGES["av"]
 
@@ -53,31 +53,31 @@ def frames_of_video(path: Path | str, *, every: int) -> Iterator[VideoFrame]:
         every: yield the first frame, then each `every`-th frame.
 
     Raises:
-        UnusableImage: the file cannot be read or has no video, or its next frame is damaged.
+        ImageError: the file cannot be read or has no video, or its next frame is damaged.
         SetupError: PyAV is not installed or broken.
     """
     av = PYAV.load()
     try:
         with av.open(str(path), timeout=_TIMEOUT_S) as container:
             if not container.streams.video:
-                raise UnusableImage("the file has no video")
+                raise ImageError("the file has no video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream), 1):
                 if (number - 1) % every == 0:
                     yield VideoFrame(number, frame.time, upright(frame))
     except av.FFmpegError as error:
-        raise UnusableImage(f"the video cannot be decoded: {_reason(error)}") from error
+        raise ImageError(f"the video cannot be decoded: {_reason(error)}") from error
 
 
 def upright(frame: Any) -> Image.Image:
     """Returns a decoded frame as RGB, rotated by the angle in the video's metadata.
 
     Raises:
-        UnusableImage: the frame has more than MAX_PIXELS pixels.
+        ImageError: the frame has more than MAX_PIXELS pixels.
     """
     if frame.width * frame.height > MAX_PIXELS:
-        raise UnusableImage(f"its frames are too large: {frame.width} x {frame.height} pixels")
+        raise ImageError(f"its frames are too large: {frame.width} x {frame.height} pixels")
     image: Image.Image = frame.to_image()
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 

@@ -29,8 +29,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from kdedge.inference.lines import NonFiniteLogits, prediction_values
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.inference.lines import prediction_values
+from kdedge.inference.results import NonFiniteLogits
+from kdedge.runtime.preprocess import ImageError
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, GraphOutputs, RequestImages, ServedModel
 from kdedge.serving.open_inference import (
@@ -272,7 +273,7 @@ class App:
 
         try:
             return await asyncio.wait_for(run(), deadline - loop.time())
-        except UnusableImage as error:
+        except ImageError as error:
             self.metrics.refused_images.inc()
             raise HTTPException(400, error.reason) from error
         except asyncio.TimeoutError as error:

@@ -59,7 +59,7 @@ class ServedModel:
         """Decodes an image file to the graph's input, [1, 3, S, S].
 
         Raises:
-            UnusableImage: the file is no image, is damaged, or has more pixels.
+            ImageError: the file is no image, is damaged, or has more pixels.
         """
         image = decode_image(data, max_pixels=max_pixels)
         pixels = np.asarray(resize_and_crop(image, self.artifact.preprocess))

@@ -18,14 +18,8 @@ from kdedge.data.sources import IMAGE_EXTENSIONS, read_file
 from kdedge.errors import DataError, RecipeError, SetupError, os_reason
 from kdedge.files import printable
 from kdedge.inference.classify import ImageInput
-from kdedge.runtime.preprocess import UnusableImage, more_extensions
-from kdedge.runtime.video import (
-    PYAV,
-    LiveVideo,
-    frames_of_video,
-    open_live,
-    without_password,
-)
+from kdedge.runtime.preprocess import ImageError, more_extensions
+from kdedge.runtime.video import PYAV, LiveVideo, frames_of_video, open_live, without_password
 
 # Interval of checks of a folder; a file that is the same in two checks is complete
 _LOOK_EVERY_S = 1.0
@@ -178,7 +172,7 @@ def _video(file: str, every: int) -> Generator[Frame, None, None]:
     try:
         for number, seconds, image in frames_of_video(file, every=every):
             yield Frame(number, image, seconds)
-    except UnusableImage as error:
+    except ImageError as error:
         yield Frame(number + 1, error)
 
 

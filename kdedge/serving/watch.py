@@ -13,7 +13,7 @@ from PIL import Image
 from kdedge.deploy.parity import load_smoke_set
 from kdedge.errors import DataError
 from kdedge.inference.classify import Classifier, decode_input
-from kdedge.inference.lines import Prediction, best_name, no_scores
+from kdedge.inference.results import Prediction, best_name, no_scores
 from kdedge.messages import option
 from kdedge.packages import need
 from kdedge.runtime.none_of_these import NONE

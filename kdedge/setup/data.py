@@ -282,13 +282,14 @@ class RecipeData:
         spec = self._recipe.data
         limit = to_count(spec.max_bad_images, len(source.items), math.ceil)
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
-        if result.bad and group.is_rank0:
+        skipped = result.unreadable
+        if skipped and group.is_rank0:
             log.warning(
-                f"{len(result.bad)} of {len(source.items)} images of data.{key} cannot be read and"
-                f" are skipped. The first is {result.bad[0].key}: {result.bad[0].reason}."
+                f"{len(skipped)} of {len(source.items)} images of data.{key} cannot be read and"
+                f" are skipped. The first is {skipped[0].key}: {skipped[0].reason}."
             )
-        digests = {position: facts.digest for position, facts in result.good.items()}
-        return Images(source, tuple(digests), result.bad, digests)
+        digests = {position: facts.digest for position, facts in result.readable.items()}
+        return Images(source, tuple(digests), skipped, digests)
 
     def _check_selects(self, images: Images, key: DataPart) -> None:
         """Checks that a source has images of labeled classes to choose the epoch."""

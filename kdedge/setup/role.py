@@ -154,7 +154,7 @@ def check_sizes(*models: tuple[LoadedRecipe, Role, EncoderSizes | None]) -> None
         settings = choose_method(loaded, role).settings
         name = spec.backbone or Path(spec.config or str(spec.weights)).stem
         misfits: list[tuple[str, str]] = []
-        for setting, encoders in settings.prompt_depths.items():
+        for setting, encoders in settings.layer_counts.items():
             for encoder in encoders:
                 n_layers = sizes.n_layers.get(encoder, float("inf"))
                 if attrgetter(setting)(settings) > n_layers:

@@ -130,11 +130,11 @@ def _table(record: dict[str, Any]) -> Table:
 def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:
     """The run's newest artifact; if it has none, exports the run by its recipe."""
     folder = RunFolder.open(run)
-    if folder.newest_export is None:
+    if folder.newest_artifact is None:
         with contextlib.suppress(GateError):  # the file is marked, and not ranked
             return export(run)
-    assert folder.newest_export is not None
-    return load_artifact(folder.newest_export)
+    assert folder.newest_artifact is not None
+    return load_artifact(folder.newest_artifact)
 
 
 def _file(row: SpeedRow, path: Path, result: EvalResult | None) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Target:
         base_precision: precision of the file that is always built, and of the ONNX file from which
             files other than INT8 are built. None: each file has an ONNX file of its precision as
             its source.
-        is_for_cpu: whether its INT8 files are built from the INT8 ONNX file for CPUs.
+        uses_cpu_int8: whether its INT8 files are built from the INT8 ONNX file for CPUs.
         remark: further facts for users, as sentences.
         find_problem: returns a message about an installed package that cannot work on this
             machine; None if there is no problem.
@@ -94,7 +94,7 @@ class Target:
     preference: int = 0
     is_engine: bool = False
     base_precision: Precision | None = None
-    is_for_cpu: bool = False
+    uses_cpu_int8: bool = False
     remark: str = ""
     find_problem: Callable[[], str | None] = field(default=lambda: None, compare=False)
 

@@ -26,6 +26,7 @@ from kdedge.errors import ResourceError
 from kdedge.files import nearest_existing
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import rough_duration
+from kdedge.records.tables import Table, Tabled
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.closed_form import solve_seconds
@@ -56,7 +57,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Preflight:
+class Preflight(Tabled):
     """The result of `check`.
 
     Attributes:
@@ -68,14 +69,15 @@ class Preflight:
     findings: tuple[Finding, ...]
     seconds: float
 
-    def __str__(self) -> str:
-        lines = [f"{finding.what}: {finding.result}" for finding in self.findings]
-        return "\n".join([*lines, self.estimate])
+    @property
+    def table(self) -> Table:
+        """A row for each finding."""
+        return Table("", (), [[found.what, found.result] for found in self.findings], align="l")
 
     @property
-    def estimate(self) -> str:
+    def notes(self) -> list[str]:
         """The estimated training time, in words."""
-        return f"Ready: about {rough_duration(self.seconds)} of training, evaluation not counted."
+        return [f"Ready: about {rough_duration(self.seconds)} of training, evaluation not counted."]
 
 
 def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:

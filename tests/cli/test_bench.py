@@ -93,12 +93,12 @@ def test_a_bare_call_measures_the_newest_student_against_everything(kdedge: Kded
     tower = (49408 + 77 + 24) * 64 + 3 * (12 * 64**2 + 13 * 64) + 2 * 64
     paper, stored = (by_name["CoOp", kind]["n_parameters"] for kind in ("paper", "cached"))
     assert paper - stored == tower - 4 * 24
-    folded, unfused = by_name["model.onnx", "cached"], by_name["student, PromptKD", "cached"]
-    assert folded["gmacs_image"] < unfused["gmacs_image"]
+    folded, unfolded = by_name["model.onnx", "cached"], by_name["student, PromptKD", "cached"]
+    assert folded["gmacs_image"] < unfolded["gmacs_image"]
     weights = read("runs/tiny/02/provenance.json")["summary"]["parameters"]
-    assert unfused["n_parameters"] == weights + 4 * 40  # the class vectors
+    assert unfolded["n_parameters"] == weights + 4 * 40  # the class vectors
     student = read("runs/tiny/02/eval.json")["student"]
-    assert unfused["accuracy"]["harmonic_mean"] == student["harmonic_mean"]
+    assert unfolded["accuracy"]["harmonic_mean"] == student["harmonic_mean"]
     assert by_name["CoOp", "cached"]["accuracy"] is None  # it was never trained here
     assert max(map(len, done.out.splitlines())) <= 80
     assert "Wrote runs/tiny/02/bench/01.json\nNext: kdedge report runs/tiny/02" in done.err
@@ -205,7 +205,7 @@ def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) ->
     assert not Path("runs/tiny/01/bench").exists()
 
 
-def test_the_newest_export_is_the_one_with_the_highest_number(kdedge: Kdedge) -> None:
+def test_the_newest_artifact_is_the_one_with_the_highest_number(kdedge: Kdedge) -> None:
     for name in ("9", "100", "backup"):
         shutil.copytree(ARTIFACT, f"runs/tiny/02/artifacts/{name}")
     for name in ("01", "9", "backup"):

@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from kdedge.api import about
 from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.load import check_paths, load_recipe, parse_overrides
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import registry
-from kdedge.setup.doctor import examine, optional_packages
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/mini/*.yaml")])
@@ -162,7 +162,7 @@ def test_schema_as_json_is_a_json_schema_with_the_methods():
 
 
 def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
-    report = examine()
+    report = about.doctor()
     assert report["machine"]["cpu_cores"] >= 1
     for package in report["packages"].values():
         assert (package["version"] is None) == (package["install"] is not None)
@@ -199,7 +199,7 @@ def test_doctor_says_why_there_is_no_gpu():
 
 @pytest.mark.usefixtures("jetson")
 def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_path):
-    assert examine()["problems"] == []
+    assert about.doctor()["problems"] == []
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt/__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -213,9 +213,9 @@ def test_doctor_looks_for_every_package_that_an_extra_brings_and_names_that_extr
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {**project["optional-dependencies"], "dev": [], "docs": []}
     brought = {re.split(r"[\[>]", one)[0] for extra in extras.values() for one in extra}
-    known = {name for package in optional_packages() for name in package.distributions}
+    known = {name for package in about.optional_packages() for name in package.distributions}
     assert brought - known == set()
-    for package in optional_packages():
+    for package in about.optional_packages():
         named = extras[package.extra] if package.extra else package.distributions
         assert {re.split(r"[\[>]", one)[0] for one in named} & set(package.distributions), package
 

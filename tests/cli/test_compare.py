@@ -149,6 +149,26 @@ def test_a_class_list_in_another_order_changes_nothing(
     assert found["mean_absolute_score_difference"] < 1e-3
 
 
+def test_a_number_is_a_position_in_the_old_list_even_if_the_new_one_has_more_classes(
+    device: Any, work: Path, kdedge: Run
+) -> None:
+    with changed(
+        device,
+        CLASS_NAMES=device.CLASS_NAMES[:3],
+        WEIGHT=device.WEIGHT[:, :3],
+        BIAS=device.BIAS[:3],
+    ):
+        device.write_artifact(work / "smaller")
+    (work / "list.csv").write_text("pics/blue/0.png,2\npics/dark_thing/0.png,dark thing\n")
+    found = compared(kdedge, "smaller", "new", "list.csv", "--labels")
+    assert (found["labeled"]["n_labeled"], found["labeled"]["n_left_out"]) == (1, 1)
+    (work / "list.csv").write_text("pics/dark_thing/0.png,3\n")
+    done = kdedge("compare", "smaller", "new", "list.csv", "--labels")
+    assert done.code == 3
+    assert 'list.csv:1: "3" is not a class name' in done.err
+    assert "or a position from 0 to 2." in done.err
+
+
 def test_other_class_names_are_said_and_compared_on_the_shared_ones(
     work: Path, kdedge: Run
 ) -> None:

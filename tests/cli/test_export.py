@@ -226,7 +226,7 @@ def test_files_that_miss_their_gates_are_marked_kept_and_end_in_exit_code_6(
     done = kdedge(*command)
     assert done.code == 6
     assert done.err.count("ONNX with preprocessing has no fp16 files.") == 1  # said once
-    assert "missed its gates against the float32 student: agreement" in done.err
+    assert "missed its gates against the float32 model: agreement" in done.err
     assert "  Passed: model.onnx" in done.err
     files = {file["name"]: file for file in read(ARTIFACT / "artifact.json")["files"]}
     assert files["model.onnx"]["gate"] == "passed"

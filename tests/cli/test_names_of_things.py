@@ -123,7 +123,7 @@ def test_a_name_means_the_newest_run_with_an_artifact(
 @pytest.mark.usefixtures("exported")
 def test_a_report_of_an_earlier_export_is_refused(kdedge: Run) -> None:
     shutil.copytree(ARTIFACT, "runs/tiny/02/artifacts/02")
-    kdedge("report", ARTIFACT).fails(2, "is not the newest export of", "kdedge show")
+    kdedge("report", ARTIFACT).fails(2, "is not the newest artifact of", "kdedge show")
 
 
 @pytest.mark.usefixtures("exported")

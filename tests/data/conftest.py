@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kdedge.data.sources import Item
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 
 # Before `datasets` is loaded: its copies of Parquet files do not belong into the user's cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="datasets-")
@@ -36,7 +36,7 @@ class ListedImages:
         """The bytes of image i."""
         data = self.files[i]
         if data is None:
-            raise UnusableImage("cannot be read: no such file")
+            raise ImageError("cannot be read: no such file")
         return data
 
 

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from kdedge.data.images import BadImage, Images, check_limit, concatenated, scan, write_skipped_csv
+from kdedge.data.images import Images, check_limit, concatenated, scan, write_skipped_csv
 from kdedge.errors import DataError
+from kdedge.inference.results import UnreadableImage
 
 
 @pytest.mark.parametrize("n_cores", [1, 3])
@@ -15,18 +16,18 @@ def test_a_scan_finds_the_bad_images_in_order(source, n_cores, monkeypatch):
     source.files[20] = source.files[20][:100]
     seen = []
     result = scan(source, progress=seen.append)
-    assert [i for i in range(23) if i not in (4, 20)] == list(result.good)
-    assert [bad.key for bad in result.bad] == ["image-4", "image-20"]
-    assert result.bad[0].reason == "cannot be read: no such file"
-    hashes = [hashlib.sha256(source.files[i]).hexdigest() for i in result.good]
-    assert [facts.digest for facts in result.good.values()] == hashes
+    assert [i for i in range(23) if i not in (4, 20)] == list(result.readable)
+    assert [bad.key for bad in result.unreadable] == ["image-4", "image-20"]
+    assert result.unreadable[0].reason == "cannot be read: no such file"
+    hashes = [hashlib.sha256(source.files[i]).hexdigest() for i in result.readable]
+    assert [facts.digest for facts in result.readable.values()] == hashes
     assert seen == [16, 23]
 
 
 def test_a_scan_of_nothing_finds_nothing(source):
     source.files, source.labels = [], []
     result = scan(source)
-    assert (result.good, result.bad) == ({}, ())
+    assert (result.readable, result.unreadable) == ({}, ())
     with pytest.raises(DataError, match="none of 0 images"):
         check_limit(result, 5, "data.test")
 
@@ -53,7 +54,7 @@ def test_no_readable_image_is_an_error_whatever_the_limit(source):
 
 def test_the_skip_list_is_csv_that_reads_back(tmp_path):
     path = tmp_path / "skipped.csv"
-    odd = [BadImage('a, "b".jpg', "too large"), BadImage("ü\n.jpg", "x")]
+    odd = [UnreadableImage('a, "b".jpg', "too large"), UnreadableImage("ü\n.jpg", "x")]
     write_skipped_csv(path, {"unlabeled": odd, "test": []})
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))

@@ -24,8 +24,8 @@ from kdedge.data.views import Augmentation, decode_pixels
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.preprocess import (
+    ImageError,
     Preprocess,
-    UnusableImage,
     decode_image,
     is_upright_jpeg,
     resize_and_crop,
@@ -543,5 +543,5 @@ def test_a_file_is_decoded_to_the_pixels_that_evaluation_sees(data, is_plain):
 
 
 def test_half_a_jpeg_is_no_image():
-    with pytest.raises(UnusableImage, match="JPEG data cannot be decoded"):
+    with pytest.raises(ImageError, match="JPEG data cannot be decoded"):
         decode_pixels(jpeg()[:2000])

@@ -274,7 +274,7 @@ from kdedge.data.scan_cache import ScanCache
 from kdedge.data.sources import folder
 source = folder.open_source(Path(sys.argv[1]), class_names=(), labeled=False)
 found = scan(source, cache=ScanCache(Path(sys.argv[2])))
-print(*(facts.digest for facts in found.good.values()))
+print(*(facts.digest for facts in found.readable.values()))
 """
 
 
@@ -288,7 +288,7 @@ def test_two_processes_at_once_lose_nothing(images: Path, tmp_path: Path) -> Non
     ]
     digests = [process.communicate()[0].split() for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert digests == [[facts.digest for facts in scan(opened(images)).good.values()]] * 2
+    assert digests == [[facts.digest for facts in scan(opened(images)).readable.values()]] * 2
     assert check(opened(images), ScanCache(kept)) == 2
 
 

@@ -42,7 +42,7 @@ def test_a_folder_has_the_classes_of_its_first_level(folder):
     assert found.classes == (("cat", 2), ("red fox", 2))
     assert found.n_unlabeled == 1
     assert found.sizes_px == (((8, 6), 3), ((4, 9), 1))
-    assert [(bad.key, "not a readable image" in bad.reason) for bad in found.bad] == [
+    assert [(bad.key, "not a readable image" in bad.reason) for bad in found.unreadable] == [
         ("red fox/2.jpg", True)
     ]
 
@@ -87,7 +87,8 @@ def test_tables_have_the_classes_of_their_labels(tmp_path):
         (tmp_path / "parquet" / "*.parquet", "parquet"),
     ):
         found = survey(str(place))
-        assert (found.kind, found.n_images, found.n_unlabeled, len(found.bad)) == (kind, 3, 1, 1)
+        n_unreadable = len(found.unreadable)
+        assert (found.kind, found.n_images, found.n_unlabeled, n_unreadable) == (kind, 3, 1, 1)
         assert found.classes == (("cat", 1), ("red fox", 1))
 
 

@@ -51,7 +51,7 @@ def test_a_set_as_published_has_no_problems(read_images, root):
     assert [(p.part, p.n_images, p.n_classes) for p in found.parts] == [
         ("train", 2, 2), ("val", 2, 2), ("test", 3, 2),
     ]  # fmt: skip
-    assert {part.bad for part in found.parts} == {() if read_images else None}
+    assert {part.unreadable for part in found.parts} == {() if read_images else None}
 
 
 def test_missing_images_are_counted_in_their_part(root, image):
@@ -65,7 +65,7 @@ def test_images_that_cannot_be_read_are_listed_where_they_are_read(root, image):
     assert verify(SMALL, root, read_images=False).problems == ()
     found = verify(SMALL, root, read_images=True)
     assert found.problems == ("test has 1 images that cannot be read.",)
-    assert [bad.key for part in found.parts for bad in part.bad] == ["c/3.jpg"]
+    assert [bad.key for part in found.parts for bad in part.unreadable] == ["c/3.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The folded model against the unfused student, over sizes, depths, prompts and merged tokens."""
+"""The folded model against the unfolded student, over sizes, depths, prompts and merged tokens."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def draw_pixels(n_images: int, size_px: int) -> Tensor:
     )
 
 
-def unfused(method: Any, images: Tensor, preprocess: Preprocess) -> Tensor:
+def unfolded(method: Any, images: Tensor, preprocess: Preprocess) -> Tensor:
     """[B, C], what the method answers in evaluation mode, normalization outside."""
     mean, std = (
         torch.tensor(values, dtype=images.dtype)[:, None, None]
@@ -151,7 +151,7 @@ def assert_equal_ranks(actual: Tensor, expected: Tensor) -> None:
 def assert_folds_exactly(method: Any, backbone: Backbone, **options: Any) -> None:
     pixels = draw_pixels(3, backbone.preprocess.size_px)
     images = pixels.float() / 255
-    expected = unfused(method, images, backbone.preprocess)
+    expected = unfolded(method, images, backbone.preprocess)
     logits = folded(method, backbone, **options)(
         pixels if options.get("pixels") == "uint8" else images
     )
@@ -203,7 +203,7 @@ def test_folding_changes_no_logit(drawn: dict[str, Any]) -> None:
     backbone.model.visual.double()
     student.module.double().projector.float()
     images = draw_pixels(drawn["n_images"], image_px).double() / 255
-    expected = unfused(student, images, backbone.preprocess)
+    expected = unfolded(student, images, backbone.preprocess)
     scores, ranking = (model(images) for model in models)
     assert_equal_logits(scores, expected)
     assert_equal_ranks(ranking, expected)
@@ -224,7 +224,7 @@ def test_a_student_of_another_precision_folds_into_float32_and_stays_as_it_is(
     backbone.model.visual.float()
     student.module.float()
     images = draw_pixels(3, 32).float() / 255
-    assert_equal_logits(model(images), unfused(student, images, PREPROCESS))
+    assert_equal_logits(model(images), unfolded(student, images, PREPROCESS))
 
 
 def test_what_is_added_to_variances_is_folded_too() -> None:
@@ -265,7 +265,7 @@ def test_wrapped_and_parametrized_layers_fold_into_plain_ones(
                 setattr(part, name, wrap(getattr(part, name)))
     student.module.requires_grad_(False)
     images = draw_pixels(3, 16).float() / 255
-    expected = unfused(student, images, backbone.preprocess)
+    expected = unfolded(student, images, backbone.preprocess)
     model = folded(student, backbone)
     assert_equal_logits(model(images), expected)
     assert float((plain(images) - expected).abs().max()) > 0.1

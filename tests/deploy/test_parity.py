@@ -166,7 +166,7 @@ def test_the_error_names_file_misses_images_and_what_to_do() -> None:
     error = gate_error(file, result, GATES)
     assert error.exit_code == 6
     assert str(error).splitlines() == [
-        "model.int8.onnx missed its gates against the float32 student: NaN or infinity for 1 of"
+        "model.int8.onnx missed its gates against the float32 model: NaN or infinity for 1 of"
         " 2000 images; agreement 97.00 %, but at least 98.00 % is required: 60 of 2000 images"
         " differ, 40 may (gates.agreement.int8).",
         "  Compared on 2000 images (2000 of 4000 images of data.test) with onnxruntime 1.24.4 CPU.",

@@ -194,5 +194,5 @@ def test_equal_logits_agree_fully_and_have_no_worst_image(pair: Any) -> None:
 
 
 def test_a_reference_that_is_not_finite_is_named() -> None:
-    with pytest.raises(DivergedError, match="float32 student gives NaN or infinity for 0001"):
+    with pytest.raises(DivergedError, match="float32 model gives NaN or infinity for 0001"):
         run(np.array([[0, 1], [np.nan, 0]]), log_odds(0.9, 0.1), class_names=NAMES)

@@ -17,7 +17,7 @@ from kdedge.evaluation.comparison import (
     mcnemar_p,
     predicted_class,
 )
-from kdedge.inference.lines import ClassScore, NonFiniteLogits, Prediction
+from kdedge.inference.results import ClassScore, NonFiniteLogits, Prediction
 
 NAMES = ("cat", "dog", "fox")
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from kdedge.errors import RecipeError
 from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.lines import NonFiniteLogits, Prediction, UnreadableImage
+from kdedge.inference.results import NonFiniteLogits, Prediction, UnreadableImage
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import run_batches, softmax, to_input
-from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
+from kdedge.runtime.preprocess import ImageError, decode_image, resize_and_crop
 
 MakeArtifact = Callable[..., Artifact]
 ByHand = Callable[[bytes, Artifact], np.ndarray]
@@ -172,7 +172,7 @@ def test_results_come_in_order_with_their_keys_and_reasons(
     images: list[tuple[str, Any]] = [(f"{seed}", jpeg(seed)) for seed in range(11)]
     images[0] = ("0", b"no image")
     images[4] = ("4", jpeg(4)[:200])
-    images[5] = ("5", UnusableImage("cannot be read: no such file"))
+    images[5] = ("5", ImageError("cannot be read: no such file"))
     images[10] = ("10", b"")
     results = list(Classifier.load(artifact.path).classify_many(images, batch=batch))
     assert [result.key for result in results] == [f"{i}" for i in range(11)]

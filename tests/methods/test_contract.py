@@ -120,7 +120,7 @@ def test_a_number_of_layers_is_compared_with_its_encoders(
     name: str, setting: str, encoder: str
 ) -> None:
     others = {"class_vectors": "student"} if (name, encoder) == ("promptkd", "text") else {}
-    assert encoder in load_method(name).Settings(**others).prompt_depths[setting]
+    assert encoder in load_method(name).Settings(**others).layer_counts[setting]
 
 
 @pytest.mark.parametrize(

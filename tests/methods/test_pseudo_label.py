@@ -126,9 +126,9 @@ def test_class_specific_contexts_are_the_learners_to_have() -> None:
 
 
 def test_the_learners_layers_are_counted() -> None:
-    depths = pseudo_label.Settings().prompt_depths
+    depths = pseudo_label.Settings().layer_counts
     assert depths == {
         "promptsrc.prompt_depth_text": ("text",),
         "promptsrc.prompt_depth_vision": ("image",),
     }
-    assert pseudo_label.Settings(coop={"n_ctx": 3}).prompt_depths == {}
+    assert pseudo_label.Settings(coop={"n_ctx": 3}).layer_counts == {}

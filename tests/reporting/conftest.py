@@ -202,7 +202,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunFolder]:
 def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with all records; not to be changed."""
     run = build_run(tmp_path_factory.mktemp("whole"), NAMES)
-    artifact = load_artifact(run.exports[0])
+    artifact = load_artifact(run.artifacts[0])
     (time,) = draw_speed().rows[1].measurements
     timed = TimedFile("i8.onnx", "int8", "onnxruntime 1", 100.0, time, 1.0, None)
     here = CpuMachine.this()

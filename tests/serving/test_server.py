@@ -333,7 +333,7 @@ def test_a_new_artifact_is_served_without_a_lost_request_and_a_damaged_one_is_no
     with quick(link, search) as server, Load(ask, server.url, color_file("red")) as load:
         for name, message in (
             ("damaged", "model.onnx has changed since the export"),
-            ("wrong", "model.onnx missed its gates against the float32 student"),
+            ("wrong", "model.onnx missed its gates against the float32 model"),
             ("nowhere", "does not exist"),
         ):
             replace(link, tmp_path / name)
@@ -359,7 +359,7 @@ def test_a_model_that_misses_its_gates_on_this_machine_is_warned_of(
     artifact = make_checked(tmp_path / "1", wrong=wrong)
     quick(artifact.path).close()
     kdedge.predict(artifact, paint(tmp_path / "red.png", (250, 0, 0)))
-    told = "model.onnx missed its gates against the float32 student"
+    told = "model.onnx missed its gates against the float32 model"
     assert [told in message for message in caplog.messages].count(True) == 2 * wrong
 
 

@@ -18,15 +18,9 @@ from PIL import Image
 import kdedge
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import decode_input
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 from kdedge.runtime.video import LiveVideo, without_password
-from kdedge.serving.source import (
-    Frame,
-    LatestFrameReader,
-    image_stamps,
-    new_files,
-    open_frames,
-)
+from kdedge.serving.source import Frame, LatestFrameReader, image_stamps, new_files, open_frames
 
 EVERY_S = 0.3
 
@@ -244,14 +238,14 @@ def test_every_nth_frame_is_taken() -> None:
 
 def test_a_frame_that_is_no_picture_is_given_with_its_reason() -> None:
     def broken() -> Image.Image:
-        raise UnusableImage("its frames are too large")
+        raise ImageError("its frames are too large")
 
     video = LiveVideo(False, iter([broken]), lambda: None)
     items = LatestFrameReader(video, Camera().open, every=1)
     frame = next(items)
     items.close()
     assert isinstance(frame, Frame)
-    assert isinstance(decode_input(frame.image), UnusableImage)
+    assert isinstance(decode_input(frame.image), ImageError)
 
 
 def test_a_bug_in_the_thread_is_an_error_here() -> None:

@@ -11,7 +11,7 @@ from kdedge.config.fields import class_key
 from kdedge.errors import DataError, os_reason
 from kdedge.files import FileStamp, printable
 from kdedge.messages import nearest
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
 """Extensions of image files that every build of Pillow reads, in lower case and without the dot.
@@ -51,7 +51,7 @@ class ImageSource(Protocol):
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the bytes cannot be read.
+            ImageError: the bytes cannot be read.
         """
         ...
 
@@ -96,7 +96,7 @@ class WithoutLabels:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the bytes cannot be read.
+            ImageError: the bytes cannot be read.
         """
         return self._source.read(i)
 
@@ -116,7 +116,7 @@ class Joined:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the bytes cannot be read.
+            ImageError: the bytes cannot be read.
         """
         n_first = len(self._first.items)
         return self._first.read(i) if i < n_first else self._second.read(i - n_first)
@@ -146,7 +146,7 @@ class FileSource:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the file cannot be read.
+            ImageError: the file cannot be read.
         """
         return read_file(Path(self.location(i).path))
 
@@ -159,15 +159,15 @@ def read_file(path: Path) -> bytes:
     """Reads an image file.
 
     Raises:
-        UnusableImage: the file is missing, may not be read, or is too large to be a photo.
+        ImageError: the file is missing, may not be read, or is too large to be a photo.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise UnusableImage(f"cannot be read: {os_reason(error)}") from error
+        raise ImageError(f"cannot be read: {os_reason(error)}") from error
     if len(data) > MAX_FILE_BYTES:
-        raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, too large for a photo")
+        raise ImageError(f"larger than {MAX_FILE_BYTES >> 20} MiB, too large for a photo")
     return data
 
 
@@ -188,10 +188,12 @@ class LabelIndex:
 
     Args:
         class_names: in class-list order.
+        n_positions: number of classes, the first ones, that a number can name; None for all.
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], n_positions: int | None = None) -> None:
         self.class_names = tuple(class_names)
+        self._n_positions = len(self.class_names) if n_positions is None else n_positions
         self._exact = {name: i for i, name in enumerate(self.class_names)}
         self._keys = {class_key(name): i for i, name in enumerate(self.class_names)}
 
@@ -199,6 +201,11 @@ class LabelIndex:
         """Returns the position of a class name; None if unknown."""
         position = self._exact.get(text)
         return self._keys.get(class_key(text)) if position is None else position
+
+    def position(self, text: str) -> int | None:
+        """Returns the number in a text if it is a position in the list; None otherwise."""
+        is_position = text.isdecimal() and len(text) < 10 and int(text) < self._n_positions
+        return int(text) if is_position else None
 
     def read(self, text: str, where: str, *, numbers: bool = True) -> int | None:
         """Returns the position of a class name, or of a number that is a position in the list.
@@ -214,14 +221,13 @@ class LabelIndex:
         if not text:
             return None
         position = self.find(text)
-        n_classes = len(self.class_names)
-        if position is None and numbers and text.isdecimal() and len(text) < 10:
-            position = int(text) if int(text) < n_classes else None
+        if position is None and numbers:
+            position = self.position(text)
         if position is None:
-            choice = f", or a position from 0 to {n_classes - 1}" if numbers else ""
+            choice = f", or a position from 0 to {self._n_positions - 1}" if numbers else ""
             raise DataError(
                 f'{where}: "{text}" is not a class name{self.nearest(text)}.\n'
-                f"  Expected one of the {n_classes} class names{choice}."
+                f"  Expected one of the {len(self.class_names)} class names{choice}."
             )
         return position
 

@@ -22,7 +22,7 @@ from kdedge.data.sources import MAX_FILE_BYTES, Item, LabelIndex, Location, rela
 from kdedge.errors import DataError
 from kdedge.files import FileStamp
 from kdedge.messages import first_line, name_some
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 
 _LABEL_COLUMNS = ("label", "labels")
 
@@ -119,7 +119,7 @@ class TableSource:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the row has no bytes, or they cannot be read.
+            ImageError: the row has no bytes, or they cannot be read.
         """
         try:
             row = self._dataset[i].select([self._columns.image])
@@ -127,13 +127,13 @@ class TableSource:
             value = row.column(0)[0].as_py()
         except arrow_errors() as error:
             file, _ = self._locate(i)
-            raise UnusableImage(f"{file.path} is damaged: {first_line(error)}") from error
+            raise ImageError(f"{file.path} is damaged: {first_line(error)}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             path = value.get("path") if isinstance(value, dict) else None
-            raise UnusableImage(f"has no bytes, only the path {path}" if path else "has no bytes")
+            raise ImageError(f"has no bytes, only the path {path}" if path else "has no bytes")
         if len(data) > MAX_FILE_BYTES:
-            raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, which no photo is")
+            raise ImageError(f"larger than {MAX_FILE_BYTES >> 20} MiB, which no photo is")
         return bytes(data)
 
     def location(self, i: int) -> Location:

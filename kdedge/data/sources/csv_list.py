@@ -36,7 +36,9 @@ class _Row(NamedTuple):
     label: str
 
 
-def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
+def open_source(
+    path: Path, *, class_names: Sequence[str], labeled: bool, n_positions: int | None = None
+) -> FileSource:
     """Reads a list of images, in the order of its rows; the keys are the paths in it.
 
     Args:
@@ -48,6 +50,7 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
         class_names: in class-list order; used if `labeled`.
         labeled: read labels: a class name, as `LabelIndex` finds it, or else a position in the
             class list from 0. An image with an empty field has no label.
+        n_positions: as for `LabelIndex`.
 
     Raises:
         DataError: no such file, not CSV, an invalid row, missing files, or no image.
@@ -65,7 +68,7 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
                 "  Write each line as path,label, or name the column of labels label, class or"
                 " category."
             )
-        index = LabelIndex(class_names)
+        index = LabelIndex(class_names, n_positions)
         labels = [index.read(row.label, f"{path}:{row.line}") for row in rows]
     items = [Item(printable(row.path), label) for row, label in zip(rows, labels, strict=True)]
     return FileSource(path.parent, [row.path for row in rows], items)

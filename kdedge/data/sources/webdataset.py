@@ -25,7 +25,7 @@ from kdedge.data.sources import (
 from kdedge.errors import DataError, os_reason
 from kdedge.files import FileStamp, printable
 from kdedge.packages import need
-from kdedge.runtime.preprocess import UnusableImage, more_extensions
+from kdedge.runtime.preprocess import ImageError, more_extensions
 
 _MAX_LABEL_BYTES = 1024
 _BLOCK = 512
@@ -64,7 +64,7 @@ class WebDatasetSource:
         """Returns the bytes of image i's file.
 
         Raises:
-            UnusableImage: the shard cannot be read.
+            ImageError: the shard cannot be read.
             DataError: the shard has changed since it was indexed.
         """
         size, (path, offset, stamp, _) = self._places[i]
@@ -74,7 +74,7 @@ class WebDatasetSource:
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
-            raise UnusableImage(f"{path} cannot be read: {os_reason(error)}") from error
+            raise ImageError(f"{path} cannot be read: {os_reason(error)}") from error
         if not is_same or len(data) != size:
             raise DataError(
                 f"{path} has changed since its index was made.\n"
@@ -87,7 +87,9 @@ class WebDatasetSource:
         return self._places[i][1]
 
 
-def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> WebDatasetSource:
+def open_source(
+    pattern: str, *, class_names: Sequence[str], labeled: bool, n_positions: int | None = None
+) -> WebDatasetSource:
     """Indexes local shards.
 
     Args:
@@ -95,13 +97,14 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
         class_names: in class-list order; used if `labeled`.
         labeled: read labels from `cls` members: a number is a position in the class list, any
             other text a class name. A sample without this file has no label.
+        n_positions: as for `LabelIndex`.
 
     Raises:
         DataError: a shard is missing, remote, compressed or damaged; a sample does not have exactly
             one image; a label is invalid; or no sample has a label although labels are needed.
         MissingPackage: webdataset is not installed.
     """
-    labels = LabelIndex(class_names)
+    labels = LabelIndex(class_names, n_positions)
     members: list[_Member] = []
     items: list[Item] = []
     keys: set[str] = set()
@@ -243,10 +246,10 @@ def _sample_label(sample: dict[str, Any], labels: LabelIndex) -> int | None:
     """Reads a sample's label; None if it has none."""
     text = _label_text(sample) or ""
     # As in WebDataset, a number is a position, even if a class has this number as its name
-    if text.isdecimal() and len(text) < 10 and int(text) < len(labels.class_names):
-        return int(text)
+    position = labels.position(text)
+    where = f"{sample['__url__']}: {sample['__key__']}.cls"
     # A class name has at most 200 characters
-    return labels.read(text[:200], f"{sample['__url__']}: {sample['__key__']}.cls")
+    return labels.read(text[:200], where) if position is None else position
 
 
 def _label_text(sample: dict[str, Any]) -> str | None:

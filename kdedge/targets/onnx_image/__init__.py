@@ -18,6 +18,6 @@ TARGET = Target(
     backend="onnxruntime-image",
     preference=5,
     base_precision="fp32",
-    is_for_cpu=True,
+    uses_cpu_int8=True,
     remark="For ONNX Runtime and OpenVINO on CPUs; TensorRT does not take images of any size.",
 )

@@ -58,4 +58,4 @@ def test_a_few_shot_draw_is_the_public_list_in_its_order(name: str, key: str) ->
 def test_every_image_of_a_set_is_as_published_and_can_be_read(name: str) -> None:
     found = verify(coop_set(name, with_images=True), ROOT, read_images=True)
     assert found.problems == ()
-    assert [len(part.bad or ()) for part in found.parts] == [0, 0, 0]
+    assert [len(part.unreadable or ()) for part in found.parts] == [0, 0, 0]

@@ -6,7 +6,7 @@ from PIL import Image
 
 from kdedge.data.sources.folder import open_source
 from kdedge.errors import DataError
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 
 NAMES = ("cat", "hot dog", "scratch (deep)")
 
@@ -64,12 +64,12 @@ def test_a_linked_folder_outside_is_followed(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["gone.png", "b.png"])
-def test_a_link_that_leads_nowhere_is_an_unusable_image(tmp_path, target):
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path, target):
     add(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / target)
     source = open_source(tmp_path, class_names=(), labeled=False)
     assert [item.key for item in source.items] == ["a.png", "b.png"]
-    with pytest.raises(UnusableImage, match="cannot be read"):
+    with pytest.raises(ImageError, match="cannot be read"):
         source.read(1)
 
 
@@ -139,9 +139,9 @@ def test_images_that_are_all_outside_of_class_folders_are_an_error(tmp_path):
         open_source(tmp_path, class_names=NAMES, labeled=True)
 
 
-def test_a_file_that_went_away_is_an_unusable_image(tmp_path):
+def test_a_file_that_went_away_is_an_unreadable_image(tmp_path):
     add(tmp_path, "a.png")
     source = open_source(tmp_path, class_names=(), labeled=False)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UnusableImage, match="no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         source.read(0)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from kdedge.data.sources import huggingface, parquet
 from kdedge.errors import DataError, MissingPackage
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 
 NAMES = ("cat", "hot dog")
 IMAGES = [f"image {i}".encode() * (i + 1) for i in range(7)]
@@ -191,10 +191,10 @@ def test_files_with_other_columns_are_no_one_set(read: Save) -> None:
 def test_an_image_without_bytes_cannot_be_used_and_its_path_is_named(read: Save) -> None:
     source = read(table_of(image=structs([b"1", None])), labeled=False)
     assert source.read(0) == b"1"
-    with pytest.raises(UnusableImage, match=r"has no bytes, only the path 1\.jpg"):
+    with pytest.raises(ImageError, match=r"has no bytes, only the path 1\.jpg"):
         source.read(1)
     bare = read(table_of(image=pa.array([None, b"2"], pa.binary())), labeled=False)
-    with pytest.raises(UnusableImage, match=r"has no bytes$"):
+    with pytest.raises(ImageError, match=r"has no bytes$"):
         bare.read(0)
 
 
@@ -245,7 +245,7 @@ def test_text_that_is_not_utf8_is_damage_that_is_named(module: Any, tmp_path: Pa
     place: Any = str(tmp_path) if module is parquet else tmp_path
     changed(file, b"0.jpg", b"\xff.jpg")
     source = module.open_source(place, class_names=(), labeled=False)
-    with pytest.raises(UnusableImage, match="damaged"):
+    with pytest.raises(ImageError, match="damaged"):
         source.read(0)
     changed(file, b"catcat", b"cat\xffat")
     with pytest.raises(DataError, match=rf"{file} is damaged in its column label"):
@@ -269,12 +269,12 @@ OPEN = """
 import sys
 from pathlib import Path
 from kdedge.data.sources import huggingface
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.runtime.preprocess import ImageError
 source = huggingface.open_source(Path(sys.argv[1]), class_names=(), labeled=False)
 for i in range(len(source.items)):
     try:
         source.read(i)
-    except UnusableImage as error:
+    except ImageError as error:
         print(error)
 """
 
