@@ -194,7 +194,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. Errors of torch, which is not loaded, are told by name and text."""
+    """Whether memory ran out. Errors of torch, which is not loaded, are known by name and text."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"}:
         return True

@@ -43,7 +43,7 @@ def artifact_folder(
             its folder of artifacts, or a recipe's name for its newest finished run with an
             artifact.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
-        warns: whether to warn of a newer run of the recipe that was not exported.
+        warns: whether to warn about a newer run of the recipe that was not exported.
 
     Raises:
         DataError: the argument names no artifact and no run that has one.

@@ -54,7 +54,7 @@ class Predictions(Tabled, list[Result]):
 
     @property
     def table(self) -> Table:
-        """One image a row: its classes and scores."""
+        """A row for each image: its classes and scores."""
         header = ["image", "class", "score"]
         for rank in range(2, self._top + 1):
             header += [f"class {rank}", f"score {rank}"]

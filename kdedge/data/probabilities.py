@@ -51,8 +51,8 @@ def read_probabilities(
     if len(rows) < len(keys):
         repeated = [key for key, count in Counter(keys).items() if count > 1]
         raise DataError(
-            f"{len(repeated)} names of images are there more than once, first {repeated[0]!r}, and"
-            f" {path} goes by them.\n  Rename the images, or teach without that file."
+            f"Several images have the same name, such as {repeated[0]!r}, and {path} identifies"
+            " images by their names.\n  Rename the images, or teach without that file."
         )
     values = np.empty((len(keys), len(class_names)), np.float32)
     lines: dict[str, int] = {}

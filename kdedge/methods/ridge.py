@@ -322,7 +322,7 @@ class Method(ClosedFormMethod):
             summary = (
                 f"learned from {n_labeled:,} labels: {settings}. {n_single} of"
                 f" {len(self._train_classes)} classes have one label, so that these settings are"
-                " fixed and no accuracy can be foreseen; label four images of each class or more"
+                " fixed and no accuracy can be estimated; label four images of each class or more"
             )
         else:
             without = f", without {n_single} that have one label" if n_single else ""

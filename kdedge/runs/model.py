@@ -496,7 +496,7 @@ def load_teacher(
 ) -> RunModel:
     """Opens a finished run as the teacher of a recipe's student, as `load_run` does.
 
-    Its classes are brought into the balance of that recipe, so that both are compared in equal
+    Its classes are brought into the balance of that recipe, so that both are compared on equal
     terms.
 
     Args:

@@ -154,7 +154,7 @@ class App:
         )
 
     def close(self, *, patience_s: float) -> bool:
-        """Ends the threads after the last answer; arguments and result as of `Batcher.close`."""
+        """Ends the threads after the last answer; arguments and result as for `Batcher.close`."""
         self._parsing.shutdown()
         self._decoding.shutdown()
         return self._batcher.close(patience_s=patience_s)

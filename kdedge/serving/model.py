@@ -30,7 +30,7 @@ class ServedModel:
     Attributes:
         classifier: the loaded artifact.
         max_batch: largest batch.
-        close: closes the artifact at once.
+        close: closes the artifact immediately.
     """
 
     def __init__(self, classifier: Classifier, batch: int | None) -> None:

@@ -222,7 +222,7 @@ class Server:
     def close(self) -> None:
         """Answers the requests in progress, refuses new ones, and frees the model.
 
-        An exception meanwhile, such as a second Ctrl-C, ends the server at once. If the model
+        An exception meanwhile, such as a second Ctrl-C, ends the server immediately. If the model
         hangs, this returns some seconds after the time limit of its last request; the model is
         freed if its batch ever ends.
         """

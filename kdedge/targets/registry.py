@@ -35,7 +35,7 @@ _TARGETS = Plugins(
 
 
 def list_targets() -> tuple[Target, ...]:
-    """Lists the targets, kdedge's own first; warns of targets that cannot be loaded."""
+    """Lists the targets, kdedge's own first; warns about targets that cannot be loaded."""
     targets = [_TARGETS.load(name).TARGET for name in _TARGETS.own()]
     for name in _TARGETS.outside():
         try:

@@ -74,7 +74,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(
 
 
 def test_images_that_share_a_name_cannot_be_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 names of images are there more than once, first 'a'"):
+    with pytest.raises(DataError, match="Several images have the same name, such as 'a'"):
         read(tmp_path, f"{HEADER}\na,1,0,0,0\n", keys=("a", "a"))
 
 

@@ -100,7 +100,7 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
 
 
 def _ranges(data: bytes, recipe: Any, images: npt.NDArray[Any], n_images: int) -> Any:
-    """Ranges of the values in a file, for the quantizer; arguments as of `quantized`."""
+    """Ranges of the values in a file, for the quantizer; arguments as for `quantized`."""
     calibrator = importlib.import_module("ai_edge_quantizer.calibrator")
     missing = -len(images) % n_images
     batches = np.concatenate([images, images[-1:].repeat(missing, 0)])

@@ -37,7 +37,7 @@ _SUPPORT = {"bicubic": 2, "bilinear": 1}
 
 
 class Nodes:
-    """ONNX nodes and constants that are added one after the other.
+    """ONNX nodes and constants that are added in order.
 
     Attributes:
         nodes: the nodes, in order.
@@ -69,7 +69,7 @@ class Nodes:
         return self.add("Cast", value, to=getattr(TensorProto, dtype))
 
     def constant(self, values: Operand) -> Value:
-        """A constant; what is a value of the graph stays as it is."""
+        """A constant; a value of the graph is returned unchanged."""
         from onnx import numpy_helper
 
         if isinstance(values, Value):
