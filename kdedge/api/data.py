@@ -28,7 +28,7 @@ class BenchmarkSet:
     missing: tuple[Download, ...]
 
     @property
-    def is_here(self) -> Literal["yes", "no", "partly"]:
+    def status(self) -> Literal["yes", "no", "partly"]:
         """Whether its files are on this machine."""
         if not self.missing:
             return "yes"

@@ -46,9 +46,9 @@ def list_here(data: Path, as_json: bool) -> None:
     rows, records = [], []
     for name, opened in list_sets(data).items():
         n_classes, n_images = opened.benchmark.n_classes, dict(opened.benchmark.n_images)
-        about = {"license": opened.benchmark.license, "here": opened.is_here}
+        about = {"license": opened.benchmark.license, "here": opened.status}
         records.append({"name": name, "n_classes": n_classes, "n_images": n_images, **about})
-        cells = [str(n_classes), f"{sum(n_images.values()):,}", opened.is_here]
+        cells = [str(n_classes), f"{sum(n_images.values()):,}", opened.status]
         rows.append([name, *cells, opened.benchmark.license])
     header = ("set", "classes", "images", "here", "license")
     record = {"root": str(data), "sets": records}

@@ -54,17 +54,21 @@ def command(
 
     The method uses the recipe's baseline section if that has the same method.
     """
-    pool = pseudo_label(recipe, path, overrides=overrides, **options)
-    lines = [f"{pool.n_images} images of {pool.n_classes} classes by {pool.method}."]
-    if pool.accuracy_percent is not None:
-        right = percent(pool.accuracy_percent)
+    from kdedge.setup.method import learns_from_labels
+
+    file = pseudo_label(recipe, path, overrides=overrides, **options)
+    lines = [f"{file.n_images} images of {file.n_classes} classes by {file.method}."]
+    if file.accuracy_percent is not None:
+        right = percent(file.accuracy_percent)
         lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
     lines.append(f"Wrote {path}")
     # Baseline keys are left out: they may be settings of the method that labeled the images
     kept = {key: value for key, value in overrides.items() if key.split(".")[0] != "baseline"}
-    given = load_recipe(recipe, kept).recipe
-    has_both = given.teacher is not None and given.student is not None
+    given = load_recipe(recipe, kept)
+    has_both = None not in (given.recipe.teacher, given.recipe.student)
     following = ("distill", recipe) if has_both else ("train", recipe, "--method", "coop")
+    if has_both and not learns_from_labels(given):
+        kept = merged(kept, {"student.settings.labeled_weight": 1.0})
     same = same_options(merged(kept, {"data.pseudo_labels": path}))
     lines.append(next_line(*following, *same))
-    print_result(pool, as_json=as_json, text="\n".join(lines))
+    print_result(file, as_json=as_json, text="\n".join(lines))

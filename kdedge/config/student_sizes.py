@@ -40,7 +40,8 @@ class StudentSize:
         Args:
             method: method of the student; only promptkd has settings for image encoders.
         """
-        encoder = {"backbone": self.backbone, "weights": self.weights, "config": None}
+        others = dict.fromkeys(("config", "quick_gelu"))  # which were of the recipe's own student
+        encoder = {"backbone": self.backbone, "weights": self.weights, **others}
         chosen = self.settings if method == "promptkd" else {}
         settings = {f"settings.{key}": value for key, value in chosen.items()}
         return {f"student.{key}": value for key, value in {**encoder, **settings}.items()}

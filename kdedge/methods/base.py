@@ -241,7 +241,7 @@ class Teacher(Protocol):
     def class_vectors(self) -> Tensor:
         """[C, D_teacher], float32, in class-list order, no graph; as `BaseMethod.class_vectors`.
 
-        [C, 0] if the teacher has no class vectors: a classifier, or a file of probabilities.
+        [C, 0] for a file of probabilities; unit vectors if the features are logits.
         """
         ...
 

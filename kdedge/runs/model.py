@@ -7,7 +7,6 @@ together. The backbone is built and the trained tensors are read when they are f
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,25 +49,18 @@ log = logging.getLogger(__name__)
 _EVALUATION_BATCH = 100  # images without gradients, as in the methods' public code
 
 
-class MethodModel(ABC):
+class MethodModel:
     """A method as a model of a class list; it can teach (`methods.base.Teacher`).
 
     Attributes:
         setup: its role's method, classes and backbone.
+        method: the method, in the mode (evaluation or training) that its owner chose.
+        balance: what brings its classes into balance; None if the recipe has no `balance`.
     """
 
-    def __init__(self, setup: RoleSetup) -> None:
-        self.setup = setup
-
-    @property
-    @abstractmethod
-    def method(self) -> BaseMethod:
-        """The method, in the mode (evaluation or training) that its owner chose."""
-
-    @property
-    @abstractmethod
-    def balance(self) -> BalanceResult | None:
-        """What brings its classes into balance; None if the recipe has no `balance`."""
+    setup: RoleSetup
+    method: BaseMethod
+    balance: BalanceResult | None
 
     @cached_property
     def offsets(self) -> Tensor | None:
@@ -195,18 +187,7 @@ class LiveModel(MethodModel):
     def __init__(
         self, setup: RoleSetup, method: BaseMethod, balance: BalanceResult | None = None
     ) -> None:
-        super().__init__(setup)
-        self._method, self._balance = method, balance
-
-    @property
-    def method(self) -> BaseMethod:
-        """The method; a job trains it."""
-        return self._method
-
-    @property
-    def balance(self) -> BalanceResult | None:
-        """What brings its classes into balance, or None."""
-        return self._balance
+        self.setup, self.method, self.balance = setup, method, balance
 
 
 class RunModel(MethodModel):
@@ -221,7 +202,7 @@ class RunModel(MethodModel):
     """
 
     def __init__(self, loaded: LoadedRecipe, own_recipe: Recipe, vectors: RunVectors) -> None:
-        super().__init__(vectors.setup)
+        self.setup = vectors.setup
         self.loaded, self.own_recipe, self.vectors = loaded, own_recipe, vectors
         self.run = vectors.run
 
@@ -236,7 +217,7 @@ class RunModel(MethodModel):
         return self.setup.load_backbone()
 
     @cached_property
-    def method(self) -> BaseMethod:
+    def method(self) -> BaseMethod:  # type: ignore[override]  # can be set, unlike a property
         """The method with its trained tensors, frozen, in evaluation mode."""
         settings = self.setup.choice.settings
         is_as_trained = settings.has_class_vectors or settings.is_class_specific
@@ -269,7 +250,7 @@ class RunModel(MethodModel):
         return [None if label is None else position.get(trained[label]) for label in labels]
 
     @cached_property
-    def balance(self) -> BalanceResult | None:
+    def balance(self) -> BalanceResult | None:  # type: ignore[override]
         """What brings its classes into balance; None if the recipe has no `balance`.
 
         Read from the run; computed again if the recipe's `balance` or the classes have changed.

@@ -229,8 +229,11 @@ class RecipeData:
         A benchmark set keeps images that are also in its test set, since the protocol draws them.
         """
         test_spec, is_set = self._recipe.data.test, spec.benchmark is not None
-        is_kept = isinstance(spec, UnlabeledSpec) and (spec.include_test or is_set)
-        if test_spec is None or is_kept:
+        if isinstance(spec, UnlabeledSpec):
+            if spec.include_test or (is_set and spec.include_test is None):
+                return images
+            is_set = False
+        if test_spec is None:
             return images
         test = self._readable(test_spec, "test")
         shared = [images.source.items[i].key for i in images.shared_with(test)]

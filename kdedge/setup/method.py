@@ -189,6 +189,11 @@ def trained_roles(loaded: LoadedRecipe) -> list[Role]:
     return roles if loaded.recipe.student is None else [*roles, "student"]
 
 
+def learns_from_labels(loaded: LoadedRecipe) -> bool:
+    """Whether a model of `trained_roles` learns from labels."""
+    return any(choose_method(loaded, role).data_needs.labels for role in trained_roles(loaded))
+
+
 def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
     """Warns about each override of `optim` or `ROLE.optim` that no trained model follows.
 

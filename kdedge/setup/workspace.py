@@ -105,7 +105,7 @@ class Workspace:
         return self._loaded[backbone.identity]
 
 
-def parse_device(name: str | None) -> torch.device:
+def parse_device(name: str | torch.device | None) -> torch.device:
     """Returns the device with a name; by default CUDA if available, else the CPU.
 
     A GPU gets its number, which older versions of torch need. Each process that torchrun started on
@@ -117,6 +117,7 @@ def parse_device(name: str | None) -> torch.device:
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = str(name)  # also of a torch.device
     given = f"{option('--device')} {name}"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise RecipeError(f"{given} is not a device.\n  Use cpu, cuda or cuda:0.")

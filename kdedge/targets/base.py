@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
     from kdedge.runtime.artifact import Artifact, Device, Precision
     from kdedge.runtime.backend import Backend
 
-ExportInput = Literal["folded model", "ONNX file"]
+BuildSource = Literal["folded model", "ONNX file"]
 
 # Prefixes of the names of the head's nodes and layers, from the projector to the class vectors.
 # They stay float32, which class margins need and which costs little.
@@ -83,7 +83,7 @@ class Target:
     flag: str
     help: str
     files: str
-    source: ExportInput
+    source: BuildSource
     precisions: tuple[Precision, ...]
     data: str | None = None
     cpu_precisions: tuple[Precision, ...] = ()

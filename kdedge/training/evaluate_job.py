@@ -58,7 +58,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
     teacher_result = _teacher_result(job, test)
     if teacher_result is not None:
         results["teacher"] = teacher_result
-    labeled = None if job.teacher is None else job.data.labeled
+    labeled = None if job.teacher is None else job.truly_labeled
     if labeled is not None and labeled.has_labels_of(len(job.classes.names)):
         ridge, _ = ridge_on_labels(job.setup, labeled)
         results["labels_alone"] = measure_accuracy(ridge, test, job.classes, selection="last")

@@ -18,7 +18,11 @@ from kdedge.runs.find import find_run, newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, load_teacher
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.setup.method import check_has_class_vectors, check_needs_no_vectors
+from kdedge.setup.method import (
+    check_has_class_vectors,
+    check_needs_no_vectors,
+    learns_from_labels,
+)
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.file_teacher import FileTeacher
@@ -40,6 +44,11 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
         DataError: the file is wrong, or lacks an image.
     """
     named_teacher_run(loaded, workspace)  # raises errors of the teacher first
+    if loaded.recipe.data.pseudo_labels is not None and not learns_from_labels(loaded):
+        raise RecipeError(
+            "Neither teacher nor student learns from labels, such as those of data.pseudo_labels.\n"
+            "  Set student.settings.labeled_weight: 1.0, or leave data.pseudo_labels out."
+        )
     student, file = _job_without_teacher(loaded, workspace), loaded.recipe.needed_teacher().file
     if file is not None:
         return with_teacher(student, _file_teacher(file, student)), None

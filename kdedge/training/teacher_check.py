@@ -35,7 +35,7 @@ def reference_accuracies(run: RunFolder, job: Job) -> dict[str, float]:
     """
     if run.references.exists():
         return read_record(dict[str, float], run.references)
-    images = job.data.labeled
+    images = job.truly_labeled
     if images is None or not images.has_labels_of(len(job.classes.names)):
         return {}
     if job.choice.name in ("ridge", "zeroshot"):

@@ -191,6 +191,31 @@ def test_an_image_with_a_label_keeps_it(kdedge: Run) -> None:
     assert record["summary"]["training"]["steps"] == 12 + n_novel
 
 
+def test_pseudo_labels_that_no_model_would_read_are_refused_and_next_names_what_reads_them(
+    kdedge: Run,
+) -> None:
+    zero_shot = ("--set", "teacher.method=zeroshot", "--set", "teacher.settings={}")
+    without = (*zero_shot, "--set", "data.labeled=null", "--set", "student.optim.epochs=1")
+    done = write(kdedge, *without)
+    assert done.code == 0, done.err
+    given = ("--set", f"data.pseudo_labels={LABELS}")
+    kdedge("distill", "r.yaml", *without, *given).fails(2, "labeled_weight: 1.0")
+    following = shlex.split(done.out.partition("Next: kdedge ")[2])
+    assert "student.settings.labeled_weight=1.0" in following
+    taught = kdedge(*following, "--json")
+    assert taught.code == 0, taught.err
+    # A ridge on labels that zero-shot CLIP gave would only repeat these
+    assert "labels_alone" not in json.loads(taught.out)["student"]["evaluation"]
+
+
+def test_a_teacher_is_not_judged_by_labels_that_a_model_gave(kdedge: Run) -> None:
+    assert write(kdedge, "--set", "data.split=all").code == 0
+    given = ("--set", f"data.pseudo_labels={LABELS}", "--set", "data.split=all")
+    done = kdedge("teach", "r.yaml", *given, "--set", "teacher.optim.epochs=1")
+    assert done.code == 0, done.err
+    assert "mean over classes" not in done.err
+
+
 def test_pseudo_labels_alone_are_enough_for_a_closed_form(kdedge: Run) -> None:
     assert write(kdedge).code == 0
     alone = ("--set", f"data.pseudo_labels={LABELS}", "--set", "data.labeled=null")

@@ -31,7 +31,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_chosen_gpu_is_torchs_current_one(
     two_gpus: list[Any], name: str | None, current: str
 ) -> None:
-    assert parse_device(name) == torch.device(current)
+    assert parse_device(name) == parse_device(torch.device(current)) == torch.device(current)
     assert two_gpus == []
     assert set_up_device(name) == torch.device(current)
     assert two_gpus == [torch.device(current)]
