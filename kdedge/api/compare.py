@@ -54,7 +54,7 @@ def compare(
         require_no_worse: raise an error if McNemar's exact test shows that the new one is worse;
             needs `labels`.
         batch: images per call; by default as many as each artifact takes.
-        threads: CPU threads; by default the engine's choice.
+        threads: CPU threads; by default the runtime's choice.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:

@@ -119,7 +119,7 @@ def load(
         precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
             or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
         backend: the runtime, such as `onnxruntime`; None to choose one.
-        threads: CPU threads; None for the engine's default.
+        threads: CPU threads; None for the runtime's default.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Raises:

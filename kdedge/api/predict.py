@@ -96,7 +96,7 @@ def predict(
             or else the file that `export(cpu=True)` chose on a machine like this, or else float32.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: images per call; None for as many as the artifact takes.
-        threads: CPU threads; None for the engine's default.
+        threads: CPU threads; None for the runtime's default.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:

@@ -57,7 +57,7 @@ def serve(
         precision: as in `kdedge.load`, and so are `backend` and `threads`.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: the largest batch that requests are joined to; None for the artifact's.
-        threads: CPU threads; None for the engine's default.
+        threads: CPU threads; None for the runtime's default.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
@@ -123,7 +123,7 @@ def watch(
             None for 25, and 1 for a folder.
         precision: as in `kdedge.predict`, and so are `backend` and `threads`.
         backend: the runtime; None to choose one.
-        threads: CPU threads; None for the engine's default.
+        threads: CPU threads; None for the runtime's default.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Yields:

@@ -31,7 +31,7 @@ def artifact_subjects(
 
     Args:
         artifact: the artifact.
-        n_threads: CPU threads; None for the engine's default.
+        n_threads: CPU threads; None for the runtime's default.
         original: accuracy of the exported model on all its test images; None if unknown.
     """
     targets = {target.name for target in list_targets() if target.backend is not None}

@@ -29,12 +29,12 @@ class ClassVectors:
         vectors: [C, D], float32, in class-list order; of unit length, or shorter if they are
             averages; [C, 0] for a method whose class texts depend on the image.
         class_names: the C names.
-        source_hash: hash of the weights, prompts and texts that the vectors were made from.
+        vectors_hash: hash of the weights, prompts and texts that the vectors were made from.
     """
 
     vectors: Tensor
     class_names: tuple[str, ...]
-    source_hash: str
+    vectors_hash: str
 
     def __post_init__(self) -> None:
         """Checks that there is one vector per name, of at most unit length."""
@@ -56,7 +56,7 @@ class ClassVectors:
         """Writes one safetensors file, with names and hashes in its metadata."""
         vectors = self.vectors.detach().float().cpu().contiguous()
         names = json.dumps(list(self.class_names), ensure_ascii=False)
-        facts = {"class_names": names, "made_by": self.source_hash}
+        facts = {"class_names": names, "made_by": self.vectors_hash}
         write_tensors(path, {"class_vectors": vectors}, facts)
 
 

@@ -42,12 +42,12 @@ class NewClasses:
     Attributes:
         names: the class names.
         vectors: [N, D], the teacher's class vectors, of at most unit length.
-        source_hash: hash of what the vectors were made from.
+        vectors_hash: hash of what the vectors were made from.
     """
 
     names: tuple[str, ...]
     vectors: npt.NDArray[np.float32]
-    source_hash: str
+    vectors_hash: str
 
 
 def write_classes(
@@ -113,7 +113,7 @@ def write_changed_classes(
             kdedge=__version__,
             added=new_names,
             removed=tuple(removed),
-            class_vectors=None if added is None else added.source_hash,
+            class_vectors=None if added is None else added.vectors_hash,
         )
         changes = (*classes.changes, change)
         versions = map(matrix_name, itertools.count(len(changes) + 1))

@@ -236,7 +236,7 @@ class RunModel(MethodModel):
     @property
     def vectors_hash(self) -> str:
         """Hash of what class vectors depend on; encodes no text."""
-        return self.vectors.source_hash
+        return self.vectors.vectors_hash
 
     def images(self, key: DataPart) -> Images | None:
         """The images of its recipe under `data.<key>`; None if it has none."""
@@ -342,16 +342,16 @@ class RunVectors:
         return self.trained_method(replace(self.setup, classes=self.classes)).class_vectors()
 
     @property
-    def source_hash(self) -> str:
+    def vectors_hash(self) -> str:
         """The hash of what the vectors are made from, without encoding any text.
 
         Raises:
             DataError: as for `tensor`.
         """
         if self._are_stored:
-            return self.stored.source_hash
+            return self.stored.vectors_hash
         if self.run.role == "student":
-            return self._teacher.source_hash
+            return self._teacher.vectors_hash
         return class_vectors_hash(self.setup, self.trained_hash, self.classes)
 
     def trained_method(self, setup: RoleSetup) -> BaseMethod:
@@ -396,7 +396,7 @@ class RunVectors:
             problem, folder = "its teacher's run is missing", None
         if folder is not None:
             teacher = load_run(folder, self.setup.workspace, names=names).vectors
-            if teacher.stored.source_hash == self.stored.source_hash:
+            if teacher.stored.vectors_hash == self.stored.vectors_hash:
                 return teacher
             problem = f"the teacher in {folder.path} did not make the stored vectors"
         raise DataError(

@@ -27,9 +27,6 @@ class Resumed(_Tolerant):
     resumed_at: str | None = None
 
 
-Kept = Literal["last", "epoch", "averaged", "moving average"]
-
-
 class TrainingSummary(_Tolerant):
     """Summary of a training loop.
 
@@ -48,7 +45,7 @@ class TrainingSummary(_Tolerant):
     steps: int
     seconds: float
     final_loss: float
-    kept: Kept | None = None
+    kept: str | None = None
     best_epoch: int | None = None
     validation_percent: float | None = None
 

@@ -123,9 +123,9 @@ def check_stored_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors)
             "  Use the weights that the run's recipe.yaml names."
         )
     trained = str(metadata.get("trained"))
-    is_pair = metadata.get("class_vectors") == stored.source_hash
+    is_pair = metadata.get("class_vectors") == stored.vectors_hash
     if is_pair and run.role != "student":  # a student has its teacher's class vectors
-        is_pair = stored.source_hash == class_vectors_hash(setup, trained, setup.classes)
+        is_pair = stored.vectors_hash == class_vectors_hash(setup, trained, setup.classes)
     if not is_pair:
         raise DataError(
             f"{path} was trained with other class vectors than those in {run.class_vectors.name}"

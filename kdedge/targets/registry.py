@@ -184,7 +184,7 @@ def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = No
     Args:
         artifact: the artifact.
         file: one of its files, of a target that has a backend.
-        n_threads: CPU threads; None for the engine's default.
+        n_threads: CPU threads; None for the runtime's default.
 
     Raises:
         DataError: the file or the class matrix has changed since it was written, or the file's path

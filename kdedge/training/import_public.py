@@ -157,7 +157,7 @@ def _write_weights(
     class_vectors = None if vectors is None else vectors.vectors.to(workspace.device)
     built = setup.build(class_vectors=class_vectors)
     built.module.load_state_dict(parameters.trained)
-    source = LiveModel(setup, built).vectors_hash if vectors is None else vectors.source_hash
+    source = LiveModel(setup, built).vectors_hash if vectors is None else vectors.vectors_hash
     write_weights(run, setup, built, vectors_hash=source)
 
 

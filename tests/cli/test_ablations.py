@@ -84,9 +84,9 @@ def test_own_class_vectors_are_stored_with_what_made_them(kdedge: Run) -> None:
     shared = load_class_vectors(Path("runs/tiny/02/class_vectors.safetensors"))
     vectors = load_class_vectors(STUDENT / "class_vectors.safetensors")
     assert (shared.vectors.shape[1], vectors.vectors.shape[1]) == (40, 24)
-    assert vectors.source_hash != shared.source_hash
+    assert vectors.vectors_hash != shared.vectors_hash
     teacher = load_class_vectors(Path("runs/tiny/01/class_vectors.safetensors"))
-    assert shared.source_hash == teacher.source_hash
+    assert shared.vectors_hash == teacher.vectors_hash
     # A new name is not asked of the teacher
     Path("more.txt").write_text("cat\nzebra\n")
     done = kdedge("export", str(STUDENT), "--classes", "more.txt", "--output", "more")

@@ -241,7 +241,7 @@ def test_a_prompt_method_teaches_the_student(kdedge: Run) -> None:
     theirs, ours = (
         load_class_vectors(Path(f"runs/tiny/0{n}/class_vectors.safetensors")) for n in (1, 2)
     )
-    assert (theirs.source_hash, theirs.vectors.shape) == (ours.source_hash, (4, 40))
+    assert (theirs.vectors_hash, theirs.vectors.shape) == (ours.vectors_hash, (4, 40))
 
 
 def test_another_teacher_says_what_changed(kdedge: Run) -> None:

@@ -25,7 +25,7 @@ def test_a_file_gives_back_the_same_vectors_names_and_hash(tmp_path: Path) -> No
     vectors().save(tmp_path / "class_vectors.safetensors")
     loaded = load_class_vectors(tmp_path / "class_vectors.safetensors")
     assert loaded.class_names == NAMES
-    assert loaded.source_hash == "abc"
+    assert loaded.vectors_hash == "abc"
     assert torch.equal(loaded.vectors, vectors().vectors)
 
 

@@ -37,7 +37,7 @@ from kdedge.errors import DataError, Interrupted, ResourceError
 from kdedge.messages import option
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.provenance import Kept, TrainingSummary
+from kdedge.runs.provenance import TrainingSummary
 from kdedge.training.loop.checkpoint import (
     TrainingState,
     capture_rng,
@@ -251,7 +251,7 @@ class Training:
 
     def keep(self) -> TrainingSummary:
         """Loads the final weights into the module, after the last epoch."""
-        kept: Kept = "last"
+        kept = "last"
         if self._settings.selection != "last":
             self._best.copy_to(self._method.module)
             kept = "averaged" if self._best.epoch is None else "epoch"
