@@ -20,9 +20,9 @@ from kdedge.records.tables import percent
     "--method",
     metavar="NAME",
     help="Model that labels the images: teacher, the recipe's; zeroshot; or a method. Teacher and"
-    " method are trained first unless a finished run exists. As distill"
-    " does, zero-shot CLIP or ridge replaces a trained teacher if it is better on its labeled"
-    " images. [default: teacher if the recipe has one and labeled images, else zeroshot]",
+    " method are trained first unless a finished run exists. As distill does,"
+    " zero-shot CLIP or ridge replaces a trained teacher if it is better on its labeled images."
+    " [default: teacher if the recipe has one and labeled images, else zeroshot]",
 )
 @count_option(
     "--per-class",

@@ -57,18 +57,16 @@ def accuracy_result(
         raise DataError("There is no test image to evaluate on.\n  Check data.test in the recipe.")
     base = novel = mean = None
     if split == "base-to-novel":
-        is_right_in_half = _is_right(logits, labels, split)
-        base, novel = (
-            _percent(is_right_in_half[_is_in(part, labels)])
-            for part in base_novel(len(class_names))
-        )
+        in_half = _is_right(logits, labels, split)
+        halves = [in_half[_is_in(part, labels)] for part in base_novel(len(class_names))]
+        base, novel = (_percent(half) if len(half) else None for half in halves)
         mean = None if base is None or novel is None else harmonic_mean(base, novel)
     is_right = logits.argmax(dim=1) == labels  # [N]
     return EvalResult(
         split=split,
         selection=selection,
         n_images=len(labels),
-        all=100 * int(is_right.sum()) / len(labels),
+        all=_percent(is_right),
         base=base,
         novel=novel,
         harmonic_mean=mean,
@@ -88,9 +86,9 @@ def calibration_error_percent(logits: Tensor, labels: Tensor) -> float:
     return ece_percent(_bins(logits, labels), len(labels))
 
 
-def _percent(is_right: Tensor) -> float | None:
-    """Percent of True in a [N] bool tensor, from integer counts; None if it is empty."""
-    return 100 * int(is_right.sum()) / len(is_right) if len(is_right) else None
+def _percent(is_right: Tensor) -> float:
+    """Percent of True in a [N] bool tensor, computed exactly from integer counts."""
+    return 100 * int(is_right.sum()) / len(is_right)
 
 
 def _is_in(part: range, labels: Tensor) -> Tensor:

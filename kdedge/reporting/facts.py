@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdedge.deploy.ship import FileToShip, file_to_ship
-from kdedge.evaluation.comparison import mcnemar_p
+from kdedge.evaluation.comparison import ALPHA, mcnemar_p
 from kdedge.files import highest_number
 from kdedge.records.evaluation import (
     EvalDetails,
@@ -144,10 +144,10 @@ class ModelRecords:
         student = self.judged if other == "teacher" else self.own
         if student is None or result is None:
             return None
-        points, own, others = student.main_accuracy - result.main_accuracy, self.own_details, None
-        if own is not None and other in self.details:
-            others = own.only_right(self.details[other])
-        is_shown = others is not None and mcnemar_p(*others) < 0.05
+        points = student.main_accuracy - result.main_accuracy
+        own, others = self.own_details, self.details.get(other)
+        only_right = own.only_right(others) if own and others else None
+        is_shown = only_right is not None and mcnemar_p(*only_right) < ALPHA
         if student.harmonic_mean is not None or student.n_images >= FEW_TEST_IMAGES:
             return Gain(points, None, is_shown)
         return Gain(points, round(abs(points) * student.n_images / 100), is_shown)

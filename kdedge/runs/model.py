@@ -238,10 +238,14 @@ class RunModel(MethodModel):
         """Hash of what class vectors depend on; encodes no text."""
         return self.vectors.vectors_hash
 
+    @property
+    def data(self) -> RecipeData:
+        """Reads its recipe's images, with the class list that it was trained with."""
+        return RecipeData(self.loaded.recipe, self.setup.classes, self.setup.workspace)
+
     def images(self, key: DataPart) -> Images | None:
         """The images of its recipe under `data.<key>`; None if it has none."""
-        setup = self.setup
-        return RecipeData(self.loaded.recipe, setup.classes, setup.workspace).load(key)
+        return self.data.load(key)
 
     def labels_of(self, images: Images) -> list[int | None]:
         """The classes of images as positions in `class_names`; None for classes not in it."""

@@ -12,7 +12,6 @@ from kdedge.errors import DataError
 from kdedge.evaluation.accuracy import temperature_of_labels, temperature_of_share
 from kdedge.runs.model import RunModel, load_teacher_of
 from kdedge.runtime.artifact import Temperature
-from kdedge.setup.data import RecipeData
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
         The images, each with a label, and their key in the recipe; None if there are none.
     """
     recipe, setup = model.loaded.recipe, model.setup
-    data = RecipeData(recipe, setup.classes, setup.workspace)
+    data = model.data
     if recipe.data.validation is not None:
         images, key = data.drawn_validation(), "validation"
     elif recipe.data.labeled is not None and not setup.choice.data_needs.labels:

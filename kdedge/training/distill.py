@@ -26,8 +26,9 @@ from kdedge.training.preflight import trial_steps
 from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
     check_predicts,
-    find_teacher,
+    named_teacher_run,
     one_pass_job,
+    own_teacher,
     student_job,
     taught_by,
 )
@@ -115,7 +116,7 @@ def trained_teacher(loaded: LoadedRecipe, workspace: Workspace, names: Sequence[
             "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
             "  Name another method."
         )
-    run = find_teacher(loaded, workspace)
+    run = named_teacher_run(loaded, workspace) or own_teacher(loaded, workspace)
     if isinstance(run, Job):
         check_predicts(run.setup, names)
         resume = newest(workspace.root, key=run.key(), is_finished=False) is not None

@@ -43,7 +43,7 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
         RecipeError: the teacher is no finished run, or cannot teach this student.
         DataError: the file is wrong, or lacks an image.
     """
-    named_teacher_run(loaded, workspace)  # raises errors of the teacher first
+    run = named_teacher_run(loaded, workspace)  # raises errors of the teacher first
     if loaded.recipe.data.pseudo_labels is not None and not learns_from_labels(loaded):
         raise RecipeError(
             "Neither teacher nor student learns from labels, such as those of data.pseudo_labels.\n"
@@ -52,21 +52,18 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
     student, file = _job_without_teacher(loaded, workspace), loaded.recipe.needed_teacher().file
     if file is not None:
         return with_teacher(student, _file_teacher(file, student)), None
-    found = find_teacher(loaded, workspace)
+    found = run or own_teacher(loaded, workspace)
     if isinstance(found, Job):
         return with_teacher(student, found.model()), found
     return taught_by(found, student), None
 
 
-def find_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Job:
-    """The run that a recipe names as its teacher, or a finished run of the teacher's job, or it.
+def own_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Job:
+    """A finished run of the job that trains the recipe's teacher, or that job.
 
     Raises:
-        RecipeError: the named run is not finished, or the teacher is a file.
+        RecipeError: the teacher is a file.
     """
-    run = named_teacher_run(loaded, workspace)
-    if run is not None:
-        return run
     job = teacher_job(loaded, workspace)
     return workspace.group.on_rank0(partial(newest, workspace.root, key=job.key())) or job
 
