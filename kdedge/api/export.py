@@ -352,7 +352,7 @@ def _from_run(
     given = {f"export.{key}": value for key, value in options.items() if value is not None}
     trained = load_run(run, workspace, overrides=merged(overrides, given), names=names)
     check_has_class_vectors(trained.setup.choice, "be exported")
-    precisions = _with_fp16(trained.loaded.recipe.export.precisions)
+    precisions = _with_fp16(trained.recipe.export.precisions)
     needed: set[Precision] = {"fp32", *precisions}
     for target in request.targets:
         chosen = precisions_of(target, precisions)

@@ -82,12 +82,12 @@ def run_subjects(
         rows.append((_zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot"))
     else:
         left_out[_title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
-    if trained.loaded.recipe.student is not None:
+    if trained.recipe.student is not None:
         rows += _baseline_rows(trained, against, left_out)
     if run.role == "student":
         rows += _teacher_rows(run, trained, left_out)
     rows.append((_own_subject(trained), run, run.role))
-    source = trained.loaded.recipe.name
+    source = trained.recipe.name
     subjects = [
         replace(subject, source=source, accuracy=_accuracy(owner, key))
         for subject, owner, key in rows
@@ -123,10 +123,10 @@ def _baseline_rows(
 ) -> list[_Scored]:
     """The methods to compare with, each with the newest run that has its accuracy."""
     rows: list[_Scored] = []
-    known = newest_baselines(trained.setup.workspace.root, trained.loaded.recipe.name)
+    known = newest_baselines(trained.setup.workspace.root, trained.recipe.name)
     for name in against:
         run = known.get(name)
-        loaded = trained.loaded if run is None else load_recipe(run.recipe)
+        loaded = trained.setup.loaded if run is None else load_recipe(run.recipe)
         try:
             rows += [(row, run, "baseline") for row in _baseline_subjects(name, loaded, trained)]
         except KdedgeError as error:

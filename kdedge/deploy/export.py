@@ -95,7 +95,7 @@ def export_artifact(
                 "  Set data.unlabeled.folder=DIR, or leave INT8 out."
             )
         warn_of_other_test_images(trained, trained.images("test"))
-        spec = trained.loaded.recipe.export
+        spec = trained.recipe.export
         reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
         if (only := reference.only_class) is not None:
             log.warning(
@@ -116,7 +116,7 @@ def _write_files(
     precisions: Collection[Precision],
 ) -> tuple[Artifact, ExportInputs]:
     """Writes and compares all files, and writes `artifact.json` last."""
-    spec, size = trained.loaded.recipe.export, trained.preprocess.size_px
+    spec, size = trained.recipe.export, trained.preprocess.size_px
     compared = reference.digests
     known = choose_known_images(trained, pool, spec.none_of_these, exclude_digests=compared)
     used = compared if known is None else compared | known.digests
@@ -176,7 +176,7 @@ def _write_files(
 
 def _fold(trained: RunModel, reference: Float32Reference) -> FoldedModel:
     """The trained model as one plain graph."""
-    spec = trained.loaded.recipe.export
+    spec = trained.recipe.export
     request = FoldRequest(
         trained.class_vectors().cpu(),
         scale=reference.scale,
@@ -191,17 +191,17 @@ def _fold(trained: RunModel, reference: Float32Reference) -> FoldedModel:
 
 def _without_files(trained: RunModel, reference: Float32Reference, folder: Path) -> Artifact:
     """The artifact without files, except for the class matrix if its classes are open."""
-    spec, only = trained.loaded.recipe.export, reference.only_class
+    spec, only = trained.recipe.export, reference.only_class
     artifact = Artifact(
         path=folder,
-        name=trained.loaded.recipe.name,
+        name=trained.recipe.name,
         class_names=trained.class_names,
         preprocess=trained.preprocess,
         pixels=spec.pixels,
         head=spec.head,
         max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
         batch=spec.batch,
-        gates=trained.loaded.recipe.gates.as_record(),
+        gates=trained.recipe.gates.as_record(),
         provenance={
             "kdedge": __version__,
             **trained.provenance(),
@@ -251,7 +251,7 @@ def _with_file(
 
 def _calibration_set(trained: RunModel, artifact: Artifact, unused: Images) -> CalibrationSet:
     """Unlabeled images, spread over the classes that the artifact's float32 file predicts."""
-    recipe = trained.loaded.recipe
+    recipe = trained.recipe
     with contextlib.closing(load_file(artifact, artifact.files[0])) as backend:
         return choose_calibration_images(
             unused.source,

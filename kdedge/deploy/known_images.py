@@ -201,7 +201,7 @@ def choose_known_images(
     allowed = {}
     if pool is not None:
         allowed = {i: d for i in pool.indices if (d := pool.digests[i]) not in exclude_digests}
-    drawn = draw_contents(allowed, trained.loaded.recipe.seed)
+    drawn = draw_contents(allowed, trained.recipe.seed)
     chosen = drawn[: min(MAX_IMAGES, max(needed, len(drawn) // 2))]
     if pool is None or len(chosen) < needed:
         raise DataError(

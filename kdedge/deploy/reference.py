@@ -180,7 +180,7 @@ def run_reference(
     smoke = _run_unfolded(trained, squares, scale, offsets)
     sample = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
     head, others = smoke.logits, outputs.logits
-    if trained.loaded.recipe.export.open_classes:
+    if trained.recipe.export.open_classes:
         head, others = smoke.features, outputs.features
     values = np.concatenate([head, others[sample]])
     return Float32Reference(

@@ -62,7 +62,7 @@ def evaluate_run(
             " base and novel classes follow the current list."
         )
     temperature = None
-    if model.loaded.recipe.export.calibrate:
+    if model.recipe.export.calibrate:
         measured_on = {images.digests[index] for index in images.indices}
         try:
             fitted = fit_temperature(model, exclude_digests=measured_on)

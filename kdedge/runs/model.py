@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
-from kdedge.config.load import LoadedRecipe, load_recipe, recipe_values
+from kdedge.config.load import load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.decoding import converted
@@ -54,11 +54,13 @@ class MethodModel:
 
     Attributes:
         setup: its role's method, classes and backbone.
+        classes: the class list of its logits; a finished run may have another than in training.
         method: the method, in the mode (evaluation or training) that its owner chose.
         balance: what brings its classes into balance; None if the recipe has no `balance`.
     """
 
     setup: RoleSetup
+    classes: Classes
     method: BaseMethod
     balance: BalanceResult | None
 
@@ -69,11 +71,6 @@ class MethodModel:
             return None
         offsets = [self.balance.offsets[name] for name in self.class_names]
         return torch.tensor(offsets, device=self.device)
-
-    @property
-    def classes(self) -> Classes:
-        """The class list of the logits; a finished run may have another than in training."""
-        return self.setup.classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -187,29 +184,31 @@ class LiveModel(MethodModel):
     def __init__(
         self, setup: RoleSetup, method: BaseMethod, balance: BalanceResult | None = None
     ) -> None:
-        self.setup, self.method, self.balance = setup, method, balance
+        self.setup, self.classes = setup, setup.classes
+        self.method, self.balance = method, balance
 
 
+@dataclass(frozen=True, eq=False)
 class RunModel(MethodModel):
     """A finished run as a model of a class list.
 
     Attributes:
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
-        loaded: its recipe with overrides, for measuring and exporting.
+        classes: the class list of its logits and class vectors.
+        recipe: its recipe with overrides, for measuring and exporting.
         own_recipe: its recipe without overrides.
-        vectors: its class vectors for `classes`.
+        stored: the class vectors that the run has stored.
+        trained_hash: hash of its trained tensors.
     """
 
-    def __init__(self, loaded: LoadedRecipe, own_recipe: Recipe, vectors: RunVectors) -> None:
-        self.setup = vectors.setup
-        self.loaded, self.own_recipe, self.vectors = loaded, own_recipe, vectors
-        self.run = vectors.run
-
-    @property
-    def classes(self) -> Classes:
-        """The class list of the logits and of `vectors`."""
-        return self.vectors.classes
+    run: RunFolder
+    setup: RoleSetup
+    classes: Classes
+    recipe: Recipe
+    own_recipe: Recipe
+    stored: ClassVectors
+    trained_hash: str
 
     @property
     def backbone(self) -> ImageBackbone:
@@ -221,27 +220,99 @@ class RunModel(MethodModel):
         """The method with its trained tensors, frozen, in evaluation mode."""
         settings = self.setup.choice.settings
         is_as_trained = settings.has_class_vectors or settings.is_class_specific
-        setup = self.setup if is_as_trained else replace(self.setup, classes=self.classes)
-        return self.vectors.trained_method(setup)
+        return self._trained_method(self.setup.classes if is_as_trained else self.classes)
+
+    def _trained_method(self, classes: Classes) -> BaseMethod:
+        """The method for a class list, with the run's tensors, frozen."""
+        vectors = None
+        if self.run.role == "student":
+            vectors = self.stored.vectors.to(self.device)
+        method = replace(self.setup, classes=classes).build(class_vectors=vectors)
+        load_weights(self.run.weights, method)
+        method.module.requires_grad_(False)
+        return method
 
     @cached_property
     def scale(self) -> float:
         """`logit_scale.exp()`, or a method's own scale; read from the method once."""
         return self.method.scale
 
-    def class_vectors(self) -> Tensor:
-        """[C, D], float32, in the order of `classes`: stored ones, or encoded anew."""
-        return self.vectors.tensor
+    @cached_property
+    def _class_vectors(self) -> Tensor:
+        """[C, D], float32; [C, 0] for a method without class vectors.
+
+        Raises:
+            DataError: a name has no stored vector, and the teacher is missing or did not make the
+                stored ones.
+        """
+        if not self.setup.choice.settings.has_class_vectors:
+            return torch.empty(len(self.class_names), 0, device=self.device)
+        if self._has_stored_vectors:
+            position = {name: row for row, name in enumerate(self.stored.class_names)}
+            rows = [position[name] for name in self.class_names]
+            return self.stored.vectors[rows].to(self.device)
+        if self.run.role == "student":
+            return self._teacher.class_vectors()
+        return self._trained_method(self.classes).class_vectors()
 
     @property
     def vectors_hash(self) -> str:
-        """Hash of what class vectors depend on; encodes no text."""
-        return self.vectors.vectors_hash
+        """Hash of what class vectors depend on; encodes no text.
+
+        Raises:
+            DataError: as for class vectors.
+        """
+        if self._has_stored_vectors:
+            return self.stored.vectors_hash
+        if self.run.role == "student":
+            return self._teacher.vectors_hash
+        return class_vectors_hash(self.setup, self.trained_hash, self.classes)
+
+    @property
+    def _has_stored_vectors(self) -> bool:
+        """Whether every name has a stored vector, or the method has no class vectors."""
+        is_known = set(self.class_names) <= set(self.stored.class_names)
+        return is_known or not self.setup.choice.settings.has_class_vectors
+
+    @cached_property
+    def _teacher(self) -> RunModel:
+        """A student's teacher with the same class list, for names that have no stored vector.
+
+        Raises:
+            DataError: the student made the stored vectors; or the teacher is missing, or did not
+                make them.
+        """
+        stored, names = self.stored.class_names, self.class_names
+        new = [name for name in names if name not in stored]
+        what = f"{len(new)} of {len(names)} class names have no stored vector, first {new[0]!r}"
+        vectors_file = self.run.class_vectors
+        if self.setup.choice.settings.has_own_class_vectors:
+            raise DataError(
+                f"{what}, and this student made its own (class_vectors: student): the teacher's"
+                " would not fit its image features.\n"
+                f"  Use names among the {len(stored)} of {vectors_file}, or distill again with the"
+                " new list."
+            )
+        problem = "its teacher is not a run"
+        try:
+            folder = self.run.teacher_folder()
+        except RecipeError:
+            problem, folder = "its teacher's run is missing", None
+        if folder is not None:
+            teacher = load_run(folder, self.setup.workspace, names=names)
+            if teacher.stored.vectors_hash == self.stored.vectors_hash:
+                return teacher
+            problem = f"the teacher in {folder.path} did not make the stored vectors"
+        raise DataError(
+            f"{what}, and {problem}.\n"
+            f"  Use names among the {len(stored)} of {vectors_file}, restore the teacher's run, or"
+            " distill again."
+        )
 
     @property
     def data(self) -> RecipeData:
         """Reads its recipe's images, with the class list that it was trained with."""
-        return RecipeData(self.loaded.recipe, self.setup.classes, self.setup.workspace)
+        return RecipeData(self.recipe, self.setup.classes, self.setup.workspace)
 
     def images(self, key: DataPart) -> Images | None:
         """The images of its recipe under `data.<key>`; None if it has none."""
@@ -259,14 +330,14 @@ class RunModel(MethodModel):
 
         Read from the run; computed again if the recipe's `balance` or the classes have changed.
         """
-        spec = self.loaded.recipe.balance
+        spec = self.recipe.balance
         if spec is None:
             return None
         stored = read_balance(self.run)
         current = (spec.prior, spec.strength, set(self.class_names))
         if stored and (stored.prior, stored.strength, set(stored.offsets)) == current:
             return stored
-        return balance_of(self, self.loaded.recipe, self.classes, self.setup.workspace)
+        return balance_of(self, self.recipe, self.classes, self.setup.workspace)
 
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
@@ -280,12 +351,12 @@ class RunModel(MethodModel):
     @property
     def features_hash(self) -> str:
         """Hash of what image features depend on; no class name is part of it."""
-        return features_hash(self.setup, self.vectors.trained_hash)
+        return features_hash(self.setup, self.trained_hash)
 
     def provenance(self) -> dict[str, Any]:
         """The provenance of the model, as plain values."""
         record, offsets = self.run.read_provenance(), self.offsets
-        spec = self.loaded.recipe.balance
+        spec = self.recipe.balance
         balance = {}
         if spec is not None and offsets is not None:
             values = dict(zip(self.class_names, offsets.tolist(), strict=True))
@@ -306,108 +377,6 @@ class RunModel(MethodModel):
             "scale": self.scale,
             **balance,
         }
-
-
-@dataclass(frozen=True, eq=False)
-class RunVectors:
-    """The class vectors of a run for a class list: stored ones by name, or encoded anew.
-
-    Attributes:
-        run: the run.
-        setup: its method and backbone, with the class list that it was trained with.
-        classes: the class list of the vectors.
-        stored: the run's class vectors.
-        trained_hash: hash of the run's trained tensors.
-    """
-
-    run: RunFolder
-    setup: RoleSetup
-    classes: Classes
-    stored: ClassVectors
-    trained_hash: str
-
-    @cached_property
-    def tensor(self) -> Tensor:
-        """[C, D], float32, on the workspace's device; [C, 0] for a method without class vectors.
-
-        Raises:
-            DataError: a name has no stored vector, and the teacher is missing or did not make the
-                stored ones.
-        """
-        names = self.classes.names
-        if not self.setup.choice.settings.has_class_vectors:
-            return torch.empty(len(names), 0, device=self.setup.device)
-        if self._are_stored:
-            position = {name: row for row, name in enumerate(self.stored.class_names)}
-            rows = [position[name] for name in names]
-            return self.stored.vectors[rows].to(self.setup.device)
-        if self.run.role == "student":
-            return self._teacher.tensor
-        return self.trained_method(replace(self.setup, classes=self.classes)).class_vectors()
-
-    @property
-    def vectors_hash(self) -> str:
-        """The hash of what the vectors are made from, without encoding any text.
-
-        Raises:
-            DataError: as for `tensor`.
-        """
-        if self._are_stored:
-            return self.stored.vectors_hash
-        if self.run.role == "student":
-            return self._teacher.vectors_hash
-        return class_vectors_hash(self.setup, self.trained_hash, self.classes)
-
-    def trained_method(self, setup: RoleSetup) -> BaseMethod:
-        """The method for the class list of a setup, with the run's tensors, frozen."""
-        vectors = None
-        if self.run.role == "student":
-            vectors = self.stored.vectors.to(setup.device)
-        method = setup.build(class_vectors=vectors)
-        load_weights(self.run.weights, method)
-        method.module.requires_grad_(False)
-        return method
-
-    @property
-    def _are_stored(self) -> bool:
-        """Whether every name has a stored vector, or the method has no class vectors."""
-        is_known = set(self.classes.names) <= set(self.stored.class_names)
-        return is_known or not self.setup.choice.settings.has_class_vectors
-
-    @cached_property
-    def _teacher(self) -> RunVectors:
-        """The vectors of a student's teacher, for class names that have no stored vector.
-
-        Raises:
-            DataError: the student made the stored vectors; or the teacher is missing, or did not
-                make them.
-        """
-        stored, names = self.stored.class_names, self.classes.names
-        new = [name for name in names if name not in stored]
-        what = f"{len(new)} of {len(names)} class names have no stored vector, first {new[0]!r}"
-        vectors_file = self.run.class_vectors
-        if self.setup.choice.settings.has_own_class_vectors:
-            raise DataError(
-                f"{what}, and this student made its own (class_vectors: student): the teacher's"
-                " would not fit its image features.\n"
-                f"  Use names among the {len(stored)} of {vectors_file}, or distill again with the"
-                " new list."
-            )
-        problem = "its teacher is not a run"
-        try:
-            folder = self.run.teacher_folder()
-        except RecipeError:
-            problem, folder = "its teacher's run is missing", None
-        if folder is not None:
-            teacher = load_run(folder, self.setup.workspace, names=names).vectors
-            if teacher.stored.vectors_hash == self.stored.vectors_hash:
-                return teacher
-            problem = f"the teacher in {folder.path} did not make the stored vectors"
-        raise DataError(
-            f"{what}, and {problem}.\n"
-            f"  Use names among the {len(stored)} of {vectors_file}, restore the teacher's run, or"
-            " distill again."
-        )
 
 
 def run_workspace(run: RunFolder, device: str | None) -> Workspace:
@@ -456,8 +425,7 @@ def load_run(
             " trains separate tensors for each class.\n"
             f"  Use names among its {len(trained_classes.names)}, or train again with the new list."
         )
-    vectors = RunVectors(run, setup, classes, stored, trained_hash)
-    return RunModel(loaded, trained.recipe, vectors)
+    return RunModel(run, setup, classes, loaded.recipe, trained.recipe, stored, trained_hash)
 
 
 def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
@@ -465,7 +433,7 @@ def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
 
     Nothing is said of images or classes that overrides name.
     """
-    has_own_images = model.loaded.recipe.data.test == model.own_recipe.data.test
+    has_own_images = model.recipe.data.test == model.own_recipe.data.test
     is_own = has_own_images and model.class_names == model.setup.classes.names
     measured_on = model.run.read_provenance().measured_on
     if images is not None and is_own and measured_on not in (None, images.list_hash):
@@ -501,7 +469,7 @@ def load_teacher_of(model: RunModel) -> RunModel | None:
         run = model.run.teacher_folder()
         if run is None:
             return None
-        workspace, recipe = model.setup.workspace, model.loaded.recipe
+        workspace, recipe = model.setup.workspace, model.recipe
         teacher = load_teacher(run, workspace, recipe, model.class_names)
         _ = teacher.balance  # found now, so that its error leaves the teacher out, too
     except KdedgeError as error:

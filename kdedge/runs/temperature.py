@@ -83,7 +83,7 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
     Returns:
         The images, each with a label, and their key in the recipe; None if there are none.
     """
-    recipe, setup = model.loaded.recipe, model.setup
+    recipe, setup = model.recipe, model.setup
     data = model.data
     if recipe.data.validation is not None:
         images, key = data.drawn_validation(), "validation"

@@ -16,7 +16,7 @@ from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.find import UnbuiltBackbone
 from kdedge.clip.resolve import BackboneSpec, named_sizes
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.recipe import ModelSpec
+from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods.base import BaseMethod, MethodInputs, Teacher
 from kdedge.methods.registry import DataNeeds, load_method
@@ -46,6 +46,11 @@ class RoleSetup:
     workspace: Workspace
 
     @property
+    def recipe(self) -> Recipe:
+        """The recipe's values, without its file and line numbers."""
+        return self.loaded.recipe
+
+    @property
     def role(self) -> Role:
         """Teacher, student or baseline."""
         return self.choice.role
@@ -65,7 +70,7 @@ class RoleSetup:
     @property
     def data(self) -> RecipeData:
         """Reads its recipe's images."""
-        return RecipeData(self.loaded.recipe, self.classes, self.workspace)
+        return RecipeData(self.recipe, self.classes, self.workspace)
 
     def with_method(self, name: str, role: Role) -> RoleSetup:
         """The same classes and backbone with another method, in its default settings."""
@@ -95,7 +100,7 @@ class RoleSetup:
             self.classes.names,
             self.classes.template,
             self.train_classes,
-            torch.Generator().manual_seed(self.loaded.recipe.seed),
+            torch.Generator().manual_seed(self.recipe.seed),
             teacher,
             class_vectors,
             sentences,

@@ -120,9 +120,7 @@ def _unlabeled_images(job: Job) -> Images | None:
 def _shuffled(job: Job, images: Images | None) -> list[int]:
     """The images' positions in an order that the seed draws."""
     indices = [] if images is None else sorted(images.indices)
-    order: list[int] = (
-        random_stream(job.setup.loaded.recipe.seed, 0, ORDER).permutation(indices).tolist()
-    )
+    order: list[int] = random_stream(job.setup.recipe.seed, 0, ORDER).permutation(indices).tolist()
     return order
 
 

@@ -141,7 +141,7 @@ def _log_teacher(stage: str, loaded: LoadedRecipe, run: RunFolder | None) -> Non
 
 def _train_teacher(stage: str, job: Job, *, resume: bool) -> RunFolder:
     """Trains a teacher; says in what it differs from the recipe's newest one."""
-    other = newest(job.setup.workspace.root, job.setup.loaded.recipe.name, role="teacher")
+    other = newest(job.setup.workspace.root, job.setup.recipe.name, role="teacher")
     if other is not None:
         log.info(
             f"{stage}: training another one than {other.path}, which had different"
@@ -213,7 +213,7 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
-    images = RecipeData(setup.loaded.recipe, classes, workspace, group=SINGLE_PROCESS)
+    images = RecipeData(setup.recipe, classes, workspace, group=SINGLE_PROCESS)
     models = [load_run(run, workspace) for run in (ridge, trained)]
     labeled = images.load("validation")
     if labeled is not None:

@@ -77,7 +77,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
 
 def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
     """Computes the offsets of a model of the job's classes; None if the recipe has no `balance`."""
-    return balance_of(model, job.setup.loaded.recipe, job.classes, job.setup.workspace)
+    return balance_of(model, job.setup.recipe, job.classes, job.setup.workspace)
 
 
 def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:

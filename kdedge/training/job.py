@@ -122,7 +122,7 @@ class Job:
                 views.
         """
         optim, setup = self.choice.optim, self.setup
-        recipe = setup.loaded.recipe
+        recipe = setup.recipe
         seed = view_seed(recipe) if setup.role == "student" else recipe.seed
         return training_batches(
             self.training_images,
@@ -146,7 +146,7 @@ class Job:
     @property
     def truly_labeled(self) -> Images | None:
         """Its labeled images; None if a model gave some of the labels."""
-        has_pseudo_labels = self.setup.loaded.recipe.data.pseudo_labels is not None
+        has_pseudo_labels = self.setup.recipe.data.pseudo_labels is not None
         return None if has_pseudo_labels else self.data.labeled
 
     def model(self) -> MethodModel:
@@ -217,7 +217,7 @@ class Job:
 
     def key(self) -> str:
         """The job's key: equal keys mean equal trained weights."""
-        return job_key(self.setup.role, self.setup.loaded.recipe, self.choice, self.hashes())
+        return job_key(self.setup.role, self.setup.recipe, self.choice, self.hashes())
 
 
 def zero_shot_model(job: Job) -> MethodModel:
@@ -235,7 +235,7 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
         DataError: the validation images have no image of a labeled class.
     """
     images, selection = setup.data, setup.choice.optim.selection
-    check_balance(setup.loaded.recipe, setup.classes, images)
+    check_balance(setup.recipe, setup.classes, images)
     validation = images.drawn_validation() if selection == "validation" else None
     job = Job(setup, data, images.test(selection), validation)
     if job.test is not None and job.validation is not None:

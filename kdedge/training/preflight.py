@@ -130,7 +130,7 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
 def _describe_job(job: Job) -> list[Finding]:
     """Findings about a job's classes, images, weights and method."""
     setup, images_used = job.setup, job.data.images
-    recipe, role = setup.loaded.recipe, setup.role
+    recipe, role = setup.recipe, setup.role
     classes = setup.classes
     is_half = len(classes.labeled) < len(classes.names)
     reads_labels = is_half and job.choice.data_needs.labels and recipe.data.labeled is not None

@@ -71,7 +71,7 @@ def train_rounds(
     module = job.method.module
     first_values = {name: value.clone() for name, value in module.state_dict().items()}
     pool = job.training_images
-    truth = true_labels(job.setup.loaded.recipe, job.classes, pool)
+    truth = true_labels(job.setup.recipe, job.classes, pool)
     model: MethodModel = zero_shot_model(job)
     results: list[TrainingSummary] = []
     rounds: list[RoundSummary] = []

@@ -96,7 +96,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
             group.on_rank0(lambda: reference_accuracies(run, job))
         with rng_kept(job.device):
             # An image encoder with dropout draws from torch's global generators
-            torch.manual_seed(job.setup.loaded.recipe.seed)
+            torch.manual_seed(job.setup.recipe.seed)
             summary = _train(run, job)
         if group.is_rank0:
             _finish(run, job, summary)
@@ -139,13 +139,13 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         if done is not None:
             log.info(f"{done.path} is already finished: there is nothing to resume.")
             return done
-        role, name = job.setup.role, job.setup.loaded.recipe.name
+        role, name = job.setup.role, job.setup.recipe.name
         log.info(f"There is no interrupted run of this {role} to resume. Starting a new run.")
         other = newest(root, name, role=role, is_finished=False)
         if other is not None:
             log.info(f"{other.path} was interrupted with different {changed_input(other, job)}.")
     job.load()  # raises its errors before there is a folder
-    recipe, teacher_run = job.setup.loaded.recipe, job.teacher_run
+    recipe, teacher_run = job.setup.recipe, job.teacher_run
     return RunFolder.create(
         root,
         recipe.name,

@@ -89,7 +89,7 @@ def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
 def with_teacher(student: Job, teacher: Teacher) -> Job:
     """The student's job with its teacher, and with a teacher store if the recipe has `views`."""
     filler = None
-    if student.setup.loaded.recipe.needed_student().views:
+    if student.setup.recipe.needed_student().views:
         assert isinstance(teacher, MethodModel)  # a file is refused with `views`
         filler = _store_filler(teacher, student)
     return replace(student, teacher=teacher, filler=filler)
@@ -122,7 +122,7 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
     check_has_class_vectors(teacher.choice, "teach a student")
     given, needed = student.backbone.preprocess.size_px, teacher.backbone.preprocess.size_px
     # The stored features of a closed-form student are of images in the teacher's own size
-    has_own_size = student.choice.is_closed_form and student.loaded.recipe.needed_student().views
+    has_own_size = student.choice.is_closed_form and student.recipe.needed_student().views
     if needed > given and not has_own_size:
         raise RecipeError(
             f"The teacher takes images of {needed} pixels, and student {student.backbone.name} of"
@@ -158,7 +158,7 @@ def _file_teacher(file: Path, student: Job) -> FileTeacher:
         RecipeError: the student needs class vectors or image features of its teacher.
         DataError: the file is wrong, or lacks an image.
     """
-    setup, recipe = student.setup, student.setup.loaded.recipe
+    setup, recipe = student.setup, student.setup.recipe
     check_needs_no_vectors(setup.choice, f"{file.name}, a file of probabilities")
     if recipe.needed_student().views:
         raise RecipeError(
@@ -198,7 +198,7 @@ def taught_by(run: RunFolder, student: Job) -> Job:
         RecipeError: the run's method cannot teach this student.
     """
     setup = student.setup
-    model = load_teacher(run, setup.workspace, setup.loaded.recipe, setup.classes.names)
+    model = load_teacher(run, setup.workspace, setup.recipe, setup.classes.names)
     _check_teacher_fits(model.setup, setup)
     return with_teacher(student, model)
 
@@ -206,7 +206,7 @@ def taught_by(run: RunFolder, student: Job) -> Job:
 def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     """The filler of the teacher store for a student."""
     setup, images = student.setup, student.training_images
-    recipe, optim = setup.loaded.recipe, setup.choice.optim
+    recipe, optim = setup.recipe, setup.choice.optim
     # A closed-form student and its teacher get images as in evaluation, without views
     is_closed_form = setup.choice.is_closed_form
     preprocess = teacher.preprocess if is_closed_form else setup.backbone.preprocess

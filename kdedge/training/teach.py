@@ -119,9 +119,9 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
         DataError: the method pseudo-labels its images, and there are too few.
     """
     check_sizes((setup.loaded, setup.role, setup.backbone.sizes))
-    check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
+    check_reads_pseudo_labels(setup.choice, setup.recipe)
     data = _training_data(setup)
-    file = setup.loaded.recipe.classes.texts
+    file = setup.recipe.classes.texts
     if file is not None and setup.choice.module.Method.learns_from_texts:
         sentences = read_class_texts(file, setup.classes.names)
         hashes = {**data.hashes, "class_texts": sha256_json(sentences)}
@@ -149,7 +149,7 @@ def _training_data(setup: RoleSetup) -> TrainingData:
 
 def labeled_data(setup: RoleSetup) -> TrainingData:
     """The labeled images, and the images with pseudo-labels of the recipe's file."""
-    spec = setup.loaded.recipe.data
+    spec = setup.recipe.data
     label_of = {label: position for position, label in enumerate(setup.train_classes)}
     labeled = None
     if spec.labeled is not None or spec.pseudo_labels is None:

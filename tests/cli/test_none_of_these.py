@@ -127,7 +127,7 @@ def test_labels_that_a_model_was_trained_on_do_not_calibrate_it(
     ridge = ("student.method=ridge", "student.settings={outputs: logits, labeled_weight: 1.0}")
     run = api.distill("r.yaml", overrides=parse_overrides([*ridge, "data.split=all"]))
     student = open_run(project, name=run.name)
-    assert student.loaded.recipe.data.labeled is not None
+    assert student.recipe.data.labeled is not None
     assert labeled_without(student, ()) is None
     fitted = fit_temperature(student, exclude_digests=())
     assert fitted is None or fitted.fitted_to == "teacher"

@@ -214,7 +214,7 @@ def opener(model: MethodModel) -> Callable[[WorkerResources], MethodModel]:
     setup, root = model.setup, model.setup.workspace.root.absolute()
     if isinstance(model, RunModel):
         run = model.run.path.absolute()
-        return functools.partial(_open_run, root, run, model.loaded.recipe, model.class_names)
+        return functools.partial(_open_run, root, run, model.recipe, model.class_names)
     return functools.partial(_open_untrained, root, setup.loaded, setup.role)
 
 
