@@ -52,6 +52,8 @@ _EVALUATION_BATCH = 100  # images without gradients, as in the methods' public c
 class MethodModel:
     """A method as a model of a class list; it can teach (`methods.base.Teacher`).
 
+    Its tensors may change, as in training.
+
     Attributes:
         setup: its role's method, classes and backbone.
         classes: the class list of its logits; a finished run may have another than in training.
@@ -59,10 +61,11 @@ class MethodModel:
         balance: what brings its classes into balance; None if the recipe has no `balance`.
     """
 
-    setup: RoleSetup
-    classes: Classes
-    method: BaseMethod
-    balance: BalanceResult | None
+    def __init__(
+        self, setup: RoleSetup, method: BaseMethod, balance: BalanceResult | None = None
+    ) -> None:
+        self.setup, self.classes = setup, setup.classes
+        self.method, self.balance = method, balance
 
     @cached_property
     def offsets(self) -> Tensor | None:
@@ -176,16 +179,6 @@ class MethodModel:
                 " or optim.clip_grad_norm: 1.0."
             )
         return logits
-
-
-class LiveModel(MethodModel):
-    """A method with the tensors that it has now: in training, or untrained as zero-shot CLIP."""
-
-    def __init__(
-        self, setup: RoleSetup, method: BaseMethod, balance: BalanceResult | None = None
-    ) -> None:
-        self.setup, self.classes = setup, setup.classes
-        self.method, self.balance = method, balance
 
 
 @dataclass(frozen=True, eq=False)

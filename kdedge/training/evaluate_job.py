@@ -20,7 +20,7 @@ from kdedge.runs.measure import (
     measure_without_labels,
     unlabeled_sample,
 )
-from kdedge.runs.model import LiveModel, MethodModel, RunModel
+from kdedge.runs.model import MethodModel, RunModel
 from kdedge.runs.results import Evaluations, read_balance, stored_details, stored_evaluation
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
@@ -69,7 +69,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
             measure_logits, images=test, classes=job.classes, selection="last"
         )
         results["zeroshot"] = measured(logits)
-        balanced = LiveModel(zero_shot.setup, zero_shot.method, find_balance(job, zero_shot))
+        balanced = MethodModel(zero_shot.setup, zero_shot.method, find_balance(job, zero_shot))
         if balanced.offsets is not None:
             results["zeroshot_balanced"] = measured(logits - balanced.offsets.cpu())
     return results

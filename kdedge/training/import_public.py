@@ -35,7 +35,7 @@ from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.base import MethodSettings
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import LiveModel
+from kdedge.runs.model import MethodModel
 from kdedge.runs.weights import write_weights
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
@@ -157,7 +157,7 @@ def _write_weights(
     class_vectors = None if vectors is None else vectors.vectors.to(workspace.device)
     built = setup.build(class_vectors=class_vectors)
     built.module.load_state_dict(parameters.trained)
-    source = LiveModel(setup, built).vectors_hash if vectors is None else vectors.vectors_hash
+    source = MethodModel(setup, built).vectors_hash if vectors is None else vectors.vectors_hash
     write_weights(run, setup, built, vectors_hash=source)
 
 

@@ -25,7 +25,7 @@ from kdedge.progress import working
 from kdedge.records.evaluation import Role
 from kdedge.runs.balance import check_balance
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import LiveModel, MethodModel, RunModel
+from kdedge.runs.model import MethodModel, RunModel
 from kdedge.setup.classes import Classes
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
@@ -151,7 +151,7 @@ class Job:
 
     def model(self) -> MethodModel:
         """The method with its current weights, as a model."""
-        return LiveModel(self.setup, self.method)
+        return MethodModel(self.setup, self.method)
 
     @property
     def choice(self) -> MethodChoice:
@@ -223,7 +223,7 @@ class Job:
 def zero_shot_model(job: Job) -> MethodModel:
     """Zero-shot CLIP with the recipe's template; the backbone must have a text encoder."""
     setup = job.setup.with_method("zeroshot", job.setup.role)
-    return LiveModel(setup, setup.build())
+    return MethodModel(setup, setup.build())
 
 
 def make_job(setup: RoleSetup, data: TrainingData) -> Job:

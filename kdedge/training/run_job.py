@@ -20,7 +20,7 @@ from kdedge.messages import option
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
-from kdedge.runs.model import LiveModel
+from kdedge.runs.model import MethodModel
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.process import threads_with_workers
@@ -264,7 +264,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     balance = find_balance(job, job.model())
     if balance is not None:
         write_json(run.balance, balance.to_dict())
-    model = LiveModel(job.setup, job.method, balance)
+    model = MethodModel(job.setup, job.method, balance)
     results = evaluations(job, model)
     if results:
         write_evaluations(run, results)

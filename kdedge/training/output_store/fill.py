@@ -35,7 +35,7 @@ from kdedge.locks import is_locked, lock_file
 from kdedge.progress import progress, rough_duration
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import LiveModel, MethodModel, RunModel, load_teacher
+from kdedge.runs.model import MethodModel, RunModel, load_teacher
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.loop.precision import MixedPrecision
@@ -228,7 +228,7 @@ def _open_untrained(
     root: Path, loaded: LoadedRecipe, role: Role, resources: WorkerResources
 ) -> MethodModel:
     setup = set_up_role(loaded, role, Workspace.of_worker(root, resources))
-    return LiveModel(setup, setup.build())
+    return MethodModel(setup, setup.build())
 
 
 def _compute_in_worker(
