@@ -258,7 +258,7 @@ def _serve() -> None:
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import kdedge.cli.main
-    import kdedge.runs.evaluate_run
+    import kdedge.runs.measure
     import kdedge.training.distill
     import kdedge.training.import_public
     import kdedge.training.preflight  # noqa: F401

@@ -53,7 +53,7 @@ def evaluate(
     """
     folder = find_run(run_argument(run), runs_folder(root, run))
     need_training_packages("Measuring accuracy")
-    from kdedge.runs.evaluate_run import evaluate_run
+    from kdedge.runs.measure import evaluate_run
     from kdedge.runs.model import run_workspace
 
     with torch_as_before():

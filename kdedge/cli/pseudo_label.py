@@ -54,7 +54,7 @@ def command(
 
     The method uses the recipe's baseline section if that has the same method.
     """
-    from kdedge.setup.method import learns_from_labels
+    from kdedge.setup.method import recipe_uses_labels
 
     file = pseudo_label(recipe, path, overrides=overrides, **options)
     lines = [f"{file.n_images} images of {file.n_classes} classes by {file.method}."]
@@ -67,7 +67,7 @@ def command(
     given = load_recipe(recipe, kept)
     has_both = None not in (given.recipe.teacher, given.recipe.student)
     following = ("distill", recipe) if has_both else ("train", recipe, "--method", "coop")
-    if has_both and not learns_from_labels(given):
+    if has_both and not recipe_uses_labels(given):
         kept = merged(kept, {"student.settings.labeled_weight": 1.0})
     same = same_options(merged(kept, {"data.pseudo_labels": path}))
     lines.append(next_line(*following, *same))

@@ -1,8 +1,10 @@
 """The interface between the training loop and the methods.
 
 A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
-functions, and a class `Method`, a subclass of `BaseMethod`. The loop knows no method by name.
-`METHOD` has what holds for all settings, a property of `Settings` what depends on them.
+functions, and a class `Method`, a subclass of `BaseMethod`. Tables and the choice of images read
+`METHOD`, attributes of `Method` say what a training step needs, and properties of `Settings` say
+what depends on settings. The training loop knows no method by name; around it, `zeroshot` and
+`ridge` are the references for a teacher, and `ridge` is the student of one pass.
 
 `METHOD` says what data it learns from, which decides the images of a batch:
 

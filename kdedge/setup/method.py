@@ -189,7 +189,7 @@ def trained_roles(loaded: LoadedRecipe) -> list[Role]:
     return roles if loaded.recipe.student is None else [*roles, "student"]
 
 
-def learns_from_labels(loaded: LoadedRecipe) -> bool:
+def recipe_uses_labels(loaded: LoadedRecipe) -> bool:
     """Whether a model of `trained_roles` learns from labels."""
     return any(choose_method(loaded, role).data_needs.labels for role in trained_roles(loaded))
 

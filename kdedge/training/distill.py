@@ -26,11 +26,11 @@ from kdedge.training.preflight import trial_steps
 from kdedge.training.run_job import changed_input, run_job
 from kdedge.training.student import (
     check_predicts,
-    named_teacher_run,
+    find_named_teacher,
     one_pass_job,
-    own_teacher,
     student_job,
-    taught_by,
+    teacher_run_or_job,
+    with_teacher_run,
 )
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_check import compare_with_references
@@ -53,8 +53,8 @@ def distill_student(
     Returns:
         The student's run.
     """
-    job = student_with_teacher(loaded, workspace, resume=resume)
-    job = _with_better_teacher(job, resume=resume, keep_teacher=keep_teacher)
+    job = student_with_trained_teacher(loaded, workspace, resume=resume)
+    job = _replace_weak_teacher(job, resume=resume, keep_teacher=keep_teacher)
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
@@ -81,14 +81,16 @@ def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) 
             "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
             "  Set it to the number of crops to store of each image, for example 4."
         )
-    job = student_with_teacher(loaded, workspace, resume=resume)
-    filler = _with_better_teacher(job, resume=resume).filler
+    job = student_with_trained_teacher(loaded, workspace, resume=resume)
+    filler = _replace_weak_teacher(job, resume=resume).filler
     assert filler is not None  # views is refused if the teacher is a file
     filler.fill()
     return filler.store
 
 
-def student_with_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> Job:
+def student_with_trained_teacher(
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool
+) -> Job:
     """The job of the recipe's student with its teacher, which is trained first if it is missing.
 
     If the teacher has to be trained, one student step runs first: its errors come before the wait.
@@ -99,7 +101,7 @@ def student_with_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resume: 
         return student
     with working("trying a step of the student"):
         trial_steps(student, 1)
-    return taught_by(_train_teacher("Teacher 1/2", missing, resume=resume), student)
+    return with_teacher_run(_train_missing_teacher("Teacher 1/2", missing, resume=resume), student)
 
 
 def trained_teacher(loaded: LoadedRecipe, workspace: Workspace, names: Sequence[str]) -> RunModel:
@@ -116,16 +118,16 @@ def trained_teacher(loaded: LoadedRecipe, workspace: Workspace, names: Sequence[
             "The teacher is a file of probabilities, which `kdedge distill` reads itself.\n"
             "  Name another method."
         )
-    run = named_teacher_run(loaded, workspace) or own_teacher(loaded, workspace)
+    run = find_named_teacher(loaded, workspace) or teacher_run_or_job(loaded, workspace)
     if isinstance(run, Job):
         check_predicts(run.setup, names)
         resume = newest(workspace.root, key=run.key(), is_finished=False) is not None
-        run = _train_teacher("Teacher", run, resume=resume)
+        run = _train_missing_teacher("Teacher", run, resume=resume)
     else:
         _log_teacher("Teacher", loaded, run)
     teacher = load_teacher(run, workspace, loaded.recipe, names)
     check_predicts(teacher.setup, names)
-    other = _better_teacher(loaded, teacher, None, keep=False)
+    other = _recipe_with_better_teacher(loaded, teacher, None, keep=False)
     return teacher if other is None else trained_teacher(other, workspace, names)
 
 
@@ -139,7 +141,7 @@ def _log_teacher(stage: str, loaded: LoadedRecipe, run: RunFolder | None) -> Non
     log.info(f"{stage}: using {used}.")
 
 
-def _train_teacher(stage: str, job: Job, *, resume: bool) -> RunFolder:
+def _train_missing_teacher(stage: str, job: Job, *, resume: bool) -> RunFolder:
     """Trains a teacher; says in what it differs from the recipe's newest one."""
     other = newest(job.setup.workspace.root, job.setup.recipe.name, role="teacher")
     if other is not None:
@@ -150,14 +152,20 @@ def _train_teacher(stage: str, job: Job, *, resume: bool) -> RunFolder:
     return _run_stage(stage, job, resume=resume)
 
 
-def _with_better_teacher(student: Job, *, resume: bool, keep_teacher: bool = False) -> Job:
+def _replace_weak_teacher(student: Job, *, resume: bool, keep_teacher: bool = False) -> Job:
     """The student's job, with another teacher if its own did not learn."""
     setup = student.setup
-    other = _better_teacher(setup.loaded, student.teacher, setup.choice, keep=keep_teacher)
-    return student if other is None else student_with_teacher(other, setup.workspace, resume=resume)
+    other = _recipe_with_better_teacher(
+        setup.loaded, student.teacher, setup.choice, keep=keep_teacher
+    )
+    return (
+        student
+        if other is None
+        else student_with_trained_teacher(other, setup.workspace, resume=resume)
+    )
 
 
-def _better_teacher(
+def _recipe_with_better_teacher(
     loaded: LoadedRecipe, teacher: Teacher | None, student: MethodChoice | None, *, keep: bool
 ) -> LoadedRecipe | None:
     """The recipe with another teacher if its own did not learn, with a warning; else None.

@@ -21,7 +21,7 @@ from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.method import (
     check_has_class_vectors,
     check_needs_no_vectors,
-    learns_from_labels,
+    recipe_uses_labels,
 )
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
@@ -43,8 +43,8 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
         RecipeError: the teacher is no finished run, or cannot teach this student.
         DataError: the file is wrong, or lacks an image.
     """
-    run = named_teacher_run(loaded, workspace)  # raises errors of the teacher first
-    if loaded.recipe.data.pseudo_labels is not None and not learns_from_labels(loaded):
+    run = find_named_teacher(loaded, workspace)  # raises errors of the teacher first
+    if loaded.recipe.data.pseudo_labels is not None and not recipe_uses_labels(loaded):
         raise RecipeError(
             "Neither teacher nor student learns from labels, such as those of data.pseudo_labels.\n"
             "  Set student.settings.labeled_weight: 1.0, or leave data.pseudo_labels out."
@@ -52,13 +52,13 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
     student, file = _job_without_teacher(loaded, workspace), loaded.recipe.needed_teacher().file
     if file is not None:
         return with_teacher(student, _file_teacher(file, student)), None
-    found = run or own_teacher(loaded, workspace)
+    found = run or teacher_run_or_job(loaded, workspace)
     if isinstance(found, Job):
         return with_teacher(student, found.model()), found
-    return taught_by(found, student), None
+    return with_teacher_run(found, student), None
 
 
-def own_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Job:
+def teacher_run_or_job(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Job:
     """A finished run of the job that trains the recipe's teacher, or that job.
 
     Raises:
@@ -173,7 +173,7 @@ def _file_teacher(file: Path, student: Job) -> FileTeacher:
     return FileTeacher(file, setup.classes, pool)
 
 
-def named_teacher_run(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
+def find_named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
     """The finished run of any role that the recipe names as its teacher, or None.
 
     Raises:
@@ -191,7 +191,7 @@ def named_teacher_run(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder |
     return run
 
 
-def taught_by(run: RunFolder, student: Job) -> Job:
+def with_teacher_run(run: RunFolder, student: Job) -> Job:
     """The student's job with a finished run as its teacher; see `with_teacher`.
 
     Raises:

@@ -91,13 +91,13 @@ def test_each_answers_with_its_own_scale_and_the_log_has_one_images_divergence(
     model = copy.deepcopy(tiny_teacher_backbone.model)
     model.logit_scale.data.fill_(math.log(3.0))
     backbone = dataclasses.replace(tiny_teacher_backbone, model=model)
-    own_teacher = build_teacher(backbone)
-    method = student(teacher=own_teacher)
+    teacher_run_or_job = build_teacher(backbone)
+    method = student(teacher=teacher_run_or_job)
     method.module.eval()
     step = method.training_step(Batch(images(), None))
     vectors = method.class_vectors()
     student = method.scale * method.forward_features(images()) @ vectors.T
-    teacher = 3.0 * own_teacher.forward_features(images()) @ vectors.T
+    teacher = 3.0 * teacher_run_or_job.forward_features(images()) @ vectors.T
     divergence = torch.nn.functional.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
     )

@@ -22,7 +22,7 @@ from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.run_job import run_job
-from kdedge.training.student import named_teacher_run
+from kdedge.training.student import find_named_teacher
 from kdedge.training.teach import baseline_job, teacher_job
 
 
@@ -104,4 +104,4 @@ def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:
         "student: {backbone: kdedge-demo-student, weights: builtin}\n"
     )
     with pytest.raises(RecipeError, match="is not a finished run"):
-        named_teacher_run(load_recipe(recipe), Workspace(tmp_path, torch.device("cpu")))
+        find_named_teacher(load_recipe(recipe), Workspace(tmp_path, torch.device("cpu")))
