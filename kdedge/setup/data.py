@@ -61,8 +61,8 @@ class RecipeData:
         """Opens a source and scans its images; None if the recipe does not name it.
 
         Raises:
-            DataError: more images are unreadable than the recipe accepts, or labels and class
-                names differ.
+            DataError: more images are unreadable than the recipe accepts, labels are needed and no
+                readable image has one, or labels and class names differ.
         """
         spec: SourceSpec | None = getattr(self._recipe.data, key)
         if spec is None:
@@ -205,7 +205,16 @@ class RecipeData:
                 images = self._without_test(images, spec, key)
             if self._workspace.group.is_rank0:
                 self._warn_of_problems(images, key)
-            return images.only(tuple(images.class_labels())) if labeled else images
+            if not labeled:
+                return images
+            labels = images.class_labels()
+            if not labels:
+                raise DataError(
+                    f"data.{key} has no readable image with a label:"
+                    f" {len(images.source.items)} images, {len(images.skipped)} of them"
+                    " unreadable.\n  Add images with labels."
+                )
+            return images.only(tuple(labels))
 
         return self._workspace.read_once(entry, read)
 

@@ -123,13 +123,6 @@ def test_a_certain_and_wrong_model_has_a_calibration_error_of_100() -> None:
     assert result.ece_percent == 100.0
 
 
-def test_no_image_is_a_data_error() -> None:
-    with pytest.raises(DataError, match="no test image"):
-        accuracy_result(
-            torch.zeros(0, 3), torch.zeros(0).long(), class_names=NAMES[:3], split="all"
-        )
-
-
 # Temperatures
 
 
