@@ -21,7 +21,7 @@ from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.tensor_file import read_tensors, write_tensors
 from kdedge.training.output_store.fill import StoreFiller
-from kdedge.training.output_store.store import OutputStore, n_crops
+from kdedge.training.output_store.store import n_crops
 
 Filling = ModuleType
 MAPS = Path("/proc/self/maps")
@@ -80,10 +80,10 @@ def test_more_files_than_the_kernel_maps_are_read_into_memory(
     ("n_images", "images_a_file"), [(128_000, 128), (128_001, 160), (1_281_167, 1312)]
 )
 def test_a_file_has_few_images_and_a_view_has_few_files(
-    tmp_path: Path, n_images: int, images_a_file: int
+    filling: Filling, tmp_path: Path, n_images: int, images_a_file: int
 ) -> None:
     digests = dict.fromkeys(range(n_images), "0" * 64)
-    chunks = OutputStore(tmp_path, {}, digests=digests, dim=2, n_views=1).load()
+    chunks = filling.make_filler(tmp_path, digests=digests, n_views=1).store.load()
     assert len(chunks[0].positions) == images_a_file
     assert len(chunks) <= 1001
     assert n_crops(chunks) == n_images
@@ -113,7 +113,7 @@ def test_images_named_in_any_order_have_their_own_features(
     filling: Filling, tmp_path: Path
 ) -> None:
     digests = {i: filling.digest(i) for i in (7, 2, 5)}
-    store = OutputStore(tmp_path, {}, digests=digests, dim=1, n_views=1)
+    store = filling.make_filler(tmp_path, digests=digests, n_views=1).store
     store.create()
     (chunk,) = store.load()
     assert chunk.positions.tolist() == [2, 5, 7]
@@ -254,4 +254,4 @@ def test_a_damaged_description_is_written_anew_and_nothing_depends_on_it(
     store, _ = filling.fill(tmp_path, n_images=4)
     (store.path / "store.json").write_text("{")
     filling.fill(tmp_path, n_images=4, n_views=3)
-    assert json.loads((store.path / "store.json").read_text())["teacher"] == "t"
+    assert json.loads((store.path / "store.json").read_text())["model"] == "t"

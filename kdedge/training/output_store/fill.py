@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.optim_spec import TrainingPrecision
 from kdedge.config.recipe import Recipe
 from kdedge.data.decoding import (
     MAX_WORKERS,
     PlannedImage,
-    Preparation,
     choose_n_workers,
     load_images,
 )
@@ -57,8 +55,6 @@ class StoreFiller:
         model: the frozen model; a finished run or untrained if `workers` compute.
         encode: gives the model's outputs [B, D] for images [B, 3, H, W]; picklable.
         source: the images.
-        preparation: how they are prepared.
-        precision: number format of the model's forward pass.
         n_workers: processes that decode images.
         workers: compute the chunks; None: this process computes them.
         group: processes of one training, which fill the store together.
@@ -68,8 +64,6 @@ class StoreFiller:
     model: MethodModel
     encode: Callable[[MethodModel, Tensor], Tensor]
     source: ImageSource
-    preparation: Preparation
-    precision: TrainingPrecision = "fp32"
     n_workers: int | Literal["auto"] = "auto"
     workers: Workers | None = None
     group: ProcessGroup = SINGLE_PROCESS
@@ -168,7 +162,7 @@ class StoreFiller:
         return load_images(
             [self.source],
             passes,
-            self.preparation,
+            self.store.preparation,
             n_workers,
             batch_size=self._images_per_pass,
             device=self.model.device,
@@ -181,7 +175,7 @@ class StoreFiller:
     @torch.no_grad()
     def _outputs(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], in the store's dtype, on the CPU."""
-        with MixedPrecision(self.precision, self.model.device).autocast():
+        with MixedPrecision(self.store.precision, self.model.device).autocast():
             outputs = self.encode(self.model, images)
         return outputs.to(self.store.dtype).cpu()
 
