@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -178,7 +177,7 @@ class Training:
         record = state.record
         self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
         self._seconds_before = record["seconds"]
-        self._n_metrics_bytes = record.get("metrics_bytes", sys.maxsize)
+        self._n_metrics_bytes = record["metrics_bytes"]
         if self._settings.micro_batch == "auto":
             self._stepper.micro_batch = record["micro_batch"]
         restore_rng(state.rng, self._device)
