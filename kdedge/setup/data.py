@@ -287,9 +287,9 @@ class RecipeData:
     def _scan(self, source: ImageSource, key: DataPart) -> Images:
         """Scans a source; each process scans a part of it."""
         group = self._group
-        share = group.shard(len(source.items))
-        with progress(f"reading data.{key}", share.stop - share.start, unit="images") as advance:
-            part = scan(source, rows=share, progress=advance, cache=self._workspace.scans)
+        shard = group.shard(len(source.items))
+        with progress(f"reading data.{key}", shard.stop - shard.start, unit="images") as advance:
+            part = scan(source, rows=shard, progress=advance, cache=self._workspace.scans)
         result = concatenated(group.all_gather(part))
         spec = self._recipe.data
         limit = to_count(spec.max_bad_images, len(source.items), math.ceil)

@@ -13,7 +13,7 @@ import torch
 from kdedge.config.load import dump_recipe
 from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import check_shares
+from kdedge.data.loader import check_shards
 from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
 from kdedge.messages import option
@@ -186,9 +186,9 @@ def _check_processes(job: Job) -> None:
             "  Run the command without torchrun."
         )
     if data.images is not None:
-        check_shares(min(len(data.images.indices), optim.batch_size), n_processes)
+        check_shards(min(len(data.images.indices), optim.batch_size), n_processes)
     if data.unlabeled is not None and data.labeled is not None:
-        check_shares(optim.labeled_batch_size or optim.batch_size, n_processes)
+        check_shards(optim.labeled_batch_size or optim.batch_size, n_processes)
 
 
 @contextlib.contextmanager

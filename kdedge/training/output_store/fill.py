@@ -107,14 +107,14 @@ class StoreFiller:
         return took / len(trial) * n_crops(missing)
 
     def _fill(self, missing: list[Chunk]) -> None:
-        """Computes this process's share of missing chunks, and maps all new files."""
+        """Computes this process's shard of the missing chunks, and maps all new files."""
         n_of_all = f"{n_crops(missing):,} of {self.store.n_crops:,}"
         log.info(f"{self.store}. Computing {n_of_all} crops.")
         began = time.monotonic()
-        share = missing[self.group.rank :: self.group.world_size]
+        shard = missing[self.group.rank :: self.group.world_size]
         n_done, what = 0, f"filling the {self.store.name.lower()}"
-        with progress(what, n_crops(share), unit="crops") as advance:
-            for n in self._computed(share):
+        with progress(what, n_crops(shard), unit="crops") as advance:
+            for n in self._computed(shard):
                 n_done += n
                 advance(n_done)
         self.group.all_reduce_max(0)  # waits until each process has written its chunks
