@@ -215,7 +215,15 @@ def make_store(folder: Path, features: Tensor) -> OutputStore:
 def empty_store(folder: Path, images: str, n_images: int) -> OutputStore:
     """A teacher store of 768 features."""
     digests = {i: f"{i:064x}" for i in range(n_images)}
-    return OutputStore(folder, {"of": images}, digests=digests, dim=768, n_views=1)
+    return OutputStore(
+        folder,
+        Preparation(PREPROCESS),
+        features_hash=images,
+        precision="fp32",
+        digests=digests,
+        dim=768,
+        n_views=1,
+    )
 
 
 def store_seconds(folder: Path, batch: int) -> float:

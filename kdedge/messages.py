@@ -9,8 +9,6 @@ from contextvars import ContextVar
 ON_COMMAND_LINE = ContextVar("kdedge_on_command_line", default=False)
 """Whether the command line made the call. A new thread knows it from a copy of the context."""
 
-_MAX_NAMED = 8
-
 
 def option(flag: str, argument: str | None = None) -> str:
     """An option in a message: `--batch-size` on the command line, `batch_size` from Python.
@@ -37,7 +35,7 @@ def one_line(error: BaseException) -> str:
     return text[:300].rstrip(".: ")
 
 
-def some_of(texts: Iterable[str], most: int) -> list[str]:
+def some_of(texts: Iterable[str], most: int = 5) -> list[str]:
     """Returns at most `most` of the texts, followed by `and N more` if there are others."""
     texts = list(texts)
     return texts[:most] + ([f"and {len(texts) - most:,} more"] if len(texts) > most else [])
@@ -61,4 +59,4 @@ def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) ->
 
 def name_some(names: Iterable[str]) -> str:
     """Returns the first names in quotes, and the number of others."""
-    return ", ".join(some_of((f'"{name}"' for name in names), _MAX_NAMED))
+    return ", ".join(some_of((f'"{name}"' for name in names), 8))

@@ -282,7 +282,7 @@ def match_shapes(expected: Shapes, actual: Shapes, where: str) -> None:
         ],
     }
     lines = [
-        f"  {len(names)} {what}: {', '.join(some_of(map(for_message, names), 5))}\n"
+        f"  {len(names)} {what}: {', '.join(some_of(map(for_message, names)))}\n"
         for what, names in differences.items()
         if names
     ]

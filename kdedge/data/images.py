@@ -19,7 +19,6 @@ from kdedge.messages import some_of
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import ImageError
 
-_MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
 _MAX_TASKS = 10_000
 
@@ -113,7 +112,7 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
     n_images = len(scan.readable) + len(scan.unreadable)
     if scan.readable and len(scan.unreadable) <= limit:
         return
-    examples = "\n  ".join(some_of((f"{x.key}: {x.reason}." for x in scan.unreadable), _MAX_NAMED))
+    examples = "\n  ".join(some_of(f"{x.key}: {x.reason}." for x in scan.unreadable))
     if not scan.readable:
         raise DataError(
             f"{what}: none of {n_images} images can be read.\n  {examples}\n"

@@ -77,7 +77,7 @@ def training_batches(
     n_labeled = 0 if labeled is None else optim.labeled_batch_size or optim.batch_size
     sizes = [min(optim.batch_size, len(images.indices)), n_labeled]
     for size in filter(None, sizes):
-        check_shares(size, group.world_size)
+        check_shards(size, group.world_size)
     # The loader reads the plan a few steps ahead
     plan, loader_plan = tee(
         _planned_steps(images, labeled, n_labeled, optim, seed, epoch, first_step, n_views)
@@ -95,10 +95,10 @@ def training_batches(
         device=device,
     )
     for pixels, (step, labeled_step) in zip(loaded, plan, strict=True):
-        n_share = len(group.shard_of(step))
-        batch = _make_batch(images, pixels[:n_share], step, preparation, group)
+        n_in_shard = len(group.shard_of(step))
+        batch = _make_batch(images, pixels[:n_in_shard], step, preparation, group)
         if labeled is not None:
-            others = _make_batch(labeled, pixels[n_share:], labeled_step, preparation, group)
+            others = _make_batch(labeled, pixels[n_in_shard:], labeled_step, preparation, group)
             batch = replace(batch, labeled=others)
         positions = [position for _, position, _ in step]
         yield replace(
@@ -170,7 +170,7 @@ def _make_batch(
     )
 
 
-def check_shares(n_images: int, n_processes: int) -> None:
+def check_shards(n_images: int, n_processes: int) -> None:
     """Checks that a batch has at least one image for every process.
 
     Raises:

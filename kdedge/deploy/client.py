@@ -38,7 +38,7 @@ SCORE_TOLERANCE = 1.0
 # Largest difference of a channel's mean, of 255
 MEAN_TOLERANCE = 0.5
 
-_N_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
     if checked.mistakes:
         shown = "".join(
             f"  image {mistake.image}: expected {mistake.expected}, got {mistake.got}\n"
-            for mistake in checked.mistakes[:_N_SHOWN]
+            for mistake in checked.mistakes[:_MAX_SHOWN]
         )
         differs = GateError(
             f"The client differs from the artifact on {len({m.image for m in checked.mistakes})} of"

@@ -131,8 +131,8 @@ def fit_gaussians(
         )
     distance = (covariance**2).sum() - n_outputs * variance**2  # squared distance to the target
     noise = ((centered**2).sum(axis=1) ** 2).sum() / n_images - (covariance**2).sum()
-    share = 1.0 if distance <= 0 else min(1.0, max(0.0, noise / n_images / distance))
-    shrunk = (1 - share) * covariance + share * variance * np.eye(n_outputs)
+    weight = 1.0 if distance <= 0 else min(1.0, max(0.0, noise / n_images / distance))
+    shrunk = (1 - weight) * covariance + weight * variance * np.eye(n_outputs)
     variances, directions = np.linalg.eigh(shrunk)
     is_used = variances > variances.max() * n_outputs * np.finfo(np.float32).eps
     whitening = (directions[:, is_used] / np.sqrt(variances[is_used])).T

@@ -35,7 +35,7 @@ MAX_SMOKE_IMAGES = 200
 
 log = logging.getLogger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
-_N_NAMED = 3  # worst images in a message
+_MAX_NAMED = 3  # worst images in a message
 _MIN_FOR_GATE = 1000  # with fewer images, chance moves the agreement by more than about 0.3 %
 
 
@@ -146,7 +146,7 @@ def gate_error(
     if result.n_images < _MIN_FOR_GATE:
         lines[1] += f" One of them is {100 / result.n_images:.1f} %: more test images say more."
     if result.worst:
-        shown = ", ".join(_described(entry) for entry in result.worst[:_N_NAMED])
+        shown = ", ".join(_described(entry) for entry in result.worst[:_MAX_NAMED])
         lines.append(f"  Worst images: {shown}.")
     if passed:
         lines.append(f"  Passed: {', '.join(passed)}.")

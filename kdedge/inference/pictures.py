@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from kdedge.errors import explain_os_error
+from kdedge.files import printable
 from kdedge.inference.classify import ImageInput, decode_input, read_input
 from kdedge.runtime.preprocess import ImageError
 
 _MIN_WIDTH_PX = 320
-_MAX_NAME = 200
+_MAX_NAME_BYTES = 200  # file systems take 255; the rest is for a number
 
 
 class PictureFolder:
@@ -53,14 +55,17 @@ class PictureFolder:
         self._write(str(Path(name).with_suffix(".jpg")), file.getvalue())
 
     def _write(self, name: str, data: bytes) -> None:
-        path = self._path / self._free(Path(name[-_MAX_NAME:]))
+        # The end, with the suffix; part of a character at the cut is left out
+        name = printable(name).encode()[-_MAX_NAME_BYTES:].decode(errors="ignore")
+        path = self._path / self._free(Path(name))
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
                 file.write(data)
         except OSError as error:
             if not isinstance(error, FileExistsError):  # else it is another program's
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the first error says more
+                    path.unlink()
             raise explain_os_error(error, path) from error
 
     def _free(self, name: Path) -> str:

@@ -95,11 +95,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def points(value: float | None) -> str:
-    """Formats a difference of percentages, with its sign; a dash for None."""
-    return "-" if value is None else f"{value:+.2f}"
-
-
 def images_text(number: int) -> str:
     """Formats a number of images, such as `1 image`."""
     return f"{number:,} image{'' if number == 1 else 's'}"

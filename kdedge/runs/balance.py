@@ -20,7 +20,7 @@ from kdedge.setup.workspace import Workspace
 if TYPE_CHECKING:
     from kdedge.runs.model import MethodModel
 
-_MOST_IMAGES = 4000
+_MAX_IMAGES = 4000
 _WHY = "balance is found on unlabeled images"
 
 
@@ -45,7 +45,7 @@ def balance_of(
     names = classes.names
     data = RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS)
     pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, names)
-    sample = pool.spread(_MOST_IMAGES)
+    sample = pool.spread(_MAX_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(

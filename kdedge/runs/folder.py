@@ -9,7 +9,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -49,12 +49,10 @@ class RunFolder:
     Attributes:
         path: the folder.
         role: role of the trained model.
-        is_new: whether this object created the folder, so that it holds no earlier training.
     """
 
     path: Path
     role: Role
-    is_new: bool = field(default=False, compare=False)
 
     recipe = _File("recipe.yaml")  # resolved: defaults and overrides are filled in
     provenance = _File("provenance.json")  # command, versions, device, seed, hashes, times, status
@@ -98,7 +96,7 @@ class RunFolder:
                 **provenance,
             }
             write_json(run.provenance, record)
-        return cls(new.final, role, is_new=True)
+        return cls(new.final, role)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -181,24 +179,20 @@ class RunFolder:
         images = {} if measured_on is None else {"measured_on": measured_on}
         self.update(status="finished", finished_at=_now(), summary=summary, **images)
 
-    def mark(self, status: Literal["running", "interrupted", "failed"], **where: str | int) -> None:
-        """Records the status of the run; a finished run stays finished.
+    def mark(self, status: Literal["interrupted", "failed"]) -> None:
+        """Records how an attempt at the run ended; a finished run stays finished."""
+        if not self.is_finished:
+            self.update(status=status)
 
-        When a run resumes, its list `resumed` gets an entry with time, command, versions and
-        platform, which may have changed.
+    def resume(self, **where: str | int) -> None:
+        """Records that the run goes on, with time, command, versions and platform of this process.
 
         Args:
-            status: the new status.
-            where: device, processes and threads of a run that resumes.
+            where: device, processes and threads.
         """
-        record = self.read_provenance().to_dict()
-        if record.get("status") == "finished":
-            return
-        changes: dict[str, Any] = {"status": status}
-        if status == "running" and not self.is_new:
-            entry = {"resumed_at": _now(), **_process_record(), **where}
-            changes["resumed"] = [*record.get("resumed", []), entry]
-        self.update(**changes)
+        entry = {"resumed_at": _now(), **_process_record(), **where}
+        before = self.read_provenance().to_dict().get("resumed", [])
+        self.update(status="running", resumed=[*before, entry])
 
     def update(self, **changes: Any) -> None:
         """Changes keys of provenance.json."""

@@ -86,7 +86,7 @@ class Provenance(_Tolerant):
     """The content of a run's provenance.json.
 
     Attributes:
-        role: role of the model that was trained. Called `kind` in older records.
+        role: role of the model that was trained. Called `kind` in version 0.2.
         status: state of the run. A killed run stays `running`.
         started_at: ISO 8601 time of the first start.
         finished_at: ISO 8601 time; None until the run is finished.
@@ -108,7 +108,7 @@ class Provenance(_Tolerant):
             folder of runs.
         official: whether the run follows the public code's protocol.
         replaced_by: the better student that replaced this one, as `name/NN`; None if this one was
-            kept. Called `better` in older records.
+            kept.
         resumed: later starts of the run.
         summary: results; empty until the run is finished.
     """
@@ -133,7 +133,7 @@ class Provenance(_Tolerant):
     measured_on: str | None = None
     teacher_run: str | None = None
     official: bool = False
-    replaced_by: str | None = Field(None, validation_alias=AliasChoices("replaced_by", "better"))
+    replaced_by: str | None = None
     resumed: list[Resumed] = []
     summary: RunSummary = RunSummary()
 

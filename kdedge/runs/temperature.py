@@ -16,7 +16,7 @@ from kdedge.runtime.artifact import Temperature
 log = logging.getLogger(__name__)
 
 
-_MOST_IMAGES = 1000
+_MAX_IMAGES = 1000
 """Images to which a temperature is fitted; their mean confidence is exact to about a point."""
 
 
@@ -41,7 +41,7 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
     labeled = labeled_without(model, exclude_digests)
     if labeled is not None:
         images, where = labeled
-        sample = images.spread(_MOST_IMAGES)
+        sample = images.spread(_MAX_IMAGES)
         logits = model.logits_of(sample, what="fitting the temperature").numpy()
         value = temperature_of_labels(logits, np.array(model.labels_of(sample)))
     else:
@@ -56,7 +56,7 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
                 " leave export.calibrate out."
             )
         images = pool.only(free)
-        sample = images.spread(_MOST_IMAGES)
+        sample = images.spread(_MAX_IMAGES)
         logits = model.logits_of(sample, what="fitting the temperature").numpy()
         targets = teacher.logits_of(sample, what="running the teacher").numpy()
         agreement = float((logits.argmax(axis=1) == targets.argmax(axis=1)).mean())

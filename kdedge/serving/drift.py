@@ -36,7 +36,7 @@ _WINDOWS = (4, 8, 12, 16, 20)  # observations
 _N_DIRECTIONS, _IMAGES_PER_DIRECTION = 8, 25
 _OVER = 0.05  # a drift is over when all p-values are above this
 _LEAST = 1e-300
-_N_NAMED = 3
+_MAX_NAMED = 3
 # A scene has changed if the brightness of 16 x 16 parts differs by 6 of 255 on average
 _SIDE, _CHANGED = 16, 6.0
 
@@ -106,7 +106,7 @@ class Drift:
     def most_changed(self, class_names: Sequence[str]) -> list[tuple[str, float, float]]:
         """The classes whose share has changed most: name, percent in the reference, percent now."""
         before, now = self.reference.class_percent, self.now.class_percent
-        order = np.argsort(-np.abs(now - before), kind="stable")[:_N_NAMED]
+        order = np.argsort(-np.abs(now - before), kind="stable")[:_MAX_NAMED]
         return [(class_names[c], float(before[c]), float(now[c])) for c in order]
 
 

@@ -34,7 +34,7 @@ _MORE_S = 5.0  # to send an answer, after the time limit of its request
 _LAST_REQUESTS_S = 0.5  # in which answers still ask clients to close their connections
 _HANGING_S = 3.0  # for a model to finish its batch, after the last answer
 _SEARCH_PAUSE = 100  # between searches of the folder, in times that the last one took
-_MOST_LOOKS = 60  # from one search to the next, as one may be slow by chance
+_MAX_LOOKS = 60  # from one search to the next, as one may be slow by chance
 _OTHER_FILES = 128  # open files that are no connections
 
 
@@ -173,7 +173,7 @@ class Server:
         if began >= self._next_search_s:
             self._folder = self._find()
             pause_s = _SEARCH_PAUSE * (time.monotonic() - began)
-            self._next_search_s = began + min(pause_s, _MOST_LOOKS * self._look_every_s)
+            self._next_search_s = began + min(pause_s, _MAX_LOOKS * self._look_every_s)
         return self._folder
 
     def _folder_state(self) -> _FolderState:

@@ -21,7 +21,7 @@ def too_busy(why: str) -> HTTPException:
 
 
 _MAX_FIELDS = 8
-_MOST_BODIES = 8  # bodies of the largest size in memory
+_MAX_BODIES = 8  # bodies of the largest size in memory
 _NO_IMAGE = ("text/", "application/json", "application/xml")
 
 
@@ -71,7 +71,7 @@ class Uploads:
             n_bytes += len(chunk)
             if n_bytes > self._limits.body_bytes:
                 raise self._too_large()
-            if self.n_bytes + len(chunk) > _MOST_BODIES * self._limits.body_bytes:
+            if self.n_bytes + len(chunk) > _MAX_BODIES * self._limits.body_bytes:
                 raise too_busy("too much is being uploaded at once")
             chunks.append(chunk)
             self.n_bytes += len(chunk)

@@ -61,8 +61,8 @@ class RecipeData:
         """Opens a source and scans its images; None if the recipe does not name it.
 
         Raises:
-            DataError: more images are unreadable than the recipe accepts, or labels and class
-                names differ.
+            DataError: more images are unreadable than the recipe accepts, labels are needed and no
+                readable image has one, or labels and class names differ.
         """
         spec: SourceSpec | None = getattr(self._recipe.data, key)
         if spec is None:
@@ -205,7 +205,16 @@ class RecipeData:
                 images = self._without_test(images, spec, key)
             if self._workspace.group.is_rank0:
                 self._warn_of_problems(images, key)
-            return images.only(tuple(images.class_labels())) if labeled else images
+            if not labeled:
+                return images
+            labels = images.class_labels()
+            if not labels:
+                raise DataError(
+                    f"data.{key} has no readable image with a label:"
+                    f" {len(images.source.items)} images, {len(images.skipped)} of them"
+                    " unreadable.\n  Add images with labels."
+                )
+            return images.only(tuple(labels))
 
         return self._workspace.read_once(entry, read)
 
@@ -278,9 +287,9 @@ class RecipeData:
     def _scan(self, source: ImageSource, key: DataPart) -> Images:
         """Scans a source; each process scans a part of it."""
         group = self._group
-        share = group.shard(len(source.items))
-        with progress(f"reading data.{key}", share.stop - share.start, unit="images") as advance:
-            part = scan(source, rows=share, progress=advance, cache=self._workspace.scans)
+        shard = group.shard(len(source.items))
+        with progress(f"reading data.{key}", shard.stop - shard.start, unit="images") as advance:
+            part = scan(source, rows=shard, progress=advance, cache=self._workspace.scans)
         result = concatenated(group.all_gather(part))
         spec = self._recipe.data
         limit = to_count(spec.max_bad_images, len(source.items), math.ceil)

@@ -22,7 +22,7 @@ from kdedge.training.output_store.store import FORWARD_BATCH
 
 log = logging.getLogger(__name__)
 
-_MOST_HELD_OUT = 1000
+_MAX_HELD_OUT = 1000
 _N_STANDARDIZE = 1000  # see `ClosedFormData.n_standardize`
 
 
@@ -95,14 +95,14 @@ def _closed_form_data(job: Job) -> ClosedFormData:
 
     def pool_part(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         assert pool is not None
-        share = shuffled[part]
-        share = share[group.shard(len(share))] if shard else share
-        for images, positions in _batches(job, pool, share):
+        used = shuffled[part]
+        used = used[group.shard(len(used))] if shard else used
+        for images, positions in _batches(job, pool, used):
             yield (images, *_teacher_outputs(job, images, positions))
 
     return ClosedFormData(
         pool=pool_part,
-        n_held_out=min(_MOST_HELD_OUT, len(shuffled) // 10),
+        n_held_out=min(_MAX_HELD_OUT, len(shuffled) // 10),
         n_standardize=_N_STANDARDIZE,
         labeled=labeled_part,
         label_counts=counts,

@@ -106,7 +106,7 @@ def import_public(
         recipe_text=dump_recipe(recipe),
         provenance={
             "method": method,
-            "settings": settings.model_dump(exclude_defaults=True),
+            "settings": settings.model_dump(mode="json"),
             "imported_from": str(file.absolute()),
             "epoch": checkpoint.epoch,
             "hashes": {"checkpoint": sha256_file(file)},

@@ -24,7 +24,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import trained_teacher
 from kdedge.training.output_store.fill import StoreFiller
-from kdedge.training.output_store.store import OutputStore, describe_store
+from kdedge.training.output_store.store import OutputStore
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
 from kdedge.training.student import check_predicts
@@ -131,19 +131,16 @@ def _logits_filler(
     """
     store = OutputStore(
         workspace.root / ".cache" / "logits",
-        describe_store(
-            features_hash=made_by, preprocess=model.preprocess, augment=None, precision="fp32"
-        ),
+        Preparation(model.preprocess),
+        features_hash=made_by,
+        precision="fp32",
         digests={i: images.digests[i] for i in images.indices},
         dim=len(model.class_names),
         n_views=1,
         dtype=torch.float32,
         name="Store of logits",
     )
-    preparation = Preparation(model.preprocess)
-    return StoreFiller(
-        store, model, MethodModel.logits, images.source, preparation, workers=workspace.workers
-    )
+    return StoreFiller(store, model, MethodModel.logits, images.source, workers=workspace.workers)
 
 
 def _trained_model(

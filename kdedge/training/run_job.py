@@ -13,7 +13,7 @@ import torch
 from kdedge.config.load import dump_recipe
 from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import check_shares
+from kdedge.data.loader import check_shards
 from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
 from kdedge.messages import option
@@ -84,12 +84,12 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
     _check_processes(job)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_cores_left(job))
-        run = group.on_rank0(lambda: _choose_run(job, resume=resume))
+        run, is_resumed = group.on_rank0(lambda: _choose_run(job, resume=resume))
         if group.on_rank0(lambda: run.is_finished):
             return run
         job.load()  # before the generators are seeded, since building also draws
         if group.is_rank0:
-            for context in (run.lock(), logged_to(run.log), _status(run, job)):
+            for context in (run.lock(), logged_to(run.log), _status(run, job, is_resumed)):
                 stack.enter_context(context)
             _write_skipped_images(run, job)
         if job.setup.role == "teacher":  # before the training, which may take hours
@@ -122,13 +122,13 @@ def _cores_left(job: Job) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _choose_run(job: Job, *, resume: bool) -> RunFolder:
-    """The interrupted run to resume, the finished run to return, or a new run."""
+def _choose_run(job: Job, *, resume: bool) -> tuple[RunFolder, bool]:
+    """The interrupted run and True, or False with the finished run to return or a new run."""
     root, key = job.setup.workspace.root, job.key()
     waiting = newest(root, key=key, is_finished=False)
     if resume and waiting is not None:
         log.info(f"{waiting.path}: resuming where it stopped.")
-        return waiting
+        return waiting, True
     if waiting is not None:
         why = f"was interrupted; add {option('--resume')} to continue it"
         if waiting.is_in_use:
@@ -138,7 +138,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         done = newest(root, key=key)
         if done is not None:
             log.info(f"{done.path} is already finished: there is nothing to resume.")
-            return done
+            return done, False
         role, name = job.setup.role, job.setup.recipe.name
         log.info(f"There is no interrupted run of this {role} to resume. Starting a new run.")
         other = newest(root, name, role=role, is_finished=False)
@@ -146,7 +146,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
             log.info(f"{other.path} was interrupted with different {changed_input(other, job)}.")
     job.load()  # raises its errors before there is a folder
     recipe, teacher_run = job.setup.recipe, job.teacher_run
-    return RunFolder.create(
+    run = RunFolder.create(
         root,
         recipe.name,
         role=job.setup.role,
@@ -161,6 +161,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
             "official": recipe.official,
         },
     )
+    return run, False
 
 
 def _where(job: Job) -> dict[str, str | int]:
@@ -186,16 +187,17 @@ def _check_processes(job: Job) -> None:
             "  Run the command without torchrun."
         )
     if data.images is not None:
-        check_shares(min(len(data.images.indices), optim.batch_size), n_processes)
+        check_shards(min(len(data.images.indices), optim.batch_size), n_processes)
     if data.unlabeled is not None and data.labeled is not None:
-        check_shares(optim.labeled_batch_size or optim.batch_size, n_processes)
+        check_shards(optim.labeled_batch_size or optim.batch_size, n_processes)
 
 
 @contextlib.contextmanager
-def _status(run: RunFolder, job: Job) -> Iterator[None]:
+def _status(run: RunFolder, job: Job, is_resumed: bool) -> Iterator[None]:
     """Context that records in the run's provenance how it ends."""
     try:
-        run.mark("running", **_where(job))
+        if is_resumed and not run.is_finished:
+            run.resume(**_where(job))
         yield
     except Interrupted:
         run.mark("interrupted")

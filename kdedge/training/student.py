@@ -28,7 +28,7 @@ from kdedge.setup.workspace import Workspace
 from kdedge.training.file_teacher import FileTeacher
 from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
 from kdedge.training.output_store.fill import StoreFiller
-from kdedge.training.output_store.store import OutputStore, describe_store
+from kdedge.training.output_store.store import OutputStore
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
 
 
@@ -217,15 +217,11 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     dim = teacher.setup.backbone.embed_dim
     if teacher.setup.role == "student" or teacher.setup.choice.settings.features_are_logits:
         dim = teacher.class_vectors().shape[1]
-    description = describe_store(
-        features_hash=teacher.features_hash,
-        preprocess=preprocess,
-        augment=augment,
-        precision=optim.precision,
-    )
     store = OutputStore(
         setup.workspace.root / ".cache" / "teacher_store",
-        description,
+        Preparation(preprocess, augment),
+        features_hash=teacher.features_hash,
+        precision=optim.precision,
         digests={i: images.digests[i] for i in images.indices},
         dim=dim,
         n_views=n_stored_views(recipe, setup.choice),
@@ -235,8 +231,6 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         teacher,
         partial(_teacher_features, preprocess),
         images.source,
-        Preparation(preprocess, augment),
-        precision=optim.precision,
         n_workers=optim.n_workers,
         workers=setup.workspace.workers,
         group=setup.workspace.group,

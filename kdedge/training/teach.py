@@ -172,7 +172,7 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
         names = [setup.classes.names[setup.train_classes[label]] for label in sorted(absent)]
         raise DataError(
             f"{setup.choice.name} knows classes by their labels alone, and {len(names)} of"
-            f" {len(label_of)} have none: {', '.join(some_of(names, 5))}.\n  Label images of each"
+            f" {len(label_of)} have none: {', '.join(some_of(names))}.\n  Label images of each"
             " class, take these out of the class list, or set teacher.method: promptsrc."
         )
     return data

@@ -90,6 +90,11 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tupl
             "raise data.max_bad_images",
         ),
     ),
+    "no label of a readable image": (
+        *(lambda: Path("t.csv").write_text("path,label\nr.yaml,cat\npool/0_0.jpg,\n"),),
+        *(("data.test={list: t.csv}",), 3),
+        ("data.test has no readable image with a label: 2 images, 1 of them unreadable.",),
+    ),
     "a folder of no class": (
         *(lambda: Path("test/dog").rename("test/dgo"), (), 3),
         ('Missing: "dog". Unknown: "dgo" (nearest: "dog").',),

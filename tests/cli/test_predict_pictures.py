@@ -76,6 +76,14 @@ def test_a_picture_that_another_program_saved_meanwhile_stays(work: Path) -> Non
     assert (work / "a.jpg").read_text() == "of the other"
 
 
+def test_a_long_name_in_another_script_is_cut_between_two_characters(kdedge: Run) -> None:
+    Path("類" * 60).mkdir()
+    Path("pics/a.jpg").rename(f"{'類' * 60}/{'別' * 60}x.jpg")
+    done = kdedge("predict", "art", ".", "--save", "../out")
+    assert done.code == 0, done.err
+    assert f"類類類類_{'別' * 60}x.jpg" in saved("../out")
+
+
 def test_a_folder_without_pictures_is_not_made(
     kdedge: Run, small_disk: Callable[[int], Path]
 ) -> None:

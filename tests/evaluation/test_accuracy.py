@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdedge.errors import DataError
@@ -48,7 +48,8 @@ def _slow_calibration_error(rows: list[list[float]], labels: list[int]) -> float
         exponentials = [math.exp(x - max(row)) for x in row]
         confidence = max(exponentials) / sum(exponentials)
         predicted = exponentials.index(max(exponentials))
-        bins.setdefault(int(confidence * 15), []).append((confidence, predicted == label))
+        number = 15 if np.float32(confidence) == 1 else int(confidence * 15)
+        bins.setdefault(number, []).append((confidence, predicted == label))
     error = 0.0
     for entries in bins.values():
         confidence = sum(c for c, _ in entries) / len(entries)
@@ -59,6 +60,7 @@ def _slow_calibration_error(rows: list[list[float]], labels: list[int]) -> float
 
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 40), n_classes=st.integers(2, 7), seed=st.integers(0, 2**31))
+@example(n=14, n_classes=2, seed=296)  # a confidence that rounds to 1 in float32
 def test_every_figure_equals_the_slow_one(n: int, n_classes: int, seed: int) -> None:
     logits, labels = _draw(n, n_classes, seed)
     names = NAMES[:n_classes]
@@ -121,13 +123,6 @@ def test_a_certain_and_wrong_model_has_a_calibration_error_of_100() -> None:
     logits = torch.tensor([[1000.0, 0.0]]).repeat(5, 1)
     result = accuracy_result(logits, torch.ones(5).long(), class_names=NAMES[:2], split="all")
     assert result.ece_percent == 100.0
-
-
-def test_no_image_is_a_data_error() -> None:
-    with pytest.raises(DataError, match="no test image"):
-        accuracy_result(
-            torch.zeros(0, 3), torch.zeros(0).long(), class_names=NAMES[:3], split="all"
-        )
 
 
 # Temperatures

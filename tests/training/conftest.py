@@ -1,39 +1,18 @@
-"""The toy training, as a module and as a process; a disk that is soon full."""
+"""The toy training and the filling of a store as processes."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, _script(name))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def _script(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.py")
-
-
-@pytest.fixture(scope="session")
-def toy() -> ModuleType:
-    return _load("toy_run")
-
-
-@pytest.fixture(scope="session")
-def filling() -> ModuleType:
-    return _load("fill_run")
 
 
 @pytest.fixture

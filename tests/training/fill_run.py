@@ -27,7 +27,7 @@ from kdedge.data.sources import Item
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.output_store.fill import StoreFiller
-from kdedge.training.output_store.store import OutputStore, describe_store
+from kdedge.training.output_store.store import OutputStore
 
 N_IMAGES, DIM = 290, 24
 """Three files a view: 128, 128 and 34 images, or 16, 16 and 5 forward passes."""
@@ -90,10 +90,10 @@ def make_filler(
     **of: Any,
 ) -> StoreFiller:
     """A filler with everything that is not given filled in."""
-    given = {"features_hash": "t", "preprocess": PREPROCESS, "precision": "fp32", **of}
     store = OutputStore(
         root,
-        describe_store(augment=augment, **given),
+        Preparation(of.pop("preprocess", PREPROCESS), augment),
+        **{"features_hash": "t", "precision": "fp32", **of},
         digests=digests or {i: digest(i) for i in range(n_images)},
         dim=DIM,
         n_views=n_views,
@@ -103,7 +103,6 @@ def make_filler(
         teacher or SlowTeacher(),
         lambda model, images: model.teacher_features(images, PREPROCESS),
         Drawn(n_images),
-        Preparation(PREPROCESS, augment),
         n_workers=0,
     )
 

@@ -21,7 +21,7 @@ def test_only_remedies_that_are_not_taken_yet_are_named(precision: str, clip: fl
 
 @pytest.mark.parametrize(
     ("n_images", "images"),
-    [(0, "not named."), (5, "i0, i1, i2, i3, i4."), (6, "i0, i1, i2, i3, i4, ....")],
+    [(0, "not named."), (5, "i0, i1, i2, i3, i4."), (6, "i0, i1, i2, i3, i4, and 1 more.")],
 )
 def test_a_few_of_the_images_are_named(n_images: int, images: str) -> None:
     keys = [f"i{number}" for number in range(n_images)]

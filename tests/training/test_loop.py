@@ -8,18 +8,18 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import toy_run as toy
 
 from kdedge.errors import DataError, DivergedError, ResourceError
 from kdedge.methods.base import StepOutput
 from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 
 
-def test_training_equals_a_plain_loop(toy: ModuleType, tmp_path: Path) -> None:
+def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     settings = toy.make_settings(clip_grad_norm=0.5)
     toy.seed_everything(1)
     method = toy.ToyMethod()
@@ -32,9 +32,7 @@ def test_training_equals_a_plain_loop(toy: ModuleType, tmp_path: Path) -> None:
     assert not method.module.training
 
 
-def test_averaging_gives_the_weighted_sum_of_the_epochs_parameters(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_averaging_gives_the_weighted_sum_of_the_epochs_parameters(tmp_path: Path) -> None:
     toy.seed_everything(1)
     averaged = toy.ToyMethod(average=True)
     result = toy.train_toy(toy.make_run(tmp_path), averaged)
@@ -48,7 +46,7 @@ def test_averaging_gives_the_weighted_sum_of_the_epochs_parameters(
     assert result.kept == "averaged"
 
 
-def _scores(values: list[float], seen: list[dict[str, Any]], toy: ModuleType, method: Any) -> Any:
+def _scores(values: list[float], seen: list[dict[str, Any]], method: Any) -> Any:
     remaining = iter(values)
 
     def validate() -> float:
@@ -63,14 +61,14 @@ def _scores(values: list[float], seen: list[dict[str, Any]], toy: ModuleType, me
 
 @pytest.mark.parametrize("selection", ["validation", "test"])
 def test_validation_keeps_the_first_of_two_equal_best_epochs(
-    toy: ModuleType, tmp_path: Path, selection: str
+    tmp_path: Path, selection: str
 ) -> None:
     method, seen = toy.ToyMethod(), []
     result = toy.train_toy(
         toy.make_run(tmp_path),
         method,
         settings=toy.make_settings(selection=selection),
-        validate=_scores([40.0, 60.0, 60.0], seen, toy, method),
+        validate=_scores([40.0, 60.0, 60.0], seen, method),
     )
     kept = toy.weights_of(method)
     assert (result.kept, result.best_epoch, result.validation_percent) == ("epoch", 2, 60.0)
@@ -80,20 +78,20 @@ def test_validation_keeps_the_first_of_two_equal_best_epochs(
 
 @pytest.mark.parametrize(("last_score", "kept"), [(61.0, "averaged"), (60.0, "epoch")])
 def test_the_average_is_one_more_candidate_of_validation(
-    toy: ModuleType, tmp_path: Path, last_score: float, kept: str
+    tmp_path: Path, last_score: float, kept: str
 ) -> None:
     method, seen = toy.ToyMethod(average=True), []
     result = toy.train_toy(
         toy.make_run(tmp_path),
         method,
         settings=toy.make_settings(selection="validation"),
-        validate=_scores([40.0, 60.0, 50.0, last_score], seen, toy, method),
+        validate=_scores([40.0, 60.0, 50.0, last_score], seen, method),
     )
     assert result.kept == kept
     toy.assert_same(seen[3 if kept == "averaged" else 1], toy.weights_of(method))
 
 
-def test_validating_does_not_change_what_is_learned(toy: ModuleType, tmp_path: Path) -> None:
+def test_validating_does_not_change_what_is_learned(tmp_path: Path) -> None:
     toy.seed_everything(1)
     plain = toy.ToyMethod()
     toy.train_toy(toy.make_run(tmp_path), plain)
@@ -103,14 +101,14 @@ def test_validating_does_not_change_what_is_learned(toy: ModuleType, tmp_path: P
         toy.make_run(tmp_path),
         method,
         settings=toy.make_settings(selection="validation"),
-        validate=_scores([1.0, 2.0, 3.0], seen, toy, method),
+        validate=_scores([1.0, 2.0, 3.0], seen, method),
     )
     toy.assert_same(toy.weights_of(plain), toy.weights_of(method))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_place_images_and_remedies(
-    toy: ModuleType, tmp_path: Path, value: float
+    tmp_path: Path, value: float
 ) -> None:
     def batches(epoch: int, first: int) -> Any:
         for step, batch in enumerate(toy.batches(epoch, first), first):
@@ -131,7 +129,7 @@ def test_a_loss_that_is_not_finite_names_place_images_and_remedies(
     assert all(bool(tensor.isfinite().all()) for tensor in state.module.values())
 
 
-def test_a_step_may_have_no_figures_but_its_loss(toy: ModuleType, tmp_path: Path) -> None:
+def test_a_step_may_have_no_figures_but_its_loss(tmp_path: Path) -> None:
     class Bare(toy.ToyMethod):
         def training_step(self, batch: Any) -> StepOutput:
             return StepOutput(super().training_step(batch).loss)
@@ -142,9 +140,7 @@ def test_a_step_may_have_no_figures_but_its_loss(toy: ModuleType, tmp_path: Path
     assert {*lines[0]} == {"epoch", "step", "lr", "loss", "grad_norm", "images_per_second"}
 
 
-def test_a_start_that_is_not_finite_is_said_before_any_step(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_a_start_that_is_not_finite_is_said_before_any_step(tmp_path: Path) -> None:
     run, method = toy.make_run(tmp_path), toy.ToyMethod()
     next(method.module.parameters()).data.fill_(math.nan)
     with pytest.raises(DivergedError, match=r"epoch 1, step 0 of 7\. Images: not named\."):
@@ -152,9 +148,7 @@ def test_a_start_that_is_not_finite_is_said_before_any_step(
     assert list_checkpoints(run.checkpoints) == []
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(tmp_path: Path) -> None:
     class Exploding(toy.ToyMethod):
         def training_step(self, batch: Any) -> Any:
             weight = self.module[1].weight
@@ -166,7 +160,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(
         toy.train_toy(run, Exploding())
 
 
-def test_weights_that_overflow_are_never_saved(toy: ModuleType, tmp_path: Path) -> None:
+def test_weights_that_overflow_are_never_saved(tmp_path: Path) -> None:
     class Growing(toy.ToyMethod):
         def training_step(self, batch: Any) -> Any:
             # Loss and gradient are zero; the weight decay below alone multiplies weights by -99
@@ -185,9 +179,7 @@ def test_weights_that_overflow_are_never_saved(toy: ModuleType, tmp_path: Path) 
         assert all(bool(tensor.isfinite().all()) for tensor in state.module.values())
 
 
-def test_weights_that_overflow_in_an_epochs_last_step_are_not_validated(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_weights_that_overflow_in_an_epochs_last_step_are_not_validated(tmp_path: Path) -> None:
     class Growing(toy.ToyMethod):
         def training_step(self, batch: Any) -> Any:
             self.seen.append(batch.keys)
@@ -204,9 +196,7 @@ def test_weights_that_overflow_in_an_epochs_last_step_are_not_validated(
         toy.train_toy(toy.make_run(tmp_path), Growing(), settings=settings, validate=validate)
 
 
-def test_fp16_skips_a_step_whose_gradient_overflows_and_goes_on(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_fp16_skips_a_step_whose_gradient_overflows_and_goes_on(tmp_path: Path) -> None:
     method = toy.ToyMethod()
     run = toy.make_run(tmp_path)
     settings = toy.make_settings(precision="fp16", epochs=1, warmup_epochs=0)
@@ -228,7 +218,7 @@ def test_fp16_skips_a_step_whose_gradient_overflows_and_goes_on(
     assert not torch.equal(before["1.weight"], method.module[1].weight)
 
 
-def test_fp16_whose_gradients_always_overflow_is_an_error(toy: ModuleType, tmp_path: Path) -> None:
+def test_fp16_whose_gradients_always_overflow_is_an_error(tmp_path: Path) -> None:
     method = toy.ToyMethod()
     plain_step = method.training_step
     method.training_step = lambda batch: toy.StepOutput(plain_step(batch).loss * 1e38)
@@ -238,9 +228,7 @@ def test_fp16_whose_gradients_always_overflow_is_an_error(toy: ModuleType, tmp_p
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_trained_weights_stay_float32_in_every_precision(
-    toy: ModuleType, tmp_path: Path, precision: str
-) -> None:
+def test_trained_weights_stay_float32_in_every_precision(tmp_path: Path, precision: str) -> None:
     method = toy.ToyMethod()
     settings = toy.make_settings(precision=precision, epochs=1)
     result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings)
@@ -249,7 +237,7 @@ def test_trained_weights_stay_float32_in_every_precision(
 
 
 def test_a_trained_run_is_not_trained_again_and_says_so(
-    toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = toy.make_run(tmp_path)
     method = toy.ToyMethod(average=True)
@@ -265,14 +253,12 @@ def test_a_trained_run_is_not_trained_again_and_says_so(
     toy.assert_same(toy.weights_of(method), toy.weights_of(again))
 
 
-def _stop_in_epoch_two(toy: ModuleType, run: Any) -> None:
+def _stop_in_epoch_two(run: Any) -> None:
     with pytest.raises(InterruptedError):
         toy.train_toy(run, toy.ToyMethod(), batches=toy.interrupted_at((2, 0)))
 
 
-def test_what_cannot_be_saved_is_known_before_the_first_step(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_what_cannot_be_saved_is_known_before_the_first_step(tmp_path: Path) -> None:
     run = toy.make_run(tmp_path)
     with pytest.raises(InterruptedError):
         toy.train_toy(run, toy.ToyMethod(), batches=toy.interrupted_at((1, 0)))
@@ -281,10 +267,10 @@ def test_what_cannot_be_saved_is_known_before_the_first_step(
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
 def test_resuming_accepts_settings_that_only_change_speed(
-    toy: ModuleType, tmp_path: Path, micro_batch: int | None
+    tmp_path: Path, micro_batch: int | None
 ) -> None:
     run = toy.make_run(tmp_path)
-    _stop_in_epoch_two(toy, run)
+    _stop_in_epoch_two(run)
     method = toy.ToyMethod()
     given = {} if micro_batch is None else {"micro_batch": micro_batch}
     settings = toy.make_settings(n_workers=2, checkpoint_every_s=5.0, **given)
@@ -304,7 +290,7 @@ def test_resuming_accepts_settings_that_only_change_speed(
     ],
 )
 def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
-    toy: ModuleType, tmp_path: Path, options: dict[str, Any]
+    tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """In one process; `test_interruption.py` ends real ones."""
     settings = toy.make_settings(checkpoint_every_s=1e-9, **options)
@@ -344,7 +330,7 @@ def _fill(disk: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run_and_leaves_a_whole_checkpoint(
-    toy: ModuleType, tmp_path: Path, small_disk: Any
+    tmp_path: Path, small_disk: Any
 ) -> None:
     disk = small_disk(256)
     run = toy.make_run(disk)
@@ -373,7 +359,7 @@ def test_a_full_disk_ends_the_run_and_leaves_a_whole_checkpoint(
 
 @pytest.mark.parametrize("changes", [{name: {}} for name in ("module", "optimizer", "rng")])
 def test_a_checkpoint_whose_content_does_not_fit_is_told(
-    tmp_path: Path, toy: ModuleType, changes: dict[str, Any]
+    tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     run = toy.make_run(tmp_path)
     toy.train_toy(run, toy.ToyMethod())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import toy_run as toy
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from kdedge.errors import RecipeError
 from kdedge.training.loop.step import Stepper
 
 
-def slow_averages(toy: ModuleType, settings: OptimSettings) -> list[dict[str, Tensor]]:
+def slow_averages(settings: OptimSettings) -> list[dict[str, Tensor]]:
     """The average after each epoch of a plain loop, in float64."""
     toy.seed_everything(1)
     averages = [{name: x.double() for name, x in toy.weights_of(toy.ToyMethod()).items()}]
@@ -40,20 +40,16 @@ def assert_is(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
             torch.testing.assert_close(actual[name].double(), value, atol=1e-6, rtol=1e-5)
 
 
-def test_the_moving_average_of_parameters_and_statistics_is_kept(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_the_moving_average_of_parameters_and_statistics_is_kept(tmp_path: Path) -> None:
     settings = toy.make_settings(ema_decay=0.8)
     toy.seed_everything(1)
     method = toy.ToyMethod()
     result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings)
     assert result.kept == "moving average"
-    assert_is(toy.weights_of(method), slow_averages(toy, settings)[-1])
+    assert_is(toy.weights_of(method), slow_averages(settings)[-1])
 
 
-def test_the_moving_average_is_validated_and_training_goes_on_with_its_own(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_the_moving_average_is_validated_and_training_goes_on_with_its_own(tmp_path: Path) -> None:
     settings = toy.make_settings(ema_decay=0.8, selection="validation")
     toy.seed_everything(1)
     method, seen, scores = toy.ToyMethod(), [], iter([40.0, 60.0, 50.0])
@@ -64,14 +60,12 @@ def test_the_moving_average_is_validated_and_training_goes_on_with_its_own(
 
     result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings, validate=validate)
     assert (result.kept, result.best_epoch) == ("epoch", 2)
-    for validated, expected in zip(seen, slow_averages(toy, settings), strict=True):
+    for validated, expected in zip(seen, slow_averages(settings), strict=True):
         assert_is(validated, expected)
     toy.assert_same(toy.weights_of(method), seen[1])
 
 
-def test_a_method_that_averages_itself_refuses_a_moving_average(
-    toy: ModuleType, tmp_path: Path
-) -> None:
+def test_a_method_that_averages_itself_refuses_a_moving_average(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"itself averages its trained"):
         toy.train_toy(
             toy.make_run(tmp_path),
@@ -88,9 +82,7 @@ def test_decays_lie_between_0_and_1(key: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
-def test_each_layer_has_the_next_ones_learning_rate_times_the_decay(
-    toy: ModuleType, algorithm: Any
-) -> None:
+def test_each_layer_has_the_next_ones_learning_rate_times_the_decay(algorithm: Any) -> None:
     method = toy.ToyMethod(layers={"1.weight": 2, "1.bias": 2, "4.weight": 1})
     settings = toy.make_settings(layer_decay=0.5, algorithm=algorithm)
     stepper = Stepper(method, settings, torch.device("cpu"), SINGLE_PROCESS)
@@ -111,7 +103,7 @@ def test_each_layer_has_the_next_ones_learning_rate_times_the_decay(
     }
 
 
-def test_layer_decay_without_layers_is_an_error(toy: ModuleType, tmp_path: Path) -> None:
+def test_layer_decay_without_layers_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"optim\.layer_decay is 0\.75, but no layer"):
         toy.train_toy(
             toy.make_run(tmp_path), toy.ToyMethod(), settings=toy.make_settings(layer_decay=0.75)

@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+import toy_run as toy
 from PIL import Image
 
 import kdedge
@@ -109,7 +109,6 @@ class _Terminal(io.StringIO):
 
 
 def test_a_training_on_a_terminal_has_a_bar_and_stdout_stays_empty(
-    toy: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
+import fill_run as filling
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from kdedge.runs.model import MethodModel
 from kdedge.training.rounds import pool_probabilities
 
 
-def scores(filling: ModuleType, logits: Tensor) -> np.ndarray:
+def scores(logits: Tensor) -> np.ndarray:
     """Probabilities of drawn images where a model answers with these logits."""
     n_images = len(logits)
     rows = iter(logits)
@@ -31,13 +32,13 @@ def scores(filling: ModuleType, logits: Tensor) -> np.ndarray:
     return pool_probabilities(model, pool)
 
 
-def test_probabilities_are_the_softmax_over_an_images_classes(filling: ModuleType) -> None:
+def test_probabilities_are_the_softmax_over_an_images_classes() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0], [5.0, 0.0, 0.0]])
-    found = scores(filling, logits)
+    found = scores(logits)
     expected = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_scores_that_are_not_finite_label_nothing(filling: ModuleType) -> None:
+def test_scores_that_are_not_finite_label_nothing() -> None:
     with pytest.raises(DivergedError, match="NaN or infinity for"):
-        scores(filling, torch.tensor([[0.0, float("nan")]]))
+        scores(torch.tensor([[0.0, float("nan")]]))

@@ -94,14 +94,12 @@ def test_a_run_that_goes_on_records_when_and_under_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _create(tmp_path, device="cpu")
-    run.mark("running")
     begun = run.read_provenance().to_dict()
-    assert "resumed" not in begun
     # Killed, so that its record says it is running still; then interrupted
     monkeypatch.setattr(sys, "argv", ["kdedge", "distill", "--resume"])
-    RunFolder.open(run.path).mark("running")
+    RunFolder.open(run.path).resume()
     RunFolder.open(run.path).mark("interrupted")
-    RunFolder.open(run.path).mark("running", device="cuda:0")
+    RunFolder.open(run.path).resume(device="cuda:0")
     record = run.read_provenance().to_dict()
     first, second = record.pop("resumed")
     assert record == begun

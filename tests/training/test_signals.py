@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from types import FrameType, FunctionType, ModuleType
+from types import FrameType, FunctionType
 
 import pytest
+import toy_run as toy
 
 from kdedge.errors import Interrupted
 from kdedge.training.loop.checkpoint import load_newest
@@ -45,7 +46,7 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
 @pytest.mark.parametrize("leaving", [MetricsLog.__exit__, StopSignals.__exit__])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_after_the_last_step_is_not_lost(
-    tmp_path: Path, toy: ModuleType, leaving: FunctionType, signum: int, code: int
+    tmp_path: Path, leaving: FunctionType, signum: int, code: int
 ) -> None:
     def kill(frame: FrameType, event: str, argument: object) -> None:
         if event == "call" and frame.f_code is leaving.__code__:

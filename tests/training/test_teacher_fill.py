@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fill_run as filling
 import pytest
 import torch
 from torch import Tensor
@@ -22,9 +22,7 @@ from kdedge.errors import DivergedError, ResourceError
 Start = Callable[..., Any]
 
 
-def test_a_whole_store_asks_no_teacher(
-    filling: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_whole_store_asks_no_teacher(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     _, teacher = filling.fill(tmp_path)
     assert teacher.n_passes == 2 * filling.N_PASSES
@@ -38,7 +36,7 @@ def test_a_whole_store_asks_no_teacher(
 
 
 def test_a_killed_process_loses_the_file_it_was_at_and_no_other(
-    filling: ModuleType, start_filling: Start, tmp_path: Path
+    start_filling: Start, tmp_path: Path
 ) -> None:
     process = start_filling(tmp_path / "killed", 0.0125)
     store = filling.make_filler(tmp_path / "killed").store
@@ -53,7 +51,7 @@ def test_a_killed_process_loses_the_file_it_was_at_and_no_other(
 
 
 def test_of_two_commands_that_fill_one_store_one_waits_and_computes_nothing(
-    filling: ModuleType, start_filling: Start, tmp_path: Path
+    start_filling: Start, tmp_path: Path
 ) -> None:
     both = [start_filling(tmp_path / "both", 0.025) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0], [process.stderr for process in both]
@@ -65,7 +63,7 @@ def test_of_two_commands_that_fill_one_store_one_waits_and_computes_nothing(
 
 
 def test_a_disk_that_fills_up_ends_in_a_resource_error_and_keeps_what_is_there(
-    filling: ModuleType, tmp_path: Path, small_disk: Callable[[int], Path]
+    tmp_path: Path, small_disk: Callable[[int], Path]
 ) -> None:
     disk = small_disk(52)  # for the features, and not for the ends of pages
     filler = filling.make_filler(disk)
@@ -82,7 +80,7 @@ def test_a_disk_that_fills_up_ends_in_a_resource_error_and_keeps_what_is_there(
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_work(
-    filling: ModuleType, tmp_path: Path, small_disk: Callable[[int], Path]
+    tmp_path: Path, small_disk: Callable[[int], Path]
 ) -> None:
     teacher = filling.SlowTeacher()
     with pytest.raises(
@@ -92,7 +90,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(
     assert teacher.n_passes == 0
 
 
-def test_features_that_are_not_finite_name_their_image(filling: ModuleType, tmp_path: Path) -> None:
+def test_features_that_are_not_finite_name_their_image(tmp_path: Path) -> None:
     class Broken(filling.SlowTeacher):
         def teacher_features(self, *given: Any) -> Tensor:
             features = super().teacher_features(*given)
@@ -105,7 +103,7 @@ def test_features_that_are_not_finite_name_their_image(filling: ModuleType, tmp_
     assert not filling.files_of(filler.store)
 
 
-def test_loader_processes_change_nothing(filling: ModuleType, tmp_path: Path) -> None:
+def test_loader_processes_change_nothing(tmp_path: Path) -> None:
     for i in range(filling.N_IMAGES):
         (tmp_path / f"{i:03d}.png").write_bytes(filling.draw(i))
     source = folder.open_source(tmp_path, class_names=(), labeled=False)

@@ -7,9 +7,9 @@ import logging
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fill_run as filling
 import pytest
 import torch
 
@@ -21,15 +21,12 @@ from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.tensor_file import read_tensors, write_tensors
 from kdedge.training.output_store.fill import StoreFiller
-from kdedge.training.output_store.store import OutputStore, n_crops
+from kdedge.training.output_store.store import n_crops
 
-Filling = ModuleType
 MAPS = Path("/proc/self/maps")
 
 
-def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(tmp_path: Path) -> None:
     filler = filling.make_filler(tmp_path)
     filler.fill()
     batches = training_batches(
@@ -47,9 +44,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
         assert torch.equal(expected.half().float(), batch.teacher_features)
 
 
-def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_features_are_two_bytes_a_value_and_mapped_from_their_files(tmp_path: Path) -> None:
     store, _ = filling.fill(tmp_path)
     assert store.n_bytes == 290 * 2 * 24 * 2
     assert store.size == "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
@@ -61,9 +56,7 @@ def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
         assert all(str(file) in MAPS.read_text() for file, _ in store.mapped)
 
 
-def test_more_files_than_the_kernel_maps_are_read_into_memory(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_more_files_than_the_kernel_maps_are_read_into_memory(tmp_path: Path) -> None:
     first = filling.fill(tmp_path)[0]
     expected = filling.features_of(first)
     store = filling.make_filler(tmp_path).store
@@ -83,7 +76,7 @@ def test_a_file_has_few_images_and_a_view_has_few_files(
     tmp_path: Path, n_images: int, images_a_file: int
 ) -> None:
     digests = dict.fromkeys(range(n_images), "0" * 64)
-    chunks = OutputStore(tmp_path, {}, digests=digests, dim=2, n_views=1).load()
+    chunks = filling.make_filler(tmp_path, digests=digests, n_views=1).store.load()
     assert len(chunks[0].positions) == images_a_file
     assert len(chunks) <= 1001
     assert n_crops(chunks) == n_images
@@ -102,18 +95,16 @@ def test_a_file_has_few_images_and_a_view_has_few_files(
     ],
 )
 def test_another_teacher_format_or_crop_is_another_store(
-    filling: Filling, tmp_path: Path, change: dict[str, Any]
+    tmp_path: Path, change: dict[str, Any]
 ) -> None:
     one, other = (filling.make_filler(tmp_path, **c).store for c in ({}, change))
     assert one.key != other.key
     assert one.path != other.path
 
 
-def test_images_named_in_any_order_have_their_own_features(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_images_named_in_any_order_have_their_own_features(tmp_path: Path) -> None:
     digests = {i: filling.digest(i) for i in (7, 2, 5)}
-    store = OutputStore(tmp_path, {}, digests=digests, dim=1, n_views=1)
+    store = filling.make_filler(tmp_path, digests=digests, n_views=1).store
     store.create()
     (chunk,) = store.load()
     assert chunk.positions.tolist() == [2, 5, 7]
@@ -122,9 +113,7 @@ def test_images_named_in_any_order_have_their_own_features(
     assert store.read([5, 7, 2], 1).flatten().tolist() == [5, 7, 2]
 
 
-def test_a_store_is_used_again_and_grows_by_the_views_it_lacks(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_a_store_is_used_again_and_grows_by_the_views_it_lacks(tmp_path: Path) -> None:
     filling.fill(tmp_path, n_views=1)
     filler = filling.make_filler(tmp_path, n_views=3)
     assert {chunk.view for chunk in filler.store.load()} == {2, 3}
@@ -134,7 +123,7 @@ def test_a_store_is_used_again_and_grows_by_the_views_it_lacks(
 
 @pytest.mark.parametrize("n_before", [1, 128, 200, 289])
 def test_only_added_images_are_computed_and_all_features_are_those_of_a_fresh_store(
-    filling: Filling, tmp_path: Path, n_before: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, n_before: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     filling.fill(tmp_path / "grown", n_images=n_before)
@@ -145,9 +134,7 @@ def test_only_added_images_are_computed_and_all_features_are_those_of_a_fresh_st
     assert torch.equal(filling.features_of(grown), filling.features_of(alone))
 
 
-def test_recipes_share_the_images_that_they_have_in_common(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_recipes_share_the_images_that_they_have_in_common(tmp_path: Path) -> None:
     for part in (range(100), range(90, 290)):
         digests = {i: filling.digest(i) for i in part}
         filling.fill(tmp_path, digests=digests, n_views=1)
@@ -158,7 +145,7 @@ def test_recipes_share_the_images_that_they_have_in_common(
 
 
 def test_an_image_that_changed_or_moved_has_another_crop_and_is_computed_again(
-    filling: Filling, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     filling.fill(tmp_path, n_images=60)
     digests = {i: filling.digest(i) for i in range(60)}
@@ -169,9 +156,7 @@ def test_an_image_that_changed_or_moved_has_another_crop_and_is_computed_again(
     assert filling.fill(tmp_path, n_images=60)[1].n_computed == 0
 
 
-def test_without_random_crops_an_image_is_found_wherever_it_moved(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_without_random_crops_an_image_is_found_wherever_it_moved(tmp_path: Path) -> None:
     def filled(root: Path, order: list[int]) -> StoreFiller:
         class Moved(filling.Drawn):
             def read(self, i: int) -> bytes:
@@ -191,7 +176,7 @@ def test_without_random_crops_an_image_is_found_wherever_it_moved(
 
 
 def test_files_of_other_images_are_not_read_whole(
-    filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, _ = filling.fill(tmp_path, n_images=60)
     for name, content in filling.files_of(store).items():
@@ -221,7 +206,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
-    filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     store, _ = filling.fill(tmp_path)
     before = filling.files_of(store)
@@ -237,9 +222,7 @@ def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
     assert warned[0].startswith(start)
 
 
-def test_a_worker_in_another_process_writes_what_this_one_reads(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_a_worker_in_another_process_writes_what_this_one_reads(tmp_path: Path) -> None:
     filling.fill(tmp_path, n_images=60)
     here = filling.make_filler(tmp_path, n_images=200)
     chunks = here.store.load()
@@ -248,10 +231,8 @@ def test_a_worker_in_another_process_writes_what_this_one_reads(
     assert here.store.load(chunks) == []
 
 
-def test_a_damaged_description_is_written_anew_and_nothing_depends_on_it(
-    filling: Filling, tmp_path: Path
-) -> None:
+def test_a_damaged_description_is_written_anew_and_nothing_depends_on_it(tmp_path: Path) -> None:
     store, _ = filling.fill(tmp_path, n_images=4)
     (store.path / "store.json").write_text("{")
     filling.fill(tmp_path, n_images=4, n_views=3)
-    assert json.loads((store.path / "store.json").read_text())["teacher"] == "t"
+    assert json.loads((store.path / "store.json").read_text())["model"] == "t"

@@ -25,7 +25,6 @@ _LABEL_HEADINGS = (
     "species", "tag",
 )  # fmt: skip
 _DELIMITERS = (",", ";", "\t")  # the heading decides; a comma if it does not
-_MAX_NAMED = 5
 
 
 class _Row(NamedTuple):
@@ -158,7 +157,7 @@ def _check_files(path: Path, heading: Sequence[str] | None, rows: Sequence[_Row]
     if not missing:
         return
     lines = (f"line {row.line}: {printable(row.path)}" for row in missing)
-    examples = "; ".join(some_of(lines, _MAX_NAMED))
+    examples = "; ".join(some_of(lines))
     hint = ""
     if heading is None and missing == list(rows[:1]) and len(rows) > 1:
         hint = (

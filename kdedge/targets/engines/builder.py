@@ -90,7 +90,7 @@ def _run_and_release(work: Callable[[], _T]) -> _T:
         raise
 
 
-_N_ERRORS_SHOWN = 4  # TensorRT's parser logs four errors for a node that it refuses
+_MAX_ERRORS_SHOWN = 4  # TensorRT's parser logs four errors for a node that it refuses
 
 
 class EngineBuilder:
@@ -239,7 +239,7 @@ class EngineBuilder:
 
     def _failure(self, what: str, trt_log: Any, onnx_path: Path) -> KdedgeError:
         """The error for a step of the builder that failed, with TensorRT's last messages."""
-        detail = "\n  ".join(trt_log.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
+        detail = "\n  ".join(trt_log.errors[-_MAX_ERRORS_SHOWN:]) or "It gave no reason."
         text = f"{self._title} {what} {onnx_path}.\n  {detail}\n  "
         if "out of memory" in detail.lower() or "outofmemory" in detail.lower():
             return ResourceError(

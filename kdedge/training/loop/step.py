@@ -20,6 +20,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
+from kdedge.messages import some_of
 from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
 from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer
@@ -142,9 +143,6 @@ class Stepper:
         return half
 
 
-_N_KEYS_SHOWN = 5
-
-
 def diverged(what: str, place: str, keys: Sequence[str], settings: OptimSettings) -> DivergedError:
     """Makes the error for diverged training, with remedies that fit the settings.
 
@@ -154,14 +152,13 @@ def diverged(what: str, place: str, keys: Sequence[str], settings: OptimSettings
         keys: keys of the images of that step.
         settings: the run's optimization.
     """
-    images = ", ".join(keys[:_N_KEYS_SHOWN]) or "not named"
-    more = ", ..." if len(keys) > _N_KEYS_SHOWN else ""
+    images = ", ".join(some_of(keys)) or "not named"
     remedies = [
         f"lower optim.lr (now {settings.lr:g})",
         *(["set optim.precision: fp32"] if settings.precision != "fp32" else []),
         *(["set optim.clip_grad_norm: 1.0"] if settings.clip_grad_norm is None else []),
     ]
     return DivergedError(
-        f"{what}: training diverged at {place}. Images: {images}{more}.\n"
+        f"{what}: training diverged at {place}. Images: {images}.\n"
         f"  Remedies: {', or '.join(remedies)}."
     )

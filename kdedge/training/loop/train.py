@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -178,7 +177,7 @@ class Training:
         record = state.record
         self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
         self._seconds_before = record["seconds"]
-        self._n_metrics_bytes = record.get("metrics_bytes", sys.maxsize)
+        self._n_metrics_bytes = record["metrics_bytes"]
         if self._settings.micro_batch == "auto":
             self._stepper.micro_batch = record["micro_batch"]
         restore_rng(state.rng, self._device)
@@ -234,7 +233,7 @@ class Training:
             with moving.in_place_of(module) if moving else contextlib.nullcontext():
                 figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
             if self._average is not None and self.epoch == self._settings.epochs:
-                # The average may stay in the module, since `keep` loads the best weights
+                # The average may stay in the module, since `finish` loads the best weights
                 self._average.copy_to(self._parameters)
                 figures["averaged_validation_percent"] = self._consider(validate, epoch=None)
         if self._metrics is not None:
@@ -249,8 +248,8 @@ class Training:
             self.save()
             raise self._interrupted(signum)
 
-    def keep(self) -> TrainingSummary:
-        """Loads the final weights into the module, after the last epoch."""
+    def finish(self) -> TrainingSummary:
+        """Loads the final weights into the module, after the last epoch; returns the summary."""
         kept = "last"
         if self._settings.selection != "last":
             self._best.copy_to(self._method.module)
@@ -363,7 +362,7 @@ def train(
     training.resume()
     if training.epoch > settings.epochs:
         log.info(f"{run.path} is already trained: nothing to do.")
-        return training.keep()
+        return training.finish()
     with training.stop, training.open_log():
         training.save()
         with contextlib.closing(batches(training.epoch, training.step)) as remaining:
@@ -373,4 +372,4 @@ def train(
                 training.save()
                 training.check_stop()
     training.check_stop()  # a signal may arrive while the log closes
-    return training.keep()
+    return training.finish()

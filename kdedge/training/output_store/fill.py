@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.optim_spec import TrainingPrecision
 from kdedge.config.recipe import Recipe
 from kdedge.data.decoding import (
     MAX_WORKERS,
     PlannedImage,
-    Preparation,
     choose_n_workers,
     load_images,
 )
@@ -57,8 +55,6 @@ class StoreFiller:
         model: the frozen model; a finished run or untrained if `workers` compute.
         encode: gives the model's outputs [B, D] for images [B, 3, H, W]; picklable.
         source: the images.
-        preparation: how they are prepared.
-        precision: number format of the model's forward pass.
         n_workers: processes that decode images.
         workers: compute the chunks; None: this process computes them.
         group: processes of one training, which fill the store together.
@@ -68,8 +64,6 @@ class StoreFiller:
     model: MethodModel
     encode: Callable[[MethodModel, Tensor], Tensor]
     source: ImageSource
-    preparation: Preparation
-    precision: TrainingPrecision = "fp32"
     n_workers: int | Literal["auto"] = "auto"
     workers: Workers | None = None
     group: ProcessGroup = SINGLE_PROCESS
@@ -113,14 +107,14 @@ class StoreFiller:
         return took / len(trial) * n_crops(missing)
 
     def _fill(self, missing: list[Chunk]) -> None:
-        """Computes this process's share of missing chunks, and maps all new files."""
+        """Computes this process's shard of the missing chunks, and maps all new files."""
         n_of_all = f"{n_crops(missing):,} of {self.store.n_crops:,}"
         log.info(f"{self.store}. Computing {n_of_all} crops.")
         began = time.monotonic()
-        share = missing[self.group.rank :: self.group.world_size]
+        shard = missing[self.group.rank :: self.group.world_size]
         n_done, what = 0, f"filling the {self.store.name.lower()}"
-        with progress(what, n_crops(share), unit="crops") as advance:
-            for n in self._computed(share):
+        with progress(what, n_crops(shard), unit="crops") as advance:
+            for n in self._computed(shard):
                 n_done += n
                 advance(n_done)
         self.group.all_reduce_max(0)  # waits until each process has written its chunks
@@ -168,7 +162,7 @@ class StoreFiller:
         return load_images(
             [self.source],
             passes,
-            self.preparation,
+            self.store.preparation,
             n_workers,
             batch_size=self._images_per_pass,
             device=self.model.device,
@@ -181,7 +175,7 @@ class StoreFiller:
     @torch.no_grad()
     def _outputs(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], in the store's dtype, on the CPU."""
-        with MixedPrecision(self.precision, self.model.device).autocast():
+        with MixedPrecision(self.store.precision, self.model.device).autocast():
             outputs = self.encode(self.model, images)
         return outputs.to(self.store.dtype).cpu()
 

@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge.data.views import RATIO, Augmentation
+from kdedge.config.optim_spec import TrainingPrecision
+from kdedge.data.decoding import Preparation
+from kdedge.data.views import RATIO
 from kdedge.errors import DataError, explained
 from kdedge.files import sha256_json, write_json
 from kdedge.progress import progress, readable_bytes
-from kdedge.runtime.preprocess import Preprocess
 from kdedge.tensor_file import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -66,18 +67,12 @@ def n_crops(chunks: Iterable[Chunk]) -> int:
     return sum(len(chunk.positions) for chunk in chunks)
 
 
-def describe_store(
-    *, features_hash: str, preprocess: Preprocess, augment: Augmentation | None, precision: str
+def _describe(
+    features_hash: str, preparation: Preparation, precision: TrainingPrecision
 ) -> dict[str, Any]:
-    """What stored outputs depend on, except for the images; a store's key is its hash.
-
-    Args:
-        features_hash: hash of what the outputs depend on, such as `RunModel.features_hash`.
-        preprocess: the model's preprocessing.
-        augment: draws the views; None for a single view, prepared as in evaluation.
-        precision: number format of the model's forward pass.
-    """
+    """What stored outputs depend on, except for the images; a store's key is its hash."""
     views: dict[str, Any] = {"views": "evaluation"}
+    augment = preparation.augment
     if augment is not None:
         views = {
             "view_seed": augment.seed,
@@ -88,9 +83,9 @@ def describe_store(
             **({"strong_views": True} if augment.strong else {}),
         }
     return {
-        "format": "kdedge-teacher-store-2",
-        "teacher": features_hash,
-        "preprocess": preprocess.as_dict(),
+        "format": "kdedge-output-store-3",
+        "model": features_hash,
+        "preprocess": preparation.preprocess.as_dict(),
         **views,
         "precision": precision,
     }
@@ -100,36 +95,43 @@ class OutputStore:
     """The files of a model's outputs, and the places of some images' outputs in them.
 
     Args:
+        root: folder of all stores of this kind.
+        features_hash: hash of what the outputs depend on, such as `RunModel.features_hash`.
         digests: position of each image in its source -> SHA-256 of its bytes, in hex.
 
     Attributes:
-        key: hash of `description`.
+        key: hash of what the outputs depend on, except for the images.
         path: folder of the store.
+        preparation: the model's preprocessing, and the drawing of views; without one, there is a
+            single view, prepared as in evaluation.
+        precision: number format of the model's forward pass.
         indices: [n] int64, positions of the images in their source, ascending.
         dim: D, numbers of an output.
         n_views: number of views that are needed.
         dtype: dtype of the stored values.
         name: name of the store in messages.
-        description: what the outputs depend on; see `describe_store`.
         mapped: files with outputs for the images, and all outputs of each file.
     """
 
     def __init__(
         self,
         root: Path,
-        description: Mapping[str, Any],
+        preparation: Preparation,
         *,
+        features_hash: str,
+        precision: TrainingPrecision,
         digests: Mapping[int, str],
         dim: int,
         n_views: int,
         dtype: torch.dtype = torch.float16,
         name: str = "Teacher store",
     ) -> None:
-        self.key = sha256_json(dict(description))
+        self._description = _describe(features_hash, preparation, precision)
+        self.key = sha256_json(self._description)
         self.path = root / self.key[:16]
+        self.preparation, self.precision = preparation, precision
         self.dim, self.n_views = dim, n_views
         self.dtype, self.name = dtype, name
-        self.description = dict(description)
         self.indices = np.array(sorted(digests), np.int64)
         hashes = b"".join(bytes.fromhex(digests[i]) for i in self.indices.tolist())
         self._sha256 = np.frombuffer(hashes, np.uint8).reshape(-1, 32)
@@ -224,14 +226,14 @@ class OutputStore:
             return False
         if facts != self._facts(view):
             return False
-        outputs = tensors["teacher_features"]
+        outputs = tensors["outputs"]
         self._places[view - 1, numbers[rows]] = len(self.mapped) * _FILE + rows
         self.mapped.append((file, outputs if len(self.mapped) < _MAX_MAPPED else outputs.clone()))
         return True
 
     def _to_ids(self, positions: NDArray[np.int64], sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
         """[n], ids that identify images: positions, or hashes if views have no random crops."""
-        if self.description.get("views") == "evaluation":
+        if self.preparation.augment is None:
             return np.frombuffer(sha256[:, :8].tobytes(), np.int64)
         return positions
 
@@ -265,7 +267,7 @@ class OutputStore:
         with explained(self.path):
             for view in range(1, self.n_views + 1):
                 self._folder(view).mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "store.json", self.description)
+        write_json(self.path / "store.json", self._description)
 
     def reload(self) -> list[Chunk]:
         """Loads files that another command has written since, and returns missing chunks.
@@ -293,7 +295,7 @@ class OutputStore:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.
         """
         tensors = {
-            "teacher_features": outputs.contiguous(),
+            "outputs": outputs.contiguous(),
             "positions": torch.tensor(chunk.positions),
             "sha256": torch.tensor(self._hashes(chunk)),
         }
