@@ -14,7 +14,6 @@ from kdedge.config.load import parse_overrides
 from kdedge.config.student_sizes import SIZES
 from kdedge.runtime.process import set_up_threads
 from kdedge.targets.registry import list_backends, list_targets
-from kdedge.workers import ENGINES
 
 # An option that takes a whole number from 1
 count_option = partial(click.option, type=click.IntRange(min=1), metavar="N")
@@ -39,13 +38,11 @@ device_option = click.option(
     help="Device: cpu, cuda or cuda:N. [default: cuda if available, else cpu]",
 )
 
-engine_option = click.option(
-    "--engine",
-    type=click.Choice(ENGINES),
-    default="local",
-    show_default=True,
-    help="Processes that read and encode the images: local is this process; ray is the Ray"
-    " cluster of RAY_ADDRESS, or a new one on this machine (kdedge[ray]).",
+ray_option = click.option(
+    "--ray",
+    is_flag=True,
+    help="Read and encode the images with the workers of a Ray cluster: that of RAY_ADDRESS, or a"
+    " new one on this machine (kdedge[ray]).",
 )
 
 resume_option = click.option(
