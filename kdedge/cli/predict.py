@@ -17,13 +17,7 @@ import click
 from kdedge.api.inputs import InputImage, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.api.predict import results_of
-from kdedge.cli._options import (
-    backend_option,
-    count_option,
-    precision_option,
-    runs_option,
-    threads_option,
-)
+from kdedge.cli._options import artifact_options, count_option, file_option, folder_option
 from kdedge.errors import DataError, explained
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import FORMATS, Lines, column_widths, shown_classes
@@ -66,15 +60,13 @@ log = logging.getLogger(__name__)
     " has no prediction.",
 )
 @click.option("--json", "kind", flag_value="jsonl", help="The same as --format jsonl.")
-@click.option(
+@file_option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
     help="Write the lines to this new file instead of stdout, each as soon as it is known. A file"
     " without lines is not kept.",
 )
-@click.option(
+@folder_option(
     "--save",
-    type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Save each picture with its prediction below it in this new or empty folder.",
 )
@@ -83,11 +75,8 @@ log = logging.getLogger(__name__)
     help="Give only the N images with the lowest scores, lowest first: label these next. --save"
     " then saves them without predictions.",
 )
-@precision_option
-@backend_option
 @count_option("--batch", help="Images per call. [default: as many as the artifact takes]")
-@threads_option()
-@runs_option
+@artifact_options
 def command(
     artifact: Path,
     paths: tuple[str, ...],
