@@ -132,26 +132,27 @@ def command(
             columns=column_widths(keys or (), names) if is_shown else (0, 0),
             tells_none=classifier.tells_none,
         )
-        answers = _Answers(lines, write, None if save is None else PictureFolder(save), uncertain)
+        pictures = None if save is None else PictureFolder(save)
+        writer = _ResultWriter(lines, write, pictures, uncertain)
         results = results_of(inputs, classifier, top=top, batch=batch)
         try:
             with contextlib.closing(results):  # its progress bar ends before the counts are logged
-                answers.give_all(results)
+                writer.write_all(results)
         except (KeyboardInterrupt, DataError):  # also if no image was classified
-            _log_counts(answers, output, save)
+            _log_counts(writer, output, save)
             raise
-        _log_counts(answers, output, save)
+        _log_counts(writer, output, save)
 
 
 @dataclass
-class _Answers:
-    """Gives each result as a line and a picture: at once, or the least certain ones at the end.
+class _ResultWriter:
+    """Writes a line and a picture for each result: at once, or the least certain ones at the end.
 
     Attributes:
         lines: formats the results.
         write: writes a line.
         pictures: where pictures are saved; None if they are not.
-        n_least_certain: number of images to give; None for all.
+        n_least_certain: number of predictions to write; None for all.
         counts: results so far of each kind.
         n_none: images so far that show none of the classes.
         n_unsure: images so far whose class is not named.
@@ -166,8 +167,8 @@ class _Answers:
     n_unsure: int = 0
     _is_begun: bool = False
 
-    def give_all(self, results: Iterable[tuple[InputImage, Result]]) -> None:
-        """Gives the result of each image."""
+    def write_all(self, results: Iterable[tuple[InputImage, Result]]) -> None:
+        """Writes the result of each image."""
         least_certain: list[tuple[float, int, InputImage, Prediction]] = []
         try:
             for number, (item, result) in enumerate(results):
@@ -179,13 +180,13 @@ class _Answers:
                     bisect.insort(least_certain, (score, number, item, result))
                     del least_certain[self.n_least_certain :]
                 else:
-                    self._give(item, result)
+                    self._write(item, result)
                 self.counts[type(result)] += 1
         finally:  # after Ctrl-C, too: the least certain images so far
             for _, _, item, result in least_certain:
-                self._give(item, result)
+                self._write(item, result)
 
-    def _give(self, item: InputImage, result: Result) -> None:
+    def _write(self, item: InputImage, result: Result) -> None:
         if not self._is_begun and (heading := self.lines.heading()) is not None:
             self.write(heading)
         self._is_begun = True
@@ -219,16 +220,16 @@ def _has_content(path: Path) -> bool:
         return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _log_counts(answers: _Answers, output: Path | None, save: Path | None) -> None:
+def _log_counts(writer: _ResultWriter, output: Path | None, save: Path | None) -> None:
     """Logs the number of results of each kind, and the files written."""
-    counts = answers.counts
+    counts = writer.counts
     if not counts:
         return
     parts = [f"{counts[Prediction]:,} classified"]
-    if answers.n_none:
-        parts.append(f"{answers.n_none:,} of them none of the classes")
-    if answers.n_unsure:
-        parts.append(f"{answers.n_unsure:,} of them below {answers.lines.min_score:g} %")
+    if writer.n_none:
+        parts.append(f"{writer.n_none:,} of them none of the classes")
+    if writer.n_unsure:
+        parts.append(f"{writer.n_unsure:,} of them below {writer.lines.min_score:g} %")
     if counts[UnreadableImage]:
         parts.append(f"{counts[UnreadableImage]:,} unreadable")
     if counts[NonFiniteLogits]:
