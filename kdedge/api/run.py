@@ -129,10 +129,11 @@ class Run(Tabled):
         from kdedge.runs.model import load_run, run_workspace
 
         model = load_run(self.folder, run_workspace(self.folder, device))
-        if model.setup.choice.settings.features_are_logits:
+        choice = model.setup.choice
+        if choice.settings.features_are_logits:
             raise RecipeError(
-                f"The image features of {self.path} are logits, one for each class.\n"
-                "  Use a run of another method than ridge, or a student with outputs: features."
+                f"{self.path} has no image features: {choice.name} gives one logit per class.\n"
+                "  Use a run of another method, or a ridge student with outputs: features."
             )
         source, n_images = InputSource(inputs), len(inputs)
         with progress("reading images", n_images, unit="images") as advance:

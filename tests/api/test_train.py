@@ -107,7 +107,7 @@ def test_why_there_are_no_features(student: Any, recipe: Any, folder: Path, tmp_
     with pytest.raises(kdedge.DataError, match="none of 1 images can be read"):
         student.features(tmp_path, device="cpu")
     ridge = kdedge.train(recipe, "ridge", root=folder / "others", device="cpu")
-    with pytest.raises(kdedge.RecipeError, match="are logits, one for each class"):
+    with pytest.raises(kdedge.RecipeError, match="has no image features: ridge gives one logit"):
         ridge.features(folder / "pool", device="cpu")
 
 
