@@ -28,7 +28,12 @@ from kdedge.api.model import LoadedModel as LoadedModel, load as load
 from kdedge.api.predict import Predictions as Predictions, predict as predict
 from kdedge.api.pseudo_label import pseudo_label as pseudo_label
 from kdedge.api.report import report as report
-from kdedge.api.run import Run as Run, list_runs as list_runs, open_run as open_run
+from kdedge.api.run import (
+    ImageFeatures as ImageFeatures,
+    Run as Run,
+    list_runs as list_runs,
+    open_run as open_run,
+)
 from kdedge.api.serve import serve as serve, watch as watch
 from kdedge.api.suite import SuiteResult as SuiteResult, run_suite as run_suite
 from kdedge.api.train import (

@@ -118,7 +118,7 @@ PACKAGES = {
         Package("pynvml", "a GPU's watts and clocks", "power", names=("nvidia-ml-py",)),
         Package("av", "reading a video or a camera", "video", entry="av:open"),
         Package("scipy", "the drift alarm", "watch"),
-        Package("ray", "the engine ray", "ray", entry="ray:init"),
+        Package("ray", "a Ray cluster", "ray", entry="ray:init"),
         *(Package(name, "serving over HTTP", "serve") for name in SERVING),
         Package("matplotlib", "a report", "report"),
         Package("jinja2", "a report", "report"),

@@ -17,16 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 from kdedge import __version__
-from kdedge.errors import KdedgeError, RecipeError, ResourceError, SetupError
+from kdedge.errors import KdedgeError, ResourceError, SetupError
 from kdedge.packages import PACKAGES
-
-EngineName = Literal["local", "ray"]
-"""Where pieces of work run: in this process, or in the workers of a Ray cluster."""
-
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 Piece = TypeVar("Piece")
 PieceResult = TypeVar("PieceResult")
@@ -52,25 +47,15 @@ class WorkerResources:
 
 
 @contextlib.contextmanager
-def open_workers(engine: str, device: str | None) -> Iterator[Workers | None]:
-    """Context with the workers of an engine; a Ray cluster started for it ends with it.
+def open_workers(device: str | None) -> Iterator[Workers]:
+    """Context with the workers of a Ray cluster; a cluster started for it ends with it.
 
     Args:
-        engine: one of `ENGINES`.
         device: `cpu` or `cuda`; None: a GPU for each worker if the cluster has any.
 
-    Yields:
-        The workers; None if the engine is this process.
-
     Raises:
-        RecipeError: there is no such engine.
         SetupError: Ray is not installed, or the cluster does not answer or lacks the device.
     """
-    if engine not in ENGINES:
-        raise RecipeError(f"There is no engine {engine!r}.\n  Use {' or '.join(ENGINES)}.")
-    if engine == "local":
-        yield None
-        return
     ray = _ray()
     is_ours = not ray.is_initialized()
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints to stdout

@@ -98,8 +98,7 @@ def label(pool: str, role: str, runs: Path, name: str) -> float:
 def piece_ms() -> tuple[float, float]:
     """Time, and processor time of the driver, of a piece of no work by Ray."""
     times = []
-    with open_workers("ray", "cpu") as workers:
-        assert workers is not None
+    with open_workers("cpu") as workers:
         for n_pieces in (100, 100, 500):  # the first starts Ray
             began = time.perf_counter(), time.process_time()
             list(workers.run(range(n_pieces), send))

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, csv_list, folder, read_file
+from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, Item, csv_list, folder, read_file
 from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.inference.classify import ImageInput
 from kdedge.runtime.preprocess import ImageError
@@ -34,6 +34,27 @@ class InputImage:
     name: str
     image: ImageInput
     label: int | None = None
+
+
+class InputSource:
+    """Images to classify, as a source; they are read from files.
+
+    Attributes:
+        items: the images' keys and labels.
+    """
+
+    def __init__(self, inputs: Sequence[InputImage]) -> None:
+        self.items = [Item(image.key, image.label) for image in inputs]
+        self._reads: list[Any] = [image.image for image in inputs]
+
+    def read(self, i: int) -> bytes:
+        """Returns the bytes of image i's file.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        data: bytes = self._reads[i]()
+        return data
 
 
 InputImages = list[InputImage] | Iterator[InputImage]

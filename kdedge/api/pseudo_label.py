@@ -9,7 +9,6 @@ from kdedge.api.train import training_workspace
 from kdedge.config.load import AnyRecipe, Overrides, load_recipe
 from kdedge.errors import check_at_least
 from kdedge.runtime.process import torch_as_before
-from kdedge.workers import EngineName
 
 if TYPE_CHECKING:
     from kdedge.training.pseudo_label_file import PseudoLabelFile
@@ -25,7 +24,7 @@ def pseudo_label(
     overrides: Overrides | None = None,
     root: str | Path | None = None,
     device: str | None = None,
-    engine: EngineName = "local",
+    ray: bool = False,
 ) -> PseudoLabelFile:
     """Labels unlabeled images of a recipe with its teacher, or a model on the student's backbone.
 
@@ -44,8 +43,7 @@ def pseudo_label(
         overrides: keys of the recipe with other values.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
-        engine: processes that read and label the images: `local` is this process, `ray` the
-            workers of a Ray cluster.
+        ray: the workers of a Ray cluster read and label the images, not this process.
 
     Returns:
         The facts of the file, and the share of correct labels if it is known.
@@ -61,7 +59,7 @@ def pseudo_label(
     if method is None:
         has_teacher = None not in (loaded.recipe.teacher, loaded.recipe.data.labeled)
         method = "teacher" if has_teacher else "zeroshot"
-    with training_workspace(loaded, root, device, engine) as workspace:
+    with training_workspace(loaded, root, device, ray=ray) as workspace:
         from kdedge.training.pseudo_label_file import make_pseudo_label_file
 
         return make_pseudo_label_file(loaded, workspace, method, Path(output), per_class=per_class)

@@ -53,7 +53,7 @@ def write_page(
     """Writes the page of `report`; also returns the records that it shows."""
     need("jinja2", "matplotlib")
     from kdedge.reporting.page import write_report
-    from kdedge.reporting.run_records import gather
+    from kdedge.reporting.run_records import run_records
 
     folder = None if output is None else Path(output)
     if folder is not None:
@@ -69,7 +69,7 @@ def write_page(
                 "  Name the run, or look at the artifact with: kdedge show"
                 f" {shlex.quote(str(name))}"
             )
-    records = [gather(run) for run in {run.path.resolve(): run for run in folders}.values()]
+    records = [run_records(run) for run in {run.path.resolve(): run for run in folders}.values()]
     page = write_report(records, folder)
     for problem in (problem for record in records for problem in record.problems):
         log.warning("%s", problem)

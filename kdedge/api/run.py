@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import NamedTuple
 
-from kdedge.api.arguments import RunOrArtifact, run_argument
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
+from kdedge.api.inputs import AnyPath, InputSource, open_inputs, path_list
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
-from kdedge.errors import KdedgeError
+from kdedge.data.images import Images, check_limit, scan
+from kdedge.errors import KdedgeError, RecipeError
+from kdedge.progress import progress
 from kdedge.records.evaluation import EvalResult, results_table
 from kdedge.records.tables import Table, Tabled
 from kdedge.reporting.facts import model_records
@@ -17,6 +25,21 @@ from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation, sorted_results
 from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.runtime.process import torch_as_before
+
+log = logging.getLogger(__name__)
+
+
+class ImageFeatures(NamedTuple):
+    """Features of N images.
+
+    Attributes:
+        features: [N, D], float32, unit length.
+        paths: the images, in the order of the rows.
+    """
+
+    features: npt.NDArray[np.float32]
+    paths: list[str]
 
 
 class Run(Tabled):
@@ -77,6 +100,54 @@ class Run(Tabled):
     def headline(self) -> str | None:
         """How good a student is and whether to deploy it, a sentence a line; None if not known."""
         return "\n".join(conclusion_of(model_records(self.folder))) or None
+
+    @torch_as_before()
+    def features(self, *paths: AnyPath, device: str | None = None) -> ImageFeatures:
+        """Computes the features of images, for search, clustering or detection of duplicates.
+
+        Images that cannot be read are left out, with a warning.
+
+        Args:
+            paths: images, folders with all their subfolders, shards and CSV lists; each a path or a
+                list of paths.
+            device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+
+        Raises:
+            RecipeError: no path is given, or a video; the run is not finished, or its features are
+                logits, as those of `ridge` without `outputs: features`.
+            DataError: a path does not exist, a folder has no images, or none can be read.
+            SetupError: torch, weights or the device is missing.
+
+        Examples:
+            >>> features, paths = kdedge.open_run("line3").features("new-images")
+            >>> similar = features @ features[0]  # cosine similarity to the first image
+        """
+        inputs = open_inputs(path_list(paths, takes_stdin=False))
+        if not isinstance(inputs, list):
+            raise RecipeError("A video is among the paths.\n  Name images and folders of images.")
+        need_training_packages("Computing features")
+        from kdedge.runs.model import load_run, run_workspace
+
+        model = load_run(self.folder, run_workspace(self.folder, device))
+        choice = model.setup.choice
+        if choice.settings.features_are_logits:
+            raise RecipeError(
+                f"{self.path} has no image features: {choice.name} gives one logit per class.\n"
+                "  Use a run of another method, or a ridge student with outputs: features."
+            )
+        source, n_images = InputSource(inputs), len(inputs)
+        with progress("reading images", n_images, unit="images") as advance:
+            found = scan(source, progress=advance)
+        bad = found.unreadable
+        check_limit(found, len(bad), "The paths")
+        if bad:
+            log.warning(
+                f"{len(bad)} of {n_images} images cannot be read and are left out. The first is"
+                f" {bad[0].key}: {bad[0].reason}."
+            )
+        images = Images(source, tuple(found.readable))
+        features = model.features_of(images, what="computing features").numpy()
+        return ImageFeatures(features, [inputs[i].key for i in images.indices])
 
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.role}, {self.provenance.status}>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from kdedge.errors import RecipeError
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.process import torch_as_before
-from kdedge.workers import EngineName, open_workers
+from kdedge.workers import open_workers
 
 if TYPE_CHECKING:
     from kdedge.setup.workspace import Workspace
@@ -79,7 +79,7 @@ def fill_teacher_store(
     root: str | Path | None = None,
     device: str | None = None,
     resume: bool = False,
-    engine: EngineName = "local",
+    ray: bool = False,
 ) -> OutputStore:
     """Stores the teacher's features of `student.views` crops of each unlabeled image.
 
@@ -92,8 +92,7 @@ def fill_teacher_store(
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
-        engine: processes that read the images and fill the store: `local` is this process, `ray`
-            the workers of a Ray cluster.
+        ray: the workers of a Ray cluster read the images and fill the store, not this process.
 
     Returns:
         The store; `path` is its folder.
@@ -106,7 +105,7 @@ def fill_teacher_store(
         ResourceError: memory or disk ran out.
     """
     loaded = load_recipe(recipe, overrides)
-    with training_workspace(loaded, root, device, engine) as workspace:
+    with training_workspace(loaded, root, device, ray=ray) as workspace:
         from kdedge.training.distill import store_features
 
         return store_features(loaded, workspace, resume=resume)
@@ -229,8 +228,8 @@ def training_workspace(
     loaded: LoadedRecipe,
     root: str | Path | None,
     device: str | None,
-    engine: EngineName = "local",
     *,
+    ray: bool = False,
     warn_for: Sequence[Role] = (),
 ) -> Iterator[Workspace]:
     """Context with the workspace of a training call, joined to torchrun's other processes.
@@ -245,11 +244,11 @@ def training_workspace(
 
     chosen = set_up_device(device)
     with joined(chosen) as group:
-        if group.world_size > 1 and engine != "local":
+        if group.world_size > 1 and ray:
             raise RecipeError(
-                f"torchrun has started {group.world_size} processes, and the engine {engine}"
-                " starts its own.\n  Run the command without torchrun."
+                f"torchrun has started {group.world_size} processes, and Ray starts its"
+                " own.\n  Run the command without torchrun."
             )
         warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role in warn_for))
-        with open_workers(engine, device) as workers:
+        with open_workers(device) if ray else nullcontext() as workers:
             yield Workspace(runs_folder(root), chosen, group=group, workers=workers)

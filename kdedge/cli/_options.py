@@ -14,18 +14,18 @@ from kdedge.config.load import parse_overrides
 from kdedge.config.student_sizes import SIZES
 from kdedge.runtime.process import set_up_threads
 from kdedge.targets.registry import list_backends, list_targets
-from kdedge.workers import ENGINES
 
 # An option that takes a whole number from 1
 count_option = partial(click.option, type=click.IntRange(min=1), metavar="N")
 
-# An option that takes a path
+# Options that take a path: any, of a file, of a folder
 path_option = partial(click.option, type=click.Path(path_type=Path))
+file_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
+folder_option = partial(click.option, type=click.Path(path_type=Path, file_okay=False))
 
-runs_option = click.option(
+runs_option = folder_option(
     "--runs",
     "root",
-    type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs"),
     envvar="KDEDGE_RUNS",
     show_envvar=True,
@@ -39,13 +39,11 @@ device_option = click.option(
     help="Device: cpu, cuda or cuda:N. [default: cuda if available, else cpu]",
 )
 
-engine_option = click.option(
-    "--engine",
-    type=click.Choice(ENGINES),
-    default="local",
-    show_default=True,
-    help="Processes that read and encode the images: local is this process; ray is the Ray"
-    " cluster of RAY_ADDRESS, or a new one on this machine (kdedge[ray]).",
+ray_option = click.option(
+    "--ray",
+    is_flag=True,
+    help="Read and encode the images with the workers of a Ray cluster: that of RAY_ADDRESS, or a"
+    " new one on this machine (kdedge[ray]).",
 )
 
 resume_option = click.option(
@@ -74,7 +72,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return runs_option(device_option(threads_option(expose_value=False)(json_option(command))))
 
 
-precision_option = click.option(
+_precision_option = click.option(
     "--precision",
     type=click.Choice(sorted({p for t in list_targets() if t.backend for p in t.precisions})),
     help="Precision of the file to use. [default: the file that `kdedge export --cpu` chose on a"
@@ -82,9 +80,14 @@ precision_option = click.option(
     " are used only when asked for.]",
 )
 
-backend_option = click.option(
+_backend_option = click.option(
     "--backend", metavar="NAME", help=f"{', '.join(list_backends())}. [default: one that fits]"
 )
+
+
+def artifact_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--precision`, `--backend`, `--threads` and `--runs` of a command that runs an artifact."""
+    return _precision_option(_backend_option(threads_option()(runs_option(command))))
 
 
 set_option = click.option(
@@ -123,13 +126,13 @@ def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., 
     return decorate
 
 
-SIZE_HELP = (
-    "A student of this size, in place of the recipe's: "
+size_option = click.option(
+    "--size",
+    type=click.Choice(list(SIZES)),
+    help="A student of this size, in place of the recipe's: "
     + "; ".join(
         f"{name} is {s.backbone} ({s.n_parameters:g} million parameters, {s.gflops:g} GFLOPs)"
         for name, s in SIZES.items()
     )
-    + "."
+    + ".",
 )
-
-size_option = click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)

@@ -13,7 +13,7 @@ import click
 
 from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.tables import as_markdown, make_tables, notes
-from kdedge.cli._options import device_option, runs_option, threads_option
+from kdedge.cli._options import device_option, file_option, runs_option, threads_option
 from kdedge.cli._output import next_line, print_result, show_result, titled
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_artifact, find_run
@@ -86,9 +86,8 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     is_flag=True,
     help="With text: print every table (sizes, percentiles, FPS by batch, accuracies).",
 )
-@click.option(
+@file_option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
     help="Write the measurements here as JSON. Must not exist. [default: bench/NN.json in the"
     " first run]",
 )

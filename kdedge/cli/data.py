@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
+from kdedge.cli._options import folder_option
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 from kdedge.data.survey import Survey
 from kdedge.data.verify import Verification
@@ -18,9 +19,8 @@ from kdedge.inference.results import UnreadableImage
 _MAX_NAMED = 20
 
 
-_data_option = click.option(
+_data_option = folder_option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
     default=Path("data"),
     envvar="KDEDGE_DATA",
     show_default=True,

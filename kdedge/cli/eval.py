@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from kdedge.api.evaluate import evaluate
-from kdedge.cli._options import run_options, set_option
+from kdedge.cli._options import file_option, run_options, set_option
 from kdedge.cli._output import next_line, print_result, table
 from kdedge.cli._results import accuracy_text, unlabeled_table
 from kdedge.files import new_file, write_json
@@ -27,11 +27,7 @@ from kdedge.runs.results import labeled_results, with_stored
 @click.argument("run", required=False)
 @set_option
 @click.option("--per-class", is_flag=True, help="Also print the accuracy of each class.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON file to write the result to. Must not exist.",
-)
+@file_option("--output", help="JSON file to write the result to. Must not exist.")
 @run_options
 def command(
     run: str | None, per_class: bool, output: Path | None, root: Path, as_json: bool, **options: Any

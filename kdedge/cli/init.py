@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from kdedge.api.init import STUDENT_CLIP, TEACHER_CLIP, init
-from kdedge.cli._options import SIZE_HELP, path_option
+from kdedge.cli._options import path_option, size_option
 from kdedge.cli._output import json_option, next_line, print_result, table
-from kdedge.config.student_sizes import NO_NETWORK, SIZES
+from kdedge.config.student_sizes import NO_NETWORK
 
 _CLIP_HELP = (
     "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"
@@ -46,7 +46,7 @@ _CLIP_HELP = (
     help=f"The student's CLIP, in the same form. [default: {STUDENT_CLIP}]",
 )
 @click.option("--all-keys", is_flag=True, help="Write every key with its description.")
-@click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)
+@size_option
 @json_option
 def command(name: str, as_json: bool, **options: Any) -> None:
     """Write NAME.yaml, a commented recipe for your own images.

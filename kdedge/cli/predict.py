@@ -17,13 +17,7 @@ import click
 from kdedge.api.inputs import InputImage, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.api.predict import results_of
-from kdedge.cli._options import (
-    backend_option,
-    count_option,
-    precision_option,
-    runs_option,
-    threads_option,
-)
+from kdedge.cli._options import artifact_options, count_option, file_option, folder_option
 from kdedge.errors import DataError, explained
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import FORMATS, Lines, column_widths, shown_classes
@@ -66,15 +60,13 @@ log = logging.getLogger(__name__)
     " has no prediction.",
 )
 @click.option("--json", "kind", flag_value="jsonl", help="The same as --format jsonl.")
-@click.option(
+@file_option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
     help="Write the lines to this new file instead of stdout, each as soon as it is known. A file"
     " without lines is not kept.",
 )
-@click.option(
+@folder_option(
     "--save",
-    type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Save each picture with its prediction below it in this new or empty folder.",
 )
@@ -83,11 +75,8 @@ log = logging.getLogger(__name__)
     help="Give only the N images with the lowest scores, lowest first: label these next. --save"
     " then saves them without predictions.",
 )
-@precision_option
-@backend_option
 @count_option("--batch", help="Images per call. [default: as many as the artifact takes]")
-@threads_option()
-@runs_option
+@artifact_options
 def command(
     artifact: Path,
     paths: tuple[str, ...],
@@ -143,26 +132,27 @@ def command(
             columns=column_widths(keys or (), names) if is_shown else (0, 0),
             tells_none=classifier.tells_none,
         )
-        answers = _Answers(lines, write, None if save is None else PictureFolder(save), uncertain)
+        pictures = None if save is None else PictureFolder(save)
+        writer = _ResultWriter(lines, write, pictures, uncertain)
         results = results_of(inputs, classifier, top=top, batch=batch)
         try:
             with contextlib.closing(results):  # its progress bar ends before the counts are logged
-                answers.give_all(results)
+                writer.write_all(results)
         except (KeyboardInterrupt, DataError):  # also if no image was classified
-            _log_counts(answers, output, save)
+            _log_counts(writer, output, save)
             raise
-        _log_counts(answers, output, save)
+        _log_counts(writer, output, save)
 
 
 @dataclass
-class _Answers:
-    """Gives each result as a line and a picture: at once, or the least certain ones at the end.
+class _ResultWriter:
+    """Writes a line and a picture for each result: at once, or the least certain ones at the end.
 
     Attributes:
         lines: formats the results.
         write: writes a line.
         pictures: where pictures are saved; None if they are not.
-        n_least_certain: number of images to give; None for all.
+        n_least_certain: number of predictions to write; None for all.
         counts: results so far of each kind.
         n_none: images so far that show none of the classes.
         n_unsure: images so far whose class is not named.
@@ -177,8 +167,8 @@ class _Answers:
     n_unsure: int = 0
     _is_begun: bool = False
 
-    def give_all(self, results: Iterable[tuple[InputImage, Result]]) -> None:
-        """Gives the result of each image."""
+    def write_all(self, results: Iterable[tuple[InputImage, Result]]) -> None:
+        """Writes the result of each image."""
         least_certain: list[tuple[float, int, InputImage, Prediction]] = []
         try:
             for number, (item, result) in enumerate(results):
@@ -190,13 +180,13 @@ class _Answers:
                     bisect.insort(least_certain, (score, number, item, result))
                     del least_certain[self.n_least_certain :]
                 else:
-                    self._give(item, result)
+                    self._write(item, result)
                 self.counts[type(result)] += 1
         finally:  # after Ctrl-C, too: the least certain images so far
             for _, _, item, result in least_certain:
-                self._give(item, result)
+                self._write(item, result)
 
-    def _give(self, item: InputImage, result: Result) -> None:
+    def _write(self, item: InputImage, result: Result) -> None:
         if not self._is_begun and (heading := self.lines.heading()) is not None:
             self.write(heading)
         self._is_begun = True
@@ -230,16 +220,16 @@ def _has_content(path: Path) -> bool:
         return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _log_counts(answers: _Answers, output: Path | None, save: Path | None) -> None:
+def _log_counts(writer: _ResultWriter, output: Path | None, save: Path | None) -> None:
     """Logs the number of results of each kind, and the files written."""
-    counts = answers.counts
+    counts = writer.counts
     if not counts:
         return
     parts = [f"{counts[Prediction]:,} classified"]
-    if answers.n_none:
-        parts.append(f"{answers.n_none:,} of them none of the classes")
-    if answers.n_unsure:
-        parts.append(f"{answers.n_unsure:,} of them below {answers.lines.min_score:g} %")
+    if writer.n_none:
+        parts.append(f"{writer.n_none:,} of them none of the classes")
+    if writer.n_unsure:
+        parts.append(f"{writer.n_unsure:,} of them below {writer.lines.min_score:g} %")
     if counts[UnreadableImage]:
         parts.append(f"{counts[UnreadableImage]:,} unreadable")
     if counts[NonFiniteLogits]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdedge.api.pseudo_label import pseudo_label
-from kdedge.cli._options import count_option, engine_option, run_options, set_option
+from kdedge.cli._options import count_option, file_option, ray_option, run_options, set_option
 from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.config.load import load_recipe, merged
 from kdedge.records.tables import percent
@@ -30,17 +30,16 @@ from kdedge.records.tables import percent
     required=True,
     help="Images per class: the K with the highest probability of the class.",
 )
-@click.option(
+@file_option(
     "-o",
     "--output",
     "path",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
     required=True,
     help="File to write, as JSON lines. Must not exist.",
 )
 @set_option
-@engine_option
+@ray_option
 @run_options
 def command(
     recipe: str, path: Path, overrides: dict[str, Any], as_json: bool, **options: Any

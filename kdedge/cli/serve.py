@@ -11,13 +11,7 @@ from typing import Any
 import click
 
 from kdedge.api.serve import PORT, serve
-from kdedge.cli._options import (
-    backend_option,
-    count_option,
-    precision_option,
-    runs_option,
-    threads_option,
-)
+from kdedge.cli._options import artifact_options, count_option
 from kdedge.progress import working
 from kdedge.serving.limits import RequestLimits
 
@@ -39,12 +33,9 @@ log = logging.getLogger(__name__)
     show_default=True,
     help="Port to listen on; 0 for a free one.",
 )
-@precision_option
-@backend_option
 @count_option(
     "--batch", help="Largest batch that waiting requests are joined to. [default: the artifact's]"
 )
-@threads_option()
 @click.option(
     "--max-megabytes",
     type=click.IntRange(min=1),
@@ -74,7 +65,7 @@ log = logging.getLogger(__name__)
     metavar="SECONDS",
     help="Time of a request, from its headers to its answer.",
 )
-@runs_option
+@artifact_options
 def command(artifact: Path, **options: Any) -> None:
     """Serve ARTIFACT, the folder that `kdedge export` wrote, over HTTP.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdedge.api.suite import run_suite, suite_state
-from kdedge.cli._options import count_option, run_options
+from kdedge.cli._options import count_option, folder_option, run_options
 from kdedge.cli._output import given_options, next_line, print_result, show_result, table
 
 if TYPE_CHECKING:
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 @click.command("suite")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
+@folder_option(
     "--suites",
-    type=click.Path(path_type=Path, file_okay=False),
     default=Path("suites"),
     show_default=True,
     help="Folder of all suites.",

@@ -9,12 +9,11 @@ import click
 
 from kdedge import torchrun
 from kdedge.api.arguments import role_keys
-from kdedge.cli._options import SHORTHANDS, engine_option, run_options, training_options
+from kdedge.cli._options import SHORTHANDS, ray_option, run_options, training_options
 from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.runs.find import finished_runs
-from kdedge.workers import EngineName
 
 
 @click.command("teach")
@@ -27,13 +26,13 @@ from kdedge.workers import EngineName
     help="Also store the teacher's features of student.views crops of each unlabeled image, for"
     " distillation. A finished teacher of RECIPE is used again.",
 )
-@engine_option
+@ray_option
 @run_options
 def command(
     recipe: str,
     overrides: dict[str, Any],
     is_stored: bool,
-    engine: EngineName,
+    ray: bool,
     root: Path,
     as_json: bool,
     **options: Any,
@@ -44,14 +43,14 @@ def command(
     """
     from kdedge.api.train import fill_teacher_store, teach
 
-    if engine != "local" and not is_stored:
-        raise click.UsageError(f"--engine {engine} works only with --store: add --store.")
+    if ray and not is_stored:
+        raise click.UsageError("--ray works only with --store: add --store.")
     optim_options = {name: options.pop(name) for name in SHORTHANDS}
     overrides = merged(overrides, role_keys("teacher", optim_options))
     options |= {"overrides": overrides, "root": root}
     distilling = next_line("distill", recipe, *same_options(overrides))
     if is_stored:
-        store = fill_teacher_store(recipe, engine=engine, **options)
+        store = fill_teacher_store(recipe, ray=ray, **options)
         if torchrun.rank() == 0:
             text = f"{store}\n{distilling}"
             print_result({"store": store.to_dict()}, as_json=as_json, text=text)

@@ -9,13 +9,7 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import (
-    backend_option,
-    count_option,
-    precision_option,
-    runs_option,
-    threads_option,
-)
+from kdedge.cli._options import artifact_options, count_option
 
 
 @click.command("watch")
@@ -46,10 +40,7 @@ from kdedge.cli._options import (
     help="Frames in a row that the drift alarm counts as one, as they may show the same thing."
     " [default: 25; 1 for a folder]",
 )
-@precision_option
-@backend_option
-@threads_option()
-@runs_option
+@artifact_options
 def command(artifact: Path, source: str, **options: Any) -> None:
     """Watch SOURCE with ARTIFACT, the folder that `kdedge export` wrote, or a run with one.
 

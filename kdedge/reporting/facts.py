@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdedge.deploy.ship import FileToShip, file_to_ship
 from kdedge.evaluation.comparison import ALPHA, mcnemar_p
@@ -22,7 +22,7 @@ from kdedge.records.evaluation import (
 from kdedge.records.record import if_readable
 from kdedge.records.speed import SpeedResult, read_speed
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import read_unlabeled, stored_details, stored_evaluation
+from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 
 FEW_TEST_IMAGES = 1000  # with fewer, chance moves an accuracy by more than about three points
@@ -180,19 +180,21 @@ class ModelRecords:
         return WeakestClass(weakest, round(shares[weakest] * n_of[weakest]), n_of[weakest])
 
 
-def model_records(run: RunFolder) -> ModelRecords:
-    """Reads the records; damaged ones are left out, and what only a student's verdict needs."""
-    results, unlabeled = stored_evaluation(run), if_readable(read_unlabeled, run)
-    if run.role != "student":
-        return ModelRecords(run, results, {}, unlabeled, None, None)
+def model_records(run: RunFolder, read: Callable[..., Any] = if_readable) -> ModelRecords:
+    """Reads these records of a run.
+
+    Args:
+        run: the run's folder.
+        read: calls a reader with its arguments; returns None if the record is damaged.
+    """
     exported, measured = run.newest_artifact, newest_speed(run)
     return ModelRecords(
         run,
-        results=results,
-        details=stored_details(run),
-        unlabeled=unlabeled,
-        artifact=None if exported is None else if_readable(load_artifact, exported),
-        speed=None if measured is None else if_readable(read_speed, measured),
+        results=read(read_evaluation, run) or {},
+        details=read(read_details, run) or {},
+        unlabeled=read(read_unlabeled, run),
+        artifact=None if exported is None else read(load_artifact, exported),
+        speed=None if measured is None else read(read_speed, measured),
     )
 
 

@@ -17,12 +17,10 @@ from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import read_bytes
 from kdedge.records.evaluation import BalanceResult
 from kdedge.records.record import parse_record, read_record
-from kdedge.records.speed import read_speed
-from kdedge.reporting.facts import ModelRecords, newest_speed
+from kdedge.reporting.facts import ModelRecords, model_records, newest_speed
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
-from kdedge.runs.results import read_balance, read_details, read_evaluation, read_unlabeled
-from kdedge.runtime.artifact import load_artifact
+from kdedge.runs.results import read_balance
 from kdedge.runtime.cpu_choice import CpuChoice, readable_choices
 
 _T = TypeVar("_T")
@@ -54,7 +52,7 @@ class TrainingLog:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecords(ModelRecords):
-    """All records of a run; empty or None if missing.
+    """All records of a run: `ModelRecords` and others; empty or None if missing.
 
     Attributes:
         provenance: record of how the run was made.
@@ -127,38 +125,32 @@ def run_has_class_vectors(run: RunFolder) -> bool:
         return True
 
 
-def gather(run: RunFolder) -> RunRecords:
-    """Reads a run's records; damaged records are left out and reported in `problems`.
+def run_records(run: RunFolder) -> RunRecords:
+    """Reads all records of a run; damaged ones are left out and reported in `problems`.
 
     Raises:
         DataError: provenance.json is damaged, which every run must have.
     """
     problems: list[str] = []
 
-    def read(record: Callable[[], _T], default: _T) -> _T:
+    def read(reader: Callable[..., _T], *arguments: Any) -> _T | None:
         try:
-            return record()
+            return reader(*arguments)
         except (DataError, RecipeError, SetupError) as error:  # SetupError: of a newer kdedge
             problems.append(str(error))
-            return default
+            return None
 
-    artifact, speed_file = run.newest_artifact, newest_speed(run)
     rounds = [p for p in run.path.glob("rounds/*/metrics.jsonl") if p.parent.name.isdecimal()]
     provenance = run.read_provenance()
     metrics = max(rounds, key=lambda path: int(path.parent.name), default=run.metrics)
     return RunRecords(
-        run=run,
+        **vars(model_records(run, read)),
         provenance=provenance,
-        recipe=read(lambda: load_recipe(run.recipe), None),
-        results=read(lambda: read_evaluation(run), {}),
-        details=read(lambda: read_details(run), {}),
-        unlabeled=read(lambda: read_unlabeled(run), None),
-        balance=read(lambda: read_balance(run), None),
-        references=read(lambda: _read_references(run, provenance.teacher_run), {}),
-        training=read(lambda: _read_training(metrics), TrainingLog()),
-        artifact=read(lambda: load_artifact(artifact), None) if artifact else None,
-        speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),
-        speed_file=speed_file,
+        recipe=read(load_recipe, run.recipe),
+        balance=read(read_balance, run),
+        references=read(_read_references, run, provenance.teacher_run) or {},
+        training=read(_read_training, metrics) or TrainingLog(),
+        speed_file=newest_speed(run),
         problems=tuple(problems),
     )
 

@@ -7,7 +7,7 @@ together. The backbone is built and the trained tensors are read when they are f
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -139,6 +139,10 @@ class MethodModel:
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * features.float() @ self.class_vectors().T
 
+    def features_of(self, images: Images, *, what: str) -> Tensor:
+        """[N, D], float32, on the CPU: `forward_features` of images, as `logits_of` reads them."""
+        return self._outputs_of(images, self.forward_features, what)
+
     @torch.no_grad()
     def logits_of(self, images: Images, *, what: str, without_offsets: bool = False) -> Tensor:
         """Logits of images over all classes, without crops or flips; no labels are needed.
@@ -154,6 +158,10 @@ class MethodModel:
         Raises:
             DivergedError: a logit is not finite.
         """
+        forward = self.plain_logits if without_offsets else self.logits
+        return self._outputs_of(images, forward, what)
+
+    def _outputs_of(self, images: Images, forward: Callable[[Tensor], Tensor], what: str) -> Tensor:
         parts: list[Tensor] = []
         batches = evaluation_batches(
             images.source,
@@ -163,22 +171,21 @@ class MethodModel:
             n_workers="auto",
             device=self.device,
         )
-        forward = self.plain_logits if without_offsets else self.logits
         n_done = 0
         with progress(what, len(images.indices), unit="images") as advance:
             for batch, indices in batches:
                 parts.append(forward(batch).cpu())
                 n_done += len(indices)
                 advance(n_done)
-        logits = torch.cat(parts)
-        n_bad = int((~logits.isfinite().all(dim=1)).sum())
+        outputs = torch.cat(parts)
+        n_bad = int((~outputs.isfinite().all(dim=1)).sum())
         if n_bad:
             raise DivergedError(
-                f"The model's scores are NaN or infinity for {n_bad} of {len(logits)} images.\n"
+                f"The model's outputs are NaN or infinity for {n_bad} of {len(outputs)} images.\n"
                 "  Its training diverged: train again with a lower optim.lr, optim.precision: fp32"
                 " or optim.clip_grad_norm: 1.0."
             )
-        return logits
+        return outputs
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable, write_pseudo_labels
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import refuse_existing, sha256_json
-from kdedge.messages import first_line
+from kdedge.messages import first_line, option
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run
@@ -81,8 +81,8 @@ def make_pseudo_label_file(
     """
     if workspace.group.world_size > 1:
         raise RecipeError(
-            "Pseudo-labels are written by one process.\n  Run the command without torchrun; the"
-            " engine ray lets several machines compute the predictions."
+            "Pseudo-labels are written by one process.\n  Run the command without torchrun."
+            f" With {option('--ray', 'ray=True')}, several machines compute the predictions."
         )
     refuse_existing(path)
     folder = path.absolute().parent

@@ -14,8 +14,11 @@ from PIL import Image
 
 import kdedge
 from kdedge.api.arguments import load_for
+from kdedge.runtime.preprocess import decode_image, resize_and_crop
 
 torch = pytest.importorskip("torch")
+
+from kdedge.runs.model import load_run, run_workspace  # noqa: E402 - needs torch
 
 CLASSES = ("red", "green", "blue")
 
@@ -60,11 +63,6 @@ def student(recipe: dict[str, Any], folder: Path) -> kdedge.Run:
 
 
 def test_a_student_has_its_teacher_results_and_recipe(student: kdedge.Run) -> None:
-    assert (student.name, student.role, student.provenance.status) == (
-        "toy/02",
-        "student",
-        "finished",
-    )
     assert (student.teacher.name, student.teacher.role) == ("toy/01", "teacher")
     assert student.teacher.teacher is None
     assert student.result.n_images == 9
@@ -78,6 +76,39 @@ def test_a_student_has_its_teacher_results_and_recipe(student: kdedge.Run) -> No
     assert recipe.student.optim.epochs == 2
     assert recipe.teacher.optim is None
     assert recipe.optim.epochs == 1
+
+
+def test_features_are_those_of_each_image_alone(
+    student: kdedge.Run, recipe: dict[str, Any], folder: Path, tmp_path: Path, caplog: Any
+) -> None:
+    bad, one = tmp_path / "bad.jpg", folder / "images/red/2.png"
+    bad.write_bytes(b"no image")
+    without_vectors = kdedge.train(recipe, "cocoop", root=folder / "others", device="cpu")
+    for run in (student, student.teacher, without_vectors):
+        caplog.clear()
+        features, paths = run.features([folder / "pool", bad], one, device="cpu")
+        assert paths == [*map(str, sorted((folder / "pool").rglob("*.png"))), str(one)]
+        assert f"1 of 11 images cannot be read and are left out. The first is {bad}" in caplog.text
+        assert (features.dtype, features.ndim) == (np.float32, 2)
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+        model = load_run(run.folder, run_workspace(run.folder, "cpu"))
+        wanted = model.preprocess
+        for row, path in zip(features, paths, strict=True):
+            pixels = resize_and_crop(decode_image(Path(path).read_bytes()), wanted)
+            image = (np.asarray(pixels) / 255 - wanted.mean) / wanted.std
+            alone = torch.tensor(image.transpose(2, 0, 1), dtype=torch.float32)[None]
+            np.testing.assert_allclose(row, model.forward_features(alone)[0], atol=1e-5)
+
+
+def test_why_there_are_no_features(student: Any, recipe: Any, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(kdedge.DataError, match="has no image files; found nothing at all"):
+        student.features(tmp_path)
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(kdedge.DataError, match="none of 1 images can be read"):
+        student.features(tmp_path, device="cpu")
+    ridge = kdedge.train(recipe, "ridge", root=folder / "others", device="cpu")
+    with pytest.raises(kdedge.RecipeError, match="has no image features: ridge gives one logit"):
+        ridge.features(folder / "pool", device="cpu")
 
 
 def test_a_recipe_is_checked(recipe: dict[str, Any], folder: Path) -> None:

@@ -20,7 +20,7 @@ MISSING: list[tuple[str, tuple[str, ...], str]] = [
         for package in ("starlette", "uvicorn", "prometheus_client")
     ),
     *((package, ("report",), "report") for package in ("matplotlib", "jinja2")),
-    ("ray", ("teach", "r.yaml", "--store", "--set", "student.views=1", "--engine", "ray"), "ray"),
+    ("ray", ("teach", "r.yaml", "--store", "--set", "student.views=1", "--ray"), "ray"),
 ]
 LOADED = ("kdedge.serving", "kdedge.reporting", "kdedge.api.serve", "kdedge.api.report")
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.errors import DataError, SetupError
 from kdedge.records.speed import read_speed
-from kdedge.reporting.run_records import gather
+from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation
 from kdedge.runtime.artifact import load_artifact
@@ -103,7 +103,7 @@ def _training(data: bytes) -> tuple[Any, tuple[str, ...]]:
         run = RunFolder(Path(folder), "student")
         run.provenance.write_bytes((GOLDEN / "provenance_student.json").read_bytes())
         run.metrics.write_bytes(data)
-        records = gather(run)
+        records = run_records(run)
     problems = tuple(problem for problem in records.problems if "metrics.jsonl" in problem)
     return records.training, problems
 

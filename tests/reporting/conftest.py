@@ -23,7 +23,7 @@ from kdedge.records.evaluation import (
 )
 from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow
 from kdedge.reporting.page import write_report
-from kdedge.reporting.run_records import gather
+from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import write_evaluations
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
@@ -207,4 +207,4 @@ def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     timed = TimedFile("i8.onnx", "int8", "onnxruntime 1", 100.0, time, 1.0, None)
     here = CpuMachine.this()
     keep_choice(artifact, CpuChoice(here, "i8.onnx", "0" * 64, 1, (timed,), {}, "2026-01-02"))
-    return write_report([gather(run)], output=None)
+    return write_report([run_records(run)], output=None)

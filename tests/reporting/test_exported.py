@@ -12,7 +12,7 @@ import pytest
 from kdedge.deploy.ship import file_to_ship
 from kdedge.reporting.exported import compared_files, exported_blocks
 from kdedge.reporting.page import provenance_blocks
-from kdedge.reporting.run_records import RunRecords, gather
+from kdedge.reporting.run_records import RunRecords, run_records
 from kdedge.runs.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
@@ -46,7 +46,7 @@ def search(**sensitivity: float | None) -> dict[str, Any]:
 
 @pytest.fixture
 def records(make_run: MakeRun) -> RunRecords:
-    return gather(make_run(["cat", "dog"], only="artifact"))
+    return run_records(make_run(["cat", "dog"], only="artifact"))
 
 
 def blocks(records: RunRecords) -> list[Any]:
@@ -71,7 +71,7 @@ def test_steps_and_the_sensitivity_of_each_layer_are_shown(records: RunRecords) 
 
 
 def test_the_file_to_ship_has_the_time_of_bench(make_run: MakeRun) -> None:
-    artifact, speed = (getattr(gather(make_run()), name) for name in ("artifact", "speed"))
+    artifact, speed = (getattr(run_records(make_run()), name) for name in ("artifact", "speed"))
     plain, int8 = (replace(file, gate="passed") for file in artifact.files)
     artifact = replace(artifact, files=(plain, int8))
     rows = [replace(row, model="model.onnx") for row in speed.rows[:1]]
@@ -86,7 +86,7 @@ def test_the_file_to_ship_has_the_time_of_bench(make_run: MakeRun) -> None:
 
 
 def test_a_files_row_has_each_figure_in_its_column(make_run: MakeRun) -> None:
-    artifact = gather(make_run(only="artifact")).artifact
+    artifact = run_records(make_run(only="artifact")).artifact
     plain, int8 = artifact.files
     assert int8.parity is not None
     parity = replace(
@@ -115,7 +115,7 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: MakeRun) -> None:
 
 
 def facts(run: RunFolder) -> dict[str, str]:
-    block: Any = provenance_blocks(gather(run))[0]
+    block: Any = provenance_blocks(run_records(run))[0]
     return dict(block.rows)
 
 
@@ -130,4 +130,4 @@ def test_a_backbone_is_that_of_the_runs_own_part_of_the_recipe(make_run: MakeRun
     teacher = RunFolder.open(run.path)
     assert facts(teacher)["backbone"].startswith("ViT-L-14")
     # Only a student is exported by itself when nothing is said
-    assert "exported files" not in gather(teacher).missing
+    assert "exported files" not in run_records(teacher).missing

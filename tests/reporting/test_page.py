@@ -25,7 +25,7 @@ from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import headline_of, verdict_of
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.pictures import changed_cards
-from kdedge.reporting.run_records import gather
+from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, write_evaluations
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
@@ -62,12 +62,12 @@ class Page(HTMLParser):
 
 def said(*runs: RunFolder) -> str:
     """All that a report of these runs would say, without drawing it."""
-    return repr(make_chapters([gather(run) for run in runs]))
+    return repr(make_chapters([run_records(run) for run in runs]))
 
 
 def plots(*runs: RunFolder) -> list[str]:
     """Names of the pictures that it would have."""
-    chapters = make_chapters([gather(run) for run in runs])
+    chapters = make_chapters([run_records(run) for run in runs])
     blocks = [b for chapter in chapters for section in chapter.sections for b in section.blocks]
     return [block.name for block in blocks if isinstance(block, Plot)]
 
@@ -106,7 +106,7 @@ def test_the_shares_that_scores_assume_and_the_ridge_probe_are_told(make_run: Ma
     balance = {"prior": "uniform", "strength": 1.0, "offsets": {}, "n_images": 9, "images": "nine"}
     run.balance.write_text(json.dumps(balance), encoding="utf-8")
     (run.path / "references.json").write_text('{"ridge": 61.26, "trained": 50.0}')
-    verdict = make_chapters([gather(run)])[0].verdict
+    verdict = make_chapters([run_records(run)])[0].verdict
     assert "Its scores assume equal shares of the classes." in verdict[-2]
     assert "ridge regression on the teacher's features, by leave-one-out, 61.3 %" in verdict[-1]
 
@@ -133,7 +133,7 @@ def test_class_names_are_shown_as_they_are(whole_report: Path, page: Page) -> No
 
 
 def test_the_same_records_give_the_same_bytes(whole_report: Path, tmp_path: Path) -> None:
-    again = write_report([gather(RunFolder.open(whole_report.parents[2]))], tmp_path / "two")
+    again = write_report([run_records(RunFolder.open(whole_report.parents[2]))], tmp_path / "two")
     assert again.read_bytes() == whole_report.read_bytes()
 
 
@@ -168,8 +168,8 @@ def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: M
 
 
 def test_the_measured_time_of_the_newest_export_is_shown(make_run: MakeRun) -> None:
-    run, speed = make_run(only="eval artifact"), gather(make_run(only="bench")).speed
-    first = gather(run).artifact
+    run, speed = make_run(only="eval artifact"), run_records(make_run(only="bench")).speed
+    first = run_records(run).artifact
     assert first is not None
     (time,) = speed.rows[1].measurements
     timed = TimedFile("i8.onnx", "int8", "onnxruntime 1", 100.0, time, 1.0, None)
@@ -187,7 +187,7 @@ def test_accuracies_on_other_test_images_are_not_in_one_table(make_run: MakeRun)
     own = json.loads(run.evaluation.read_text(encoding="utf-8"))
     own["student"]["images_hash"] = own["zeroshot"]["images_hash"] = "of these"
     run.evaluation.write_text(json.dumps(own), encoding="utf-8")
-    comparison = make_chapters([gather(run), gather(other)])[0]
+    comparison = make_chapters([run_records(run), run_records(other)])[0]
     tables = comparison.sections[0].blocks
     assert [[row[0].partition(":")[0] for row in table.rows[:-1]] for table in tables] == [
         ["tiny/01"] * 2, ["tiny/02"] * 2
@@ -200,7 +200,7 @@ def test_a_model_that_two_runs_share_is_one_row(make_run: MakeRun) -> None:
     found["student"] = {**found["zeroshot"]}
     runs[1].evaluation_details.unlink()
     runs[1].evaluation.write_text(json.dumps(found), encoding="utf-8")
-    table: Any = make_chapters([gather(run) for run in runs])[0].sections[0].blocks[0]
+    table: Any = make_chapters([run_records(run) for run in runs])[0].sections[0].blocks[0]
     assert [row[0].partition(" (")[0] for row in table.rows] == [
         *("tiny/01: zero-shot CLIP", "tiny/01: student", "tiny/02: student"),
         "always the most frequent class",
@@ -221,7 +221,7 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
     speed["rows"][1] |= {"gate": "passed", "model": "model.onnx"}
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
-    artifact = gather(run).artifact
+    artifact = run_records(run).artifact
     replace(artifact, files=tuple(replace(file, gate="passed") for file in artifact.files)).save()
     headline = (
         "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %), 10.0 points"
@@ -229,11 +229,11 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
         "It keeps 50 % of its teacher's accuracy, and needs 86x fewer operations.\n"
         "model.onnx passed its gate: 2 MB, a call takes 1 ms."
     )
-    assert "\n".join(make_chapters([gather(run)])[0].verdict) == headline
+    assert "\n".join(make_chapters([run_records(run)])[0].verdict) == headline
     for name in ("teacher", "zeroshot"):
         found[name]["n_images"] += 1  # other images are not compared
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
-    assert "\n".join(make_chapters([gather(run)])[0].verdict) == (
+    assert "\n".join(make_chapters([run_records(run)])[0].verdict) == (
         "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %).\n"
         "It needs 86x fewer operations than its teacher.\n"
         "model.onnx passed its gate: 2 MB, a call takes 1 ms."
@@ -300,7 +300,7 @@ def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> 
     text = run.recipe.read_text(encoding="utf-8")
     run.recipe.write_text(re.sub(r", test: \{.*?\}", "", text), encoding="utf-8")
     assert "The recipe has no test images" in said(run)
-    assert list(gather(run).missing) == ["agreement and predicted classes", "speed"]
+    assert list(run_records(run).missing) == ["agreement and predicted classes", "speed"]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_damaged_record_costs_its_part_and_nothing_else(make_run: MakeRun, fil
     run = make_run()
     path = run.path / file
     path.write_text(path.read_text(encoding="utf-8")[5:], encoding="utf-8")
-    (problem,) = gather(run).problems
+    (problem,) = run_records(run).problems
     assert str(path) in problem
     assert said(run).count("Left out, as it cannot be read") == 1
     assert len(plots(run)) >= 2
@@ -324,7 +324,7 @@ def test_a_line_that_is_being_written_is_not_damage(make_run: MakeRun) -> None:
     run = make_run(only="metrics")
     text = run.metrics.read_text(encoding="utf-8")
     run.metrics.write_text(text + '{"epoch": 2, "st', encoding="utf-8")
-    records = gather(run)
+    records = run_records(run)
     assert records.problems == ()
     assert [step["step"] for step in records.training.steps] == [20, 40, 60, 80, 100]
 
@@ -339,14 +339,14 @@ def test_without_their_folder_worst_images_are_names(make_run: MakeRun, tmp_path
 
 def test_one_class_is_enough(make_run: MakeRun) -> None:
     run = make_run(["only"], only="eval metrics")
-    write_report([gather(run)], output=None)
+    write_report([run_records(run)], output=None)
     assert plots(run) == ["confusion", "calibration", "training"]
     assert "Confusions" not in said(run)
 
 
 def test_a_thousand_classes_stay_readable(make_run: MakeRun) -> None:
     run = make_run([f"class {number}" for number in range(1000)], only="eval")
-    written = write_report([gather(run)], output=None)
+    written = write_report([run_records(run)], output=None)
     html = written.read_text(encoding="utf-8")
     page = Page(html)
     assert "5 neighboring classes share a row and a column" in page.text
@@ -359,7 +359,7 @@ def test_a_thousand_classes_stay_readable(make_run: MakeRun) -> None:
 
 def test_several_runs_are_compared_first(make_run: MakeRun) -> None:
     runs = make_run(only="eval bench"), make_run(only="bench"), make_run(only="bench", cpu="B")
-    written = write_report([gather(run) for run in runs], output=None)
+    written = write_report([run_records(run) for run in runs], output=None)
     html = written.read_text(encoding="utf-8")
     page = Page(html)
     assert page.text.index("3 runs compared") < page.text.index("How it was made")
@@ -395,7 +395,7 @@ def test_the_newest_numbers_count(make_run: MakeRun) -> None:
         (run.path / "bench" / f"{number:02d}.json").write_text(json.dumps(values))
     for name in ("mine", "²"):
         (run.path / "bench" / f"{name}.json").write_text("{")
-    records = gather(run)
+    records = run_records(run)
     assert records.speed.command == "kdedge bench number10"
     assert records.problems == ()
 
@@ -410,7 +410,7 @@ def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun)
         *(counts, {names[0]: 105}, len(names), (sample,)),
     )
     run.unlabeled_evaluation.write_text(json.dumps(found.to_dict()), encoding="utf-8")
-    (chapter,) = make_chapters([gather(run)])
+    (chapter,) = make_chapters([run_records(run)])
     second, first = chapter.verdict
     assert first == "The student agrees with its teacher on 75 % of 105 images."
     assert second.startswith("Whether to deploy it is not known: put labeled images into")
@@ -496,7 +496,7 @@ def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
         "teacher_parameters": 2,
     }
     run.provenance.write_text(json.dumps(record), encoding="utf-8")
-    artifact = gather(run).artifact
+    artifact = run_records(run).artifact
     plain, int8 = artifact.files
     assert int8.parity is not None
     gpus = replace(int8, name="gpu.onnx", device="gpu", gate="passed")
@@ -526,7 +526,7 @@ def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
 ) -> None:
     run = make_run(["cat", "fox"])
     student = read_evaluation(run)["student"]
-    artifact = gather(run).artifact
+    artifact = run_records(run).artifact
     assert student.n_images == 20
     (int8,) = (file for file in artifact.files if file.parity is not None)
     assert int8.parity is not None
@@ -572,7 +572,7 @@ def first_pixel(uri: str | None) -> list[int]:
 
 
 def test_a_picture_stands_beside_its_own_two_answers(make_run: MakeRun) -> None:
-    records = gather(make_run(["cat", "dog"], only="artifact"))
+    records = run_records(make_run(["cat", "dog"], only="artifact"))
     changed = changed_cards(records.artifact, records.artifact.files[1], records.recipe)
     assert [(card.image, card.lines) for card in changed.cards] == [
         ("0.png", ["cat → dog", "distance 0.4000"]),
@@ -592,7 +592,7 @@ def test_a_picture_stands_beside_its_own_two_answers(make_run: MakeRun) -> None:
 
 
 def test_an_image_of_a_smoke_set_is_found_by_its_number(make_run: MakeRun, tmp_path: Path) -> None:
-    artifact = gather(make_run(["cat", "dog"], only="artifact")).artifact
+    artifact = run_records(make_run(["cat", "dog"], only="artifact")).artifact
     smoke = artifact.path / SMOKE_SET
     pixels = (
         np.zeros((3, 32, 32, 3), np.uint8) + np.array([0, 50, 100], np.uint8)[:, None, None, None]
@@ -635,7 +635,7 @@ def test_a_sample_has_its_picture_its_answers_and_its_class(
         "most unsure": (SampleImage("dog/gone.png", (("dog", 50.5),), None, "dog"),),
     }
     write_evaluations(run, {"student": (results, replace(details, samples=samples))})
-    (chapter,) = make_chapters([gather(run)])
+    (chapter,) = make_chapters([run_records(run)])
     (section,) = [section for section in chapter.sections if section.title == "Images"]
     blocks: Any = section.blocks
     wrong, unsure, right = blocks

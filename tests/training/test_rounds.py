@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-from types import SimpleNamespace
-from typing import Any
-
 import fill_run as filling
 import numpy as np
 import pytest
@@ -22,14 +18,18 @@ def scores(logits: Tensor) -> np.ndarray:
     """Probabilities of drawn images where a model answers with these logits."""
     n_images = len(logits)
     rows = iter(logits)
-    model: Any = SimpleNamespace(
-        preprocess=filling.PREPROCESS,
-        device=torch.device("cpu"),
-        logits=lambda batch: torch.stack([next(rows) for _ in batch]),
-    )
-    model.logits_of = partial(MethodModel.logits_of, model)
+
+    class Model(MethodModel):
+        preprocess, device = filling.PREPROCESS, torch.device("cpu")
+
+        def __init__(self) -> None:
+            """Without a setup, which the logits here do not need."""
+
+        def logits(self, images: Tensor) -> Tensor:
+            return torch.stack([next(rows) for _ in images])
+
     pool = Images(filling.Drawn(n_images), tuple(range(n_images)), (), {})
-    return pool_probabilities(model, pool)
+    return pool_probabilities(Model(), pool)
 
 
 def test_probabilities_are_the_softmax_over_an_images_classes() -> None:
