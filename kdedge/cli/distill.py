@@ -14,7 +14,7 @@ from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.config.student_sizes import student_size
 from kdedge.reporting.facts import model_records
-from kdedge.reporting.headline import verdict_of
+from kdedge.reporting.headline import advises_against, verdict_of
 from kdedge.runs.find import finished_runs
 
 
@@ -46,8 +46,11 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
         return
     runs = [run.folder for run in (student.teacher, student) if run is not None]
     following = next_line("export", student.path, "--cpu")
-    verdict = verdict_of(model_records(student.folder))
-    if verdict is not None and verdict.kind == "labels alone":
+    records = model_records(student.folder)
+    verdict = verdict_of(records)
+    if advises_against(records):
+        following = next_line("report", student.path)  # shows what it confuses
+    elif verdict is not None and verdict.kind == "labels alone":
         size = options["size"]
         size_keys = {} if size is None else student_size(size).overrides("ridge")
         same = same_options(merged(size_keys, options["overrides"]))

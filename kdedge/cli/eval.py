@@ -18,7 +18,7 @@ from kdedge.files import new_file, write_json
 from kdedge.records.evaluation import UnlabeledResult
 from kdedge.records.tables import percent
 from kdedge.reporting.facts import model_records
-from kdedge.reporting.headline import headline_of
+from kdedge.reporting.headline import advises_against, headline_of
 from kdedge.runs.find import find_run
 from kdedge.runs.results import labeled_results, with_stored
 
@@ -76,6 +76,8 @@ def command(
         text += "\n\n" + table(cells, header=["class", *header], align="lr")
     if output is not None:
         text += f"\nWrote {output}"
-    is_new = folder.role == "student" and not folder.artifacts
-    text += f"\n{next_line('export' if is_new else 'report', folder.path, *['--cpu'] * is_new)}"
+    following = next_line("report", folder.path)
+    if folder.role == "student" and not (folder.artifacts or advises_against(measured)):
+        following = next_line("export", folder.path, "--cpu")
+    text += f"\n{following}"
     print_result({"run": str(folder.path), **result.to_dict()}, as_json=as_json, text=text)

@@ -102,6 +102,12 @@ def verdict_of(records: ModelRecords) -> Verdict | None:
     return Verdict("deploy", _condition(records, judged, details) + _doubts(records, details))
 
 
+def advises_against(records: ModelRecords) -> bool:
+    """Whether a student's headline or verdict says not to deploy it."""
+    verdict = verdict_of(records)
+    return records.is_loss or (verdict is not None and verdict.kind == "do not deploy")
+
+
 def _condition(records: ModelRecords, judged: EvalResult, details: EvalDetails) -> str:
     """The accuracy that has to be enough: of all images, and of the weakest class."""
     weakest = records.weakest_class

@@ -75,8 +75,7 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
         "Used runs/tiny/01 (teacher.safetensors, class_vectors.safetensors)\n"
         "Wrote runs/tiny/02 (student.safetensors, class_vectors.safetensors)\n"
         + kdedge("show", "tiny/02").out.split("\n\n")[1]
-        + "\n"
-        "Next: kdedge export runs/tiny/02 --cpu\n"
+        + "\nNext: kdedge report runs/tiny/02\n"  # of a model that is not to be used
     )
     rows = accuracies(distilled.out)
     assert rows["teacher"] == accuracies(taught.out)["teacher"]
@@ -171,9 +170,9 @@ def test_next_repeats_what_the_recipe_does_not_say(kdedge, project, quick_machin
     distilled = kdedge(*command)
     assert distilled.code == 0
     assert "\nUsed all runs/a-b/01 (" in distilled.out
-    assert distilled.out.endswith("\nNext: kdedge export 'all runs/a-b/02' --cpu\n")
-    _, _, export, run, _ = shlex.split(distilled.out.splitlines()[-1])
-    listed = kdedge(export, run, "--output", "all runs")  # the run is found, the folder not empty
+    assert distilled.out.endswith("\nNext: kdedge report 'all runs/a-b/02'\n")
+    _, _, _, run = shlex.split(distilled.out.splitlines()[-1])
+    listed = kdedge("export", run, "--output", "all runs")  # the run is found, the folder not empty
     assert (listed.code, "all runs" in listed.err) == (2, True)
 
 
@@ -191,7 +190,7 @@ def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
 
 def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -> None:
     done = kdedge("eval", "--output", "out.json")
-    assert done.out.endswith("\nWrote out.json\nNext: kdedge export runs/tiny/02 --cpu\n")
+    assert done.out.endswith("\nWrote out.json\nNext: kdedge report runs/tiny/02\n")
     result = Path("out.json").read_text()
     assert json.loads(result) == json.loads(Path("runs/tiny/02/eval.json").read_text())["student"]
     again = kdedge("eval", "--output", "out.json")
@@ -253,6 +252,7 @@ def test_without_labels_a_zeroshot_teacher_teaches(kdedge, project) -> None:
     assert Path("runs/tiny/02/student.safetensors").exists()
     assert "40 of 40 images of data.unlabeled, trained on" in done.out
     assert "agrees with its teacher on" in done.out
+    assert done.out.endswith("\nNext: kdedge export runs/tiny/02 --cpu\n")
 
 
 def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, project) -> None:
