@@ -105,6 +105,7 @@ class Run(Tabled):
     def features(self, *paths: AnyPath, device: str | None = None) -> ImageFeatures:
         """Computes the features of images, for search, clustering or detection of duplicates.
 
+        If the method's own features are logits, as those of `ridge`, they are the frozen encoder's.
         Images that cannot be read are left out, with a warning.
 
         Args:
@@ -113,8 +114,7 @@ class Run(Tabled):
             device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
         Raises:
-            RecipeError: no path is given, or a video; the run is not finished, or its features are
-                logits, as those of `ridge` without `outputs: features`.
+            RecipeError: no path is given, or a video; or the run is not finished.
             DataError: a path does not exist, a folder has no images, or none can be read.
             SetupError: torch, weights or the device is missing.
 
@@ -129,12 +129,6 @@ class Run(Tabled):
         from kdedge.runs.model import load_run, run_workspace
 
         model = load_run(self.folder, run_workspace(self.folder, device))
-        choice = model.setup.choice
-        if choice.settings.features_are_logits:
-            raise RecipeError(
-                f"{self.path} has no image features: {choice.name} gives one logit per class.\n"
-                "  Use a run of another method, or a ridge student with outputs: features."
-            )
         source, n_images = InputSource(inputs), len(inputs)
         with progress("reading images", n_images, unit="images") as advance:
             found = scan(source, progress=advance)

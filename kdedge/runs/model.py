@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdedge.clip.backbone import ImageBackbone
+from kdedge.clip.backbone import ImageBackbone, unit_length
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.clip.vision import encode_image
 from kdedge.config.load import load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import class_list_hash
@@ -139,9 +140,18 @@ class MethodModel:
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * features.float() @ self.class_vectors().T
 
+    @torch.no_grad()
     def features_of(self, images: Images, *, what: str) -> Tensor:
-        """[N, D], float32, on the CPU: `forward_features` of images, as `logits_of` reads them."""
-        return self._outputs_of(images, self.forward_features, what)
+        """[N, D], float32, unit length, on the CPU: features of images, as `logits_of` reads them.
+
+        They are the frozen encoder's if the method's own features are its logits.
+        """
+
+        def encoded(images: Tensor) -> Tensor:
+            return unit_length(encode_image(self.setup.load_backbone().visual, images))
+
+        are_logits = self.setup.choice.settings.features_are_logits
+        return self._outputs_of(images, encoded if are_logits else self.forward_features, what)
 
     @torch.no_grad()
     def logits_of(self, images: Images, *, what: str, without_offsets: bool = False) -> Tensor:
