@@ -107,6 +107,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/how-it-works.md": {
         "kdedge distill line3.yaml --set student.settings.merge_tokens=8": LARGE,
+        "kdedge distill line3.yaml --set student.method=promptkd --set 'student.settings={tune:"
+        " full, class_vectors: student, labeled_weight: 1}' --set student.optim.lr=0.00004": LARGE,
     },
     "docs/deploy/artifacts.md": {
         "kdedge export line3 --classes other.txt": CLASSES,
