@@ -327,17 +327,19 @@ class ClosedFormData:
     Images are [B, 3, H, W] as evaluation prepares them, in an order that the seed draws.
 
     Attributes:
-        pool: yields a slice of the unlabeled images, with the teacher's features [B, D_teacher]
-            and logits [B, C]; with `shard=True`, only this process's shard of the slice.
+        unlabeled: yields a slice of the unlabeled images, with the teacher's features
+            [B, D_teacher] and logits [B, C].
+        unlabeled_shard: the same, but only this process's shard of the slice.
         n_held_out: number of unlabeled images, from the first, that are held out to choose
             settings.
         n_standardize: number of unlabeled images, from the first, that standardize the features.
         labeled: yields a slice of the labeled images, with labels [B].
         label_counts: [C_labeled], labeled images of each class.
-        group: the processes that share the pool.
+        group: the processes that share the unlabeled images.
     """
 
-    pool: Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
+    unlabeled: Callable[[slice], Iterator[tuple[Tensor, Tensor, Tensor]]]
+    unlabeled_shard: Callable[[slice], Iterator[tuple[Tensor, Tensor, Tensor]]]
     n_held_out: int
     n_standardize: int
     labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]

@@ -62,7 +62,7 @@ IMPOSSIBLE = -1e4
 """Logit of a class without labels: its softmax in float32 is 0."""
 
 _LAMBDAS_LABELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-_LAMBDAS_POOL = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_LAMBDAS_TEACHER = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Standard deviations of the zero-shot logits, relative to one-hot targets of 1
 _TEXT_SHARES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Used where most classes have one label. Chosen on training images of DTD's ten, EuroSAT,
@@ -73,7 +73,7 @@ _ONE_LABEL_LAMBDA, _ONE_LABEL_SCALE = 100.0, 8.0
 # 64, at 1 to 16 labels of 4, 10 and 100 classes. With 4 labels of 4 classes, EfficientNet-Lite2
 # gains 7 to 9 points; nowhere does it cost more than 0.5.
 _PRIOR_ROWS = 16
-_MOST_ROWS = 4096  # labeled images used for leave-one-out; the regression learns from all
+_MAX_ROWS = 4096  # labeled images used for leave-one-out; the regression learns from all
 # Logit of a predicted one-hot target of 1, from 1 to 64
 _SCALES = tuple(2.0 ** (i / 2) for i in range(13))
 
@@ -242,7 +242,7 @@ class Method(ClosedFormMethod):
         """Fits the regression to labeled images; leave-one-out chooses the settings."""
         module = self.module
         n_classes = len(self._train_classes)
-        blocks, labels = self._gathered(data.labeled(slice(0, _MOST_ROWS)))
+        blocks, labels = self._gathered(data.labeled(slice(0, _MAX_ROWS)))
         labels = labels.to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
@@ -261,7 +261,7 @@ class Method(ClosedFormMethod):
             weights = weights * (counts[labels] > 1)  # 0 for the only image of a class
             attempts = _leave_one_out(solvers, texts, labels, weights)
         best = min(attempts, key=lambda attempt: attempt.loss)
-        if data.n_labeled > _MOST_ROWS:
+        if data.n_labeled > _MAX_ROWS:
             solution = self._solve_for_all(data, best)
         else:
             solution = solvers[best.n_columns].solve(best.lam)
@@ -343,9 +343,9 @@ class Method(ClosedFormMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         n = data.n_held_out
-        blocks, features, logits = self._gathered(data.pool(slice(0, data.n_standardize)))
+        blocks, features, logits = self._gathered(data.unlabeled(slice(0, data.n_standardize)))
         self.module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
-        sums = self._sums_of_pool(data, blocks[n:], self._target(features[n:], logits[n:]))
+        sums = self._unlabeled_sums(data, blocks[n:], self._target(features[n:], logits[n:]))
         n_unlabeled = sums.n_rows
         divergence, lam, solution = self._choose_lambda(sums, blocks[:n], logits[:n])
         if data.n_labeled:
@@ -355,15 +355,15 @@ class Method(ClosedFormMethod):
         record = {"lambda": lam, "divergence": divergence} if n else {"lambda": lam}
         return self._teacher_record(record, data, logits, n_unlabeled)
 
-    def _sums_of_pool(
+    def _unlabeled_sums(
         self, data: ClosedFormData, blocks: Tensor, targets: Tensor
     ) -> NormalEquations:
-        """The sums over the pool without held-out images, whose first images were read already."""
+        """The sums over unlabeled images without the held-out; the first were read already."""
         out = self.module.out
         sums = NormalEquations(out.in_features, out.out_features, blocks.device)
         share = data.group.shard(len(blocks))
         sums.add(self.module.rows(blocks[share]), targets[share])
-        for images, features, logits in data.pool(slice(data.n_standardize, None), shard=True):
+        for images, features, logits in data.unlabeled_shard(slice(data.n_standardize, None)):
             sums.add(self.module.rows(self._blocks(images)), self._target(features, logits))
         sums.reduce(data.group.all_reduce_sum)
         return sums
@@ -373,7 +373,7 @@ class Method(ClosedFormMethod):
     ) -> tuple[float, float, tuple[Tensor, Tensor]]:
         """Divergence on held-out images, lambda and solution: the best, or a middle lambda's."""
         attempts = []
-        for lam in _LAMBDAS_POOL if len(blocks) else _LAMBDAS_POOL[2:3]:
+        for lam in _LAMBDAS_TEACHER if len(blocks) else _LAMBDAS_TEACHER[2:3]:
             solution = sums.solve(lam)
             self._set_solution(*solution)
             attempts.append((self._divergence(blocks, teacher_logits), lam, solution))

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 _N_TOP = 3
 _N_PER_KIND = 4  # twelve in a report
-_MOST_UNLABELED = 500  # one point of agreement is 5 images, as for exported files
+_MAX_UNLABELED = 500  # one point of agreement is 5 images, as for exported files
 
 _FEW_IMAGES = 20  # with fewer, one image is more than 5 points of agreement
 _N_SAMPLES = 12
@@ -248,7 +248,7 @@ def unlabeled_sample(data: RecipeData, *, is_new: bool = False) -> tuple[Images,
             " measure the student.\n"
             "  Raise data.unlabeled.hold_out, add images there, or add labeled images as data.test."
         )
-    sample = images.spread(_MOST_UNLABELED)
+    sample = images.spread(_MAX_UNLABELED)
     if images is held_out:
         where = "held out of data.unlabeled"
     else:

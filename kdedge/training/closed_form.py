@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,19 +89,19 @@ def _closed_form_data(job: Job) -> ClosedFormData:
             for images, positions in _batches(job, labeled, order[part]):
                 yield images, torch.tensor([labels[i] for i in positions])
 
-    pool = _unlabeled_images(job)
-    shuffled = _shuffled(job, pool)
+    unlabeled = _unlabeled_images(job)
+    shuffled = _shuffled(job, unlabeled)
     group = job.setup.workspace.group
 
-    def pool_part(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        assert pool is not None
-        used = shuffled[part]
-        used = used[group.shard(len(used))] if shard else used
-        for images, positions in _batches(job, pool, used):
-            yield (images, *_teacher_outputs(job, images, positions))
+    def unlabeled_part(part: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return _with_teacher(job, unlabeled, shuffled[part])
+
+    def unlabeled_shard(part: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return _with_teacher(job, unlabeled, group.shard_of(shuffled[part]))
 
     return ClosedFormData(
-        pool=pool_part,
+        unlabeled_part,
+        unlabeled_shard,
         n_held_out=min(_MAX_HELD_OUT, len(shuffled) // 10),
         n_standardize=_N_STANDARDIZE,
         labeled=labeled_part,
@@ -110,11 +110,20 @@ def _closed_form_data(job: Job) -> ClosedFormData:
     )
 
 
+def _with_teacher(
+    job: Job, images: Images | None, positions: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of images, with the teacher's features and logits."""
+    assert images is not None
+    for batch, indices in _batches(job, images, positions):
+        yield (batch, *_teacher_outputs(job, batch, indices))
+
+
 def _unlabeled_images(job: Job) -> Images | None:
     """The unlabeled images, without those that are also labeled, unless that leaves none."""
-    pool, labeled = job.data.unlabeled, job.data.labeled
-    rest = None if pool is None or labeled is None else pool.without(labeled)
-    return rest if rest and rest.indices else pool
+    unlabeled, labeled = job.data.unlabeled, job.data.labeled
+    rest = None if unlabeled is None or labeled is None else unlabeled.without(labeled)
+    return rest if rest and rest.indices else unlabeled
 
 
 def _shuffled(job: Job, images: Images | None) -> list[int]:
@@ -125,7 +134,7 @@ def _shuffled(job: Job, images: Images | None) -> list[int]:
 
 
 def _batches(
-    job: Job, images: Images, positions: list[int], *, n_workers: int | None = None
+    job: Job, images: Images, positions: Sequence[int], *, n_workers: int | None = None
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Batches of images as in evaluation, with their positions."""
     return evaluation_batches(

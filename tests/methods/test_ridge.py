@@ -117,7 +117,7 @@ def data(backbone: Backbone, *, n_labels: int = 24, spoil: bool = False) -> Clos
     texts = zeroshot.ensemble_text_features(backbone, NAMES, ["a photo of a {}."])
     assert teacher.class_vectors().shape == (4, 4)
 
-    def pool(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def unlabeled(part: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for one in pixels[part].split(5):
             features = backbone.image_features(one)
             yield one, features, backbone.scale * features @ texts.T
@@ -127,7 +127,8 @@ def data(backbone: Backbone, *, n_labels: int = 24, spoil: bool = False) -> Clos
         yield from zip(pixels[chosen][part].split(5), labels[chosen][part].split(5), strict=True)
 
     return ClosedFormData(
-        pool=pool,
+        unlabeled,
+        unlabeled,
         n_held_out=4,
         n_standardize=12,
         labeled=labeled,
@@ -153,7 +154,7 @@ def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone, is_student=True)
     with torch.no_grad():
         method.fit(data(tiny_backbone, n_labels=0))
-        theirs = torch.cat([logits for *_, logits in data(tiny_backbone).pool(slice(None))])
+        theirs = torch.cat([logits for *_, logits in data(tiny_backbone).unlabeled(slice(None))])
     spread = theirs - theirs.mean(dim=1, keepdim=True)
     error = method.forward_features(images()) - spread
     assert error.square().mean() < 0.2 * spread.square().mean()
@@ -162,14 +163,14 @@ def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
 def test_classes_that_the_teacher_takes_no_image_for_are_named(tiny_backbone: Backbone) -> None:
     plain = data(tiny_backbone, n_labels=0)
 
-    def pool(part: slice, *, shard: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for pixels, features, logits in plain.pool(part):
+    def unlabeled(part: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for pixels, features, logits in plain.unlabeled(part):
             yield pixels, features, logits - 1000 * torch.eye(len(NAMES))[1]
 
     with torch.no_grad():
         method = build(tiny_backbone, is_student=True)
-        record = method.fit(replace(plain, pool=pool, n_standardize=23))
-        taken = torch.cat([logits.argmax(dim=1) for *_, logits in pool(slice(23))]).tolist()
+        record = method.fit(replace(plain, unlabeled=unlabeled, n_standardize=23))
+        taken = torch.cat([logits.argmax(dim=1) for *_, logits in unlabeled(slice(23))]).tolist()
     unseen = [name for i, name in enumerate(NAMES) if i not in taken]
     assert record["unseen_classes"] == unseen
     assert NAMES[1] in unseen
