@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import tee
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, run_argument
+from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.inputs import AnyPath, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.errors import DataError, GateError, RecipeError, check_at_least
@@ -85,7 +85,7 @@ def compare(
         # Otherwise the comparison would also show the effect of the precision
         if models[0].file.precision != models[1].file.precision:
             for i, source in enumerate(sources):
-                is_file = model_file_at(run_argument(source)) is not None
+                is_file = model_file_at(source) is not None
                 if models[i].file.precision != "fp32" and not is_file:
                     exact = load(source, precision="fp32", threads=threads, root=root)
                     models[i] = stack.enter_context(exact)

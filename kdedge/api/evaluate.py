@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
+from kdedge.api.arguments import RunOrArtifact, need_training_packages
 from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
@@ -51,7 +51,7 @@ def evaluate(
         >>> if isinstance(result, kdedge.EvalResult):
         ...     print(result.all, result.per_class)
     """
-    folder = find_run(run_argument(run), runs_folder(root, run))
+    folder = find_run(run, runs_folder(root, run))
     need_training_packages("Measuring accuracy")
     from kdedge.runs.measure import evaluate_run
     from kdedge.runs.model import run_workspace

@@ -121,7 +121,7 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
     without torch.
     """
     from kdedge.api.export import export
-    from kdedge.runs.find import find_artifact
+    from kdedge.runs.find import named_artifact
 
     names = [target.name for target in list_targets() if options.pop(_parameter(target))]
     try:
@@ -135,7 +135,7 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
         ) from interrupt
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")
-        if find_artifact(run, options["root"]) is None:
+        if named_artifact(run, options["root"]) is None:
             following = next_line("report", artifact.provenance["run"], *given_options("root"))
         print_result({}, as_json=False, text=following)
 

@@ -15,7 +15,7 @@ from kdedge.deploy.ship import file_to_ship
 from kdedge.records.tables import figure
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
-from kdedge.runs.find import find_artifact, find_run
+from kdedge.runs.find import find_run, named_artifact
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_artifacts, files_of, size_of
 from kdedge.runs.provenance import Provenance
@@ -36,7 +36,7 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student, or for any
     finished run if it has no student. The default is the newest of all recipes.
     """
-    exported = find_artifact(run, root)
+    exported = named_artifact(run, root)
     if exported is not None:
         artifact = load_artifact(exported)
         text = artifact_text(artifact, is_whole=is_whole)
