@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
         run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
-            None for the newest of all recipes.
+            None for the newest finished student, or any finished run if there is no student.
         overrides: keys of the recipe with other values, such as `{"data.test.folder": "new"}`.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.

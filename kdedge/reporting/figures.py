@@ -23,7 +23,7 @@ MOST_NAMED_CLASSES = 40
 # Largest number of rows of a drawn matrix; in longer lists, neighboring classes share a row
 MOST_CELLS = 200
 
-_MOST_LABELS = 16  # numbered points of a plot
+_MAX_LABELS = 16  # numbered points of a plot
 _NEAR_PX = 14.0  # points that are closer share one label
 _WIDTH = 4.4  # inches: 422 CSS pixels, so that letters can be read on a phone
 
@@ -153,7 +153,7 @@ def accuracy_against_cost(
 ) -> Figure:
     """Plots one or more models by cost and accuracy, with their Pareto front."""
     front = [points[i] for i in pareto_front([(point.cost, point.accuracy) for point in points])]
-    named = points if len(points) <= _MOST_LABELS else front
+    named = points if len(points) <= _MAX_LABELS else front
 
     figure = Figure(figsize=(_WIDTH + 0.9, max(3.4, 0.6 + 0.24 * len(named))))
     axes = figure.subplots()
