@@ -8,10 +8,10 @@ from dataclasses import replace
 from kdedge.records.evaluation import EvalDetails, EvalResult, results_table
 from kdedge.records.tables import Table, decimals
 from kdedge.reporting.blocks import Block, Plot
-from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_per_cell, confusion
+from kdedge.reporting.figures import MAX_NAMED_CLASSES, calibration, classes_per_cell, confusion
 
 # Rows of a table that is not folded
-MOST_ROWS = 12
+MAX_ROWS = 12
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
@@ -81,7 +81,7 @@ def confusion_table(model: str, details: EvalDetails) -> Table | None:
             decimals(100 * n / images[names[label]]),
         ]
         for label, predicted, n in sorted(wrong, key=lambda entry: (-entry[2], entry[:2]))
-    ][:MOST_ROWS]
+    ][:MAX_ROWS]
     caption = ""
     if len(cells) < len(wrong):
         caption = f"The {len(cells)} most frequent of {len(wrong):,} confused pairs of classes."
@@ -93,7 +93,7 @@ def confusion_plot(model: str, details: EvalDetails, name: str) -> Plot:
     """Makes the plot of a model's confusion matrix; `name` is the plot's name on its page."""
     n_classes = len(details.class_names)
     caption = "Each row adds up to 100 %. Colors follow its square root, so that few show."
-    if n_classes > MOST_NAMED_CLASSES:
+    if n_classes > MAX_NAMED_CLASSES:
         caption += " Axis numbers are line numbers of the class list."
     if classes_per_cell(n_classes) > 1:
         caption += f" {classes_per_cell(n_classes)} neighboring classes share a row and a column."
