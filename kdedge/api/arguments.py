@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from kdedge import torchrun
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, load_recipe, merged
@@ -15,14 +14,7 @@ from kdedge.packages import need
 from kdedge.records.evaluation import Role
 from kdedge.runtime.process import warn_if_busy
 
-if TYPE_CHECKING:
-    from kdedge.api.run import Run
-    from kdedge.runtime.artifact import Artifact
-
 log = logging.getLogger(__name__)
-
-RunOrArtifact: TypeAlias = "Run | Artifact | str | Path"
-"""A run or an artifact: the object, its folder, `name/NN`, or a recipe's name (newest run)."""
 
 
 def role_keys(role: Role, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages
+from kdedge.api.arguments import need_training_packages
 from kdedge.errors import DataError, RecipeError
 from kdedge.messages import option
-from kdedge.runs.find import find_artifact, find_run
+from kdedge.runs.find import RunOrArtifact, find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages
+from kdedge.api.arguments import need_training_packages
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.device import find_power
 from kdedge.benchmarking.run import run_bench
@@ -17,7 +17,7 @@ from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import new_file, write_json, write_new_numbered_json
 from kdedge.records.speed import SpeedResult
-from kdedge.runs.find import find_run, named_artifact
+from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import load_artifact, model_file_at
 from kdedge.runtime.process import compute_threads, given_number, torch_as_before

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import tee
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.inputs import AnyPath, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.errors import DataError, GateError, RecipeError, check_at_least
@@ -24,6 +23,7 @@ from kdedge.inference.results import UnreadableImage
 from kdedge.messages import option, some_of
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
+from kdedge.runs.find import RunOrArtifact
 from kdedge.runtime.artifact import model_file_at
 
 log = logging.getLogger(__name__)

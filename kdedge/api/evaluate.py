@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages
+from kdedge.api.arguments import need_training_packages
 from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
-from kdedge.runs.find import find_run
+from kdedge.runs.find import RunOrArtifact, find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.runtime.process import torch_as_before

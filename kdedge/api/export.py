@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages
+from kdedge.api.arguments import need_training_packages
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import Interrupted, KdedgeError, RecipeError, signum_of
 from kdedge.files import check_writable
 from kdedge.locks import lock_itself
 from kdedge.messages import option
-from kdedge.runs.find import find_run, named_artifact
+from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact

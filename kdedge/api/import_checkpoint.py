@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages
+from kdedge.api.arguments import need_training_packages
 from kdedge.api.run import Run
 from kdedge.errors import RecipeError
-from kdedge.runs.find import find_run
+from kdedge.runs.find import RunOrArtifact, find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.process import torch_as_before
 

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.api.arguments import RunOrArtifact
 from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.results import ClassScore, Prediction, Result
 from kdedge.progress import working
-from kdedge.runs.find import find_artifact
+from kdedge.runs.find import RunOrArtifact, find_artifact
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Precision, model_file_at
 from kdedge.runtime.preprocess import ImageError, convert_image

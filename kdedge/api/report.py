@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.arguments import RunOrArtifact
 from kdedge.errors import RecipeError
 from kdedge.files import refuse_existing
 from kdedge.packages import need
-from kdedge.runs.find import find_run, named_artifact
+from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import runs_folder
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages
+from kdedge.api.arguments import need_training_packages
 from kdedge.api.inputs import AnyPath, InputSource, open_inputs, path_list
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
@@ -20,7 +20,7 @@ from kdedge.records.evaluation import EvalResult, results_table
 from kdedge.records.tables import Table, Tabled
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
-from kdedge.runs.find import find_run, runs_in
+from kdedge.runs.find import RunOrArtifact, find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation, sorted_results

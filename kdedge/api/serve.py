@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
 from kdedge.packages import SERVING, need
-from kdedge.runs.find import find_artifact
+from kdedge.runs.find import RunOrArtifact, find_artifact
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Precision
 from kdedge.serving.limits import RequestLimits

@@ -19,8 +19,8 @@ from kdedge.runtime.artifact import artifact_at, model_file_at
 
 log = logging.getLogger(__name__)
 
-Named: TypeAlias = str | PathLike[str]
-"""The name of a run, the path of a run or an artifact, or one of their objects."""
+RunOrArtifact: TypeAlias = str | PathLike[str]
+"""A run or an artifact: the object, its folder, `name/NN`, or a recipe's name (newest run)."""
 
 
 def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
@@ -88,7 +88,7 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     return run
 
 
-def _path_of(argument: Named) -> Path:
+def _path_of(argument: RunOrArtifact) -> Path:
     """The path or name that an argument gives; a recipe's file stands for the name in it."""
     path = Path(argument).expanduser()
     if path.suffix != ".yaml":
@@ -96,7 +96,7 @@ def _path_of(argument: Named) -> Path:
     return Path(load_recipe(path).recipe.name if path.is_file() else path.stem)
 
 
-def find_run(argument: Named | None, root: Path) -> RunFolder:
+def find_run(argument: RunOrArtifact | None, root: Path) -> RunFolder:
     """Finds the run that a command's argument RUN names.
 
     Args:
@@ -129,12 +129,12 @@ def find_run(argument: Named | None, root: Path) -> RunFolder:
     raise _unknown_run(path, root)
 
 
-def named_artifact(argument: Named | None, root: Path) -> Path | None:
+def named_artifact(argument: RunOrArtifact | None, root: Path) -> Path | None:
     """The artifact folder that an argument names, also as `name/NN/artifacts/NN`; or None."""
     return None if argument is None else artifact_at(argument) or artifact_at(root / argument)
 
 
-def find_artifact(argument: Named, root: Path, *, warns: bool = True) -> Path:
+def find_artifact(argument: RunOrArtifact, root: Path, *, warns: bool = True) -> Path:
     """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
 
     Args:
