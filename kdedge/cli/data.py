@@ -110,7 +110,7 @@ def fetch(name: str, data: Path, as_json: bool) -> None:
     if fetched.kept:
         text += f"\nNo longer needed: {', '.join(str(fetched.folder / k) for k in fetched.kept)}"
     text += f"\n{next_line('data', 'verify', name, *given_options('data'))}"
-    print_result(asdict(fetched), as_json=as_json, text=text)
+    print_result(fetched, as_json=as_json, text=text)
 
 
 @command.command("verify")
@@ -121,7 +121,7 @@ def fetch(name: str, data: Path, as_json: bool) -> None:
 def verify(name: str, read_images: bool, data: Path, as_json: bool) -> None:
     """Compare a benchmark set's counts, class names and split with the published ones."""
     verification = verify_set(name, data, read_images=read_images)
-    print_result(asdict(verification), as_json=as_json, text=_verification_text(verification))
+    print_result(verification, as_json=as_json, text=_verification_text(verification))
     if verification.problems:
         remedy = "Fetch what is missing"
         if not open_set(name, data).missing:
@@ -149,7 +149,7 @@ def scan(source: str, as_json: bool) -> None:
     Parquet files and datasets of the Hub into its cache.
     """
     survey = scan_images(source)
-    print_result(asdict(survey), as_json=as_json, text=_survey_text(survey))
+    print_result(survey, as_json=as_json, text=_survey_text(survey))
 
 
 def _verification_text(verification: Verification) -> str:
@@ -178,9 +178,7 @@ def _verification_text(verification: Verification) -> str:
 
 
 def _survey_text(survey: Survey) -> str:
-    rows = [["source", survey.kind]]
-    rows += [["images" if n == 0 else "", line] for n, line in enumerate(survey.lines())]
-    blocks = [table(rows)]
+    blocks = [table(survey.table.rows)]
     if survey.classes:
         classes = [[name, f"{count:,}"] for name, count in survey.classes]
         blocks.append(table(classes, header=("class", "images"), align="lr"))

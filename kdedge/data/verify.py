@@ -13,6 +13,7 @@ from kdedge.errors import DataError
 from kdedge.files import sha256_file
 from kdedge.inference.results import UnreadableImage
 from kdedge.progress import progress
+from kdedge.records.record import Record
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class VerifiedPart:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Record):
     """The result of comparing a set.
 
     Attributes:

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": tuple(IMAGES),
     "report": (),
     "show": (),
-    "verify": ("--images", "NEW"),
+    "verify": ("--images", "NEW", "--runs", "runs"),
     "watch": ("cats.avi",),
 }
 CALLS: dict[str, Callable[[Any, Path], object]] = {
