@@ -153,28 +153,15 @@ def scan(source: str, as_json: bool) -> None:
 
 
 def _verification_text(verification: Verification) -> str:
-    rows = [
-        [
-            part.part,
-            f"{part.n_images:,}",
-            f"{part.n_missing:,}",
-            str(part.n_classes),
-            "-" if part.unreadable is None else str(len(part.unreadable)),
-        ]
-        for part in verification.parts
-    ]
-    header = ("part", "images", "missing", "classes", "unreadable")
+    parts = verification.table
     facts = [["folder", str(verification.folder)], ["classes", str(verification.n_classes)]]
     blocks = [table(facts)]
-    if rows:
-        blocks.append(table(rows, header=header, align="lrrrr"))
+    if parts.rows:
+        blocks.append(table(parts.rows, header=parts.header, align=parts.align))
     unreadable = [image for part in verification.parts for image in part.unreadable or ()]
     if unreadable:
         blocks.append(_name_some(unreadable))
-    is_read = any(part.unreadable is not None for part in verification.parts)
-    good = "All as published." + ("" if is_read else " --images decodes the images, too.")
-    blocks.append("\n".join(verification.problems) or good)
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, "\n".join(verification.notes)])
 
 
 def _survey_text(survey: Survey) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kdedge.api.data import scan_images
+from kdedge.api.data import scan_images, verify_set
 from kdedge.cli.main import run
 from kdedge.data.benchmarks import Download, HubArchive, load_benchmark
 
@@ -80,6 +80,7 @@ def test_a_set_is_fetched_and_is_then_as_published(kdedge, tmp_path):
     assert out.endswith("\n\nAll as published.\n")
     _, out, _ = kdedge("verify", "small")
     assert out.endswith("\n\nAll as published. --images decodes the images, too.\n")
+    assert "\nAll as published. read_images decodes the images" in str(verify_set("small"))
     code, out, _ = kdedge("fetch", "small")
     assert (code, out.splitlines()[0]) == (0, "data/sun397 has all of small already.")
 
