@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.arguments import (
-    RunOrArtifact,
-    artifact_folder,
-    need_training_packages,
-    run_argument,
-)
+from kdedge.api.arguments import need_training_packages
 from kdedge.errors import DataError, RecipeError
 from kdedge.messages import option
-from kdedge.runs.find import find_run
+from kdedge.runs.find import RunOrArtifact, find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
@@ -39,7 +34,7 @@ def open_artifact(artifact: RunOrArtifact, *, root: str | Path | None = None) ->
         DataError: there is no artifact, or its record is damaged.
         SetupError: a newer kdedge wrote it.
     """
-    return load_artifact(artifact_folder(artifact, root))
+    return load_artifact(find_artifact(artifact, runs_folder(root)))
 
 
 def cpu_choice(artifact: RunOrArtifact, *, root: str | Path | None = None) -> CpuChoice | None:
@@ -180,7 +175,7 @@ def change_classes(
                 f"  Name the artifact's run: {option('--from', 'run')} RUN."
             )
         need_training_packages("Making class vectors")
-        folder = find_run(run_argument(run), runs_folder(root, run))
+        folder = find_run(run, runs_folder(root, run))
         new = _encode(opened, folder, names[0], names[-len(added) :], device)
         if opened.none_of_these is not None:
             log.warning(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
+from kdedge.api.arguments import need_training_packages
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.device import find_power
 from kdedge.benchmarking.run import run_bench
@@ -17,7 +17,7 @@ from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import new_file, write_json, write_new_numbered_json
 from kdedge.records.speed import SpeedResult
-from kdedge.runs.find import find_artifact, find_run
+from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import load_artifact, model_file_at
 from kdedge.runtime.process import compute_threads, given_number, torch_as_before
@@ -115,10 +115,9 @@ def _subjects(
     subjects: list[Subject] = []
     left_out: dict[str, str] = {}
     runs: list[RunFolder] = []
-    for source in map(run_argument, sources or (None,)):
-        name = str(source)
+    for source in sources or (None,):
         file = model_file_at(source)
-        folder = find_artifact(source, root) if file is None else file.parent
+        folder = named_artifact(source, root) if file is None else file.parent
         if folder is None:
             run = find_run(source, root)
             rows, missing = _run_subjects(run, against, device, threads)
@@ -126,6 +125,7 @@ def _subjects(
             runs.append(run)
             name = run.name
         else:
+            name = str(file or folder)
             artifact = load_artifact(folder)
             rows = artifact_subjects(artifact, n_threads=threads)
             if file is not None:

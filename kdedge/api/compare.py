@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import tee
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.api.inputs import AnyPath, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.errors import DataError, GateError, RecipeError, check_at_least
@@ -24,6 +23,7 @@ from kdedge.inference.results import UnreadableImage
 from kdedge.messages import option, some_of
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
+from kdedge.runs.find import RunOrArtifact
 from kdedge.runtime.artifact import model_file_at
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def compare(
         # Otherwise the comparison would also show the effect of the precision
         if models[0].file.precision != models[1].file.precision:
             for i, source in enumerate(sources):
-                is_file = model_file_at(run_argument(source)) is not None
+                is_file = model_file_at(source) is not None
                 if models[i].file.precision != "fp32" and not is_file:
                     exact = load(source, precision="fp32", threads=threads, root=root)
                     models[i] = stack.enter_context(exact)

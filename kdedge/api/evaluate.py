@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
+from kdedge.api.arguments import need_training_packages
 from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
-from kdedge.runs.find import find_run
+from kdedge.runs.find import RunOrArtifact, find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.runtime.process import torch_as_before
@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
         run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
-            None for the newest of all recipes.
+            None for the newest finished student, or any finished run if there is no student.
         overrides: keys of the recipe with other values, such as `{"data.test.folder": "new"}`.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -51,7 +51,7 @@ def evaluate(
         >>> if isinstance(result, kdedge.EvalResult):
         ...     print(result.all, result.per_class)
     """
-    folder = find_run(run_argument(run), runs_folder(root, run))
+    folder = find_run(run, runs_folder(root, run))
     need_training_packages("Measuring accuracy")
     from kdedge.runs.measure import evaluate_run
     from kdedge.runs.model import run_workspace

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
+from kdedge.api.arguments import need_training_packages
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import Interrupted, KdedgeError, RecipeError, signum_of
 from kdedge.files import check_writable
 from kdedge.locks import lock_itself
 from kdedge.messages import option
-from kdedge.runs.find import find_artifact, find_run
+from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
@@ -235,9 +235,8 @@ def export(
         "none_of_these": none_of_these,
         "int8_minutes": int8_minutes,
     }
-    name = run_argument(run)
     root = runs_folder(root, run)
-    existing = find_artifact(name, root)
+    existing = named_artifact(run, root)
     for folder in (output, existing):
         check_utf_8(Path(folder or ""))
     requested = [find_target(x) for x in ([targets] if isinstance(targets, str) else targets)]
@@ -250,7 +249,7 @@ def export(
     with torch_as_before():
         if existing is None:
             made = _from_run(
-                find_run(name, root),
+                find_run(run, root),
                 overrides or {},
                 {**recipe_options, "precisions": asked or None},
                 request,
@@ -263,7 +262,7 @@ def export(
             given = [name for name, value in run_options.items() if value is not None]
             wrong = [option(f"--{name.replace('_', '-')}") for name in given]
             wrong += [*(overrides or ()), *(t.label for t in requested if t not in chosen)]
-            made = _from_artifact(existing, str(name), request, wrong)
+            made = _from_artifact(existing, request, wrong)
         path = made.artifact.path
         with lock_itself(path):
             made.artifact = load_artifact(path)  # which no other process changes now
@@ -279,31 +278,30 @@ def export(
     return made.result()
 
 
-def _from_artifact(path: Path, name: str, request: _Request, wrong: Sequence[str]) -> _Export:
+def _from_artifact(path: Path, request: _Request, wrong: Sequence[str]) -> _Export:
     """Opens an artifact that exists, to which only files are added.
 
     Args:
         path: the artifact's folder.
-        name: the artifact, as the caller names it.
         request: what is added to it.
         wrong: given options that need its run.
     """
     if wrong:
         raise RecipeError(
-            f"{name} is an artifact, and {', '.join(wrong)} can only be given when a run is"
+            f"{path} is an artifact, and {', '.join(wrong)} can only be given when a run is"
             " exported.\n  Name its run instead."
         )
     if not (request.targets or request.cpu or request.triton or request.browser):
         from_onnx = [target for target in list_targets() if target.source == "ONNX file"]
         options = [option(target.flag, f'targets=["{target.name}"]') for target in from_onnx]
         raise RecipeError(
-            f"{name} is an artifact. Name what to build from it: {', '.join(options)},"
+            f"{path} is an artifact. Name what to build from it: {', '.join(options)},"
             f" {option('--cpu')}, {option('--triton')} DIR or {option('--browser')} DIR."
         )
     if request.precisions and not (request.targets or request.triton or request.browser):
         given = " and ".join(option(f"--{precision}") for precision in request.precisions)
         raise RecipeError(
-            f"{name} is an artifact, from which {option('--cpu')} makes the files of every"
+            f"{path} is an artifact, from which {option('--cpu')} makes the files of every"
             f" precision: {given} would change nothing.\n"
             f"  Leave {given} out, or name the artifact's run instead."
         )

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
+from kdedge.api.arguments import need_training_packages
 from kdedge.api.run import Run
 from kdedge.errors import RecipeError
-from kdedge.runs.find import find_run
+from kdedge.runs.find import RunOrArtifact, find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.process import torch_as_before
 
@@ -86,7 +86,7 @@ def import_checkpoint(
         name=name or f"{file.name.split('.')[0]}-{kind}",
         spec=BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu),
         class_names=() if classes is None else given_class_names(classes),
-        teacher=None if teacher is None else find_run(run_argument(teacher), root),
+        teacher=None if teacher is None else find_run(teacher, root),
         is_exact=exact,
     )
     return Run(run)

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.api.arguments import RunOrArtifact, artifact_folder, run_argument
 from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.results import ClassScore, Prediction, Result
 from kdedge.progress import working
+from kdedge.runs.find import RunOrArtifact, find_artifact
+from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Precision, model_file_at
 from kdedge.runtime.preprocess import ImageError, convert_image
 
@@ -132,7 +133,7 @@ def load(
         ...     class_name, score_percent = model("image.jpg")[0]
     """
     check_at_least(1, threads=threads)
-    path = model_file_at(run_argument(artifact)) or artifact_folder(artifact, root)
+    path = model_file_at(artifact) or find_artifact(artifact, runs_folder(root))
     with working(f"loading {path}"):
         loaded = LoadedModel.load(path, precision=precision, backend=backend, n_threads=threads)
     with contextlib.ExitStack() as on_error:

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterable
 from itertools import chain, tee
 from pathlib import Path
 
-from kdedge.api.arguments import RunOrArtifact
 from kdedge.api.inputs import AnyPath, InputImage, InputImages, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.errors import DataError, check_at_least
@@ -16,6 +15,7 @@ from kdedge.inference.lines import Lines, shown_classes
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage, no_scores
 from kdedge.progress import progress
 from kdedge.records.tables import Table, Tabled, images_text
+from kdedge.runs.find import RunOrArtifact
 from kdedge.runtime.artifact import Precision
 
 

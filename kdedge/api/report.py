@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.arguments import RunOrArtifact, run_argument
 from kdedge.errors import RecipeError
 from kdedge.files import refuse_existing
 from kdedge.packages import need
-from kdedge.runs.find import find_artifact, find_run
+from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import runs_folder
 
 if TYPE_CHECKING:
@@ -59,15 +58,15 @@ def write_page(
     if folder is not None:
         refuse_existing(folder)  # before reading runs
     root = runs_folder(root, *runs)
-    names = [run_argument(run) for run in runs or (None,)]
+    names = runs or (None,)
     folders = [find_run(name, root) for name in names]
     for name, run in zip(names, folders, strict=True):
-        artifact, newest = find_artifact(name, root), run.newest_artifact or run.path
+        artifact, newest = named_artifact(name, root), run.newest_artifact or run.path
         if artifact is not None and artifact.resolve() != newest.resolve():
             raise RecipeError(
-                f"{name} is not the newest artifact of {run.path}, and a report shows that.\n"
+                f"{artifact} is not the newest artifact of {run.path}, and a report shows that.\n"
                 "  Name the run, or look at the artifact with: kdedge show"
-                f" {shlex.quote(str(name))}"
+                f" {shlex.quote(str(artifact))}"
             )
     records = [run_records(run) for run in {run.path.resolve(): run for run in folders}.values()]
     page = write_report(records, folder)

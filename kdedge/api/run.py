@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.api.arguments import RunOrArtifact, need_training_packages, run_argument
+from kdedge.api.arguments import need_training_packages
 from kdedge.api.inputs import AnyPath, InputSource, open_inputs, path_list
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
@@ -20,7 +20,7 @@ from kdedge.records.evaluation import EvalResult, results_table
 from kdedge.records.tables import Table, Tabled
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
-from kdedge.runs.find import find_run, runs_in
+from kdedge.runs.find import RunOrArtifact, find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation, sorted_results
@@ -143,6 +143,9 @@ class Run(Tabled):
         features = model.features_of(images, what="computing features").numpy()
         return ImageFeatures(features, [inputs[i].key for i in images.indices])
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __repr__(self) -> str:
         return f"<Run {self.name}: {self.role}, {self.provenance.status}>"
 
@@ -174,7 +177,7 @@ def open_run(run: RunOrArtifact | None = None, *, root: str | Path | None = None
         >>> student = kdedge.open_run("line3")
         >>> print(student.teacher, student.result, student.artifacts)
     """
-    return Run(find_run(run_argument(run), runs_folder(root)))
+    return Run(find_run(run, runs_folder(root)))
 
 
 def list_runs(root: str | Path | None = None) -> list[Run]:

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdedge.api.arguments import RunOrArtifact, artifact_folder
 from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
 from kdedge.inference.classify import Classifier
 from kdedge.packages import SERVING, need
+from kdedge.runs.find import RunOrArtifact, find_artifact
+from kdedge.runs.folder import runs_folder
 from kdedge.runtime.artifact import Precision
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.source import open_frames
@@ -76,9 +77,10 @@ def serve(
     need(*SERVING)
     from kdedge.serving.server import Server
 
-    artifact_folder(artifact, root)  # warns once; the server looks again and again
+    find = partial(find_artifact, artifact, runs_folder(root))
+    find()  # warns once; the server looks again and again
     return Server(
-        partial(artifact_folder, artifact, root, warns=False),
+        partial(find, warns=False),
         partial(Classifier.load, precision=precision, backend=backend, n_threads=threads),
         batch=batch,
         host=host,
@@ -139,7 +141,7 @@ def watch(
         raise RecipeError(f"min_score is {min_score}; expected 0 to 100.")
     if drift not in (None, *DRIFT):
         raise RecipeError(f"drift is {drift!r}; expected {', '.join(DRIFT)}.")
-    folder = artifact_folder(artifact, root)
+    folder = find_artifact(artifact, runs_folder(root))
 
     def events() -> Generator[dict[str, Any], None, None]:
         with (

@@ -13,7 +13,7 @@ from kdedge.records.speed import (
     at_smallest_batch,
     named_rows,
 )
-from kdedge.records.tables import Table, figure, percent
+from kdedge.records.tables import Table, decimals, digits
 
 
 def make_tables(result: SpeedResult) -> list[Table]:
@@ -39,11 +39,11 @@ def sizes(named: Sequence[NamedRow]) -> Table:
     rows = [
         [
             label,
-            figure(row.n_parameters, 1e6),
-            figure(row.n_bytes, 1e6),
-            figure(row.memory_bytes, 2**20),
-            figure(row.gmacs(1)),
-            figure(row.gflops),
+            digits(row.n_parameters, 1e6),
+            digits(row.n_bytes, 1e6),
+            digits(row.memory_bytes, 2**20),
+            digits(row.gmacs(1)),
+            digits(row.gflops),
         ]
         for label, row in named
     ]
@@ -89,7 +89,7 @@ def throughputs(named: Sequence[NamedRow]) -> Table:
 
 def _end_to_end(named: Sequence[NamedRow]) -> Table:
     rows = [
-        [label, *_percentiles(time), figure(time.images_per_second)]
+        [label, *_percentiles(time), digits(time.images_per_second)]
         for label, row in named
         if (time := row.at(1, "image file")) is not None
     ]
@@ -99,7 +99,7 @@ def _end_to_end(named: Sequence[NamedRow]) -> Table:
 
 def _power(named: Sequence[NamedRow]) -> Table:
     rows = [
-        [label, str(time.batch), figure(time.watts), figure(time.joules_per_image)]
+        [label, str(time.batch), digits(time.watts), digits(time.joules_per_image)]
         for label, row in named
         for time in row.measurements
         if time.watts is not None and time.inputs != "image file"
@@ -160,7 +160,7 @@ def as_markdown(result: SpeedResult) -> str:
 
 
 def _percentiles(time: Measurement) -> list[str]:
-    return [time.marked(time.p50_ms), figure(time.p90_ms), figure(time.p99_ms)]
+    return [time.marked(time.p50_ms), digits(time.p90_ms), digits(time.p99_ms)]
 
 
 def _accuracies(named: Sequence[NamedRow]) -> list[Table]:
@@ -168,7 +168,7 @@ def _accuracies(named: Sequence[NamedRow]) -> list[Table]:
     tables = []
     for group in accuracies(named):
         rows = [
-            [label, *map(percent, (a.base, a.novel, a.harmonic_mean, a.all))] for label, a in group
+            [label, *map(decimals, (a.base, a.novel, a.harmonic_mean, a.all))] for label, a in group
         ]
         n_images = group[0][1].n_images
         title = f"Accuracy, top-1 in percent, on {n_images:,} images"
@@ -179,7 +179,7 @@ def _accuracies(named: Sequence[NamedRow]) -> list[Table]:
 def _agreements(named: Sequence[NamedRow]) -> Table:
     """Agreement of files with their float32 model, and the images it was measured on."""
     rows = [
-        [label, percent(row.accuracy.agreement), row.accuracy.source]
+        [label, decimals(row.accuracy.agreement), row.accuracy.source]
         for label, row in named
         if row.accuracy is not None and row.accuracy.agreement is not None
     ]

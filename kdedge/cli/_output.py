@@ -95,20 +95,12 @@ def given_options(*names: str) -> list[str]:
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), align: str = "l") -> str:
-    """Lays out text in aligned columns, two spaces apart.
-
-    If the terminal is narrower, text columns wrap, at a space if possible.
-
-    Args:
-        rows: cells of each row; all rows have the same number.
-        header: column titles.
-        align: `l` or `r` for each column; the last one is for all further columns, too.
-    """
+    """Lays out the cells of a `Table` as `table_text` does."""
     return table_text(Table("", header, rows, align=align))
 
 
 def table_text(table: Table) -> str:
-    """Lays out a table without its title; if the terminal is narrower, text columns wrap."""
+    """Lays out a table without its title; text columns wrap where the terminal is narrower."""
     text = str(table)
     n_columns = shown_columns()
     fits = max(map(len, text.split("\n"))) <= n_columns

@@ -19,7 +19,7 @@ from kdedge.reporting.headline import conclusion_of, headline_of
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results
 
-_N_NAMED = 5  # most often predicted classes to name
+_MAX_NAMED = 5  # most often predicted classes to name
 
 
 def accuracy_text(rows: Sequence[tuple[str, EvalResult]]) -> str:
@@ -44,7 +44,7 @@ def accuracy_texts(rows: Sequence[tuple[str, EvalResult]]) -> str:
 
 def unlabeled_table(result: UnlabeledResult) -> str:
     """Formats measurements on unlabeled images."""
-    most_predicted = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_N_NAMED]
+    most_predicted = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_MAX_NAMED]
     shares = [f"{name} {100 * n / result.n_images:.1f} %" for name, n in most_predicted]
     listed = [["" if i else "most often", share] for i, share in enumerate(shares)]
     return table([*result.table.rows, *listed])

@@ -16,7 +16,7 @@ from kdedge.benchmarking.tables import as_markdown, make_tables, notes
 from kdedge.cli._options import device_option, file_option, runs_option, threads_option
 from kdedge.cli._output import next_line, print_result, show_result, titled
 from kdedge.records.speed import SpeedResult
-from kdedge.runs.find import find_artifact, find_run
+from kdedge.runs.find import find_run, named_artifact
 from kdedge.runtime.artifact import model_file_at
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def command(
     runs = [
         find_run(name, root)
         for name in sources or (None,)
-        if not (find_artifact(name, root) or model_file_at(name))
+        if not (named_artifact(name, root) or model_file_at(name))
     ]
     show_result(
         lambda: bench(*(sources or [run.path for run in runs]), root=root, **options),

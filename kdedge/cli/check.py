@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -29,4 +28,4 @@ def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: An
     same = [*given_options("size"), *same_options(overrides)]
     following = next_line("distill" if has_student else "teach", recipe, *same)
     text = "\n".join([table_text(preflight.table), *preflight.notes, following])
-    print_result(asdict(preflight), as_json=as_json, text=text)
+    print_result(preflight, as_json=as_json, text=text)

@@ -110,7 +110,7 @@ def fetch(name: str, data: Path, as_json: bool) -> None:
     if fetched.kept:
         text += f"\nNo longer needed: {', '.join(str(fetched.folder / k) for k in fetched.kept)}"
     text += f"\n{next_line('data', 'verify', name, *given_options('data'))}"
-    print_result(asdict(fetched), as_json=as_json, text=text)
+    print_result(fetched, as_json=as_json, text=text)
 
 
 @command.command("verify")
@@ -121,7 +121,7 @@ def fetch(name: str, data: Path, as_json: bool) -> None:
 def verify(name: str, read_images: bool, data: Path, as_json: bool) -> None:
     """Compare a benchmark set's counts, class names and split with the published ones."""
     verification = verify_set(name, data, read_images=read_images)
-    print_result(asdict(verification), as_json=as_json, text=_verification_text(verification))
+    print_result(verification, as_json=as_json, text=_verification_text(verification))
     if verification.problems:
         remedy = "Fetch what is missing"
         if not open_set(name, data).missing:
@@ -149,38 +149,23 @@ def scan(source: str, as_json: bool) -> None:
     Parquet files and datasets of the Hub into its cache.
     """
     survey = scan_images(source)
-    print_result(asdict(survey), as_json=as_json, text=_survey_text(survey))
+    print_result(survey, as_json=as_json, text=_survey_text(survey))
 
 
 def _verification_text(verification: Verification) -> str:
-    rows = [
-        [
-            part.part,
-            f"{part.n_images:,}",
-            f"{part.n_missing:,}",
-            str(part.n_classes),
-            "-" if part.unreadable is None else str(len(part.unreadable)),
-        ]
-        for part in verification.parts
-    ]
-    header = ("part", "images", "missing", "classes", "unreadable")
+    parts = verification.table
     facts = [["folder", str(verification.folder)], ["classes", str(verification.n_classes)]]
     blocks = [table(facts)]
-    if rows:
-        blocks.append(table(rows, header=header, align="lrrrr"))
+    if parts.rows:
+        blocks.append(table(parts.rows, header=parts.header, align=parts.align))
     unreadable = [image for part in verification.parts for image in part.unreadable or ()]
     if unreadable:
         blocks.append(_name_some(unreadable))
-    is_read = any(part.unreadable is not None for part in verification.parts)
-    good = "All as published." + ("" if is_read else " --images decodes the images, too.")
-    blocks.append("\n".join(verification.problems) or good)
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, "\n".join(verification.notes)])
 
 
 def _survey_text(survey: Survey) -> str:
-    rows = [["source", survey.kind]]
-    rows += [["images" if n == 0 else "", line] for n, line in enumerate(survey.lines())]
-    blocks = [table(rows)]
+    blocks = [table(survey.table.rows)]
     if survey.classes:
         classes = [[name, f"{count:,}"] for name, count in survey.classes]
         blocks.append(table(classes, header=("class", "images"), align="lr"))

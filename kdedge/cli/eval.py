@@ -16,7 +16,7 @@ from kdedge.cli._output import next_line, print_result, table
 from kdedge.cli._results import accuracy_text, unlabeled_table
 from kdedge.files import new_file, write_json
 from kdedge.records.evaluation import UnlabeledResult
-from kdedge.records.tables import percent
+from kdedge.records.tables import decimals
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import advises_against, headline_of
 from kdedge.runs.find import find_run
@@ -35,7 +35,8 @@ def command(
     """Evaluate RUN on its recipe's test images, or on unlabeled images if it has none.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student, or for any
-    finished run if it has no student. The default is the newest of all recipes.
+    finished run if it has no student. The default is the newest finished student, or any finished
+    run if there is no student.
 
     Accuracies are top-1, in percent. Base and novel images are classified among the class names of
     their own half; `all` and single classes among all names.
@@ -69,7 +70,7 @@ def command(
         text = f"{folder.path}, {result.n_images:,} images\n{accuracy_text(rows)}"
         measured = replace(model_records(folder), results=results)
         header = ["accuracy"]
-        cells = [[name, percent(value)] for name, value in result.per_class.items()]
+        cells = [[name, decimals(value)] for name, value in result.per_class.items()]
     headline = headline_of(measured)
     text += "" if headline is None else f"\n{headline}"
     if per_class:

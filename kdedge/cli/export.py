@@ -21,7 +21,7 @@ from kdedge.cli._output import (
     table_text,
 )
 from kdedge.errors import Interrupted, signum_of
-from kdedge.records.tables import figure, images_text, percent
+from kdedge.records.tables import decimals, digits, images_text
 from kdedge.targets.base import Target
 from kdedge.targets.registry import list_targets
 
@@ -121,7 +121,7 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
     without torch.
     """
     from kdedge.api.export import export
-    from kdedge.runs.find import find_artifact
+    from kdedge.runs.find import named_artifact
 
     names = [target.name for target in list_targets() if options.pop(_parameter(target))]
     try:
@@ -135,7 +135,7 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
         ) from interrupt
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")
-        if find_artifact(run, options["root"]) is None:
+        if named_artifact(run, options["root"]) is None:
             following = next_line("report", artifact.provenance["run"], *given_options("root"))
         print_result({}, as_json=False, text=following)
 
@@ -166,7 +166,7 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     sets = dict.fromkeys(parity.images for parity in parities.values())
     if sets:
         labeled = [parity for parity in parities.values() if parity.n_labeled]
-        exact = percent(labeled[0].reference_accuracy_percent) if labeled else ""
+        exact = decimals(labeled[0].reference_accuracy_percent) if labeled else ""
         reference = f", and accuracy (the model's: {exact})" if labeled else ""
         explained = "; drop in points; distance of scores, 0 to 1"
         if choice is not None:
@@ -185,7 +185,7 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     lines += _fitted_lines(artifact)
     if choice is not None:
         time = choice.time
-        cost = "" if time is None else f": {figure(time.p50_ms)} ms for {images_text(choice.batch)}"
+        cost = "" if time is None else f": {digits(time.p50_ms)} ms for {images_text(choice.batch)}"
         lines += [*choice.remarks, f"\nFor a CPU like this, ship {choice.file}{cost}."]
     elif (shipped := file_to_ship(artifact, None)) is not None:
         timing = f" To time all files: kdedge export {shlex.quote(str(artifact.path))} --cpu"
@@ -202,8 +202,8 @@ def _timed_table(artifact: Artifact, choice: CpuChoice) -> str:
         parity = file.parity
         agreement = timed.agreement_percent if parity is None else parity.agreement_percent
         rows.append([
-            timed.file, (timed.runtime or "-").partition(" ")[0], figure(file.n_bytes, 1e6),
-            percent(agreement), percent(None if parity is None else parity.accuracy_percent),
+            timed.file, (timed.runtime or "-").partition(" ")[0], digits(file.n_bytes, 1e6),
+            decimals(agreement), decimals(None if parity is None else parity.accuracy_percent),
             *choice.outcome(timed),
         ])  # fmt: skip
     header = ["file", "runtime", "MB", "agreement %", "accuracy %", "ms", "speedup", "result"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -70,6 +69,6 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         "recipe": str(made.path),
         "n_classes": len(made.class_names),
         "weights_to_fetch": list(made.missing),
-        **{key: asdict(survey) for key, survey in made.surveys.items()},
+        **{key: survey.to_dict() for key, survey in made.surveys.items()},
     }
     print_result(record, as_json=as_json, text=text)

@@ -11,7 +11,7 @@ from kdedge.api.pseudo_label import pseudo_label
 from kdedge.cli._options import count_option, file_option, ray_option, run_options, set_option
 from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.config.load import load_recipe, merged
-from kdedge.records.tables import percent
+from kdedge.records.tables import decimals
 
 
 @click.command("pseudo-label")
@@ -58,7 +58,7 @@ def command(
     file = pseudo_label(recipe, path, overrides=overrides, **options)
     lines = [f"{file.n_images} images of {file.n_classes} classes by {file.method}."]
     if file.accuracy_percent is not None:
-        right = percent(file.accuracy_percent)
+        right = decimals(file.accuracy_percent)
         lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
     lines.append(f"Wrote {path}")
     # Baseline keys are left out: they may be settings of the method that labeled the images

@@ -10,7 +10,7 @@ import click
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._results import megabytes
-from kdedge.records.tables import percent
+from kdedge.records.tables import decimals
 from kdedge.runs.find import runs_in
 from kdedge.runs.listing import summary_of
 
@@ -40,7 +40,7 @@ def _text(records: list[dict[str, Any]]) -> str:
             record["role"],
             str(record["method"]),
             record["status"],
-            percent(record["percent"]),
+            decimals(record["percent"]),
             record["measure"] or "-",
             "-" if record["n_images"] is None else f"{record['n_images']:,}",
             megabytes(record["n_bytes"]),

@@ -12,10 +12,10 @@ from kdedge.cli._output import json_option, print_result, table, table_text
 from kdedge.cli._results import accuracy_texts, megabytes, run_record, unlabeled_table
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import file_to_ship
-from kdedge.records.tables import figure
+from kdedge.records.tables import digits
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
-from kdedge.runs.find import find_artifact, find_run
+from kdedge.runs.find import find_run, named_artifact
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.listing import changed_artifacts, files_of, size_of
 from kdedge.runs.provenance import Provenance
@@ -34,9 +34,10 @@ def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
     """Show the results, provenance and files of a RUN, or the content of an ARTIFACT.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student, or for any
-    finished run if it has no student. The default is the newest of all recipes.
+    finished run if it has no student. The default is the newest finished student, or any finished
+    run if there is no student.
     """
-    exported = find_artifact(run, root)
+    exported = named_artifact(run, root)
     if exported is not None:
         artifact = load_artifact(exported)
         text = artifact_text(artifact, is_whole=is_whole)
@@ -118,7 +119,7 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
     to_ship = {}
     if shipped is not None:
         cost = ", not timed; kdedge export --cpu times it" if shipped.processor == "CPU" else ""
-        cost = f", {figure(shipped.time.p50_ms)} ms" if shipped.time else cost
+        cost = f", {digits(shipped.time.p50_ms)} ms" if shipped.time else cost
         to_ship[f"for a {shipped.processor}, ship"] = f"{shipped.file.name}{cost}"
     dtype = artifact.input_record()["input"]["dtype"]
     size = artifact.preprocess.size_px

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -28,15 +27,7 @@ from kdedge.runs.find import finished_runs
 )
 @ray_option
 @run_options
-def command(
-    recipe: str,
-    overrides: dict[str, Any],
-    is_stored: bool,
-    ray: bool,
-    root: Path,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def command(recipe: str, is_stored: bool, ray: bool, as_json: bool, **options: Any) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
 
     RECIPE is a file, or the name of a shipped recipe.
@@ -45,17 +36,15 @@ def command(
 
     if ray and not is_stored:
         raise click.UsageError("--ray works only with --store: add --store.")
-    optim_options = {name: options.pop(name) for name in SHORTHANDS}
-    overrides = merged(overrides, role_keys("teacher", optim_options))
-    options |= {"overrides": overrides, "root": root}
-    distilling = next_line("distill", recipe, *same_options(overrides))
+    keys = role_keys("teacher", {name: options[name] for name in SHORTHANDS})
+    distilling = next_line("distill", recipe, *same_options(merged(options["overrides"], keys)))
     if is_stored:
         store = fill_teacher_store(recipe, ray=ray, **options)
         if torchrun.rank() == 0:
             text = f"{store}\n{distilling}"
             print_result({"store": store.to_dict()}, as_json=as_json, text=text)
         return
-    used = finished_runs(root)
+    used = finished_runs(options["root"])
     run = teach(recipe, **options)
     if torchrun.rank() > 0:
         return

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.cli._options import path_option
+from kdedge.cli._options import path_option, runs_option
 from kdedge.cli._output import json_option, print_result, show_result
 
 if TYPE_CHECKING:
-    from kdedge.deploy.client import ClientCheck, Pictures
+    from kdedge.deploy.client import Pictures
 
 
 @click.command("verify")
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     help="The artifact's model file that the program ran. [default: model.image.onnx, or else"
     " model.onnx]",
 )
+@runs_option
 @json_option
 def command(
     artifact: Path,
@@ -44,6 +44,7 @@ def command(
     images: Path | None,
     pictures: Pictures,
     file: str | None,
+    root: Path,
     as_json: bool,
 ) -> None:
     """Check that a program answers as ARTIFACT does on the images of its smoke set.
@@ -61,23 +62,12 @@ def command(
     if (answers is None) == (images is None):
         raise click.UsageError("Give either ANSWERS or --images DIR.")
     if images is not None:
-        written = write_smoke_images(artifact, images, pictures=pictures)
+        written = write_smoke_images(artifact, images, pictures=pictures, root=root)
         paths = [str(path) for path in written]
         print_result(paths, as_json=as_json, text=f"Wrote {len(paths)} images into {images}.")
         return
     assert answers is not None
     show_result(
-        partial(verify_client, artifact, answers, file=file),
-        lambda checked: print_result(asdict(checked), as_json=as_json, text=_as_text(checked)),
+        partial(verify_client, artifact, answers, file=file, root=root),
+        lambda checked: print_result(checked, as_json=as_json, text=str(checked)),
     )
-
-
-def _as_text(checked: ClientCheck) -> str:
-    wrong = len({mistake.image for mistake in checked.mistakes})
-    text = f"{checked.n_images - wrong} of {checked.n_images} images with {checked.file}"
-    text += " are answered as the artifact does"
-    if checked.max_score_difference is not None:
-        text += f"; scores differ by up to {checked.max_score_difference:.3f} points"
-    if checked.max_mean_difference is not None:
-        text += f"; channel means by up to {checked.max_mean_difference:.3f} of 255"
-    return text

@@ -19,12 +19,13 @@ from kdedge.locks import lock_file
 from kdedge.messages import first_line
 from kdedge.packages import need
 from kdedge.progress import progress, readable_bytes
+from kdedge.records.record import Record
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Fetched:
+class Fetched(Record):
     """The result of a fetch.
 
     Attributes:

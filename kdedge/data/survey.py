@@ -14,10 +14,12 @@ from kdedge.errors import DataError
 from kdedge.inference.results import UnreadableImage
 from kdedge.messages import name_some
 from kdedge.progress import progress
+from kdedge.records.record import Record
+from kdedge.records.tables import Table, Tabled
 
 
 @dataclass(frozen=True)
-class Survey:
+class Survey(Record, Tabled):
     """Facts of a source's images.
 
     Attributes:
@@ -45,6 +47,12 @@ class Survey:
     n_unlabeled: int
     left_out: tuple[tuple[str, int], ...]
     twins: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> Table:
+        """The kind of source, and the summary."""
+        rows = [["images" if i == 0 else "", line] for i, line in enumerate(self.lines())]
+        return Table("", (), [["source", self.kind], *rows], align="l")
 
     @property
     def absent(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError
 from kdedge.files import sha256_file
 from kdedge.inference.results import UnreadableImage
+from kdedge.messages import option
 from kdedge.progress import progress
+from kdedge.records.record import Record
+from kdedge.records.tables import Table, Tabled
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class VerifiedPart:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Record, Tabled):
     """The result of comparing a set.
 
     Attributes:
@@ -51,6 +54,28 @@ class Verification:
     n_classes: int
     parts: tuple[VerifiedPart, ...]
     problems: tuple[str, ...]
+
+    @property
+    def table(self) -> Table:
+        """A row for each part."""
+        rows = [
+            [
+                part.part,
+                f"{part.n_images:,}",
+                f"{part.n_missing:,}",
+                str(part.n_classes),
+                "-" if part.unreadable is None else str(len(part.unreadable)),
+            ]
+            for part in self.parts
+        ]
+        return Table("", ("part", "images", "missing", "classes", "unreadable"), rows)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """The differences from the published set, or that there are none."""
+        is_read = any(part.unreadable is not None for part in self.parts)
+        more = "" if is_read else f" {option('--images', 'read_images')} decodes the images, too."
+        return self.problems or (f"All as published.{more}",)
 
 
 def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verification:

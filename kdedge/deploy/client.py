@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdedge.deploy.parity import SmokeSet, load_smoke_set, smoke_logits
 from kdedge.errors import GateError
 from kdedge.files import new_folder, read_bytes
+from kdedge.records.record import Record
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import softmax
 from kdedge.targets.registry import load_file
@@ -57,7 +58,7 @@ class Mismatch:
 
 
 @dataclass(frozen=True)
-class ClientCheck:
+class ClientCheck(Record):
     """Comparison of a client's answers with the artifact's.
 
     Attributes:
@@ -73,6 +74,16 @@ class ClientCheck:
     max_score_difference: float | None
     max_mean_difference: float | None
     mistakes: tuple[Mismatch, ...]
+
+    def __str__(self) -> str:
+        wrong = len({mistake.image for mistake in self.mistakes})
+        text = f"{self.n_images - wrong} of {self.n_images} images with {self.file}"
+        text += " are answered as the artifact does"
+        if self.max_score_difference is not None:
+            text += f"; scores differ by up to {self.max_score_difference:.3f} points"
+        if self.max_mean_difference is not None:
+            text += f"; channel means by up to {self.max_mean_difference:.3f} of 255"
+        return text
 
 
 class _ClientLine(BaseModel):

@@ -9,7 +9,7 @@ from importlib.resources import files
 from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.files import sha256_file, write_atomic
 from kdedge.records.evaluation import assumed_shares
-from kdedge.records.tables import Table, percent
+from kdedge.records.tables import Table, decimals
 from kdedge.runtime.artifact import INPUT_NAME, Artifact
 from kdedge.runtime.cpu_choice import readable_choices
 
@@ -197,7 +197,7 @@ def files_table(artifact: Artifact) -> Table:
     for file, parity in zip(artifact.files, parities, strict=True):
         distance = None if parity is None else parity.mean_softmax_distance
         cells = [file.name, file.precision, file.device, file.gate, f"{file.n_bytes / 1e6:.1f}"]
-        cells += [percent(getattr(parity, key, None)) for key in keys.values()]
+        cells += [decimals(getattr(parity, key, None)) for key in keys.values()]
         rows.append([*cells, "-" if distance is None else f"{distance:.4f}"])
     header = ["file", "precision", "for", "gate", "MB", *keys, "distance"]
     return Table("", header, rows, align="llllr")

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from pydantic import Field
 
 from kdedge.records.record import Count, Fraction, Percent, Positive, PositiveCount, Record
-from kdedge.records.tables import Table, Tabled, percent
+from kdedge.records.tables import Table, Tabled, decimals
 
 Role = Literal["teacher", "student", "baseline"]
 SplitName = Literal["all", "base-to-novel"]
@@ -154,7 +154,7 @@ def results_table(rows: Sequence[tuple[str, EvalResult]], *, first: str = "model
     if any(result.calibrated_ece_percent is not None for _, result in rows):
         columns["calibrated"] = "calibrated_ece_percent"
     cells = [
-        [label, *(percent(getattr(row, key)) for key in columns.values())] for label, row in rows
+        [label, *(decimals(getattr(row, key)) for key in columns.values())] for label, row in rows
     ]
     return Table("", [first, *columns], cells)
 
@@ -213,7 +213,7 @@ class UnlabeledResult(Record, Tabled):
         teacher = ""
         if self.agreement_percent is not None:
             rows.append(["teacher agrees", f"{self.agreement_percent:.2f} %"])
-            teacher = f", the teacher's {percent(self.teacher_confidence_percent)} %"
+            teacher = f", the teacher's {decimals(self.teacher_confidence_percent)} %"
         rows.append(["mean confidence", f"{self.confidence_percent:.2f} %{teacher}"])
         rows.append(["classes predicted", f"{len(self.predicted):,} of {self.n_classes:,}"])
         return Table("", [], rows, align="l")

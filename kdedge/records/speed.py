@@ -24,7 +24,7 @@ from kdedge.records.record import (
     Record,
     read_record,
 )
-from kdedge.records.tables import Table, Tabled, figure, percent
+from kdedge.records.tables import Table, Tabled, decimals, digits
 
 SPEED_FORMAT = 1
 
@@ -91,7 +91,7 @@ class Measurement(Record):
 
     def marked(self, value: float) -> str:
         """Formats one of its values, marked with `!` if its times are in doubt."""
-        return f"{figure(value)}!" if self.doubt else figure(value)
+        return f"{digits(value)}!" if self.doubt else digits(value)
 
     @property
     def joules_per_image(self) -> float | None:
@@ -303,11 +303,11 @@ class SpeedResult(Record, Tabled):
             rows.append(
                 [
                     label,
-                    figure(row.gflops),
+                    digits(row.gflops),
                     "-" if first is None else first.marked(first.p50_ms),
                     "-" if best is None else best.marked(best.images_per_second),
                     self.ratio_cells(first)[0],
-                    percent(None if row.accuracy is None else row.accuracy.all),
+                    decimals(None if row.accuracy is None else row.accuracy.all),
                 ]
             )
         title = (

@@ -90,8 +90,8 @@ class Tabled:
         return self.table.as_html() + "".join(f"<br>{html.escape(note)}" for note in self.notes)
 
 
-def percent(value: float | None) -> str:
-    """Formats a percentage with two decimals; a dash for None."""
+def decimals(value: float | None) -> str:
+    """Formats a percentage or a ratio with two decimals; a dash for None."""
     return "-" if value is None else f"{value:.2f}"
 
 
@@ -100,7 +100,7 @@ def images_text(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
-def figure(value: float | None, unit: float = 1) -> str:
+def digits(value: float | None, unit: float = 1) -> str:
     """Formats a number in a unit with three significant digits; a dash for None."""
     if value is None:
         return "-"

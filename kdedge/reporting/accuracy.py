@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kdedge.records.evaluation import EvalDetails, EvalResult, results_table
-from kdedge.records.tables import Table, percent
+from kdedge.records.tables import Table, decimals
 from kdedge.reporting.blocks import Block, Plot
-from kdedge.reporting.figures import MOST_NAMED_CLASSES, calibration, classes_per_cell, confusion
+from kdedge.reporting.figures import MAX_NAMED_CLASSES, calibration, classes_per_cell, confusion
 
 # Rows of a table that is not folded
-MOST_ROWS = 12
+MAX_ROWS = 12
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
@@ -22,7 +22,7 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
         constant = dict.fromkeys(("accuracy", "all"), first.largest_class_percent)
         constant["mean over classes"] = 100 / n_classes
         label = "always the most frequent class"
-        cells = [label, *(percent(constant.get(name)) for name in table.header[1:])]
+        cells = [label, *(decimals(constant.get(name)) for name in table.header[1:])]
         table = replace(table, rows=[*table.rows, cells])
     caption = ""
     if first.split == "base-to-novel":
@@ -56,7 +56,7 @@ def class_table(
     cells = []
     for name in tested[:least]:
         counts = [f"{images[name]:,}"] if images else []
-        accuracies = [percent(result.per_class.get(name)) for result in results.values()]
+        accuracies = [decimals(result.per_class.get(name)) for result in results.values()]
         cells.append([name, *counts, *accuracies])
     which = "All" if len(cells) == len(tested) else f"The {len(cells)} lowest of"
     caption = (
@@ -78,10 +78,10 @@ def confusion_table(model: str, details: EvalDetails) -> Table | None:
             names[label],
             names[predicted],
             f"{n:,} of {images[names[label]]:,}",
-            percent(100 * n / images[names[label]]),
+            decimals(100 * n / images[names[label]]),
         ]
         for label, predicted, n in sorted(wrong, key=lambda entry: (-entry[2], entry[:2]))
-    ][:MOST_ROWS]
+    ][:MAX_ROWS]
     caption = ""
     if len(cells) < len(wrong):
         caption = f"The {len(cells)} most frequent of {len(wrong):,} confused pairs of classes."
@@ -93,7 +93,7 @@ def confusion_plot(model: str, details: EvalDetails, name: str) -> Plot:
     """Makes the plot of a model's confusion matrix; `name` is the plot's name on its page."""
     n_classes = len(details.class_names)
     caption = "Each row adds up to 100 %. Colors follow its square root, so that few show."
-    if n_classes > MOST_NAMED_CLASSES:
+    if n_classes > MAX_NAMED_CLASSES:
         caption += " Axis numbers are line numbers of the class list."
     if classes_per_cell(n_classes) > 1:
         caption += f" {classes_per_cell(n_classes)} neighboring classes share a row and a column."
@@ -109,7 +109,7 @@ def calibration_blocks(
         " the predicted class; larger marks have more images."
     )
     rows = [
-        [label, percent(details.ece_percent), percent(results[label].calibrated_ece_percent)]
+        [label, decimals(details.ece_percent), decimals(results[label].calibrated_ece_percent)]
         for label, details in models.items()
     ]
     header = ["model", "ECE", "with the exported temperature"]

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from kdedge.deploy import model_card
 from kdedge.deploy.ship import predict_flags
-from kdedge.records.tables import Table, figure, percent
+from kdedge.records.tables import Table, decimals, digits
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.run_records import RunRecords
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.cpu_choice import CpuChoice
 
-_MOST_LAYERS = 10
+_MAX_LAYERS = 10
 
 
 def ship_blocks(records: RunRecords) -> list[Block]:
@@ -29,21 +29,21 @@ def ship_blocks(records: RunRecords) -> list[Block]:
         line = f"# every exported file missed its gate: see the table below\nkdedge show {run}"
         return [Text("", line)]
     file, time = shipped.file, shipped.time
-    rows = [["file", f"{file.name} ({file.precision}), {figure(file.n_bytes, 1e6)} MB"]]
+    rows = [["file", f"{file.name} ({file.precision}), {digits(file.n_bytes, 1e6)} MB"]]
     rows.append(["gate", file.gate])
     parity = file.parity
     if parity is not None:
-        agrees = f"{percent(parity.agreement_percent)} % of {parity.n_images:,} images"
+        agrees = f"{decimals(parity.agreement_percent)} % of {parity.n_images:,} images"
         whose = f"the {records.run.role}'s"
         rows.append(["agreement", f"{whose} class on {agrees}"])
         if parity.accuracy_percent is not None:
-            reference = percent(parity.reference_accuracy_percent)
-            accuracy = f"{percent(parity.accuracy_percent)} %; {whose} on the same: {reference} %"
+            reference = decimals(parity.reference_accuracy_percent)
+            accuracy = f"{decimals(parity.accuracy_percent)} %; {whose} on the same: {reference} %"
             rows.append(["accuracy", accuracy])
     latency = f"not measured: kdedge export {folder} --cpu"
     if time is not None:
         images = "one image" if time.batch == 1 else f"{time.batch} images"
-        latency = f"{figure(time.p50_ms)} ms for {images}, on {shipped.machine}"
+        latency = f"{digits(time.p50_ms)} ms for {images}, on {shipped.machine}"
         latency += f"; in doubt: {time.doubt}" if time.doubt else ""
     rows.append(["latency", latency])
     rows += _in_float32(artifact, shipped.choice)
@@ -68,9 +68,9 @@ def _in_float32(artifact: Artifact, choice: CpuChoice | None) -> list[list[str]]
     if choice is None or exact is None or exact.time is None or exact.file == choice.file:
         return []
     file = artifact.file(exact.file)
-    facts = f"{file.name}, {figure(file.n_bytes, 1e6)} MB, {figure(exact.time.p50_ms)} ms"
+    facts = f"{file.name}, {digits(file.n_bytes, 1e6)} MB, {digits(exact.time.p50_ms)} ms"
     if file.parity is not None and file.parity.accuracy_percent is not None:
-        facts += f", accuracy {percent(file.parity.accuracy_percent)} %"
+        facts += f", accuracy {decimals(file.parity.accuracy_percent)} %"
     return [["in float32", facts]]
 
 
@@ -139,8 +139,8 @@ def _search_blocks(artifact: Artifact) -> list[Block]:
         key = "error_percent"
         caption = "Error of each layer's output by itself, percent of it."
     layers = {name: x[key] for name, x in search["layers"].items() if x[key] is not None}
-    most = sorted(layers, key=lambda name: -layers[name])[:_MOST_LAYERS]
-    rows = [[name, percent(layers[name])] for name in most]
+    most = sorted(layers, key=lambda name: -layers[name])[:_MAX_LAYERS]
+    rows = [[name, decimals(layers[name])] for name in most]
     return [
         Table("How the INT8 file was found", header, steps, steps_caption),
         Table("The layers that INT8 costs most", ["layer", "%"], rows, caption),

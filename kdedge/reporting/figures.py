@@ -18,12 +18,12 @@ from kdedge.reporting.plots import FIRST, MUTED, SECOND, SHARES, THIRD
 from kdedge.reporting.run_records import TrainingLog
 
 # With more classes, names are left out, since they would be too small to read
-MOST_NAMED_CLASSES = 40
+MAX_NAMED_CLASSES = 40
 
 # Largest number of rows of a drawn matrix; in longer lists, neighboring classes share a row
-MOST_CELLS = 200
+MAX_CELLS = 200
 
-_MOST_LABELS = 16  # numbered points of a plot
+_MAX_LABELS = 16  # numbered points of a plot
 _NEAR_PX = 14.0  # points that are closer share one label
 _WIDTH = 4.4  # inches: 422 CSS pixels, so that letters can be read on a phone
 
@@ -85,13 +85,13 @@ def _epoch_means(log: TrainingLog, key: str) -> tuple[list[int], list[float]]:
 
 def classes_per_cell(n_classes: int) -> int:
     """Number of neighboring classes that share a row of a drawn matrix."""
-    return -(-n_classes // MOST_CELLS)
+    return -(-n_classes // MAX_CELLS)
 
 
 def confusion(details: EvalDetails) -> Figure:
     """Plots the share of each class's images by predicted class, on a square-root scale."""
     n_classes = len(details.class_names)
-    is_named = n_classes <= MOST_NAMED_CLASSES
+    is_named = n_classes <= MAX_NAMED_CLASSES
     step = classes_per_cell(n_classes)
     n_cells = -(-n_classes // step)
     matrix = np.zeros((n_cells, n_cells), dtype=np.int64)
@@ -153,7 +153,7 @@ def accuracy_against_cost(
 ) -> Figure:
     """Plots one or more models by cost and accuracy, with their Pareto front."""
     front = [points[i] for i in pareto_front([(point.cost, point.accuracy) for point in points])]
-    named = points if len(points) <= _MOST_LABELS else front
+    named = points if len(points) <= _MAX_LABELS else front
 
     figure = Figure(figsize=(_WIDTH + 0.9, max(3.4, 0.6 + 0.24 * len(named))))
     axes = figure.subplots()

@@ -11,7 +11,7 @@ from kdedge.deploy.parity import failed_gates
 from kdedge.deploy.ship import FileToShip
 from kdedge.messages import name_some
 from kdedge.records.evaluation import EvalDetails, EvalResult, Gates, ParityResult
-from kdedge.records.tables import figure, images_text
+from kdedge.records.tables import digits, images_text
 from kdedge.reporting.facts import FEW_TEST_IMAGES, ModelRecords, accuracy_interval
 from kdedge.runtime.artifact import Artifact, Precision
 
@@ -245,13 +245,13 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
         file = shipped.file
         time = shipped.time
         gate = "passed its gate" if file.gate == "passed" else "was not compared on this machine"
-        facts = [f"{figure(file.n_bytes, 1e6)} MB"]
+        facts = [f"{digits(file.n_bytes, 1e6)} MB"]
         if file.parity is not None:
             images = f"{file.parity.n_images:,} images"
             agreement = f"{file.parity.agreement_percent:.1f} % of {images}"
             facts.append(f"it agrees with the student on {agreement}")
         if time is not None and time.doubt is None:
-            facts.append(f"a call takes {figure(time.p50_ms)} ms")
+            facts.append(f"a call takes {digits(time.p50_ms)} ms")
         parts.append(f"{file.name} {gate}: {', '.join(facts)}.")
     missed = [
         f"{file.name} ({_failed_figure(file.parity, file.precision, artifact.gates)})"

@@ -22,7 +22,7 @@ from kdedge.records.evaluation import (
 from kdedge.records.speed import SpeedResult, named_rows
 from kdedge.records.tables import Table
 from kdedge.reporting.accuracy import (
-    MOST_ROWS,
+    MAX_ROWS,
     accuracy_table,
     calibration_blocks,
     class_table,
@@ -207,7 +207,7 @@ def _by_class(records: RunRecords) -> dict[str, EvalResult]:
 
 def _has_many_classes(records: RunRecords) -> bool:
     main = records.own
-    return main is not None and len(main.per_class) > MOST_ROWS + 3
+    return main is not None and len(main.per_class) > MAX_ROWS + 3
 
 
 def _classes(records: RunRecords) -> list[Block | None]:
@@ -216,7 +216,7 @@ def _classes(records: RunRecords) -> list[Block | None]:
     details = records.own_details
     if not columns:
         return []
-    least = MOST_ROWS if _has_many_classes(records) else None
+    least = MAX_ROWS if _has_many_classes(records) else None
     table = class_table(columns, details, least=least)
     if details is None:
         return [table]
@@ -249,7 +249,7 @@ def _unlabeled(result: UnlabeledResult | None) -> list[Block | None]:
     models = {"images": result.predicted}
     if result.teacher_predicted:
         models["the teacher's"] = result.teacher_predicted
-    return [result.table, _counts("Predicted classes", models, MOST_ROWS)]
+    return [result.table, _counts("Predicted classes", models, MAX_ROWS)]
 
 
 def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Table:

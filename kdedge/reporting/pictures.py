@@ -16,7 +16,7 @@ from kdedge.data.open import open_source
 from kdedge.deploy.parity import SMOKE_SET, load_smoke_set
 from kdedge.errors import KdedgeError
 from kdedge.records.evaluation import SampleImage, WorstImage
-from kdedge.records.tables import percent
+from kdedge.records.tables import decimals
 from kdedge.reporting.blocks import Card, Cards
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import ImageError, decode_image
@@ -90,8 +90,8 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
     caption = (
         f"The {len(worst)} of {parity.n_images:,} images ({parity.images}) that"
         f" {file.name} changes most, other predictions first; agreement"
-        f" {percent(parity.agreement_percent)} %. Distance: total variation of the two softmaxes, 0"
-        f" to 1.{problem}"
+        f" {decimals(parity.agreement_percent)} %. Distance: total variation of the two softmaxes,"
+        f" 0 to 1.{problem}"
     )
     cards = [_changed_card(entry, *thumbnails.get(entry.image, (None, None))) for entry in worst]
     return Cards(f"{file.name} against the float32 model", cards, caption)

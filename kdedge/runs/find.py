@@ -1,13 +1,15 @@
-"""Finds runs by name, folder or age."""
+"""Finds the run or artifact that a user names."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 from kdedge.config.load import load_recipe
-from kdedge.errors import RecipeError
+from kdedge.errors import DataError, RecipeError
 from kdedge.messages import option, some_of, suggestion
 from kdedge.records.evaluation import Role
 from kdedge.records.record import if_readable
@@ -16,6 +18,9 @@ from kdedge.runs.provenance import Provenance
 from kdedge.runtime.artifact import artifact_at, model_file_at
 
 log = logging.getLogger(__name__)
+
+RunOrArtifact: TypeAlias = str | PathLike[str]
+"""A run or an artifact: the object, its folder, `name/NN`, or a recipe's name (newest run)."""
 
 
 def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
@@ -60,7 +65,7 @@ def newest(
         and (role is None or run.role == role)
         and (record.replaced_by is None if key is None else record.key == key)
         and record.is_finished == is_finished
-        and (not exported or run.artifacts)
+        and (not exported or run.newest_artifact)
     ]
     return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
 
@@ -83,21 +88,21 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     return run
 
 
-def name_of(argument: str) -> str:
-    """The name that an argument gives a run: a recipe's file stands for the name in it."""
-    if not argument.endswith(".yaml"):
-        return argument
+def _path_of(argument: RunOrArtifact) -> Path:
+    """The path or name that an argument gives; a recipe's file stands for the name in it."""
     path = Path(argument).expanduser()
-    return load_recipe(path).recipe.name if path.is_file() else path.stem
+    if path.suffix != ".yaml":
+        return path
+    return Path(load_recipe(path).recipe.name if path.is_file() else path.stem)
 
 
-def find_run(argument: str | None, root: Path) -> RunFolder:
+def find_run(argument: RunOrArtifact | None, root: Path) -> RunFolder:
     """Finds the run that a command's argument RUN names.
 
     Args:
-        argument: a run folder or an artifact in it, `name/NN`, or a recipe's name, file or
+        argument: a run or its folder, an artifact in it, `name/NN`, or a recipe's name, file or
             folder (its newest finished student, or any finished run if it has no student); None:
-            the newest run of all recipes.
+            the newest finished student, or any finished run if there is no student.
         root: folder of all runs.
 
     Raises:
@@ -112,39 +117,75 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
             )
         log.info(f"Using {run.path}, the newest finished {run.role}.")
         return run
-    argument = name_of(argument)
-    for path in (Path(argument).expanduser(), root / argument):
-        exported = artifact_at(path)
-        path = path if exported is None else exported.resolve().parent.parent
-        if (path / "provenance.json").is_file():
-            return RunFolder.open(path)
-    for path in (root / argument, Path(argument).expanduser()):
-        if (run := _newest_student(path.parent, path.name)) is not None:
+    path = _path_of(argument)
+    for folder in (path, root / path):
+        exported = artifact_at(folder)
+        folder = folder if exported is None else exported.resolve().parent.parent
+        if (folder / "provenance.json").is_file():
+            return RunFolder.open(folder)
+    for folder in (root / path, path):
+        if (run := _newest_student(folder.parent, folder.name)) is not None:
             return run
-    raise _unknown_run(argument, root)
+    raise _unknown_run(path, root)
 
 
-def find_artifact(argument: str | None, root: Path) -> Path | None:
+def named_artifact(argument: RunOrArtifact | None, root: Path) -> Path | None:
     """The artifact folder that an argument names, also as `name/NN/artifacts/NN`; or None."""
     return None if argument is None else artifact_at(argument) or artifact_at(root / argument)
 
 
-def _unknown_run(argument: str, root: Path) -> RecipeError:
+def find_artifact(argument: RunOrArtifact, root: Path, *, warns: bool = True) -> Path:
+    """Finds the artifact that an argument names: its folder, or the newest artifact of a run.
+
+    Args:
+        argument: an artifact, its folder, or its artifact.json; or a run, its folder, `name/NN`,
+            its folder of artifacts, or a recipe's name for its newest finished run with an
+            artifact.
+        root: folder of all runs.
+        warns: whether to warn about a newer run of the recipe that was not exported.
+
+    Raises:
+        DataError: the argument names no artifact and no run that has one.
+    """
+    path = _path_of(argument)
+    found = named_artifact(path, root) or named_artifact(path / "artifacts", root)
+    if found is not None:
+        return found
+    for folder in (root / path, path):
+        run = newest(folder.parent, folder.name, exported=True)
+        if run is not None and run.newest_artifact is not None:
+            last = newest(folder.parent, folder.name) if warns else None
+            if last is not None and last.path != run.path:
+                log.warning(f"{last.path} is newer than {run.path}, but was not exported.")
+            return run.newest_artifact
+    problem = f"does not exist, and no run in {root} has this name.\n  {_known_runs(path, root)}"
+    if path.exists() or (root / path).exists():
+        problem = "is not an artifact, nor a run with one."
+    raise DataError(
+        f"{path} {problem}\n  Name the folder that `kdedge export` wrote, or export the run first."
+        " Images come after it."
+    )
+
+
+def _known_runs(path: Path, root: Path) -> str:
+    """Suggests the run with the most similar name, or lists the runs."""
+    names = {run.name for run, _ in runs_in(root)}
+    known = sorted(names | {name.split("/")[0] for name in names})
+    return suggestion(str(path), known, f"Known: {', '.join(some_of(known, 12)) or 'none'}.")
+
+
+def _unknown_run(path: Path, root: Path) -> RecipeError:
     """The error for an argument that names no finished run."""
     runs = {run.name: str(record.status) for run, record in runs_in(root)}
-    unfinished = [f"{run} ({runs[run]})" for run in sorted(runs) if run.split("/")[0] == argument]
+    unfinished = [f"{run} ({runs[run]})" for run in sorted(runs) if run.split("/")[0] == str(path)]
     if unfinished:
         return RecipeError(
-            f"{argument} has no finished run in {root}: {', '.join(unfinished)}.\n"
+            f"{path} has no finished run in {root}: {', '.join(unfinished)}.\n"
             f"  Finish one (by its command with {option('--resume')}), or name one with its number."
         )
-    known = sorted(runs.keys() | {name.split("/")[0] for name in runs})
-    if (file := model_file_at(argument)) is not None:
-        return RecipeError(
-            f"{argument} is a file of an artifact.\n  Name its folder: {file.parent}"
-        )
-    listed = f"Known: {', '.join(some_of(known, 12)) or 'none'}."
+    if model_file_at(path) is not None:
+        return RecipeError(f"{path} is a file of an artifact.\n  Name its folder: {path.parent}")
     return RecipeError(
-        f"{argument} is neither a run folder nor the name of a run in {root}.\n"
-        f"  {suggestion(argument, known, listed)}"
+        f"{path} is neither a run folder nor the name of a run in {root}.\n"
+        f"  {_known_runs(path, root)}"
     )

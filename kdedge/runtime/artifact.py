@@ -10,6 +10,7 @@ import dataclasses
 import io
 import re
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import category
@@ -205,7 +206,7 @@ FEATURES_NAME = "features"
 _REMEDY = "Copy the folder from the export again, or export again."
 
 
-def artifact_at(path: str | Path) -> Path | None:
+def artifact_at(path: str | PathLike[str]) -> Path | None:
     """The artifact that a path names, or the newest of a run's folder `artifacts`; else None.
 
     A path names an artifact by its folder or by its artifact.json.
@@ -218,9 +219,9 @@ def artifact_at(path: str | Path) -> Path | None:
     return highest_number(file.parent for file in records)
 
 
-def model_file_at(path: str | Path | None) -> Path | None:
+def model_file_at(path: str | PathLike[str] | None) -> Path | None:
     """The file in an artifact's folder that a path names; None if it names something else."""
-    path = Path(path or "").expanduser()
+    path = Path("" if path is None else path).expanduser()
     is_file = path.is_file() and path.name != ARTIFACT_FILE
     return path if is_file and artifact_at(path.parent) is not None else None
 
@@ -276,6 +277,9 @@ class Artifact(_Shared):
 
     path: Path
     preprocess: Preprocess
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path}: {', '.join(file.name for file in self.files)}>"

@@ -18,7 +18,7 @@ from kdedge.files import write_json
 from kdedge.messages import first_line
 from kdedge.records.record import Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.records.speed import Measurement
-from kdedge.records.tables import Table, Tabled, figure, images_text, percent
+from kdedge.records.tables import Table, Tabled, decimals, digits, images_text
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 
@@ -115,7 +115,7 @@ class CpuChoice(Record, Tabled):
         """The table that it prints."""
         header = ["file", "runtime", "agreement", "ms", "speedup", "result"]
         rows = [
-            [x.file, x.runtime or "-", percent(x.agreement_percent), *self.outcome(x)]
+            [x.file, x.runtime or "-", decimals(x.agreement_percent), *self.outcome(x)]
             for x in self.candidates
         ]
         return Table("", header, rows, align="l")
@@ -124,7 +124,7 @@ class CpuChoice(Record, Tabled):
         """The cells of a candidate's row that say how fast it is, and whether it is chosen."""
         ms = None if timed.time is None else timed.time.p50_ms
         result = "chosen" if timed.file == self.file else timed.out or ""
-        return [figure(ms), percent(timed.speedup), result]
+        return [digits(ms), decimals(timed.speedup), result]
 
     @property
     def notes(self) -> list[str]:

@@ -19,7 +19,7 @@ from kdedge.files import write_atomic, write_json, write_new_numbered_json
 from kdedge.messages import first_line
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.speed import SpeedRow, pareto_front
-from kdedge.records.tables import Table, figure, percent
+from kdedge.records.tables import Table, decimals, digits
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.suite.plan import Cell
@@ -118,9 +118,9 @@ def _table(record: dict[str, Any]) -> Table:
         name, doubt = Path(file["file"]).name, file["doubt"]
         rows.append([
             file["student"], name, "yes" if file["is_on_front"] else "",
-            percent(file["accuracy"]), percent(file["harmonic_mean"]),
-            f"{figure(file['p50_ms'])}{'!' if doubt else ''}",
-            figure(file["n_bytes"], 1e6), figure(file["gflops"]),
+            decimals(file["accuracy"]), decimals(file["harmonic_mean"]),
+            f"{digits(file['p50_ms'])}{'!' if doubt else ''}",
+            digits(file["n_bytes"], 1e6), digits(file["gflops"]),
         ])  # fmt: skip
         notes += [f"! {file['student']}, {name}: {doubt}"] if doubt else []
     notes += [f"{row} is left out: {why}" for row, why in record["left_out"].items()]

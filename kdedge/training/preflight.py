@@ -26,6 +26,7 @@ from kdedge.errors import ResourceError
 from kdedge.files import nearest_existing
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import rough_duration
+from kdedge.records.record import Record
 from kdedge.records.tables import Table, Tabled
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
@@ -57,7 +58,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Preflight(Tabled):
+class Preflight(Record, Tabled):
     """The result of `check`.
 
     Attributes:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from kdedge.api.data import scan_images, verify_set
 from kdedge.cli.main import run
 from kdedge.data.benchmarks import Download, HubArchive, load_benchmark
 
@@ -79,6 +80,7 @@ def test_a_set_is_fetched_and_is_then_as_published(kdedge, tmp_path):
     assert out.endswith("\n\nAll as published.\n")
     _, out, _ = kdedge("verify", "small")
     assert out.endswith("\n\nAll as published. --images decodes the images, too.\n")
+    assert "\nAll as published. read_images decodes the images" in str(verify_set("small"))
     code, out, _ = kdedge("fetch", "small")
     assert (code, out.splitlines()[0]) == (0, "data/sun397 has all of small already.")
 
@@ -156,6 +158,7 @@ def test_a_scan_prints_classes_sizes_and_what_is_unreadable(kdedge, tmp_path):
     (tmp_path / "images/dog/2.png").write_bytes(b"")
     code, out, err = kdedge("scan", "images")
     assert (code, err) == (0, "")
+    assert out.startswith(f"{scan_images('images')}\n\nclass")
     assert "images  4, of 7x12 and 8x12 and 1 other sizes, shorter side 7 to 9\n" in out
     assert "1 of 4 cannot be read, such as dog/2.png\n" in out
     assert "cat         2\ndog         2\n" in out

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": tuple(IMAGES),
     "report": (),
     "show": (),
-    "verify": ("--images", "NEW"),
+    "verify": ("--images", "NEW", "--runs", "runs"),
     "watch": ("cats.avi",),
 }
 CALLS: dict[str, Callable[[Any, Path], object]] = {
@@ -110,6 +110,8 @@ def test_a_name_means_the_newest_run_with_an_artifact(
     done = kdedge("predict", "tiny/03", "test")
     assert done.code == 3
     assert "tiny/03 is not an artifact, nor a run with one" in done.err
+    kdedge("predict", "tinny/02", "test").fails(3, "Did you mean tiny/02?", "Images come after")
+    kdedge("bench", "tinny/02").fails(2, "Did you mean tiny/02?")
     said = kdedge("predict", "tiny", *IMAGES).err
     assert "runs/tiny/03 is newer than runs/tiny/02, but was not exported." in said
     assert "Using runs/tiny/02/artifacts/01/model.onnx on onnxruntime" in said

@@ -94,6 +94,7 @@ def test_the_right_answers_pass(artifact: Artifact, tmp_path: Path) -> None:
     assert found.max_score_difference == pytest.approx(0, abs=1e-6)
     assert found.max_mean_difference == pytest.approx(0, abs=1e-6)
     assert found.mistakes == ()
+    assert str(found).startswith("4 of 4 images with model.onnx are answered as the artifact does;")
 
 
 def test_a_label_alone_is_enough_and_an_equal_class_is_right(

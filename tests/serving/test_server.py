@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 import kdedge
-from kdedge.api.arguments import artifact_folder
 from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, InUseError, RecipeError
 from kdedge.inference.classify import Classifier
+from kdedge.runs.find import find_artifact
 from kdedge.runtime.artifact import Artifact
 from kdedge.serving.model import Batcher, ServedModel
 from kdedge.targets.registry import load_file
@@ -328,7 +328,7 @@ def test_a_new_artifact_is_served_without_a_lost_request_and_a_damaged_one_is_no
 
     def search() -> Path:
         time.sleep(0.003)  # the folder that was found is kept for some looks
-        return artifact_folder(link)
+        return find_artifact(link, Path())
 
     with quick(link, search) as server, Load(ask, server.url, color_file("red")) as load:
         for name, message in (
@@ -398,7 +398,7 @@ def quick(source: Path, search: Callable[[], Path] | None = None) -> Any:
     from kdedge.serving.server import Server
 
     address: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "limits": RequestLimits()}
-    find = search or partial(artifact_folder, source)
+    find = search or partial(find_artifact, source, Path())
     return Server(find, Classifier.load, **address, look_every_s=0.05)
 
 
