@@ -246,6 +246,9 @@ def export(
     request = _Request(chosen, asked, cpu, triton, browser)
     for target in chosen:  # fail before the slow work
         check_precisions(target, asked)
+    if browser is not None and existing is None and "onnx-image" not in {t.name for t in chosen}:
+        flag = option("--with-preprocess", 'targets=["onnx-image"]')
+        raise RecipeError(f"A page needs a file with preprocessing.\n  Add {flag}.")
     with torch_as_before():
         if existing is None:
             made = _from_run(

@@ -290,8 +290,8 @@ def _short_text(values: dict[str, Any]) -> str:
                 lines += _line(inner, item, _why(f"{key}.{inner}", item), indent="  ")
         elif key == "classes":
             # Without a text encoder nothing reads the template
-            has_texts = not str(values["teacher"].get("backbone")).startswith("timm/")
-            lines += ["", *_line(key, value, _why(key, value) if has_texts else None)]
+            has_text_encoder = not str(values["teacher"].get("backbone")).startswith("timm/")
+            lines += ["", *_line(key, value, _why(key, value) if has_text_encoder else None)]
         else:
             lines += _line(key, value, _why(key, value))
     return "\n".join(lines) + "\n"

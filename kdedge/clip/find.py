@@ -64,7 +64,8 @@ class UnbuiltBackbone:
         identity: hash of everything that decides its features: the file, the architecture and the
             preprocessing.
         embed_dim: D, the size of its image features.
-        has_texts: whether it loads as a `Backbone`, with a text encoder, or as an `ImageBackbone`.
+        has_text_encoder: whether it loads as a `Backbone`, with a text encoder, or as an
+            `ImageBackbone`.
         is_trained_with_texts: whether its image encoder was trained with texts.
         sizes: sizes of its encoders, as far as its config has them.
 
@@ -87,14 +88,14 @@ class UnbuiltBackbone:
         self._empty, self._build = empty.eval(), build
         self._weights, self._keys = weights, keys
         known = weights.known
-        self.has_texts = isinstance(empty, CLIP)
+        self.has_text_encoder = isinstance(empty, CLIP)
         self.is_trained_with_texts = model_config is not None
-        label = f"{name}, image encoder" if model_config and not self.has_texts else name
+        label = f"{name}, image encoder" if model_config and not self.has_text_encoder else name
         actual = {key: known.shapes[stored] for key, stored in keys.items()}
         match_shapes(shapes_of(empty.state_dict()), actual, label)
         self.weights_hash = known.sha256
         self.identity = sha256_json(
-            [known.sha256, model_config or name, self.has_texts, preprocess.as_dict()]
+            [known.sha256, model_config or name, self.has_text_encoder, preprocess.as_dict()]
         )
         self.sizes = encoder_sizes(model_config) if model_config else EncoderSizes()
         if isinstance(empty, CLIP):
@@ -144,7 +145,7 @@ class UnbuiltBackbone:
 
 
 def find_backbone(
-    spec: BackboneSpec, *, needs_texts: bool = True, hashes: HashCache | None = None
+    spec: BackboneSpec, *, needs_text_encoder: bool = True, hashes: HashCache | None = None
 ) -> UnbuiltBackbone:
     """Finds a backbone and its identity without building it.
 
@@ -153,8 +154,8 @@ def find_backbone(
 
     Args:
         spec: the backbone as a recipe names it.
-        needs_texts: whether its text encoder is needed. If not, a model whose text encoder is not
-            CLIP's own gives its image encoder alone.
+        needs_text_encoder: whether its text encoder is needed. If not, a model whose text encoder
+            is not CLIP's own gives its image encoder alone.
         hashes: hashes of files of weights from earlier commands.
 
     Raises:
@@ -164,7 +165,7 @@ def find_backbone(
         SetupError: the weights are not on this machine and cannot be downloaded.
     """
     if spec.name is not None and spec.name.startswith(TIMM_PREFIX):
-        if needs_texts:
+        if needs_text_encoder:
             raise RecipeError(
                 f"{spec.name} has no text encoder, so it can only be a student with its teacher's"
                 " class vectors.\n"
@@ -174,13 +175,13 @@ def find_backbone(
         return _find_timm_encoder(spec.name, spec.weights, hashes)
     file = local_file(spec, hashes)
     label, config = read_model_config(spec, file)
-    has_texts = needs_texts or has_clip_text_encoder(label, config)
-    build: Build = build_clip if has_texts else build_image_encoder
+    has_text_encoder = needs_text_encoder or has_clip_text_encoder(label, config)
+    build: Build = build_clip if has_text_encoder else build_image_encoder
     if file is None or spec.config is not None:
         build(label, config, device="meta")  # raises its errors before weights are fetched or read
     weights, config, preprocess = find_weights(spec, label, config, file, hashes)
     keys = {key: key for key in weights.known.shapes}
-    if not has_texts:
+    if not has_text_encoder:
         keys = {key.removeprefix(_VISUAL): key for key in keys if key.startswith(_VISUAL)}
         if spec.name is not None and file is not None:
             preprocess = agreed_preprocess(spec.name, config) or preprocess

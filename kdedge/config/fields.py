@@ -37,7 +37,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class CommandLineText(str):
+class OverrideText(str):
     """Text from `--set`: relative paths in it start at the current folder.
 
     The validation context's `override_folder` replaces the current folder.
@@ -84,7 +84,7 @@ def _has_wildcards(kind: PathKind, value: str) -> bool:
 
 def _absolute(value: str, context: Mapping[str, Any]) -> Path:
     folder = context.get("folder") or ""
-    if isinstance(value, CommandLineText):
+    if isinstance(value, OverrideText):
         folder = context.get("override_folder") or Path.cwd()
     return folder / Path(value).expanduser()
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdedge.config.explain import explain_validation
-from kdedge.config.fields import CommandLineText, plain_values
+from kdedge.config.fields import OverrideText, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
@@ -166,7 +166,7 @@ def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Override
     paths = set(lines.overrides)
     for key, value in overrides.items():
         keys = tuple(key.split("."))
-        _set(values, keys, _from_command_line(plain_values(value)))
+        _set(values, keys, _as_override(plain_values(value)))
         paths = {path for path in paths if path[: len(keys)] != keys} | {keys}
     return replace(lines, overrides=frozenset(paths))
 
@@ -189,12 +189,12 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
     target[keys[-1]] = value
 
 
-def _from_command_line(value: Any) -> Any:
+def _as_override(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _from_command_line(item) for key, item in value.items()}
+        return {key: _as_override(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_from_command_line(item) for item in value]
-    return CommandLineText(value) if isinstance(value, str) else value
+        return [_as_override(item) for item in value]
+    return OverrideText(value) if isinstance(value, str) else value
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -82,7 +82,7 @@ class MethodSettings(Strict):
         return False
 
     @property
-    def needs_texts(self) -> bool:
+    def needs_text_encoder(self) -> bool:
         """Whether the method runs the text encoder; if not, an `ImageBackbone` is enough."""
         return True
 
@@ -364,7 +364,7 @@ class BaseMethod(ABC):
     it is trained by gradients. It overrides other parts if they differ.
 
     Args:
-        backbone: frozen, on its device; an `ImageBackbone` unless `settings.needs_texts`.
+        backbone: frozen, on its device; an `ImageBackbone` unless `settings.needs_text_encoder`.
         settings: an instance of the method file's `Settings`.
         inputs: classes, template, teacher and generator.
 

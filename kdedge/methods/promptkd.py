@@ -231,7 +231,7 @@ class Settings(MethodSettings):
         return self.class_vectors == "student"
 
     @property
-    def needs_texts(self) -> bool:
+    def needs_text_encoder(self) -> bool:
         """True if the student makes its class vectors; the teacher's are stored."""
         return self.class_vectors == "student"
 
@@ -398,7 +398,7 @@ class Method(BaseMethod):
         if self._teacher is not None:  # read once, since each read waits for the GPU
             self._teacher_scale, self._student_scale = self._teacher.scale, self.scale
         self._texts: TokenizedTexts | None = None
-        if settings.needs_texts:
+        if settings.needs_text_encoder:
             assert isinstance(backbone, Backbone)  # `find_backbone` has checked it
             n_ctx, init = settings.n_ctx_text, settings.context_init
             names = inputs.class_names

@@ -44,7 +44,7 @@ class Declaration:
 
     Attributes:
         label: the method's name in tables.
-        paper: arXiv number of its paper.
+        paper: arXiv number of its paper, or of a related one if it has none.
         data_needs: the data that it learns from as a teacher or a baseline; None if it is always a
             student, whose `build` gets a teacher.
         student_data_needs: the data that it learns from as a student, besides its teacher; None if

@@ -109,7 +109,7 @@ class Settings(MethodSettings):
         return self.labeled_weight > 0
 
     @property
-    def needs_texts(self) -> bool:
+    def needs_text_encoder(self) -> bool:
         """False: a backbone without a text encoder leaves zero-shot logits out."""
         return False
 

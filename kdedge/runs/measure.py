@@ -114,7 +114,7 @@ def measure_accuracy(
     images: Images,
     classes: Classes,
     *,
-    selection: Selection,
+    selection: Selection = "last",
     temperature: float | None = None,
     with_samples: bool = False,
     teacher: Teacher | None = None,
@@ -155,7 +155,7 @@ def measure_logits(
     images: Images,
     classes: Classes,
     *,
-    selection: Selection,
+    selection: Selection = "last",
     temperature: float | None = None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates the logits [N, C] of labeled images; see `measure_accuracy`."""

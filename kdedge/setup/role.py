@@ -129,7 +129,9 @@ def set_up_role(
     choice = choose_method(loaded, role)
     classes = load_classes(loaded.recipe) if classes is None else classes
     spec = model_spec(loaded.recipe, role)
-    backbone = workspace.identify(_backbone_spec(spec), needs_texts=choice.settings.needs_texts)
+    backbone = workspace.identify(
+        _backbone_spec(spec), needs_text_encoder=choice.settings.needs_text_encoder
+    )
     return RoleSetup(loaded, choice, classes, backbone, workspace)
 
 

@@ -80,19 +80,21 @@ class Workspace:
             self._images[source] = read()
         return self._images[source]
 
-    def identify(self, spec: BackboneSpec, *, needs_texts: bool = True) -> UnbuiltBackbone:
+    def identify(self, spec: BackboneSpec, *, needs_text_encoder: bool = True) -> UnbuiltBackbone:
         """Identifies a backbone by its hashes, without building it.
 
         Args:
             spec: the backbone's name and weights.
-            needs_texts: whether its text encoder is used.
+            needs_text_encoder: whether its text encoder is used.
 
         Raises:
             KdedgeError: see `clip.find.find_backbone`.
         """
-        key = (spec, needs_texts)
+        key = (spec, needs_text_encoder)
         if key not in self._unbuilt:
-            self._unbuilt[key] = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
+            self._unbuilt[key] = find_backbone(
+                spec, needs_text_encoder=needs_text_encoder, hashes=self._hashes
+            )
         return self._unbuilt[key]
 
     def load_backbone(self, backbone: UnbuiltBackbone) -> ImageBackbone:

@@ -72,7 +72,9 @@ def solve_seconds(job: Job) -> float:
             if job.teacher is not None and job.filler is None:
                 _teacher_outputs(job, batch, positions)
         seconds = (time.perf_counter() - began) / len(sample)
-    return seconds * len(images.indices)
+    labeled = job.data.labeled if job.data.unlabeled is not None else None
+    n_labeled = 0 if labeled is None else len(labeled.indices)
+    return seconds * (len(images.indices) + n_labeled)
 
 
 def _closed_form_data(job: Job) -> ClosedFormData:

@@ -73,10 +73,9 @@ def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) 
     """Fills the teacher store for the recipe's distillation; trains a missing teacher first.
 
     Raises:
-        RecipeError: student.views is 0, so that nothing is stored.
+        RecipeError: the recipe has no student, or its views are 0, so that nothing is stored.
     """
-    student = loaded.recipe.student
-    if student is None or student.views == 0:
+    if loaded.recipe.needed_student().views == 0:
         raise RecipeError(
             "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
             "  Set it to the number of crops to store of each image, for example 4."
@@ -225,10 +224,7 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
     models = [load_run(run, workspace) for run in (ridge, trained)]
     labeled = images.load("validation")
     if labeled is not None:
-        scores = [
-            measure_accuracy(m, labeled, classes, selection="last")[0].mean_over_classes
-            for m in models
-        ]
+        scores = [measure_accuracy(m, labeled, classes)[0].mean_over_classes for m in models]
         does, where = "is right", f"{len(labeled.indices)} images of data.validation"
     else:
         sample = unlabeled_sample(images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from dataclasses import replace
@@ -61,17 +60,15 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
     labeled = None if job.teacher is None else job.truly_labeled
     if labeled is not None and labeled.has_labels_of(len(job.classes.names)):
         ridge, _ = ridge_on_labels(job.setup, labeled)
-        results["labels_alone"] = measure_accuracy(ridge, test, job.classes, selection="last")
-    if job.setup.backbone.has_texts:
+        results["labels_alone"] = measure_accuracy(ridge, test, job.classes)
+    if job.setup.backbone.has_text_encoder:
         zero_shot = zero_shot_model(job)
         logits = zero_shot.logits_of(test, what="evaluating images")
-        measured = functools.partial(
-            measure_logits, images=test, classes=job.classes, selection="last"
-        )
-        results["zeroshot"] = measured(logits)
+        results["zeroshot"] = measure_logits(logits, test, job.classes)
         balanced = MethodModel(zero_shot.setup, zero_shot.method, find_balance(job, zero_shot))
         if balanced.offsets is not None:
-            results["zeroshot_balanced"] = measured(logits - balanced.offsets.cpu())
+            logits = logits - balanced.offsets.cpu()
+            results["zeroshot_balanced"] = measure_logits(logits, test, job.classes)
     return results
 
 
@@ -89,7 +86,7 @@ def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | 
         if result and details and result.images_hash == test.hash_with(job.classes.names):
             return result, replace(details, samples=None)
     logits = None if teacher is None else teacher.logits_of(test, what="running the teacher")
-    return None if logits is None else measure_logits(logits, test, job.classes, selection="last")
+    return None if logits is None else measure_logits(logits, test, job.classes)
 
 
 def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:

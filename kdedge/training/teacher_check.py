@@ -42,7 +42,7 @@ def reference_accuracies(run: RunFolder, job: Job) -> dict[str, float]:
         return {}
     accuracies: dict[str, float] = {}
     parts = []
-    if job.setup.backbone.has_texts:
+    if job.setup.backbone.has_text_encoder:
         logits, truth = _labeled_logits(job, zero_shot_model(job))
         shares = torch.bincount(truth, minlength=logits.shape[1]).double() / len(truth)
         accuracies["zeroshot"] = _mean_over_classes(job, logits, truth)

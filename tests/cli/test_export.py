@@ -395,6 +395,7 @@ def test_tensorrt_rtx_builds_real_engines_here(kdedge: Run) -> None:
         (("--set", "export.max_batch=0"), 2, "export.max_batch"),
         (("--torch-trt", "--int8"), 2, "Torch-TensorRT has no INT8 files"),
         (("--classes", "nothing.txt"), 2, "nothing.txt"),
+        (("--browser", "page"), 2, "Add --with-preprocess"),
         (("nowhere",), 2, "nowhere"),
     ],
 )

@@ -176,7 +176,7 @@ Open = Callable[[], HashCache]
 
 
 def found_values(spec: BackboneSpec, hashes: HashCache | None) -> dict[str, Any]:
-    found = find_backbone(spec, needs_texts=False, hashes=hashes)
+    found = find_backbone(spec, needs_text_encoder=False, hashes=hashes)
     return {name: getattr(found, name) for name in ("weights_hash", "identity", "embed_dim")}
 
 
@@ -187,7 +187,7 @@ def test_a_backbone_is_found_without_values_and_loads_as_it_was_found(
     spec = KINDS[kind](tmp_path)
     made_on_cpu = request.getfixturevalue("made_on_cpu")  # the files are written by now
     caches = (None, a_minute_later(), a_minute_later())
-    first, _, again = [find_backbone(spec, needs_texts=False, hashes=one) for one in caches]
+    first, _, again = [find_backbone(spec, needs_text_encoder=False, hashes=one) for one in caches]
     assert made_on_cpu == []
     path = builtin_file(spec.name) if spec.weights == "builtin" else Path(str(spec.weights))
     assert first.weights_hash == again.weights_hash == sha256(path.read_bytes()).hexdigest()
@@ -195,7 +195,7 @@ def test_a_backbone_is_found_without_values_and_loads_as_it_was_found(
         backbone = found.load()
         for name in ("identity", "embed_dim", "name", "preprocess"):
             assert getattr(backbone, name) == getattr(found, name) == getattr(first, name)
-        assert found.has_texts == hasattr(backbone, "text_cache")
+        assert found.has_text_encoder == hasattr(backbone, "text_cache")
 
 
 def test_a_file_that_is_known_from_an_earlier_command_is_read_only_for_loading(
@@ -203,14 +203,14 @@ def test_a_file_that_is_known_from_an_earlier_command_is_read_only_for_loading(
 ) -> None:
     spec = openai_state_dict(tmp_path)
     opened.clear()
-    found = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    found = find_backbone(spec, needs_text_encoder=True, hashes=a_minute_later())
     n_read = opened.count(str(spec.weights)) - 1  # once more for its hash
     assert n_read > 0
     found.load()
     assert opened.count(str(spec.weights)) == 2 * n_read + 1
 
     opened.clear()
-    found = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    found = find_backbone(spec, needs_text_encoder=True, hashes=a_minute_later())
     assert str(spec.weights) not in opened
     found.load()
     assert opened.count(str(spec.weights)) == n_read
@@ -229,12 +229,12 @@ def test_a_replaced_file_is_hashed_anew_even_with_the_old_time(
     tmp_path: Path, a_minute_later: Open
 ) -> None:
     spec, path = half_safetensors(tmp_path), tmp_path / "w.safetensors"
-    old = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    old = find_backbone(spec, needs_text_encoder=True, hashes=a_minute_later())
     times = path.stat()
     time.sleep(0.05)  # longer than the clock's tick
     other_weights(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    new = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    new = find_backbone(spec, needs_text_encoder=True, hashes=a_minute_later())
     assert new.weights_hash != old.weights_hash
     assert new.identity != old.identity
 
@@ -246,7 +246,7 @@ def test_a_file_that_has_only_just_changed_is_not_kept(
     changed_ns = (tmp_path / "w.safetensors").stat().st_ctime_ns
     for later_ns, n_kept in ((0, 0), (SETTLED_NS, 0), (SETTLED_NS + 1, 1)):
         monkeypatch.setattr(time, "time_ns", lambda later_ns=later_ns: changed_ns + later_ns)
-        find_backbone(spec, needs_texts=True, hashes=HashCache(tmp_path / "cache"))
+        find_backbone(spec, needs_text_encoder=True, hashes=HashCache(tmp_path / "cache"))
         assert len(list((tmp_path / "cache").glob("*"))) == n_kept
 
 

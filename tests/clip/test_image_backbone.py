@@ -58,7 +58,7 @@ def write(folder: Path, name: str) -> tuple[Path, CustomTextCLIP]:
 
 
 def load_encoder(spec: BackboneSpec) -> ImageBackbone:
-    backbone = find_backbone(spec, needs_texts=False).load()
+    backbone = find_backbone(spec, needs_text_encoder=False).load()
     assert isinstance(backbone, ImageBackbone)
     return backbone
 

