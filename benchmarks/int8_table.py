@@ -145,8 +145,8 @@ class Table:
         chosen = choose_calibration_images(
             pool.source,
             {i: pool.digests[i] for i in pool.indices if pool.digests[i] not in digests},
-            n_images=trained.loaded.recipe.export.calibration_images + N_HELD_OUT,
-            seed=trained.loaded.recipe.seed,
+            n_images=trained.recipe.export.calibration_images + N_HELD_OUT,
+            seed=trained.recipe.seed,
             predict=partial(run_batches, backend.load(self.source), max_batch=BATCH),
             preprocess=trained.preprocess,
         )

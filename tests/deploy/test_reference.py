@@ -53,9 +53,7 @@ def answer() -> Any:
             preprocess=Preprocess(8, (0.0,) * 3, (1 / 255,) * 3),
             device=torch.device("cpu"),
             run=SimpleNamespace(path=Path("runs/tiny/02")),
-            loaded=SimpleNamespace(
-                recipe=SimpleNamespace(export=SimpleNamespace(open_classes=False))
-            ),
+            recipe=SimpleNamespace(export=SimpleNamespace(open_classes=False)),
         )
         return run_reference(trained, pool, n_images, calibrate=False)
 
