@@ -231,7 +231,7 @@ def folded(trained: RunModel) -> FoldedModel:
     """Its folded model."""
     vectors, preprocess = trained.class_vectors().cpu(), trained.preprocess
     request = FoldRequest(vectors, scale=trained.scale, preprocess=preprocess)
-    return fold(trained.image_modules(), request)
+    return fold(trained.method.image_modules(), request)
 
 
 @torch.no_grad()
@@ -252,7 +252,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(given.threads)
     trained = open_run(given.run, given.set)
     if given.planted:
-        visual = trained.image_modules().visual
+        visual = trained.method.image_modules().visual
         visual.load_state_dict(plant(visual.state_dict()))
     with tempfile.TemporaryDirectory() as folder:
         table = Table(trained, Path(folder), given.images)

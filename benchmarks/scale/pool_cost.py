@@ -60,7 +60,7 @@ def read_seconds(images: Path | None) -> float:
     else:
         source = folder.open_source(images, class_names=(), labeled=False)
     began = time.process_time()
-    scan(source, n_threads=1)
+    scan(source)
     return (time.process_time() - began) / len(source.items)
 
 
