@@ -17,7 +17,7 @@ from kdedge.records.evaluation import (
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of, headline_of
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import labeled_results
+from kdedge.runs.results import labeled_results, stored_evaluation
 
 _MAX_NAMED = 5  # most often predicted classes to name
 
@@ -75,22 +75,23 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     """
     rows: list[tuple[str, EvalResult]] = []
     several = sum(run.role == "student" for run in runs) > 1
-    measured = [model_records(run) for run in runs]
-    for run, records in zip(runs, measured, strict=True):
+    trained = runs[-1]  # one of its teachers may be a student, too
+    measured = model_records(trained)
+    for run in runs:
         student_label = f"student, {run.read_provenance().method}" if several else "student"
-        for name, result in labeled_results(run, records.results):
+        results = measured.results if run is trained else stored_evaluation(run)
+        for name, result in labeled_results(run, results):
             label = student_label if name == "student" else name
             # A student's record repeats the accuracy of its teacher
             if not any(label == other and are_same_images(result, known) for other, known in rows):
                 rows.append((label, result))
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
     lines = [accuracy_texts(rows)] if rows else ["No test images: accuracy was not measured."]
-    trained = runs[-1]  # one of its teachers may be a student, too
-    if measured[-1].unlabeled is not None:
-        lines.append(unlabeled_table(measured[-1].unlabeled))
+    if measured.unlabeled is not None:
+        lines.append(unlabeled_table(measured.unlabeled))
     for run in runs:
         is_elsewhere = run.root.resolve() != trained.root.resolve()
         verb = "Used" if is_elsewhere or run.path.resolve() in used else "Wrote"
         lines.append(f"{verb} {run.path} ({run.weights.name}, {run.class_vectors.name})")
-    lines += conclusion_of(measured[-1])
+    lines += conclusion_of(measured)
     return "\n".join(lines)

@@ -127,7 +127,8 @@ def test_a_run_that_loses_a_process_and_is_interrupted_goes_on_with_any_number_o
     os.kill(workers(process)[1], signal.SIGKILL)
     _, said = process.communicate()
     assert process.returncode != 0
-    ends = ("processes of this training has ended", "Interrupted at", "torchrun ended")
+    # "in" the run where the signal comes after the lost connection has ended the training loop
+    ends = ("processes of this training has ended", "Interrupted ", "torchrun ended")
     assert any(end in said for end in ends), said
     assert "--resume" in said
     assert json.loads((run / "provenance.json").read_text())["status"] != "finished"
