@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdedge import torchrun
+from kdedge.config.fields import NAME
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, load_recipe, merged
 from kdedge.config.student_sizes import student_size
+from kdedge.errors import RecipeError
 from kdedge.packages import need
 from kdedge.records.evaluation import Role
 from kdedge.runtime.process import warn_if_busy
@@ -45,6 +47,20 @@ def load_for(
         method = "promptkd" if student is None else student.method
         keys = merged(student_size(size).overrides(method), keys)
     return load_recipe(recipe, keys)
+
+
+def check_name(name: str) -> None:
+    """Checks the name of a recipe or run.
+
+    Raises:
+        RecipeError: no folder may have this name.
+    """
+    if not NAME.fullmatch(name):
+        raise RecipeError(
+            f'"{name}" cannot be the name of a recipe or run.\n'
+            "  Use at most 100 letters, digits, dots, underscores and hyphens, without a leading"
+            " dot."
+        )
 
 
 def need_training_packages(purpose: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from kdedge.api.arguments import need_training_packages
+from kdedge.api.arguments import check_name, need_training_packages
 from kdedge.api.run import Run
 from kdedge.errors import RecipeError
 from kdedge.runs.find import RunOrArtifact, find_run
@@ -56,7 +57,7 @@ def import_checkpoint(
 
     Raises:
         RecipeError: the kind is unknown, needs class names or a teacher, or does not use an
-            argument.
+            argument; or the name cannot be used.
         DataError: the file is no such checkpoint, or is of another backbone or teacher.
         SetupError: torch, weights or the device is missing.
     """
@@ -73,17 +74,20 @@ def import_checkpoint(
     for extra, value in given.items():
         if value is not None and (kind, extra) != ("promptsrc", "exact"):
             raise RecipeError(f"{extra} has no effect on a {kind} checkpoint.\n  Leave it out.")
+    file, root = Path(file), runs_folder(root)
+    # A browser names a second download "model (1).pth"
+    name = name or f"{re.sub('[^A-Za-z0-9_-]+', '-', file.name.split('.')[0])}-{kind}"
+    check_name(name)
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.workspace import Workspace, set_up_device
     from kdedge.training.import_public import import_public
 
-    file, root = Path(file), runs_folder(root)
     run = import_public(
         file,
         Workspace(root, set_up_device(device)),
-        name=name or f"{file.name.split('.')[0]}-{kind}",
+        name=name,
         spec=BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu),
         class_names=() if classes is None else given_class_names(classes),
         teacher=None if teacher is None else find_run(teacher, root),

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kdedge.api.arguments import need_training_packages
+from kdedge.api.arguments import check_name, need_training_packages
 from kdedge.config.export_spec import ExportSpec, GatesSpec
-from kdedge.config.fields import NAME, looks_like_path
+from kdedge.config.fields import looks_like_path
 from kdedge.config.keys import list_keys
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.optim_spec import OptimSettings
@@ -120,7 +120,7 @@ def init(
 ) -> NewRecipe:
     """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
 
-    It checks the folders first and writes no recipe that cannot work. An existing file is never
+    It checks the folders first; `check` checks the rest of the recipe. An existing file is never
     overwritten.
 
     Args:
@@ -182,12 +182,7 @@ def _new_file(name: str) -> Path:
     Raises:
         RecipeError: the name cannot be used, or the file exists.
     """
-    if not NAME.fullmatch(name):
-        raise RecipeError(
-            f'"{name}" cannot be a recipe\'s name.\n'
-            "  Use at most 100 letters, digits, dots, underscores and hyphens, without a leading"
-            " dot."
-        )
+    check_name(name)
     path = Path(f"{name}.yaml")
     refuse_existing(path)
     return path
@@ -203,10 +198,10 @@ def _data_section(
         data["unlabeled"]["hold_out"] = "5%"
     else:
         data["test"] = {"folder": str(test)}
-        if labeled is not None and Path(labeled).resolve() == Path(test).resolve():
+        if Path(test).resolve() in {Path(p).resolve() for p in (images, labeled) if p is not None}:
             raise RecipeError(
-                f"{test} is named for labels and for test images: accuracy would be of images that"
-                " the model has seen.\n  Move a part of each class to a folder of test images."
+                f"{test} is named for training and for test images: accuracy would be of images"
+                " that the model has seen.\n  Move a part of each class to a folder of test images."
             )
     return data | {"max_bad_images": "1%"}
 

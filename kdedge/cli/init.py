@@ -50,8 +50,8 @@ _CLIP_HELP = (
 def command(name: str, as_json: bool, **options: Any) -> None:
     """Write NAME.yaml, a commented recipe for your own images.
 
-    It checks the folders first and writes no recipe that cannot work. An existing file is never
-    overwritten. Without --labeled the teacher is zero-shot CLIP.
+    It checks the folders first; `kdedge check` checks the rest of the recipe. An existing file is
+    never overwritten. Without --labeled the teacher is zero-shot CLIP.
     """
     made = init(name, **options)
     rows = [["classes", f"{len(made.class_names)} in {options['classes']}"]]

@@ -183,8 +183,8 @@ def find_backbone(
     keys = {key: key for key in weights.known.shapes}
     if not has_text_encoder:
         keys = {key.removeprefix(_VISUAL): key for key in keys if key.startswith(_VISUAL)}
-        if spec.name is not None and file is not None:
-            preprocess = agreed_preprocess(spec.name, config) or preprocess
+    if spec.name is not None and file is not None:
+        preprocess = agreed_preprocess(spec.name, config)
     build = partial(build, label, config)
     return UnbuiltBackbone(label, build(device="meta"), build, weights, keys, preprocess, config)
 

@@ -33,7 +33,7 @@ from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import NO_NETWORK, PACKAGED
 from kdedge.errors import RecipeError, SetupError
-from kdedge.messages import first_line, suggestion
+from kdedge.messages import first_line, name_some, suggestion
 from kdedge.runtime.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,11 @@ def find_weights(
     name, tag = spec.name, spec.weights
     pretrained: dict[str, Any] = {}
     if name in BUILTIN_MODELS:
+        if tag not in (None, "builtin"):
+            raise RecipeError(
+                f"{name} has weights of its own, got {tag}.\n"
+                "  Set weights: builtin, or name the model of these weights."
+            )
 
         def read(_: Path) -> Weights:
             return Weights(builtin_model(label)[1], None)
@@ -214,17 +219,25 @@ def _settle_quick_gelu(
     return next(iter(stated.values()))
 
 
-def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess | None:
-    """The preprocessing that all published weights of a model share; None if they differ.
+def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess:
+    """The preprocessing of a model's published weights with this activation; CLIP's if they differ.
 
     A local file of weights gets it, as the file does not state its own.
     """
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    settings = {
-        _pretrained_preprocess(model_config, open_clip.get_pretrained_cfg(name, tag))
-        for tag in tags
+    tags = {
+        tag: _pretrained_preprocess(model_config, entry)
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+        if (entry := open_clip.get_pretrained_cfg(name, tag)).get("quick_gelu", False)
+        == model_config.get("quick_gelu", False)
     }
-    return settings.pop() if len(settings) == 1 else None
+    default = _pretrained_preprocess(model_config, {})
+    if len({*tags.values()}) > 1:
+        others = [tag for tag, preprocess in tags.items() if preprocess != default]
+        log.warning(
+            f"{name}: the file of weights gets CLIP's preprocessing, and {name_some(others)} was"
+            " trained with another.\n  Name such weights by their tag."
+        )
+    return next(iter(tags.values())) if len({*tags.values()}) == 1 else default
 
 
 _CONNECT_TIMEOUT_S = 10.0

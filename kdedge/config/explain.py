@@ -153,6 +153,8 @@ def _follow_location(
     path: list[str | int] = []
     current: Any = model
     for part in location:
+        if get_origin(current) is dict and str(part).startswith(("literal[", "dict[")):
+            continue  # the name of a union's member
         if not _has_keys(current) and not isinstance(part, int):
             break
         path.append(part)

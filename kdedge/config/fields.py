@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from kdedge.files import printable
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -23,9 +26,10 @@ HUB = "hf://datasets/"
 def class_key(name: str) -> str:
     """Returns a key that is equal for names of one class: case, blanks and underscores are ignored.
 
-    CLIP reads texts in lower case, so such names have equal class vectors.
+    CLIP reads texts in lower case, so such names have equal class vectors. macOS may write an
+    accented letter of a file name as two characters, which other systems write as one.
     """
-    return " ".join(name.replace("_", " ").casefold().split())
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split())
 
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -68,6 +72,8 @@ def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
         )
     if not value or "\0" in value:
         raise ValueError("must be a path, got empty text" if not value else "is not a path")
+    if value != printable(value):
+        raise ValueError("is not UTF-8; rename the file or folder")
     context = info.context or {}
     path = _absolute(value, context)
     if "paths" in context:

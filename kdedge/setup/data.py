@@ -72,9 +72,12 @@ class RecipeData:
         return self._readable(spec, key)
 
     def held_out(self) -> Images | None:
-        """The held-out unlabeled images; None if the recipe has no unlabeled images."""
-        spec = self._recipe.data.unlabeled
-        return None if spec is None else self._unlabeled(spec, held_out=True)
+        """The held-out unlabeled images that are not labeled; None without unlabeled images."""
+        spec, labeled = self._recipe.data.unlabeled, self.load("labeled")
+        if spec is None:
+            return None
+        held_out = self._unlabeled(spec, held_out=True)
+        return held_out.without(labeled) if labeled else held_out
 
     def require(self, key: DataPart, why: str) -> Images:
         """Loads a required source.

@@ -98,7 +98,7 @@ def test_init_never_overwrites_nor_writes_through_a_dangling_link(folder):
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a b", ".hidden", "", "a\nb", "ä", "x" * 101])
 def test_init_refuses_names_that_are_no_plain_words(folder, name):
-    with pytest.raises(RecipeError, match="cannot be a recipe's name"):
+    with pytest.raises(RecipeError, match="cannot be the name of a recipe"):
         run_init(name, *BASE)
     assert not list(folder.glob("*.yaml"))
 

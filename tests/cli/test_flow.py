@@ -310,6 +310,9 @@ def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> Non
     assert len(first) == 8
     assert first < digests(n=12)
     assert first != digests(seed=2)
+    shutil.copytree("labeled", "pool/labeled")
+    assert len(digests(n=60)) <= 40  # the labeled ones may be trained on
+    shutil.rmtree("pool/labeled")
     for number, picture in enumerate(sorted(Path("pool").iterdir())):
         picture.rename(picture.with_name(f"{99 - number}.jpg"))
     assert digests() == first

@@ -132,6 +132,7 @@ def _logits(path: Path, images: Tensor) -> Tensor:
         (IMPORT_TEACHER[:-2], 2, "has no class names.\n  Give the classes."),
         (IMPORT_STUDENT[:-2], 2, "has no class vectors.\n  Give the teacher."),
         ((*IMPORT_STUDENT, "--teacher", "tinny"), 2, "Did you mean tiny"),
+        ((*IMPORT_TEACHER, "--name", "my teacher"), 2, '"my teacher" cannot be the name of a'),
     ],
 )
 def test_an_import_that_does_not_fit_says_why_and_leaves_no_run(
@@ -147,10 +148,9 @@ def test_python_takes_names_and_runs_too(
     teacher_checkpoint: Path, student_checkpoint: Path
 ) -> None:
     names = Path("classes.txt").read_text().splitlines()
-    teacher = api.import_checkpoint(
-        str(teacher_checkpoint), "promptsrc", weights="teacher.pt", classes=names
-    )
-    assert (teacher.name, teacher.role) == ("model-best-promptsrc/01", "teacher")
+    file = str(teacher_checkpoint.rename("model (1).pth"))
+    teacher = api.import_checkpoint(file, "promptsrc", weights="teacher.pt", classes=names)
+    assert (teacher.name, teacher.role) == ("model-1--promptsrc/01", "teacher")
     student = api.import_checkpoint(
         student_checkpoint, "promptkd", weights="student.pt", teacher=api.open_run("tiny/01")
     )

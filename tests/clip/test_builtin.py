@@ -19,6 +19,7 @@ from kdedge.data.decoding import normalizer
 from kdedge.data.drawings import CLEAN, draw_picture
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
+from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import resize_and_crop
 
 NAMES = CLASS_NAMES
@@ -48,6 +49,8 @@ def test_weights_load_strictly_into_open_clips_model(name: str) -> None:
     model.load_state_dict(weights, strict=True)
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert all(bool(value.isfinite().all()) for value in weights.values())
+    with pytest.raises(RecipeError, match=f"{name} has weights of its own, got openai"):
+        find_backbone(BackboneSpec(name, "openai"))
 
 
 def test_both_models_together_stay_small_enough_to_be_shipped() -> None:

@@ -119,13 +119,21 @@ def _not_to_be_called(*_: object, **__: object) -> None:
     raise SystemError("a connection was tried")
 
 
-def test_a_file_of_a_named_models_weights_gets_what_its_published_ones_want() -> None:
+def test_a_file_of_a_named_models_weights_gets_what_its_published_ones_want(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     config = open_clip.get_model_config("MobileCLIP-S1")
     assert agreed_preprocess("MobileCLIP-S1", config) == Preprocess(
         size_px=256, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear"
     )
-    # open_clip's ViT-L-14 has weights of two normalizations
-    assert agreed_preprocess("ViT-L-14", open_clip.get_model_config("ViT-L-14")) is None
+    quick = open_clip.get_model_config("ViT-H-14-378-quickgelu")
+    assert agreed_preprocess("ViT-H-14-378-quickgelu", quick).resize_mode == "squash"
+    # open_clip's ViT-L-14 has weights of two normalizations; OpenAI's have a QuickGELU
+    config = open_clip.get_model_config("ViT-L-14")
+    own = agreed_preprocess("ViT-L-14", config | {"quick_gelu": True})
+    assert not caplog.messages
+    assert agreed_preprocess("ViT-L-14", config) == own
+    assert '"laion2b_s32b_b82k" was trained with another' in caplog.text
 
 
 def write_timm(folder: Path, name: str, seed: int = 0) -> tuple[str, nn.Module]:

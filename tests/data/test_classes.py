@@ -28,6 +28,8 @@ def test_only_blank_lines_are_skipped(path):
 
 
 def test_a_name_that_is_there_twice_is_named_with_both_lines(path):
+    with pytest.raises(DataError, match=r"\(line 2\) are one class name"):
+        names_of(path, "Käse\nKa\u0308se\n".encode())
     with pytest.raises(DataError, match=r'"cat" \(line 1\) and "cat" \(line 4\) are one'):
         names_of(path, b"cat\n\ndog\ncat \n")
     for one in ("red_fox", "Red  fox"):

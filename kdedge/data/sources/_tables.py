@@ -265,13 +265,21 @@ def _label_column(file: TableFile, features: Any, name: str | None) -> str | Non
 
 
 def read_features(schema: Any) -> Any:
-    """Returns the `datasets.Features` of a schema; plain types if its metadata is damaged."""
+    """Returns the `datasets.Features` of a schema; plain types if its metadata is damaged.
+
+    Columns of types that `datasets` does not know are left out.
+    """
     import datasets
+    import pyarrow
 
     try:
         return datasets.Features.from_arrow_schema(schema)
     except arrow_errors():
-        return datasets.Features.from_arrow_schema(schema.remove_metadata())
+        features: dict[str, Any] = {}
+        for field in schema.remove_metadata():
+            with contextlib.suppress(*arrow_errors()):
+                features |= datasets.Features.from_arrow_schema(pyarrow.schema([field]))
+        return datasets.Features(features)
 
 
 def _kind(feature: Any) -> Literal["image", "label"] | None:

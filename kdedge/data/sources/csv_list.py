@@ -21,8 +21,8 @@ _IMAGE_HEADINGS = (
     "file", "filename", "file_name", "filepath", "file_path", "image_name", "image_id",
 )  # fmt: skip
 _LABEL_HEADINGS = (
-    "label", "labels", "class", "classes", "class_name", "classname", "category", "target", "cls",
-    "species", "tag",
+    "class_name", "classname",  # names, beside which "label" has numbers
+    "label", "labels", "class", "classes", "category", "target", "cls", "species", "tag",
 )  # fmt: skip
 _DELIMITERS = (",", ";", "\t")  # the heading decides; a comma if it does not
 
@@ -162,7 +162,7 @@ def _check_files(path: Path, heading: Sequence[str] | None, rows: Sequence[_Row]
     if heading is None and missing == list(rows[:1]) and len(rows) > 1:
         hint = (
             f"\n  If line {rows[0].line} is a heading, call its columns path and label, or"
-            f" {', '.join(_IMAGE_HEADINGS[1:4])}, ... and {', '.join(_LABEL_HEADINGS[1:4])}, ..."
+            f" {', '.join(_IMAGE_HEADINGS[1:4])}, ... and {', '.join(_LABEL_HEADINGS[3:6])}, ..."
         )
     elif all(";" in row.path for row in missing):
         hint = "\n  These lines have semicolons; separate the columns by commas."

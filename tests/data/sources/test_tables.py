@@ -308,6 +308,8 @@ def copies() -> set[tuple[Path, int]]:
 
 def test_a_parquet_file_is_copied_once_with_and_without_labels(tmp_path: Path) -> None:
     table = table_of(FEATURES, image=structs(IMAGES), label=[0] * 7, other=[bytes(10_000)] * 7)
+    # Of a type that `datasets` does not know
+    table = table.append_column("map", pa.array([[("a", 1)]] * 7, pa.map_(pa.string(), pa.int8())))
     place = save_parquet(tmp_path, table)
     before = copies()
     parquet.open_source(place, image_column="image", class_names=NAMES, labeled=True)
