@@ -47,8 +47,7 @@ _DEFAULTS_OF: dict[str, type[BaseModel]] = {"optim": OptimSettings, "export": Ex
 _WHY = {
     "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",
     "data.unlabeled": "images of the cameras that the student learns from, the more the better",
-    "data.unlabeled.hold_out": "student and teacher are compared on these, as there are no test"
-    " images",
+    "data.unlabeled.hold_out": "not trained on: models are compared on them",
     "data.labeled": "one folder a class",
     "data.test": "one folder a class; nothing is chosen on them",
     "data.max_bad_images": "unreadable images that are skipped, at least one; more are an error",
@@ -194,9 +193,9 @@ def _data_section(
     data: dict[str, Any] = {"unlabeled": {"folder": str(images)}}
     if labeled is not None:
         data["labeled"] = {"folder": str(labeled)} | ({} if has_ridge else {"shots": 16})
-    if test is None:
+    if test is None or not has_ridge:
         data["unlabeled"]["hold_out"] = "5%"
-    else:
+    if test is not None:
         data["test"] = {"folder": str(test)}
         if Path(test).resolve() in {Path(p).resolve() for p in (images, labeled) if p is not None}:
             raise RecipeError(

@@ -68,7 +68,10 @@ def command(
         results = with_stored(folder, result)  # with other models' results on the same images
         rows = labeled_results(folder, results)
         text = f"{folder.path}, {result.n_images:,} images\n{accuracy_text(rows)}"
-        measured = replace(model_records(folder), results=results)
+        stored = model_records(folder)
+        # The stored confusions are those of the stored result
+        details = stored.details if result == stored.own else {}
+        measured = replace(stored, results=results, details=details)
         header = ["accuracy"]
         cells = [[name, decimals(value)] for name, value in result.per_class.items()]
     headline = headline_of(measured)

@@ -266,6 +266,7 @@ class Method(ClosedFormMethod):
         else:
             solution = solvers[best.n_columns].solve(best.lam)
         self._set_label_solution(best, *solution, texts)
+        n_single = int((data.label_counts == 1).sum())  # of all labels, not only these
         return self._label_record(best, data.n_labeled, n_single)
 
     def _gathered(self, batches: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

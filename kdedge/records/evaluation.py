@@ -58,10 +58,12 @@ def are_same_images(first: OnImages, other: OnImages) -> bool:
 def on_same_images(
     results: Mapping[str, _Measured], result: OnImages | None
 ) -> dict[str, _Measured]:
-    """The results, by model, that were measured on another result's images; empty for None."""
+    """The results, by model, with another result's images and split; empty for None."""
     if result is None:
         return {}
-    return {name: other for name, other in results.items() if are_same_images(other, result)}
+    split = getattr(result, "split", None)
+    same = {name: x for name, x in results.items() if getattr(x, "split", None) == split}
+    return {name: other for name, other in same.items() if are_same_images(other, result)}
 
 
 def by_images(rows: Sequence[tuple[str, _Measured]]) -> list[list[tuple[str, _Measured]]]:

@@ -338,15 +338,18 @@ class RunModel(MethodModel):
     def balance(self) -> BalanceResult | None:  # type: ignore[override]
         """What brings its classes into balance; None if the recipe has no `balance`.
 
-        Read from the run; computed again if the recipe's `balance` or the classes have changed.
+        Read from the run; computed again if the recipe's `balance`, its images or the classes have
+        changed.
         """
         spec = self.recipe.balance
         if spec is None:
             return None
-        stored = read_balance(self.run)
-        current = (spec.prior, spec.strength, set(self.class_names))
-        if stored and (stored.prior, stored.strength, set(stored.offsets)) == current:
-            return stored
+        stored, data, own = read_balance(self.run), self.recipe.data, self.own_recipe.data
+        now = (spec.prior, spec.strength, set(self.class_names), data.unlabeled, data.labeled)
+        if stored:
+            of = (stored.prior, stored.strength, set(stored.offsets), own.unlabeled, own.labeled)
+            if now == of:
+                return stored
         return balance_of(self, self.recipe, self.classes, self.setup.workspace)
 
     def plain_logits(self, images: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ def distill_student(
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
-        stage = "Student 2/2, in one pass"
-        found = workspace.group.on_rank0(lambda: newest(workspace.root, key=one_pass.key()))
+        stage, name = "Student 2/2, in one pass", loaded.recipe.name
+        found = workspace.group.on_rank0(lambda: newest(workspace.root, name, key=one_pass.key()))
         one_pass_run = found or _run_stage(stage, one_pass, resume=resume)
     student = _run_stage("Student 2/2", job, resume=resume)
     if one_pass_run is not None and workspace.group.on_rank0(

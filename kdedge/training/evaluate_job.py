@@ -60,6 +60,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
     labeled = None if job.teacher is None else job.truly_labeled
     if labeled is not None and labeled.has_labels_of(len(job.classes.names)):
         ridge, _ = ridge_on_labels(job.setup, labeled)
+        ridge = MethodModel(ridge.setup, ridge.method, find_balance(job, ridge))
         results["labels_alone"] = measure_accuracy(ridge, test, job.classes)
     if job.setup.backbone.has_text_encoder:
         zero_shot = zero_shot_model(job)
@@ -83,7 +84,8 @@ def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | 
     if isinstance(teacher, RunModel) and teacher.balance == if_readable(read_balance, teacher.run):
         result = stored_evaluation(teacher.run).get(teacher.run.role)
         details = stored_details(teacher.run).get(teacher.run.role)
-        if result and details and result.images_hash == test.hash_with(job.classes.names):
+        images_hash, split = test.hash_with(job.classes.names), job.classes.split
+        if result and details and (result.images_hash, result.split) == (images_hash, split):
             return result, replace(details, samples=None)
     logits = None if teacher is None else teacher.logits_of(test, what="running the teacher")
     return None if logits is None else measure_logits(logits, test, job.classes)

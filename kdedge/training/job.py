@@ -198,10 +198,15 @@ class Job:
 
     def hashes(self) -> dict[str, str]:
         """Hashes of backbone, class list, images and teacher, by name."""
-        backbone = self.setup.backbone
+        setup, backbone = self.setup, self.setup.backbone
+        # The images that give the offsets of its logits; a teacher's offsets are not in its key
+        balance = None if setup.role == "teacher" else setup.recipe.balance
+        pool = None if balance is None else setup.data.load("unlabeled")
+        is_by_labels = balance is not None and balance.prior == "labels"
         lists = {
             "labeled_list": self.data.labeled,
-            "unlabeled_list": self.data.unlabeled,
+            "unlabeled_list": self.data.unlabeled or pool,
+            "prior_list": setup.data.load("labeled") if is_by_labels else None,
             "validation_list": self.validation,
             "test_list": self._selecting_test_images,
         }
@@ -211,13 +216,20 @@ class Job:
             "class_list": class_list_hash(self.classes.names),
             **{name: images.list_hash for name, images in lists.items() if images is not None},
             **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
-            **({} if self.teacher is None else {"teacher": self.teacher.vectors_hash}),
+            **({} if self.teacher is None else {"teacher": _teacher_hash(self.teacher)}),
             **self.data.hashes,
         }
 
     def key(self) -> str:
         """The job's key: equal keys mean equal trained weights."""
         return job_key(self.setup.role, self.setup.recipe, self.choice, self.hashes())
+
+
+def _teacher_hash(teacher: Teacher) -> str:
+    """Hash of what a teacher's answers depend on; a student's class vectors are not its own."""
+    if isinstance(teacher, RunModel) and teacher.run.role == "student":
+        return sha256_json([teacher.vectors_hash, teacher.features_hash])
+    return teacher.vectors_hash
 
 
 def zero_shot_model(job: Job) -> MethodModel:

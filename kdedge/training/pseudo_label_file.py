@@ -23,6 +23,7 @@ from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import trained_teacher
+from kdedge.training.evaluate_job import find_balance
 from kdedge.training.output_store.fill import StoreFiller
 from kdedge.training.output_store.store import OutputStore
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
@@ -98,7 +99,8 @@ def make_pseudo_label_file(
     everything = range(len(classes.names))
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
     model = _trained_model(loaded, workspace, method, classes.names)
-    made_by = sha256_json(["logits", model.vectors_hash, model.features_hash])
+    offsets = None if model.offsets is None else model.offsets.tolist()
+    made_by = sha256_json([model.vectors_hash, model.features_hash, classes.names, offsets])
     filler = _logits_filler(model, made_by, pool, workspace)
     filler.fill()
     probabilities = filler.store.read(filler.store.indices.tolist(), 1).softmax(dim=-1).numpy()
@@ -153,7 +155,7 @@ def _trained_model(
         job = baseline_job(loaded, workspace)
         check_predicts(job.setup, names)
         if not (job.choice.is_closed_form or job.method.trainable_parameters()):
-            return job.model()
+            return MethodModel(job.setup, job.method, find_balance(job, job.model()))
         key, root = job.key(), workspace.root
         resume = newest(root, key=key, is_finished=False) is not None
         return load_run(newest(root, key=key) or run_job(job, resume=resume), workspace)

@@ -48,6 +48,8 @@ _INPUTS = {
     "unlabeled_list": "unlabeled images",
     "validation_list": "validation images",
     "test_list": "test images",
+    "pseudo_labels": "pseudo-labels",
+    "class_texts": "sentences about classes",
     "backbone": "weights",
     "teacher": "teacher",
 }

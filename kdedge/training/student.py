@@ -82,8 +82,8 @@ def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
         _check_teacher_fits(setups[0], setup)
     check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
     unlabeled = setup.data.require("unlabeled", "a student learns from unlabeled images")
-    labeled = labeled_data(setup).labeled if setup.choice.data_needs.labels else None
-    return make_job(setup, TrainingData(labeled, unlabeled))
+    labeled = labeled_data(setup) if setup.choice.data_needs.labels else TrainingData()
+    return make_job(setup, replace(labeled, unlabeled=unlabeled))
 
 
 def with_teacher(student: Job, teacher: Teacher) -> Job:

@@ -78,7 +78,9 @@ def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
     images, labels = job.data.labeled, job.data.labels
     assert images is not None  # the teacher learns from labels
-    logits = model.logits_of(images, what="looking at the labeled images")
+    # A student learns logits out of balance, and other recipes, with other priors, use the result
+    what = "looking at the labeled images"
+    logits = model.logits_of(images, what=what, without_offsets=True)
     return logits, torch.tensor([labels[i] for i in images.indices])
 
 

@@ -79,6 +79,8 @@ def test_zero_shot_labels_are_written_and_the_command_that_trains_on_them_works(
     again = write(kdedge, path="again.jsonl")
     assert again.code == 0
     assert Path("again.jsonl").read_bytes() == Path(LABELS).read_bytes()
+    assert write(kdedge, "--set", "balance={prior: uniform}", path="balanced.jsonl").code == 0
+    assert lines_of("balanced.jsonl")[0]["made_by"] != origin["made_by"]
     record = baseline_record(kdedge, *COOP, "--set", f"data.pseudo_labels={LABELS}")
     # 8 labeled images of 2 base classes and 12 pseudo-labeled ones of 4, 4 a step, 2 epochs
     assert record["summary"]["training"]["steps"] == 10
@@ -114,6 +116,7 @@ def test_the_teacher_labels_where_there_are_labels_to_train_it(kdedge: Run, trai
         for path in ("turned.jsonl", LABELS)
     )
     assert ours == theirs
+    assert lines_of("turned.jsonl")[0]["made_by"] != lines_of(LABELS)[0]["made_by"]
     without = ("--set", "data.labeled=null", "--set", "data.split=all")
     done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", "other.jsonl", *without)
     assert "by zeroshot." in done.out
@@ -237,9 +240,13 @@ def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(kd
     Path(LABELS).write_text(origin + "".join([*others, first]))
     done = kdedge(*COOP, *alone, "--resume")
     assert "runs/tiny/01 is already finished" in done.err
+    student = ("distill", "r.yaml", *alone, "--set", "student.settings.labeled_weight=1")
+    student = (*student, "--set", "teacher={method: zeroshot, weights: teacher.pt}", "--resume")
+    assert kdedge(*student).code == 0
     Path(LABELS).write_text(origin + first.replace("cat", "dog") + "".join(others))
     done = kdedge(*COOP, *alone, "--resume")
     assert "Starting a new run" in done.err
+    assert "student to resume. Starting a new run" in kdedge(*student).err
 
 
 # What users get wrong

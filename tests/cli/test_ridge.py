@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import kdedge as api
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import load_run
+from kdedge.setup.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("project")
 
 Run = Callable[..., Any]
+CPU = torch.device("cpu")
 
 TEACHER = "teacher={method: ridge, weights: teacher.pt}"
 STUDENT = (
@@ -64,6 +69,23 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
     }
     again = kdedge("distill", "r.yaml", "--resume", *options(*OWN))
     assert "nothing to resume" in again.err
+    for command in (("distill", "r.yaml"), ("train", "r.yaml", "--method", "ridge")):
+        assert kdedge(*command, *options(*OWN, ONE_CLASS)).code == 0
+    alone = read("runs/tiny/04/eval.json")["labels_alone"]
+    assert alone["per_class"] == read("runs/tiny/05/eval.json")["baseline"]["per_class"]
+
+
+def test_offsets_are_those_of_the_pool_that_the_recipe_names(kdedge: Run) -> None:
+    command = ("train", "r.yaml", "--method", "zeroshot", *options("balance={prior: uniform}"))
+    assert kdedge(*command).code == 0
+    Path("fewer").mkdir()
+    for picture in sorted(Path("pool").iterdir())[:9]:
+        shutil.copy(picture, "fewer")
+    done = kdedge(*command, "--resume", *options("data.unlabeled.folder=fewer"))
+    assert "Starting a new run" in done.err
+    run, workspace = RunFolder.open(Path("runs/tiny/01")), Workspace(Path("runs"), CPU)
+    model = load_run(run, workspace, overrides={"data.unlabeled.folder": "fewer"})
+    assert model.balance.n_images == 9
 
 
 def test_a_class_without_labels_is_named(kdedge: Run) -> None:
@@ -173,7 +195,11 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     assert said not in labels.err
     assert Path("others").read_bytes() != Path("labels").read_bytes()
     assert kdedge("teach", "r.yaml", "--resume", *options(*stuck)).code == 0
-    assert read("runs/tiny/01/references.json").keys() == {"zeroshot", "ridge", "trained"}
+    judged = read("runs/tiny/01/references.json")
+    assert judged.keys() == {"zeroshot", "ridge", "trained"}
+    Path("runs/tiny/01/references.json").unlink()  # a prior of another recipe judges no teacher
+    assert kdedge("distill", "r.yaml", *options(*stuck, ridge, ONE_CLASS)).code == 0
+    assert read("runs/tiny/01/references.json") == judged
 
 
 def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge: Run) -> None:
@@ -193,6 +219,9 @@ def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge:
     assert "Using the trained student runs/tiny/04: of 20 images of data.validation" in judged.err
     assert read("runs/tiny/02/provenance.json")["replaced_by"] == "tiny/04"
     assert "runs/tiny/04" in kdedge("eval").out
+    # A student of another recipe is not taken, though it is the same
+    assert kdedge("distill", "r.yaml", *options(*stuck, "name=other")).code == 0
+    assert read("runs/other/01/provenance.json")["method"] == "ridge"
 
 
 @pytest.mark.parametrize(

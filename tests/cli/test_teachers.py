@@ -144,6 +144,9 @@ def test_a_student_may_teach() -> None:
         read_evaluation(student)["teacher"]
         == read_evaluation(RunFolder.open(Path("runs/tiny/02")))["student"]
     )
+    first = job_of(recipe).hashes()["teacher"]
+    other = write_recipe(f"{{run: {student.path}}}", has_own_texts=False)
+    assert job_of(other).hashes()["teacher"] != first  # though their class vectors are the same
 
 
 def test_class_lists_in_another_order_go_by_name(kdedge: Any) -> None:

@@ -267,6 +267,10 @@ def test_images_that_are_their_class_alone_choose_nothing(
     assert said in record["summary"]
     answers = method.forward_features(images()).argmax(dim=1)
     assert (answers == torch.arange(24) % len(NAMES)).double().mean() > 0.6
+    # Of many labels, only some choose the settings
+    more = replace(data(tiny_backbone, n_labels=7), label_counts=torch.full((len(NAMES),), 2))
+    with torch.no_grad():
+        assert "one label" not in build(tiny_backbone).fit(more)["summary"]
 
 
 @pytest.mark.parametrize("is_student", [False, True])

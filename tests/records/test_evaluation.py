@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from kdedge.errors import DataError
-from kdedge.records.evaluation import EvalResult, ParityResult, WorstImage, harmonic_mean
+from kdedge.records.evaluation import (
+    EvalResult,
+    ParityResult,
+    WorstImage,
+    harmonic_mean,
+    on_same_images,
+)
 from kdedge.records.record import parse_record
 
 RESULT = EvalResult(
@@ -109,6 +115,11 @@ def test_the_harmonic_mean_is_zero_where_a_half_is(
 def test_a_wrong_worst_image_is_named(entry: Any, expected: str) -> None:
     with pytest.raises(DataError, match=rf"worst\.0.*{expected}"):
         read(ParityResult, {**PARITY.to_dict(), "worst": [entry]})
+
+
+def test_results_of_another_split_are_not_compared() -> None:
+    other = replace(RESULT, split="all")
+    assert on_same_images({"one": RESULT, "other": other}, RESULT) == {"one": RESULT}
 
 
 def test_accuracies_print_and_show_as_a_table() -> None:
