@@ -45,7 +45,7 @@ from kdedge.targets.registry import (
 log = logging.getLogger(__name__)
 
 _NEEDS_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
-_NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
+_NO_IMAGES = "the recipe has no unlabeled images to spare for calibration: data.unlabeled"
 
 
 @dataclass(frozen=True)
