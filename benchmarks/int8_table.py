@@ -150,7 +150,7 @@ class Table:
             predict=partial(run_batches, backend.load(self.source), max_batch=BATCH),
             preprocess=trained.preprocess,
         )
-        ranges, held_out = chosen.hold_out(N_HELD_OUT)
+        ranges, held_out = chosen.hold_out(N_HELD_OUT, trained.recipe.export.calibration_images)
         self.ranges, self.held_out = (to_input(s.pixels, "float") for s in (ranges, held_out))
         self._pixels = read_pixels(compared.source, compared.indices, trained.preprocess)
         self._labels = np.array(

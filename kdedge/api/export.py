@@ -360,12 +360,10 @@ def _from_run(
         warn_where_unbuildable(target, chosen)
         if target.source == "ONNX file" and target.base_precision is None:
             needed.update(chosen)
-    pool = trained.images("unlabeled")
-    can_calibrate = pool is not None and bool(pool.indices)
-    for_cpu: set[Precision] = {"int8"} if request.cpu and can_calibrate else set()
     artifact, inputs = export_artifact(
         trained,
-        precisions=_with_fp16(needed | for_cpu),
+        precisions=_with_fp16(needed),
+        wanted=_with_fp16({"int8"} if request.cpu else ()),
         output=None if output is None else Path(output),
     )
     made = [file.name for file in artifact.files if file.precision in needed]

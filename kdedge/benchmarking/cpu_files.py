@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import TimedCall, TimingPlan, measure, percentile, summarize
-from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
+from kdedge.deploy.parity import decisive_parity, failed_gates, parity_on_smoke_set
 from kdedge.errors import GateError, KdedgeError
 from kdedge.messages import first_line
 from kdedge.progress import working
-from kdedge.records.evaluation import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile
@@ -31,7 +29,6 @@ TIE_SHARE = 0.1
 
 PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 
-_MIN_P_VALUE = 0.01
 _PERCENTILE = 10  # the percentile of call times that candidates are compared by
 
 
@@ -97,20 +94,6 @@ def choose(candidates: Sequence[TimedFile], *, where: str) -> TimedFile:
     return max(equal, key=lambda entry: entry[:2])[2]
 
 
-def is_worse(measured: ParityResult, made: ParityResult) -> bool:
-    """Whether a file agrees less on this machine than when it was made, beyond chance.
-
-    This is a one-sided binomial test at the level of 1 %, with the agreement of `made`.
-    """
-    n_agree = round(measured.n_images * measured.agreement_percent / 100)
-    share = made.agreement_percent / 100
-    p_value = sum(
-        math.comb(measured.n_images, n) * share**n * (1 - share) ** (measured.n_images - n)
-        for n in range(n_agree + 1)
-    )
-    return measured.n_nonfinite > made.n_nonfinite or p_value < _MIN_P_VALUE
-
-
 def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
     """Loads the files, compares them with the float32 model, and times the loaded ones in turns."""
     candidates: list[TimedFile] = []
@@ -154,11 +137,8 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
 def _compare(artifact: Artifact, file: ModelFile, backend: Backend) -> tuple[float, str | None]:
     """Returns the agreement on this machine, and the gates missed here or at the export."""
     measured = parity_on_smoke_set(artifact, backend)
-    made = file.parity
-    compared = [measured] if made is None else [made, measured]
-    if made is not None and made.n_images > measured.n_images and not is_worse(measured, made):
-        compared = [made]  # it has more images: the gate on few would refuse many good files
-    for parity in compared:
+    decisive = decisive_parity(file, measured)
+    for parity in (file.parity or decisive, decisive):
         if missed := failed_gates(parity, file.precision, artifact.gates):
             where = "on the sample images: " if parity is measured else ""
             return measured.agreement_percent, where + "; ".join(missed)

@@ -45,7 +45,7 @@ from kdedge.targets.registry import (
 log = logging.getLogger(__name__)
 
 _NEEDS_RUN = "it is made when a run is exported: kdedge export RUN --cpu"
-_NO_IMAGES = "the recipe has no unlabeled images to calibrate with: data.unlabeled"
+_NO_IMAGES = "the recipe has no unlabeled images to spare for calibration: data.unlabeled"
 
 
 @dataclass(frozen=True)
@@ -297,6 +297,7 @@ def build_file(
         data=data.name if data.exists() else None,
         made_from=None if source is None else source.sha256,
         built_with=built_with,
+        none_below=None if source is None else source.none_below,
     )
     return artifact.with_files(entry), entry
 
@@ -318,7 +319,7 @@ def with_parity(
     with contextlib.closing(backend), working(f"comparing {entry.name}"):
         parity = compare(artifact, backend)
         fit = None if inputs is None else inputs.file_limit
-        limit = None if fit is None else fit(artifact, entry, backend)
+        limit = entry.none_below if fit is None else fit(artifact, entry, backend)
     missed = failed_gates(parity, entry.precision, artifact.gates)
     gate: Gate = "missed" if missed else "passed"
     return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)

@@ -149,8 +149,10 @@ class Model:
 
 def main() -> None:
     """Prints the best class of each image, and its score in percent if the model has scores."""
+    stdout: Any = sys.stdout
+    stdout.reconfigure(errors="backslashreplace")  # for file names that are not text
     arguments = sys.argv[1:]
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).absolute().parent  # its files may be links to other folders
     as_json = bool(arguments) and arguments[0].endswith(".onnx")
     given = Path(arguments.pop(0)) if as_json else None
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -174,7 +176,7 @@ def main() -> None:
     for path in chain(files, *folders):
         try:
             answer = model.answer(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             print(f"{path} cannot be read: {error}", file=sys.stderr)
             continue
         n_classified += 1

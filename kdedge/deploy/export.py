@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,14 @@ N_RANGE_IMAGES = 32
 
 
 def export_artifact(
-    trained: RunModel, *, precisions: Collection[Precision], output: Path | None
+    trained: RunModel, *, precisions: Set[Precision], wanted: Set[Precision], output: Path | None
 ) -> tuple[Artifact, ExportInputs]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
         trained: a run that `load_run` opened.
         precisions: precisions besides fp32, which is always written.
+        wanted: more precisions, left out if no unlabeled image is left for INT8 calibration.
         output: the artifact's folder, which must not exist; None: the next number in the
             run's `artifacts`.
 
@@ -104,7 +105,7 @@ def export_artifact(
                 "  Look whether these images are black or all the same, then at the training"
                 " images."
             )
-        artifact, inputs = _write_files(trained, new.part, pool, reference, precisions)
+        artifact, inputs = _write_files(trained, new.part, pool, reference, precisions, wanted)
     return dataclasses.replace(artifact, path=new.final), inputs
 
 
@@ -113,7 +114,8 @@ def _write_files(
     folder: Path,
     pool: Images | None,
     reference: Float32Reference,
-    precisions: Collection[Precision],
+    precisions: Set[Precision],
+    wanted: Set[Precision],
 ) -> tuple[Artifact, ExportInputs]:
     """Writes and compares all files, and writes `artifact.json` last."""
     spec, size = trained.recipe.export, trained.preprocess.size_px
@@ -121,6 +123,8 @@ def _write_files(
     known = choose_known_images(trained, pool, spec.none_of_these, exclude_digests=compared)
     used = compared if known is None else compared | known.digests
     unused = pool and pool.only([i for i in pool.indices if pool.digests[i] not in used])
+    if unused and unused.indices:
+        precisions = precisions | wanted
     model = _fold(trained, reference)
     artifact = _without_files(trained, reference, folder)
     inputs = ExportInputs(
@@ -151,7 +155,8 @@ def _write_files(
         artifact = dataclasses.replace(listed, none_of_these=known.about)
     if "int8" in precisions:
         assert unused is not None  # checked before anything was written
-        ranges, held_out = _calibration_set(trained, artifact, unused).hold_out(N_HELD_OUT)
+        chosen = _calibration_set(trained, artifact, unused)
+        ranges, held_out = chosen.hold_out(N_HELD_OUT, spec.calibration_images)
         record = {**ranges.record(), "held_out": held_out.record()}
         write_json(folder / CALIBRATION_RECORD, record)
         artifact = artifact.with_others(CALIBRATION_RECORD)

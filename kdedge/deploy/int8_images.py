@@ -51,19 +51,26 @@ class CalibrationSet:
     seed: int
     preprocess: Preprocess
 
-    def hold_out(self, n_images: int) -> tuple[CalibrationSet, CalibrationSet]:
+    def hold_out(self, n_images: int, n_ranges: int) -> tuple[CalibrationSet, CalibrationSet]:
         """Splits the set in two: for ranges, and for the choice between quantized models.
 
         Args:
             n_images: images to hold out, at most a third of all.
+            n_ranges: largest number of images for ranges.
         """
         n_images = min(n_images, len(self.files) // 3)
         held_out = spread(len(self.files), n_images) if n_images else []
-        rest = sorted(set(range(len(self.files))).difference(held_out))
+        rest = sorted(set(range(len(self.files))).difference(held_out))[:n_ranges]
         ranges, held = (
             replace(self, pixels=self.pixels[rows], files=tuple(self.files[i] for i in rows))
             for rows in (rest, sorted(held_out))
         )
+        if len(rest) < N_ADVISED:
+            log.warning(
+                f"INT8 is calibrated on only {len(rest)} images; with fewer than {N_ADVISED},"
+                " results depend on which images were chosen.\n"
+                "  Add more images to data.unlabeled, or raise export.calibration_images."
+            )
         return ranges, held
 
     def record(self) -> dict[str, Any]:
@@ -117,12 +124,6 @@ def choose_calibration_images(
             predicted.update(zip(batch, classes.tolist(), strict=True))
             advance(start + len(batch))
     chosen = _round_robin(predicted)[:n_images]
-    if len(chosen) < min(N_ADVISED, n_images):
-        log.warning(
-            f"INT8 is calibrated on only {len(chosen)} images; with fewer than {N_ADVISED}, results"
-            " depend on which images were chosen.\n"
-            "  Add more images to data.unlabeled, or raise export.calibration_images."
-        )
     pixels = read_different_pixels(source, chosen, preprocess, use="INT8 calibration")
     files = tuple(
         {"key": source.items[i].key, "sha256": digests[i], "predicted": predicted[i]}

@@ -36,6 +36,7 @@ MAX_SMOKE_IMAGES = 200
 log = logging.getLogger(__name__)
 _BATCH = 32  # images per call, if the graph takes any number
 _MAX_NAMED = 3  # worst images in a message
+_MIN_P_VALUE = 0.01
 _MIN_FOR_GATE = 1000  # with fewer images, chance moves the agreement by more than about 0.3 %
 
 
@@ -264,6 +265,32 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     )
 
 
+def is_worse(measured: ParityResult, made: ParityResult) -> bool:
+    """Whether a file agrees less on this machine than when it was made, beyond chance.
+
+    This is a one-sided binomial test at the level of 1 %, with the agreement of `made`.
+    """
+    n_agree = round(measured.n_images * measured.agreement_percent / 100)
+    share = made.agreement_percent / 100
+    p_value = sum(
+        math.comb(measured.n_images, n) * share**n * (1 - share) ** (measured.n_images - n)
+        for n in range(n_agree + 1)
+    )
+    return measured.n_nonfinite > made.n_nonfinite or p_value < _MIN_P_VALUE
+
+
+def decisive_parity(file: ModelFile, measured: ParityResult) -> ParityResult:
+    """The comparison that decides a file's gate on this machine.
+
+    It is `measured`, on the smoke set here, or else the one from when the file was made, if that
+    has more images and the file is not worse here: the gate on few would refuse many good files.
+    """
+    made = file.parity
+    if made is None or made.n_images <= measured.n_images or is_worse(measured, made):
+        return measured
+    return made
+
+
 def warn_of_failed_gates(artifact: Artifact, file: ModelFile, backend: Backend) -> None:
     """Warns if a loaded file misses its gates on this machine, by the smoke set.
 
@@ -282,6 +309,7 @@ def warn_of_failed_gates(artifact: Artifact, file: ModelFile, backend: Backend) 
     smoke_logits(artifact, backend, first_two)
     if (time.monotonic() - began) * len(stored.pixels) / len(first_two.pixels) > 1.0:
         return
-    error = gate_error(file, parity_on_smoke_set(artifact, backend), artifact.gates)
+    result = decisive_parity(file, parity_on_smoke_set(artifact, backend))
+    error = gate_error(file, result, artifact.gates)
     if error is not None:
         log.warning("%s", error)

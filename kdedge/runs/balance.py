@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,9 +31,9 @@ def balance_of(
     """Computes the offsets of a model's logits; None if the recipe has no `balance`.
 
     Args:
-        model: a model of the classes.
+        model: gives the logits.
         recipe: has prior and strength, and names the unlabeled and the labeled images.
-        classes: the class list of the logits.
+        classes: the class list of the images, which may be another than that of the logits.
         workspace: reads the images.
 
     Raises:
@@ -42,9 +43,9 @@ def balance_of(
     spec = recipe.balance
     if spec is None:
         return None
-    names = classes.names
+    names = model.class_names
     data = RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS)
-    pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, names)
+    pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, classes, names)
     sample = pool.spread(_MAX_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
@@ -65,18 +66,18 @@ def check_balance(recipe: Recipe, classes: Classes, data: RecipeData) -> None:
     """
     if recipe.balance is not None:
         data.check_named("unlabeled", _WHY)
-        _prior(recipe.balance, data, classes.names)
+        _prior(recipe.balance, data, classes, classes.names)
 
 
-def _prior(spec: BalanceSpec, data: RecipeData, names: tuple[str, ...]) -> Tensor | None:
-    """The expected shares of the classes, [C], float64; None for auto."""
+def _prior(spec: BalanceSpec, data: RecipeData, of: Classes, names: Sequence[str]) -> Tensor | None:
+    """The expected shares of C names, [C], float64, by data of a class list; None for auto."""
     if spec.prior == "auto":
         return None
     if spec.prior == "uniform":
         return class_shares(None, names, "balance.prior")
     if spec.prior == "labels":
         labeled = data.require("labeled", "balance.prior is labels")
-        counts = Counter(labeled.class_labels().values())
-        shares = torch.tensor([counts[c] + 1.0 for c in range(len(names))], dtype=torch.float64)
+        counts = Counter(of.names[label] for label in labeled.class_labels().values())
+        shares = torch.tensor([counts[name] + 1.0 for name in names], dtype=torch.float64)
         return shares / shares.sum()
     return class_shares(spec.prior, names, "balance.prior")

@@ -66,7 +66,8 @@ def evaluate_run(
     """
     recipe = load_recipe(run.recipe, overrides).recipe
     classes = load_classes(recipe)
-    model = load_run(run, workspace, overrides=overrides, names=classes.names)
+    names = classes.names
+    model = load_run(run, workspace, overrides=overrides, names=names, data_names=names)
     if recipe.data.test is None and recipe.data.unlabeled is not None:
         unlabeled, own = recipe.data.unlabeled, model.own_recipe.data.unlabeled
         # Keys that choose among the images of a source

@@ -206,6 +206,7 @@ class RunModel(MethodModel):
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
         classes: the class list of its logits and class vectors.
+        data_classes: the class list of its recipe's images.
         recipe: its recipe with overrides, for measuring and exporting.
         own_recipe: its recipe without overrides.
         stored: the class vectors that the run has stored.
@@ -215,6 +216,7 @@ class RunModel(MethodModel):
     run: RunFolder
     setup: RoleSetup
     classes: Classes
+    data_classes: Classes
     recipe: Recipe
     own_recipe: Recipe
     stored: ClassVectors
@@ -321,8 +323,8 @@ class RunModel(MethodModel):
 
     @property
     def data(self) -> RecipeData:
-        """Reads its recipe's images, with the class list that it was trained with."""
-        return RecipeData(self.recipe, self.setup.classes, self.setup.workspace)
+        """Reads its recipe's images."""
+        return RecipeData(self.recipe, self.data_classes, self.setup.workspace)
 
     def images(self, key: DataPart) -> Images | None:
         """The images of its recipe under `data.<key>`; None if it has none."""
@@ -330,9 +332,9 @@ class RunModel(MethodModel):
 
     def labels_of(self, images: Images) -> list[int | None]:
         """The classes of images as positions in `class_names`; None for classes not in it."""
-        trained, position = self.setup.classes.names, self.classes.positions(self.class_names)
+        listed, position = self.data_classes.names, self.classes.positions(self.class_names)
         labels = [images.source.items[index].label for index in images.indices]
-        return [None if label is None else position.get(trained[label]) for label in labels]
+        return [None if label is None else position.get(listed[label]) for label in labels]
 
     @cached_property
     def balance(self) -> BalanceResult | None:  # type: ignore[override]
@@ -350,7 +352,7 @@ class RunModel(MethodModel):
             of = (stored.prior, stored.strength, set(stored.offsets), own.unlabeled, own.labeled)
             if now == of:
                 return stored
-        return balance_of(self, self.recipe, self.classes, self.setup.workspace)
+        return balance_of(self, self.recipe, self.data_classes, self.setup.workspace)
 
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
@@ -403,6 +405,7 @@ def load_run(
     *,
     overrides: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
+    data_names: Sequence[str] | None = None,
 ) -> RunModel:
     """Opens a finished run as a model.
 
@@ -412,6 +415,7 @@ def load_run(
         overrides: other keys of the run's recipe.
         names: the class list; default: the run's own. Names without a stored vector are encoded by
             the run's text encoder, or by the teacher's for a student.
+        data_names: the class list of the recipe's images; default: the run's own.
 
     Raises:
         RecipeError: the run is not finished.
@@ -430,6 +434,7 @@ def load_run(
     source = loaded if run.role == "student" else trained
     setup = set_up_role(source, run.role, workspace, classes=trained_classes)
     classes = trained_classes if names is None else classes_of(loaded.recipe, names)
+    data = trained_classes if data_names is None else classes_of(loaded.recipe, data_names)
     trained_hash = check_stored_weights(run, setup, stored)
     new = [name for name in classes.names if name not in trained_classes.names]
     if new and setup.choice.settings.is_class_specific:
@@ -438,7 +443,7 @@ def load_run(
             " trains separate tensors for each class.\n"
             f"  Use names among its {len(trained_classes.names)}, or train again with the new list."
         )
-    return RunModel(run, setup, classes, loaded.recipe, trained.recipe, stored, trained_hash)
+    return RunModel(run, setup, classes, data, loaded.recipe, trained.recipe, stored, trained_hash)
 
 
 def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
@@ -458,7 +463,11 @@ def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
 
 
 def load_teacher(
-    run: RunFolder, workspace: Workspace, recipe: Recipe, names: Sequence[str]
+    run: RunFolder,
+    workspace: Workspace,
+    recipe: Recipe,
+    names: Sequence[str],
+    data_names: Sequence[str] | None = None,
 ) -> RunModel:
     """Opens a finished run as the teacher of a recipe's student, as `load_run` does.
 
@@ -470,10 +479,11 @@ def load_teacher(
         workspace: builds its backbone.
         recipe: the student's, which names the images.
         names: the student's class list.
+        data_names: the class list of the recipe's images; default: the same.
     """
-    values = recipe_values(recipe)
+    values, listed = recipe_values(recipe), data_names or names
     overrides = {key: values.get(key) for key in ("data", "balance")}
-    return load_run(run, workspace, overrides=overrides, names=names)
+    return load_run(run, workspace, overrides=overrides, names=names, data_names=listed)
 
 
 def load_teacher_of(model: RunModel) -> RunModel | None:
@@ -482,8 +492,8 @@ def load_teacher_of(model: RunModel) -> RunModel | None:
         run = model.run.teacher_folder()
         if run is None:
             return None
-        workspace, recipe = model.setup.workspace, model.recipe
-        teacher = load_teacher(run, workspace, recipe, model.class_names)
+        workspace, listed = model.setup.workspace, model.data_classes.names
+        teacher = load_teacher(run, workspace, model.recipe, model.class_names, listed)
         _ = teacher.balance  # found now, so that its error leaves the teacher out, too
     except KdedgeError as error:
         log.warning(f"The teacher's predictions are left out: {error}")

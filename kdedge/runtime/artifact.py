@@ -71,8 +71,8 @@ class ModelFile(Record):
         built_with: tool, versions, device, profile, flags and seconds of the build.
         parity: comparison with the model on real images; None if not measured.
         gate: whether the comparison passed the recipe's gates.
-        none_below: its limits for "none of these"; None if the artifact cannot tell, or if the
-            file that it was made from has them.
+        none_below: its limits for "none of these"; None if the artifact cannot tell, or if those
+            of the float32 file hold for it.
     """
 
     name: FileName

@@ -53,7 +53,10 @@ def run_example(artifact: Path, *images: str) -> list[list[str]]:
 def test_the_example_says_how_it_is_used_and_what_it_cannot_read(
     exported: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-I", exported / "example.py"]
+    folder = shutil.copytree(exported, tmp_path / "snapshot")  # with links to a store of blobs
+    script = (folder / "example.py").rename(tmp_path / "blob")
+    (folder / "example.py").symlink_to(script)
+    command = [sys.executable, folder / "example.py"]
     process = subprocess.run(command, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (
         1,
@@ -62,9 +65,12 @@ def test_the_example_says_how_it_is_used_and_what_it_cannot_read(
     image = next(Path("test").rglob("*.jpg"))
     named = subprocess.run([*command, "model.onnx", image], capture_output=True, text=True)
     assert json.loads(named.stdout)["label"]  # the file next to the script
-    process = subprocess.run([*command, "missing.jpg", image], capture_output=True, text=True)
-    assert (process.returncode, len(process.stdout.splitlines())) == (0, 1)
-    assert process.stderr.startswith("missing.jpg cannot be read: ")
+    (tmp_path / "cut.qoi").write_bytes(b"qoif" + bytes([0, 0, 0, 9, 0, 0, 0, 9, 3, 0]))
+    odd = shutil.copy(image, tmp_path / os.fsdecode(b"odd\xff.jpg"))
+    given, env = ["missing.jpg", tmp_path / "cut.qoi", odd], {"PYTHONIOENCODING": "utf-8:strict"}
+    process = subprocess.run([*command, *given], capture_output=True, text=True, env=env)
+    assert (process.returncode, len(process.stdout.splitlines())) == (0, 1), process.stderr
+    assert re.findall("([^/]*) cannot be read: ", process.stderr) == ["missing.jpg", "cut.qoi"]
     process = subprocess.run([*command, "missing.jpg"], capture_output=True, text=True)
     assert process.returncode == 3
     process = subprocess.run([*command, tmp_path / "a.onnx", image], capture_output=True, text=True)

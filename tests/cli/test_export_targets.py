@@ -181,6 +181,10 @@ def test_what_is_missing_is_listed_with_the_command_that_says_how_to_install_it(
     assert missing.endswith("OpenVINO int8: not installed; kdedge doctor says how to")
     choice = api.cpu_choice(ARTIFACT)
     assert {one.file for one in choice.candidates} == {"model.onnx", "model.int8-cpu.onnx"}
+    tested = "data.unlabeled={folder: test, include_test: true}"  # leaves no image for INT8
+    done = kdedge("export", "tiny/02", "--cpu", "--set", tested)
+    assert done.code == 0, done.err
+    assert "ONNX int8: the recipe has no unlabeled images to spare" in done.out
 
 
 def test_an_artifact_that_may_not_be_written_is_told_before_anything_is_made(

@@ -160,6 +160,8 @@ def test_each_file_has_a_limit_and_keeps_the_share_of_the_known_images(project: 
     assert artifact.none_of_these.share_percent == 90
     assert artifact.none_of_these.n_images == 20
     assert all(file.none_below is not None for file in artifact.files)
+    added = api.export("both", targets=["onnx-image"]).file("model.image.onnx")
+    assert added.none_below == artifact.files[0].none_below  # which example.py reads
     for precision in ("fp32", "int8"):
         found = api.predict("both", "pool", precision=precision).classified
         assert all(one.known_percent is not None for one in found)

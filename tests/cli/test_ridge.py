@@ -155,10 +155,13 @@ def test_features_serve_classes_without_labels_and_later_ones(kdedge: Run) -> No
     chosen = ("teacher.method=zeroshot", "teacher.settings={}", FEATURES)
     balance = "balance={prior: uniform}"
     assert kdedge("distill", "r.yaml", *options(*chosen, balance)).code == 0
-    for name, option in (("open", ["--open-classes"]), ("plain", [])):
+    Path("few.txt").write_text("forklift\ncat\nred fox\n")
+    few = ["--classes", "few.txt", "--calibrate", *options("data.labeled=null")]
+    for name, option in (("open", ["--open-classes"]), ("plain", []), ("few", few)):
         sooner = options("export.batch=1")  # is traced in a third of the time
         done = kdedge("export", "tiny/02", "--output", name, *option, *sooner)
         assert done.code == 0, done.err
+    assert read("few/artifact.json")["temperature"]["fitted_to"] == "teacher"
     answers = [kdedge("predict", name, "test", "--format", "jsonl") for name in ("open", "plain")]
     assert top_classes(answers[0]) == top_classes(answers[1])
     matrix = np.load("open/classes.1.npy")

@@ -71,6 +71,8 @@ def test_pixels_keys_hashes_and_classes_are_of_the_same_images() -> None:
     assert [f"{level // 7:04d}.png" for level in levels] == of(chosen, "key")
     assert [pictures.digests[level // 7] for level in levels] == of(chosen, "sha256")
     assert (levels // 10).tolist() == of(chosen, "predicted")
+    ranges, held_out = chosen.hold_out(6, 5)  # no more for ranges than are asked for
+    assert (len(ranges.pixels), len(held_out.pixels)) == (5, 4)
 
 
 def test_a_content_is_taken_once() -> None:
@@ -132,9 +134,9 @@ def test_without_an_image_there_is_no_set() -> None:
 
 def test_few_images_are_said_to_be_few(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        choose(Pictures([1, 2, 3]), 500)
+        choose(Pictures([1, 2, 3]), 500).hold_out(1, 500)
     (record,) = caplog.records
-    assert record.getMessage().startswith("INT8 is calibrated on only 3 images")
+    assert record.getMessage().startswith("INT8 is calibrated on only 2 images")
 
 
 def test_an_image_that_was_damaged_meanwhile_is_named() -> None:

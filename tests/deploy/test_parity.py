@@ -22,6 +22,7 @@ from kdedge.deploy.parity import (
     parity_on_smoke_set,
     predict_pixels,
     read_smoke_set,
+    warn_of_failed_gates,
     write_smoke_set,
 )
 from kdedge.errors import DataError
@@ -215,19 +216,24 @@ def test_images_before_resize_and_crop_survive_the_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_the_smoke_set_compares_a_file_where_it_runs(tmp_path: Path) -> None:
+def test_the_smoke_set_compares_a_file_where_it_runs(tmp_path: Path, caplog: Any) -> None:
     pixels = make_pixels(9)
     logits = answers(pixels)
-    logits[4] = np.roll(logits[4], 1)  # the student of the smoke set answers one otherwise
-    artifact = with_smoke_set(make_artifact(tmp_path), pixels, logits)
+    logits[4:6] = np.roll(logits[4:6], 1, axis=1)  # the smoke set's student answers two otherwise
+    artifact = with_smoke_set(make_artifact(tmp_path, gates=GATES), pixels, logits)
     result = parity_on_smoke_set(artifact, Means())
     assert result.n_images == 9
     assert result.n_labeled == 0
-    assert result.agreement_percent == 800 / 9
-    assert result.worst[0].image == f"{SMOKE_SET}[4]"
+    assert result.agreement_percent == 700 / 9
+    assert {one.image[-3:] for one in result.worst[:2]} == {"[4]", "[5]"}
     assert result.images == f"9 images of {SMOKE_SET}"
     assert result.runtime == "means 1.0"
     assert result.mean_softmax_distance is not None
+    for n_images in (500, 9):  # two of nine may be chance where 98 % of 500 agreed
+        made = dataclasses.replace(RESULT, n_images=n_images, agreement_percent=98.0)
+        file = ModelFile("m", "onnx", "int8", "any", "0" * 64, 1, parity=made)
+        warn_of_failed_gates(artifact, file, Means())
+        assert ("m missed its gates" in caplog.text) == (n_images == 9)
 
 
 def test_the_smoke_set_sees_a_fault_of_single_images_alone_or_of_batches_alone(
