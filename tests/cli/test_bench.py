@@ -222,6 +222,9 @@ def test_one_file_of_an_artifact_is_measured_alone(kdedge: Kdedge) -> None:
     assert row["model"] == "model.onnx"
     assert row["accuracy"]["agreement"] == 100
     assert not list(Path(ARTIFACT).glob("*.json.*"))
+    record = Path(ARTIFACT, "artifact.json")
+    record.write_text(record.read_text().replace('"target": "onnx"', '"target": "coreml"'))
+    kdedge("bench", f"{ARTIFACT}/model.onnx").fails(2, "kdedge does not run")
 
 
 def test_an_artifact_needs_neither_torch_nor_onnx() -> None:

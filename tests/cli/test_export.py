@@ -87,6 +87,8 @@ def test_a_teacher_is_not_taken_where_the_student_is_not_finished(kdedge: Run) -
 
 
 def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> None:
+    assert kdedge("export", path := f"{Path.cwd()}/runs/tiny/02").out.endswith(f"report {path}\n")
+    shutil.rmtree(ARTIFACT)
     done = kdedge("export", "--runs", "runs")
     assert done.code == 0, done.err
     assert {path.name for path in ARTIFACT.iterdir()} == {
