@@ -123,7 +123,7 @@ def _subjects(
             rows, missing = _run_subjects(run, against, device, threads)
             left_out |= missing
             runs.append(run)
-            name = run.name
+            name = run.name_in(root)
         else:
             name = str(file or folder)
             artifact = load_artifact(folder)

@@ -87,8 +87,6 @@ def test_a_teacher_is_not_taken_where_the_student_is_not_finished(kdedge: Run) -
 
 
 def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> None:
-    assert kdedge("export", path := f"{Path.cwd()}/runs/tiny/02").out.endswith(f"report {path}\n")
-    shutil.rmtree(ARTIFACT)
     done = kdedge("export", "--runs", "runs")
     assert done.code == 0, done.err
     assert {path.name for path in ARTIFACT.iterdir()} == {
@@ -104,6 +102,7 @@ def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> N
     assert "Next: kdedge report tiny/02 --runs runs\n" in done.out
     work = read(ARTIFACT / "artifact.json")["provenance"]["gflops"]
     assert work == {"folded": pytest.approx(2 * file["built_with"]["gmacs"])}
+    assert kdedge("export", path := f"{Path.cwd()}/runs/tiny/02").out.endswith(f"report {path}\n")
 
     # Another order of the classes refolds without training
     Path("few.txt").write_text("school bus\ncat\n")

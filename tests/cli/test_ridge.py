@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import kdedge as api
+from kdedge.reporting.headline import Verdict
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -44,7 +45,7 @@ def top_classes(done: Any) -> list[str]:
     return [json.loads(line)["class"] for line in done.out.splitlines()]
 
 
-def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
+def test_labels_of_every_class_teach_in_closed_form(kdedge: Run, monkeypatch: Any) -> None:
     done = kdedge("distill", "r.yaml", *options(*OWN))
     assert done.code == 0, done.err
     assert "Teacher 1/2: solving ridge" in done.err
@@ -62,15 +63,15 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
     assert {key: alone[key] for key in ("all", "per_class", "ece_percent")} == {
         key: baseline[key] for key in ("all", "per_class", "ece_percent")
     }
-    again = kdedge("distill", "r.yaml", "--resume", *options(*OWN))
+    monkeypatch.setattr("kdedge.cli.distill.verdict_of", lambda _: Verdict("labels alone", ""))
+    again = kdedge("distill", "r.yaml", "--resume", "--seed", "1", *options(*OWN))
     assert "nothing to resume" in again.err
+    assert again.out.endswith(" --set seed=1\n")
 
 
 def test_a_class_without_labels_is_named(kdedge: Run) -> None:
     shutil.rmtree("labeled/dog")
-    done = kdedge("distill", "r.yaml", *options(*OWN))
-    assert done.code == 3
-    assert "labels alone, and 1 of 4 have none: dog." in done.err
+    kdedge("distill", "r.yaml", *options(*OWN)).fails(3, "labels alone, and 1 of 4 have none: dog.")
 
 
 def test_black_training_images_are_named_and_the_headline_tells(kdedge: Run) -> None:
