@@ -79,7 +79,8 @@ def write_smoke_images(
     """
     from kdedge.deploy.client import write_images
 
-    return write_images(open_artifact(artifact, root=root), Path(folder), pictures=pictures)
+    given = open_artifact(artifact, root=root)
+    return write_images(given, Path(folder).expanduser(), pictures=pictures)
 
 
 def verify_client(

@@ -123,7 +123,7 @@ def _subjects(
             rows, missing = _run_subjects(run, against, device, threads)
             left_out |= missing
             runs.append(run)
-            name = run.name
+            name = run.name_in(root)
         else:
             name = str(file or folder)
             artifact = load_artifact(folder)
@@ -131,6 +131,8 @@ def _subjects(
             if file is not None:
                 artifact.file(file.name)  # the error for an unknown file lists the known ones
                 rows = [row for row in rows if row.model == file.name]
+            if not rows:
+                raise RecipeError(f"kdedge does not run {name}.\n  Name another file or artifact.")
         if len(sources) > 1:  # runs of different sources may share a name
             rows = [replace(row, source=name) for row in rows]
         subjects += rows

@@ -137,7 +137,7 @@ def open_inputs(
             from kdedge.data.sources import webdataset  # only needed for shards
 
             shard = webdataset.open_source(str(path.absolute()), **labels, n_positions=n_positions)
-            parts.append(_source_images(shard, path.parent))
+            parts.append(_source_images(shard, path.parent, suffix=".jpg"))  # keys have none
         elif path.suffix.lower() == ".csv":
             listed = csv_list.open_source(path, **labels, n_positions=n_positions)
             parts.append(_source_images(listed, path.parent))
@@ -150,12 +150,11 @@ def open_inputs(
     return list(items) if all(isinstance(part, list) for part in parts) else items
 
 
-def _source_images(source: ImageSource, parent: Path) -> list[InputImage]:
+def _source_images(source: ImageSource, parent: Path, suffix: str = "") -> list[InputImage]:
+    names = [item.key.replace("/", "_") + suffix for item in source.items]
     return [
-        InputImage(
-            str(parent / item.key), item.key.replace("/", "_"), partial(source.read, i), item.label
-        )
-        for i, item in enumerate(source.items)
+        InputImage(str(parent / item.key), name, partial(source.read, i), item.label)
+        for i, (item, name) in enumerate(zip(source.items, names, strict=True))
     ]
 
 

@@ -54,7 +54,7 @@ def write_page(
     from kdedge.reporting.page import write_report
     from kdedge.reporting.run_records import run_records
 
-    folder = None if output is None else Path(output)
+    folder = None if output is None else Path(output).expanduser()
     if folder is not None:
         refuse_existing(folder)  # before reading runs
     root = runs_folder(root, *runs)

@@ -78,7 +78,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     trained = runs[-1]  # one of its teachers may be a student, too
     measured = model_records(trained)
     for run in runs:
-        student_label = f"student, {run.read_provenance().method}" if several else "student"
+        student_label = f"student {run.name}" if several else "student"
         results = measured.results if run is trained else stored_evaluation(run)
         for name, result in labeled_results(run, results):
             label = student_label if name == "student" else name

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kdedge import torchrun
+from kdedge.api.arguments import role_keys
 from kdedge.cli._options import run_options, size_option, training_options
 from kdedge.cli._output import next_line, print_result, same_options
 from kdedge.cli._results import run_record, run_text
@@ -53,7 +54,8 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     elif verdict is not None and verdict.kind == "labels alone":
         size = options["size"]
         size_keys = {} if size is None else student_size(size).overrides("ridge")
-        same = same_options(merged(size_keys, options["overrides"]))
+        seed = role_keys("student", {"seed": options["seed"]})
+        same = same_options(merged(size_keys, options["overrides"], seed))
         following = next_line("train", recipe, "--method", "ridge", *same)
     text = f"{run_text(runs, used=used)}\n{following}"
     record: dict[str, Any] = {

@@ -136,7 +136,8 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")
         if named_artifact(run, options["root"]) is None:
-            following = next_line("report", artifact.provenance["run"], *given_options("root"))
+            given = run or artifact.provenance["run"]  # the latter is only found in its own root
+            following = next_line("report", given, *given_options("root"))
         print_result({}, as_json=False, text=following)
 
 

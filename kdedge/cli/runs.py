@@ -54,5 +54,6 @@ def _text(records: list[dict[str, Any]]) -> str:
     following = next_line("show", by_start[-1]["path"])
     program, *words = (unfinished[-1]["command"] if unfinished else None) or [""]
     if program == "kdedge":  # not a script that calls the Python API
-        following = next_line(*words, *(["--resume"] if "--resume" not in words else []))
+        goes_on = {"--resume", "pseudo-label"} & {*words}  # the latter always does
+        following = next_line(*words, *([] if goes_on else ["--resume"]))
     return f"{table(rows, header=header, align='llllrlrrr')}\n{following}"

@@ -17,7 +17,7 @@ from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
 from kdedge.runs.find import find_run, named_artifact
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.listing import changed_artifacts, files_of, size_of
+from kdedge.runs.listing import changed_artifacts, sizes_of
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -55,11 +55,10 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     record = run.read_provenance()
     measured = model_records(run)
     rows = labeled_results(run, measured.results)
-    files = [
-        [str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"]
-        for path in sorted(files_of(run))
-    ]
-    summary = f"{len(files)} files, {megabytes(size_of(run))}; --all lists them, with settings,"
+    sizes = sorted(sizes_of(run).items())
+    files = [[str(path.relative_to(run.path)), f"{n_bytes:,} bytes"] for path, n_bytes in sizes]
+    size = megabytes(sum(n_bytes for _, n_bytes in sizes))
+    summary = f"{len(files)} files, {size}; --all lists them, with settings,"
     summary += " versions and hashes"
     parts = [
         f"{run.path}: {run.role}, {record.status}",

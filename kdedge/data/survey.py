@@ -138,6 +138,7 @@ def survey(place: str) -> Survey:
 
 def _open(place: str) -> tuple[str, ImageSource, Iterable[str]]:
     """Returns a source's kind, its images, and each image's label as text, "" if it has none."""
+    place = str(Path(place).expanduser()) if place.startswith("~/") else place
     if place.endswith(".tar"):
         shards = webdataset.open_source(place, class_names=(), labeled=False)
         return "webdataset", shards, webdataset.label_texts(place)

@@ -135,7 +135,7 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
     artifact.checked(file.name)
     smoke = _uncropped_part(load_smoke_set(artifact))
     try:
-        lines = read_bytes(path).decode("utf-8").split("\n")
+        lines = read_bytes(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise GateError(f"{path} is no UTF-8 text: {error}.\n  {_FORMAT}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -50,7 +50,9 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
         return None
     if choice is not None and choice.file == files[0].name:
         return FileToShip(files[0], choice.time, str(choice.machine), choice)
-    rows = [] if speed is None else [row for row in speed.rows if row.model == files[0].name]
+    # Of the same size, too: the records also have files of other artifacts and earlier exports
+    known = (files[0].name, files[0].n_bytes)
+    rows = [] if speed is None else [r for r in speed.rows if (r.model, r.n_bytes) == known]
     machine = "" if speed is None else str(speed.device["cpu"])
     return FileToShip(files[0], rows[0].alone(1) if rows else None, machine, choice)
 

@@ -15,6 +15,7 @@ from kdedge.inference.classify import ImageInput, decode_input, read_input
 from kdedge.runtime.preprocess import ImageError
 
 _MIN_WIDTH_PX = 320
+_MAX_SIDE_PX = 65_500  # Pillow's limit for JPEG
 _MAX_NAME_BYTES = 200  # file systems take 255; the rest is for a number
 
 
@@ -50,6 +51,7 @@ class PictureFolder:
             return
         if classes is not None:
             picture = with_text(picture, ["  ".join(texts) for texts in classes])
+        picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=92)
         self._write(str(Path(name).with_suffix(".jpg")), file.getvalue())
@@ -86,7 +88,7 @@ def with_text(image: Image.Image, lines: Sequence[str]) -> Image.Image:
         image: RGB image.
         lines: one or more lines of text.
     """
-    factor = max(1, -(-_MIN_WIDTH_PX // image.width))
+    factor = max(1, min(-(-_MIN_WIDTH_PX // image.width), _MAX_SIDE_PX // image.height))
     width, height = factor * image.width, factor * image.height
     size_px = max(14, width // 28)
     font = _font(size_px)

@@ -52,14 +52,23 @@ def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:
 
     For several runs, names of plots and links begin with the run's name.
     """
+    named = _named(runs)
     if len(runs) == 1:
-        return [_run_chapter(runs[0], prefix="")]
-    names = [re.sub(r"[^\w.]+", "-", records.run.name) for records in runs]
-    chapters = [_run_chapter(r, prefix=f"{name}-") for r, name in zip(runs, names, strict=True)]
-    return [_comparison(runs), *chapters]
+        return [_run_chapter(*named[0], prefix="")]
+    prefixes = [re.sub(r"[^\w.]+", "-", f"{name}-") for name, _ in named]
+    chapters = [_run_chapter(*one, prefix=p) for one, p in zip(named, prefixes, strict=True)]
+    return [_comparison(named), *chapters]
 
 
-def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
+def _named(runs: Sequence[RunRecords]) -> list[tuple[str, RunRecords]]:
+    """The runs with their names, or with their paths if two names are equal."""
+    names = [records.run.name for records in runs]
+    if len(set(names)) < len(names):
+        names = [str(records.run.path) for records in runs]
+    return list(zip(names, runs, strict=True))
+
+
+def _run_chapter(name: str, records: RunRecords, *, prefix: str) -> Chapter:
     """The chapter of one run."""
     result = records.own
     parts = [_label(records, records.run.role)]
@@ -68,7 +77,7 @@ def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
     parts.append(str(records.provenance.finished_at or records.provenance.status)[:10])
     return Chapter(
         anchor=f"{prefix}run",
-        title=records.run.name,
+        title=name,
         subtitle=" · ".join(parts),
         sections=[
             *_non_empty(_shown(records), is_folded=False),
@@ -275,21 +284,21 @@ def _training(records: RunRecords, name: str) -> Plot:
     return Plot(name, "Training", lambda: training_curves(log), caption)
 
 
-def _comparison(runs: Sequence[RunRecords]) -> Chapter:
+def _comparison(named: Sequence[tuple[str, RunRecords]]) -> Chapter:
     """The chapter that compares several runs."""
     accuracies = [
-        (f"{records.run.name}: {_label(records, name)}", result)
-        for records in runs
+        (f"{run_name}: {_label(records, name)}", result)
+        for run_name, records in named
         for name, result in sorted_results(records.run, records.results).items()
     ]
     blocks: dict[str, list[Block | None]] = {
         "Accuracy": [accuracy_table(_without_repetitions(rows)) for rows in by_images(accuracies)],
-        "Speed": [*_common_speed(runs)],
+        "Speed": [*_common_speed(named)],
     }
     return Chapter(
         anchor="comparison",
-        title=f"{len(runs)} runs compared",
-        subtitle=", ".join(records.run.name for records in runs),
+        title=f"{len(named)} runs compared",
+        subtitle=", ".join(name for name, _ in named),
         sections=_non_empty(blocks, is_folded=False),
     )
 
@@ -303,9 +312,9 @@ def _without_repetitions(rows: Sequence[tuple[str, EvalResult]]) -> list[tuple[s
     return list(unique.values())
 
 
-def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:
+def _common_speed(named: Sequence[tuple[str, RunRecords]]) -> list[Block]:
     """Speed of the runs measured on the first run's machine; a note names the others."""
-    measured = [(records.run.name, records.speed) for records in runs if records.speed is not None]
+    measured = [(name, records.speed) for name, records in named if records.speed is not None]
     if not measured:
         return []
     first = measured[0][1]
@@ -346,7 +355,7 @@ def write_report(runs: Sequence[RunRecords], output: Path | None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    title = ", ".join(records.run.name for records in runs)
+    title = ", ".join(name for name, _ in _named(runs))
     values = {"chapters": make_chapters(runs), "title": title, "version": __version__}
     page = environment.get_template("page.html.j2").render(**values) + "\n"
     folder = runs[0].run.path / "report" if output is None else output

@@ -14,7 +14,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.data.classes import load_class_names
 from kdedge.data.open import open_source
 from kdedge.deploy.parity import SMOKE_SET, load_smoke_set
-from kdedge.errors import KdedgeError
+from kdedge.errors import DataError, KdedgeError
 from kdedge.records.evaluation import SampleImage, WorstImage
 from kdedge.records.tables import decimals
 from kdedge.reporting.blocks import Card, Cards
@@ -127,12 +127,14 @@ def _from_recipe(
     """Reads test or unlabeled images of a recipe by their keys; unreadable ones are left out.
 
     Raises:
-        KdedgeError: their source no longer exists.
+        KdedgeError: their source no longer exists, or the recipe does not name it.
     """
     data = None if recipe is None else recipe.recipe.data
     spec = None if data is None else data.test if is_test else data.unlabeled
-    if recipe is None or data is None or spec is None or not keys:
+    if not keys:
         return
+    if recipe is None or data is None or spec is None:
+        raise DataError("the recipe does not name these images.")
     names = load_class_names(recipe.recipe.classes, data=data)
     source = open_source(spec, class_names=names, labeled=is_test, data=data)
     for i, item in enumerate(source.items):

@@ -94,7 +94,9 @@ class RunRecords(ModelRecords):
 
     @property
     def missing(self) -> dict[str, list[str]]:
-        """Name of each missing record -> the command that makes it."""
+        """Name of each missing record -> the command that makes it; none if it is unfinished."""
+        if not self.provenance.is_finished:
+            return {}
         name = str(self.run.path)
         role = self.run.role
         artifact = self.artifact

@@ -91,7 +91,7 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
 def _path_of(argument: RunOrArtifact) -> Path:
     """The path or name that an argument gives; a recipe's file stands for the name in it."""
     path = Path(argument).expanduser()
-    if path.suffix != ".yaml":
+    if path.suffix not in (".yaml", ".yml"):
         return path
     return Path(load_recipe(path).recipe.name if path.is_file() else path.stem)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,19 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
         "measure": which,
         "percent": value,
         "n_images": n_images,
-        "n_bytes": size_of(run),
+        "n_bytes": sum(sizes_of(run).values()),
         "artifacts": [folder.name for folder in run.artifacts],
     }
 
 
-def files_of(run: RunFolder) -> Iterator[Path]:
-    """Returns every file of a run except its lock."""
-    return (path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
-
-
-def size_of(run: RunFolder) -> int:
-    """Returns the total bytes of a run's files; a running training may delete some meanwhile."""
-    n_bytes = 0
-    for path in files_of(run):
-        with contextlib.suppress(FileNotFoundError):
-            n_bytes += path.stat().st_size
-    return n_bytes
+def sizes_of(run: RunFolder) -> dict[Path, int]:
+    """The bytes of every file of a run except its lock; a training may delete some meanwhile."""
+    sizes: dict[Path, int] = {}
+    for folder, _, names in os.walk(run.path):  # passes over folders that are gone
+        for path in (Path(folder, name) for name in names if name != ".lock"):
+            with contextlib.suppress(OSError):
+                sizes[path] = path.stat().st_size
+    return sizes
 
 
 def record_export(run: RunFolder, artifact: Path) -> None:

@@ -112,6 +112,7 @@ def open_frames(text: str, *, every: int, existing: bool) -> FrameSource:
     """
     if re.fullmatch(r"\d{1,3}", text):
         text = f"/dev/video{int(text)}"
+    text = str(Path(text).expanduser()) if text.startswith("~/") else text
     kind = _kind_of(text)
     is_live = kind in ("camera", "stream")
     name = without_password(text) if is_live else printable(text)

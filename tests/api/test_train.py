@@ -15,6 +15,7 @@ from PIL import Image
 import kdedge
 from kdedge.api.arguments import load_for
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
+from kdedge.serving.source import open_frames
 
 torch = pytest.importorskip("torch")
 
@@ -219,6 +220,8 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     root, images = folder / "runs", folder / "pool"
     monkeypatch.setenv("HOME", str(folder))
     assert len(kdedge.predict("toy", "~/pool", root=root)) == len(list(images.rglob("*.png")))
+    assert open_frames("~/pool", every=1, existing=False).kind == "folder"
+    assert kdedge.scan_images("~/pool").n_images == 9
     found = kdedge.compare("toy/02", "toy", images, root=root)
     assert found.agreement_percent == 100
     with pytest.raises(kdedge.DataError, match="toy/02 does not exist"):
@@ -237,7 +240,9 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     with pytest.raises(kdedge.RecipeError, match="exists, and nothing is overwritten"):
         kdedge.bench(artifact, output=file)
     assert [one.path.name for one in student.artifacts] == ["01"]
-    page = kdedge.report(student, output=tmp_path / "report")
+    assert kdedge.write_smoke_images(artifact, "~/smoke")[0].parent == folder / "smoke"
+    page = kdedge.report(student, output="~/report")
+    assert page.parent == folder / "report"
     assert "toy/02" in page.read_text(encoding="utf-8")
 
 

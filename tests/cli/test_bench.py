@@ -190,16 +190,16 @@ def test_a_run_is_measured_without_what_it_lacks(trained: Path, kdedge: Kdedge) 
 
 
 def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) -> None:
-    names = ("runs/tiny/02", "tiny/01")
-    done = kdedge("bench", *names, *QUICK, "--against", "none", "--format", "json")
+    other = str(shutil.copytree("runs", trained / "other") / "tiny/01")
+    done = kdedge("bench", "runs/tiny/02", other, *QUICK, "--against", "none", "--format", "json")
     assert done.code == 0, done.err
     rows = [(row["source"], row["model"]) for row in json.loads(done.out)["rows"]]
     assert rows == [
         ("tiny/02", "Zero-shot CLIP"),
         ("tiny/02", "teacher, PromptSRC"),
         ("tiny/02", "student, PromptKD"),
-        ("tiny/01", "Zero-shot CLIP"),
-        ("tiny/01", "teacher, PromptSRC"),
+        (other, "Zero-shot CLIP"),
+        (other, "teacher, PromptSRC"),
     ]
     assert Path("runs/tiny/02/bench/01.json").exists()  # in the first one's folder
     assert not Path("runs/tiny/01/bench").exists()
@@ -222,6 +222,9 @@ def test_one_file_of_an_artifact_is_measured_alone(kdedge: Kdedge) -> None:
     assert row["model"] == "model.onnx"
     assert row["accuracy"]["agreement"] == 100
     assert not list(Path(ARTIFACT).glob("*.json.*"))
+    record = Path(ARTIFACT, "artifact.json")
+    record.write_text(record.read_text().replace('"target": "onnx"', '"target": "coreml"'))
+    kdedge("bench", f"{ARTIFACT}/model.onnx").fails(2, "kdedge does not run")
 
 
 def test_an_artifact_needs_neither_torch_nor_onnx() -> None:

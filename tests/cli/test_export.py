@@ -108,6 +108,7 @@ def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> N
     assert "Next: kdedge report tiny/02 --runs runs\n" in done.out
     work = read(ARTIFACT / "artifact.json")["provenance"]["gflops"]
     assert work == {"folded": pytest.approx(2 * file["built_with"]["gmacs"])}
+    assert kdedge("export", path := f"{Path.cwd()}/runs/tiny/02").out.endswith(f"report {path}\n")
 
     # Another order of the classes refolds without training
     Path("few.txt").write_text("school bus\ncat\n")

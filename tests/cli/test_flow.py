@@ -361,9 +361,10 @@ def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     shown = kdedge("runs", "tiny").out
     assert re.search(rf"^tiny/02 .* {result['harmonic_mean']:.2f} +HM +20 ", shown, re.MULTILINE)
     assert re.search(r"^tiny/03 .*interrupted +- +- +- ", shown, re.MULTILINE)
-    record = json.loads(killed.read_text()) | {"command": ["kdedge", "distill", "r.yaml"]}
-    killed.write_text(json.dumps(record))
-    assert kdedge("runs").out.endswith("Next: kdedge distill r.yaml --resume\n")
+    record = json.loads(killed.read_text())
+    for command, option in (("distill", " --resume"), ("pseudo-label", "")):
+        killed.write_text(json.dumps(record | {"command": ["kdedge", command, "r.yaml"]}))
+        assert kdedge("runs").out.endswith(f"Next: kdedge {command} r.yaml{option}\n")
     killed.write_text(json.dumps(record | {"command": []}))  # of a script that hides its own
     assert "Next: kdedge show " in kdedge("runs").out
     shutil.copytree("runs/tiny/02", "runs/tiny/04")  # a later one of its kind is finished

@@ -102,14 +102,13 @@ def test_a_call_takes_each_name_and_object(call: str, name: str, tmp_path: Path)
 def test_a_name_means_the_newest_run_with_an_artifact(
     exported: Path, kdedge: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert package.open_run("runs/tiny").name == package.open_run("tiny.yaml").name == "tiny/02"
+    found = {package.open_run(name).name for name in ("runs/tiny", "tiny.yaml", "tiny.yml")}
+    assert found == {"tiny/02"}
     shutil.copytree("runs/tiny/02", "runs/tiny/03")
     shutil.rmtree("runs/tiny/03/artifacts")
     for name in ("tiny", "tiny/02/artifacts", "runs/tiny/02/artifacts"):
         assert package.open_artifact(name).path.resolve() == exported / ARTIFACT
-    done = kdedge("predict", "tiny/03", "test")
-    assert done.code == 3
-    assert "tiny/03 is not an artifact, nor a run with one" in done.err
+    kdedge("predict", "tiny/03", "test").fails(3, "tiny/03 is not an artifact, nor a run with one")
     kdedge("predict", "tinny/02", "test").fails(3, "Did you mean tiny/02?", "Images come after")
     kdedge("bench", "tinny/02").fails(2, "Did you mean tiny/02?")
     said = kdedge("predict", "tiny", *IMAGES).err

@@ -405,9 +405,10 @@ def test_a_shard_is_read_as_a_folder_is(work: Path, kdedge: Run) -> None:
     with tarfile.open(work / "pics.tar", "w") as shard:
         for name in ("a.jpg", "broken.jpg", "z.jpg"):
             shard.add(work / "pics" / name, f"in/{name}")
-    lines = kdedge("predict", "art", "pics.tar").out.splitlines()
+    lines = kdedge("predict", "art", "pics.tar", "--save", "out").out.splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["pics.tar/in/a", "red"],
         ["pics.tar/in/broken", "unreadable:"],
         ["pics.tar/in/z", "dark"],
     ]
+    assert [path.name for path in Path("out").glob("*a.jpg")] == ["pics.tar_in_a.jpg"]

@@ -67,6 +67,8 @@ def test_pictures_are_saved_with_a_band_below_them_and_none_replaces_another(kde
     band = picture[picture.shape[1] * 24 // 30 :]
     assert (band > 200).any()
     assert np.median(band) < 20
+    PictureFolder(Path("new/out")).save("tall", Image.new("RGB", (9, 70_000)), [("red", "90 %")])
+    assert len(np.asarray(Image.open("new/out/tall.jpg"))) == 65_500
 
 
 def test_a_picture_that_another_program_saved_meanwhile_stays(work: Path) -> None:

@@ -30,9 +30,7 @@ def test_runs_are_reported_once_each_into_the_folder_that_is_named(kdedge, train
     assert done.code == 0, done.err
     assert json.loads(done.out)["runs"] == ["runs/tiny/02", "runs/tiny/01"]
     assert not Path("runs/tiny/02/report").exists()
-    again = kdedge("report", "--output", "out")
-    assert again.code == 2
-    assert "out exists, and nothing is overwritten" in again.err
+    kdedge("report", "--output", "out").fails(2, "out exists, and nothing is overwritten")
 
 
 def test_eval_adds_what_a_run_lacks(kdedge, trained) -> None:

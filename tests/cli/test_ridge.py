@@ -90,9 +90,7 @@ def test_offsets_are_those_of_the_pool_that_the_recipe_names(kdedge: Run) -> Non
 
 def test_a_class_without_labels_is_named(kdedge: Run) -> None:
     shutil.rmtree("labeled/dog")
-    done = kdedge("distill", "r.yaml", *options(*OWN))
-    assert done.code == 3
-    assert "labels alone, and 1 of 4 have none: dog." in done.err
+    kdedge("distill", "r.yaml", *options(*OWN)).fails(3, "labels alone, and 1 of 4 have none: dog.")
 
 
 def test_black_training_images_are_named_and_the_headline_tells(kdedge: Run) -> None:

@@ -137,15 +137,15 @@ def test_a_file_is_measured_where_the_test_images_are_among_its_images() -> None
     assert "teacher" in read_evaluation(run)
 
 
-def test_a_student_may_teach() -> None:
+def test_a_student_may_teach(kdedge: Any) -> None:
     recipe = write_recipe("{run: runs/tiny/02}", has_own_texts=False)
-    student = distilled(recipe, "student.views=1", "data.split=base-to-novel")
-    assert (
-        read_evaluation(student)["teacher"]
-        == read_evaluation(RunFolder.open(Path("runs/tiny/02")))["student"]
-    )
+    changes = ("--set", "student.views=1", "--set", "data.split=base-to-novel")
+    shown = kdedge("distill", recipe, *changes).out
+    teacher, student = (RunFolder.open(Path(f"runs/tiny/{number}")) for number in ("02", "03"))
+    assert read_evaluation(student)["teacher"] == read_evaluation(teacher)["student"]
+    assert all(f"\nstudent tiny/{number} " in shown for number in ("02", "03"))
     first = job_of(recipe).hashes()["teacher"]
-    other = write_recipe(f"{{run: {student.path}}}", has_own_texts=False)
+    other = write_recipe("{run: runs/tiny/03}", has_own_texts=False)
     assert job_of(other).hashes()["teacher"] != first  # though their class vectors are the same
 
 

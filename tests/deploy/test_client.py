@@ -102,7 +102,8 @@ def test_a_label_alone_is_enough_and_an_equal_class_is_right(
 ) -> None:
     answers = [{"label": answer["label"]} for answer in right_answers(artifact)]
     answers[3] = {"label": "cat", "score": None, "more": 1}  # a thousandth below dog
-    found = kdedge.verify_client(artifact, written(answers, tmp_path))
+    text = "\ufeff" + "\r\n".join(map(json.dumps, answers))  # as from C# on Windows
+    found = kdedge.verify_client(artifact, written(text, tmp_path))
     assert found.max_score_difference is None
     assert found.max_mean_difference is None
 

@@ -74,8 +74,9 @@ def test_the_file_to_ship_has_the_time_of_bench(make_run: MakeRun) -> None:
     artifact, speed = (getattr(run_records(make_run()), name) for name in ("artifact", "speed"))
     plain, int8 = (replace(file, gate="passed") for file in artifact.files)
     artifact = replace(artifact, files=(plain, int8))
-    rows = [replace(row, model="model.onnx") for row in speed.rows[:1]]
-    speed = replace(speed, rows=(*rows, *speed.rows[1:]))
+    other = replace(speed.rows[1], model="model.onnx", n_bytes=1)  # of another artifact
+    rows = [replace(speed.rows[0], model="model.onnx", n_bytes=plain.n_bytes)]
+    speed = replace(speed, rows=(other, *rows, *speed.rows[1:]))
     assert file_to_ship(artifact, speed) == (plain, rows[0].alone(1), "A processor", None)
     assert file_to_ship(artifact, None) == (plain, None, "", None)
     for_gpus = replace(artifact, files=(replace(int8, device="gpu"), int8))

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -301,6 +302,8 @@ def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> 
     run.recipe.write_text(re.sub(r", test: \{.*?\}", "", text), encoding="utf-8")
     assert "The recipe has no test images" in said(run)
     assert list(run_records(run).missing) == ["agreement and predicted classes", "speed"]
+    run.provenance.write_text(run.provenance.read_text().replace('"finished"', '"running"'))
+    assert run_records(run).missing == {}
 
 
 @pytest.mark.parametrize(
@@ -335,6 +338,8 @@ def test_without_their_folder_worst_images_are_names(make_run: MakeRun, tmp_path
     assert "data:image/jpeg" not in said(run)
     assert "Card(image='0.png', picture=None" in said(run)
     assert re.search(r"No pictures: \S*pool does not exist", said(run))
+    run.recipe.write_text(re.sub(r", test: \{.*?\}", "", run.recipe.read_text()))
+    assert "No pictures: the recipe does not name these images" in said(run)
 
 
 def test_one_class_is_enough(make_run: MakeRun) -> None:
@@ -366,6 +371,9 @@ def test_several_runs_are_compared_first(make_run: MakeRun) -> None:
     assert "tiny/01: student" in page.text
     assert "tiny/02: i8.onnx" in page.text
     assert "Measured on another machine, so shown only in its chapter: tiny/03." in page.text
+    twin = RunFolder(shutil.copytree(runs[1].path, runs[1].root / "other/tiny/02"), "student")
+    chapters = make_chapters([run_records(run) for run in (runs[1], twin)])
+    assert len({chapter.anchor for chapter in chapters}) == 3
     ids = re.findall(r' id="([^"]+)"', html)
     assert len(set(ids)) == len(ids)
     assert {source[1:] for source in page.sources if source.startswith("#")} <= set(ids)
