@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from kdedge.benchmarking.timing import LoadedSubject, Subject, TimedCall, host_timed
 from kdedge.clip.backbone import Backbone, ImageBackbone
-from kdedge.clip.text import TokenizedTexts
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.evaluation.flops import count_gmacs
@@ -166,7 +165,9 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     parts: list[nn.Module] = [model.transformer, model.token_embedding, model.ln_final]
     encoder = [parameter for part in parts for parameter in part.parameters()]
     encoder += [model.positional_embedding, model.text_projection]
-    texts = _at_all_positions(method.texts, backbone)
+    # Padded to all positions of the encoder, as in the public code
+    missing = backbone.context_length - method.texts.tokens.shape[1]
+    texts = replace(method.texts, tokens=F.pad(method.texts.tokens, (0, missing)))
     gmacs = None
 
     def logits(images: Tensor) -> Tensor:
@@ -202,12 +203,6 @@ def _title(name: str) -> str:
     """The label of a method in tables."""
     label: str = load_method(name).METHOD.label
     return label
-
-
-def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTexts:
-    """Encodes texts like the public code: padded to all positions of the encoder."""
-    missing = backbone.context_length - texts.tokens.shape[1]
-    return replace(texts, tokens=F.pad(texts.tokens, (0, missing)))
 
 
 def _with_vectors(
@@ -253,10 +248,6 @@ def _subject(
     n_parameters = sum(tensor.numel() for tensor in tensors)
     gmacs_image, gmacs_call = gmacs or (count_gmacs(logits, _one_image(backbone)), 0.0)
 
-    @contextlib.contextmanager
-    def load() -> Iterator[_LoadedTorch]:
-        yield _LoadedTorch(logits, backbone, n_parameters)
-
     return Subject(
         source="",
         model=label,
@@ -268,7 +259,7 @@ def _subject(
         gmacs_call=gmacs_call,
         accuracy=None,
         gate=None,
-        load=load,
+        load=lambda: contextlib.nullcontext(_LoadedTorch(logits, backbone, n_parameters)),
     )
 
 

@@ -116,19 +116,16 @@ def build_clip(label: str, model_config: Mapping[str, Any], *, device: str = "me
     Raises:
         RecipeError: open_clip cannot build the model, or its text encoder is not CLIP's own.
     """
-    problem = _foreign_text_part(model_config)
-    if problem is None:
-        with torch.random.fork_rng(devices=[]):
-            model = _construct(label, model_config, device=device)
-        problem = _unsupported_text(model)
-        if problem is None:
-            return model
-    raise RecipeError(
-        f"kdedge cannot use {label}: {problem}.\n"
-        "  kdedge runs CLIPs with CLIP's own text encoder and tokenizer, such as ViT-B-16 or"
-        " RN50.\n"
-        "  Another model's image encoder can be a student: promptkd with class_vectors: teacher."
-    )
+    problem = _text_problem(label, model_config)
+    if problem is not None:
+        raise RecipeError(
+            f"kdedge cannot use {label}: {problem}.\n"
+            "  kdedge runs CLIPs with CLIP's own text encoder and tokenizer, such as ViT-B-16 or"
+            " RN50.\n"
+            "  Another model's image encoder can be a student: promptkd with class_vectors:"
+            " teacher."
+        )
+    return _construct(label, model_config, device=device)
 
 
 def has_clip_text_encoder(label: str, model_config: Mapping[str, Any]) -> bool:
@@ -137,9 +134,7 @@ def has_clip_text_encoder(label: str, model_config: Mapping[str, Any]) -> bool:
     Raises:
         RecipeError: open_clip cannot build the model.
     """
-    return _foreign_text_part(model_config) is None and (
-        _unsupported_text(_construct(label, model_config, device="meta")) is None
-    )
+    return _text_problem(label, model_config) is None
 
 
 def build_image_encoder(label: str, model_config: Mapping[str, Any], *, device: str) -> nn.Module:
@@ -160,8 +155,7 @@ def build_image_encoder(label: str, model_config: Mapping[str, Any], *, device: 
         "quick_gelu": model_config.get("quick_gelu", False),
         "text_cfg": {"width": 8, "heads": 1, "layers": 1},  # as small as possible: it is dropped
     }
-    with torch.random.fork_rng(devices=[]):
-        visual: nn.Module = _construct(label, config, device=device).visual
+    visual: nn.Module = _construct(label, config, device=device).visual
     return visual
 
 
@@ -179,10 +173,8 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
     if timm_name:  # its values come from the CLIP's file of weights
         arguments["vision_cfg"] = {**vision, "timm_model_pretrained": False}
     try:
-        if device == "meta":
-            return _empty_clip(json.dumps(arguments))
-        with torch.device(device):
-            return CLIP(**arguments)
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return _empty_clip(json.dumps(arguments)) if device == "meta" else CLIP(**arguments)
     # Wrong values make open_clip and torch raise different errors, depending on where they are used
     except (
         TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, LookupError,
@@ -197,9 +189,8 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
 
 @functools.lru_cache(maxsize=8)
 def _empty_clip(config: str) -> CLIP:
-    """Builds a config's CLIP without values; once for all who check it, so nobody may change it."""
-    with torch.device("meta"):
-        return CLIP(**json.loads(config))
+    """A config's CLIP on the meta device; built once for all who check it: nobody may change it."""
+    return CLIP(**json.loads(config))
 
 
 def is_promptable_vit(visual: nn.Module) -> bool:
@@ -224,6 +215,13 @@ def why_no_prompts(visual: nn.Module) -> str | None:
 def _has_clip_blocks(transformer: Transformer) -> bool:
     kinds = (ResidualAttentionBlock, AttentionBlock)
     return all(isinstance(block, kinds) for block in transformer.resblocks)
+
+
+def _text_problem(label: str, model_config: Mapping[str, Any]) -> str | None:
+    """Says what of a config's text encoder or tokenizer is not CLIP's own; None if all of it is."""
+    return _foreign_text_part(model_config) or _unsupported_text(
+        _construct(label, model_config, device="meta")
+    )
 
 
 def _foreign_text_part(model_config: Mapping[str, Any]) -> str | None:

@@ -163,10 +163,8 @@ def make_backbone(
     )
 
 
-@functools.cache
-def _tokenizer() -> SimpleTokenizer:
-    """CLIP's tokenizer, cached: reading its table takes as long as loading a small model."""
-    return SimpleTokenizer()
+# Cached, since reading its table takes as long as loading a small model
+_tokenizer = functools.cache(SimpleTokenizer)
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ or text.
 from __future__ import annotations
 
 import copy
-from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -49,22 +48,17 @@ class Attention(nn.Module):
             self.add_module(name, linear_of(weights[f"{name}.weight"], weights[f"{name}.bias"]))
         self.requires_grad_(source.in_proj_weight.requires_grad)
         # torch 2.4 has these two under private names only
-        self._register_state_dict_hook(_write_open_clip_names)  # type: ignore[no-untyped-call]
-        self._register_load_state_dict_pre_hook(_read_open_clip_names)  # type: ignore[no-untyped-call]
+        self._register_state_dict_hook(_fuse_attention)  # type: ignore[no-untyped-call]
+        self._register_load_state_dict_pre_hook(_split_attention)  # type: ignore[no-untyped-call]
 
     def forward(
-        self,
-        tokens: Tensor,
-        *,
-        queries: Tensor | None = None,
-        memory: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        self, tokens: Tensor, *, queries: Tensor, memory: Tensor | None, attn_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Attends from the queries to the tokens and the memory.
 
         Args:
             tokens: [B, N, D], normalized.
-            queries: [B, Q, D], normalized; None for `tokens`.
+            queries: [B, Q, D], normalized.
             memory: [M, D], normalized, shared by the batch; its keys and values are computed once.
             attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may attend, or numbers
                 that are added to the products of queries and keys.
@@ -72,7 +66,7 @@ class Attention(nn.Module):
         Returns:
             [B, Q, D]; and the keys of the tokens without the memory, [B, heads, N, D / heads].
         """
-        query = self._split_heads(self.q(tokens if queries is None else queries))
+        query = self._split_heads(self.q(queries))
         key, value = self.k(tokens), self.v(tokens)
         if memory is not None:
             n_images = len(tokens)
@@ -113,24 +107,20 @@ class AttentionBlock(nn.Module):
         self.train(source.training)
 
     def attend(
-        self,
-        tokens: Tensor,
-        *,
-        queries: Tensor | None = None,
-        memory: Tensor | None,
-        attn_mask: Tensor | None,
+        self, tokens: Tensor, *, queries: Tensor, memory: Tensor | None, attn_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Returns [B, Q, D], the query tokens plus the attention's output; and `Attention`'s keys.
 
-        The arguments are the same as in `forward`.
+        The arguments are the same as in `forward`; `queries` may be `tokens`.
         """
+        normed = self.ln_1(tokens)
         output, keys = self.attn(
-            self.ln_1(tokens),
-            queries=None if queries is None else self.ln_1(queries),
+            normed,
+            queries=normed if queries is tokens else self.ln_1(queries),
             memory=None if memory is None else self.ln_1(memory),
             attn_mask=attn_mask,
         )
-        attended: Tensor = (tokens if queries is None else queries) + self.ls_1(output)
+        attended: Tensor = queries + self.ls_1(output)
         return attended, keys
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
@@ -158,6 +148,7 @@ class AttentionBlock(nn.Module):
         Returns:
             [B, Q, D].
         """
+        queries = tokens if queries is None else queries
         attended, _ = self.attend(tokens, queries=queries, memory=memory, attn_mask=attn_mask)
         return self.feed_forward(attended)
 
@@ -244,26 +235,17 @@ def linear_of(weight: Tensor, bias: Tensor, layer_type: type[nn.Linear] = nn.Lin
     return linear
 
 
-def _write_open_clip_names(
-    _: nn.Module, state_dict: dict[str, Any], prefix: str, __: object
-) -> None:
-    _fuse_attention(state_dict, prefix)
-
-
-def _read_open_clip_names(state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    _split_attention(state_dict, prefix)
-
-
 _PARTS = ("q", "k", "v")
 _KINDS = ("weight", "bias")
 
 
-def _split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> None:
+def _split_attention(state_dict: dict[str, Any], prefix: str = "", *_: object) -> None:
     """Replaces open_clip's keys of one attention by the keys of its linear layers, in place.
 
     Args:
         state_dict: the state dict; its other keys are kept, and the new tensors are views.
         prefix: prefix of the attention's keys, with the dot at its end.
+        _: what torch passes to a hook besides.
     """
     for kind in _KINDS:
         fused = state_dict.pop(f"{prefix}in_proj_{kind}", None)
@@ -275,8 +257,8 @@ def _split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> 
             state_dict[f"{prefix}out.{kind}"] = out
 
 
-def _fuse_attention(state_dict: MutableMapping[str, Any], prefix: str) -> None:
-    """The reverse of `_split_attention`.
+def _fuse_attention(_: nn.Module, state_dict: dict[str, Any], prefix: str, __: object) -> None:
+    """The reverse of `_split_attention`, as a hook of torch's.
 
     An attention with a wrapped or parametrized layer has other keys, for which open_clip has no
     names: it is left as it is.

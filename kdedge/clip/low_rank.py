@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.clip.backbone import ImageBackbone
 from kdedge.clip.blocks import linear_of
 from kdedge.clip.layers import BLOCKS
 
@@ -96,7 +95,7 @@ class LowRankChanges(nn.ModuleDict):
 
 
 def make_low_rank_changes(
-    backbone: ImageBackbone,
+    visual: nn.Module,
     *,
     rank: int,
     alpha: float,
@@ -107,14 +106,14 @@ def make_low_rank_changes(
     """Draws the changes of some layers in some blocks of CLIP's ViT.
 
     Args:
-        backbone: frozen, with CLIP's ViT.
+        visual: CLIP's ViT, frozen.
         rank: r.
         alpha: the change's factor is alpha / r.
         projections: which layers of a block.
         blocks: which blocks, from 0; None for all.
         generator: on the CPU; draws in the order of blocks and layers.
     """
-    all_blocks = backbone.visual.get_submodule(BLOCKS)
+    all_blocks = visual.get_submodule(BLOCKS)
     assert isinstance(all_blocks, nn.ModuleList)
     changes = LowRankChanges()
     for index in range(len(all_blocks)) if blocks is None else sorted(blocks):

@@ -74,7 +74,7 @@ def encode_image(
             queries = tokens[:, :1] if index == last else None
             tokens = block(tokens, queries=queries, memory=memory, attn_mask=bias)
             continue
-        attended, keys = block.attend(tokens, memory=memory, attn_mask=bias)
+        attended, keys = block.attend(tokens, queries=tokens, memory=memory, attn_mask=bias)
         # Sums of tokens and similarities in the tokens' own precision, which is float32
         with torch.autocast(tokens.device.type, enabled=False):
             merged, sizes = merge(
@@ -82,8 +82,7 @@ def encode_image(
             )
         n_patches -= merge_tokens
         tokens = block.feed_forward(merged)
-    pooled = visual.ln_post(tokens[:, 0])
-    features: Tensor = pooled @ visual.proj
+    features: Tensor = visual.ln_post(tokens[:, 0]) @ visual.proj
     return features
 
 

@@ -68,17 +68,16 @@ def write_browser(artifact: Artifact, folder: Path, *, precision: Precision | No
     }
     none = artifact.none_of_these
     below = artifact.none_below(file)
-    gaussians = None
+    parts: dict[str, bytes] = {}
     if none is not None and below is not None:
-        gaussians = artifact.checked(none.file).read_bytes()
+        parts[GAUSSIANS_FILE] = artifact.checked(none.file).read_bytes()
         settings["none_of_these"] = {"file": GAUSSIANS_FILE, "limit": below.limit}
     with new_folder(folder) as new:
         for name in _FILES:
             write_atomic(new.part / name, (files(__package__) / "browser_page" / name).read_bytes())
-        for name, data in _split_graph(artifact.checked(file.name)).items():
+        parts |= _split_graph(artifact.checked(file.name))
+        for name, data in parts.items():
             write_atomic(new.part / name, data)
-        if gaussians is not None:
-            write_atomic(new.part / GAUSSIANS_FILE, gaussians)
         write_json(new.part / SETTINGS, settings)
     return folder / PAGE
 

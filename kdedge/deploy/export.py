@@ -134,8 +134,7 @@ def _write_files(
     trace = functools.partial(
         write_onnx,
         size_px=size,
-        batch=spec.batch,
-        max_batch=spec.max_batch,
+        batches=artifact.batches,
         external_data=spec.external_data,
         metadata=_metadata(artifact, model),
         tracer=Tracer(),
@@ -170,8 +169,7 @@ def _write_files(
     if "int8" in precisions:
         choosing = to_input(held_out.pixels, spec.pixels)
         artifact = _with_int8(artifact, inputs, choosing, trace, by_kdedge, spec.int8_minutes)
-    shown, name = reference.smoke_set, artifact.output_name
-    write_smoke_set(folder / SMOKE_SET, shown.pixels, shown.logits, shown.images, output_name=name)
+    write_smoke_set(folder / SMOKE_SET, reference.smoke_set, artifact.output_name)
     provenance = {**artifact.provenance, "gflops": {"folded": 2 * gmacs}}  # not in file metadata
     listed = artifact.with_others(SMOKE_SET)
     artifact = with_model_card(dataclasses.replace(listed, provenance=provenance))

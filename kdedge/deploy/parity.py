@@ -183,31 +183,22 @@ class SmokeSet:
         yield from self.pixels[len(self.images) :]
 
 
-def write_smoke_set(
-    path: Path,
-    pixels: npt.NDArray[np.uint8],
-    outputs: npt.NDArray[np.float32],
-    images: Sequence[bytes],
-    *,
-    output_name: str = OUTPUT_NAME,
-) -> None:
+def write_smoke_set(path: Path, smoke_set: SmokeSet, output_name: str = OUTPUT_NAME) -> None:
     """Writes a smoke set, complete or not at all.
 
     Args:
         path: the file.
-        pixels: [K, S, S, 3], K from 1 to `MAX_SMOKE_IMAGES`.
-        outputs: logits [K, C]; features [K, D] if the artifact has open classes.
-        images: PNG files of the first images before resize and crop.
+        smoke_set: 1 to `MAX_SMOKE_IMAGES` images; with open classes, `logits` has the features.
         output_name: `Artifact.output_name`.
 
     Raises:
         ResourceError: the file cannot be written.
     """
     tensors: dict[str, npt.NDArray[Any]] = {
-        "pixels": np.ascontiguousarray(pixels),
-        output_name: np.ascontiguousarray(outputs),
-        "images": np.frombuffer(b"".join(images), np.uint8),
-        "image_ends": np.cumsum([len(file) for file in images], dtype=np.int64),
+        "pixels": np.ascontiguousarray(smoke_set.pixels),
+        output_name: np.ascontiguousarray(smoke_set.logits),
+        "images": np.frombuffer(b"".join(smoke_set.images), np.uint8),
+        "image_ends": np.cumsum([len(file) for file in smoke_set.images], dtype=np.int64),
     }
     write_atomic(path, safetensors.numpy.save(tensors))
 

@@ -102,14 +102,6 @@ class RecordedCalls:
             if any(source is tensor for source in operation.inputs)
         ]
 
-    def image_dependent_ids(self) -> set[int]:
-        """`id` of each tensor that depends on the images."""
-        dependent = {id(self.images)}
-        for operation in self.operations:
-            if any(id(tensor) in dependent for tensor in operation.inputs):
-                dependent.update(id(output) for output in operation.outputs)
-        return dependent
-
 
 @torch.no_grad()
 def observe(encoder: nn.Module, images: Tensor) -> RecordedCalls:
@@ -225,7 +217,10 @@ def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def _fold_weights(encoder: nn.Module, observed: RecordedCalls) -> None:
     """Replaces convolutions that compute their weights from parameters by plain convolutions."""
-    image_dependent = observed.image_dependent_ids()
+    image_dependent = {id(observed.images)}
+    for step in observed.operations:
+        if any(id(tensor) in image_dependent for tensor in step.inputs):
+            image_dependent.update(id(output) for output in step.outputs)
     by_output = {id(call.outputs[0]): call for call in observed.operations if call.is_convolution}
     for module, values, output in observed.single_calls():
         operation = by_output.get(id(output))

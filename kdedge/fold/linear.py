@@ -28,10 +28,7 @@ def make_linear(weight: Tensor, bias: Tensor, layer_type: type[nn.Linear] = nn.L
 
 def with_layer_scale(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn.Linear:
     """A linear layer that includes the layer scale after it."""
-    gamma = getattr(layer_scale, "gamma", None)
-    if gamma is None:
-        return make_linear(weight, bias)
-    gamma = gamma.double()
+    gamma = getattr(layer_scale, "gamma", torch.ones(len(bias))).double()
     return make_linear(gamma[:, None] * weight, gamma * bias)
 
 

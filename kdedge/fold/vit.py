@@ -92,12 +92,7 @@ class FoldedBlock(nn.Module):
             self.memory_value.sub_(self._heads(center[None, None]))
 
     def forward(
-        self,
-        tokens: Tensor,
-        sizes: Tensor | None = None,
-        *,
-        n_patches: int,
-        n_queries: int | None = None,
+        self, tokens: Tensor, sizes: Tensor | None, *, n_patches: int, n_queries: int | None
     ) -> tuple[Tensor, Tensor | None]:
         """Runs the block for the first `n_queries` tokens, or for all, and merges tokens.
 

@@ -233,19 +233,16 @@ class Teacher(Protocol):
     @property
     def scale(self) -> float:
         """`logit_scale.exp()`."""
-        ...
 
     @property
     def vectors_hash(self) -> str:
         """Hash of what class vectors and logits are made from."""
-        ...
 
     def class_vectors(self) -> Tensor:
         """[C, D_teacher], float32, in class-list order, no graph; as `BaseMethod.class_vectors`.
 
         [C, 0] for a file of probabilities; unit vectors if the features are logits.
         """
-        ...
 
     def teacher_features(self, images: Tensor, preprocess: Preprocess) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], float32, no graph; unit length for class vectors.
@@ -254,7 +251,6 @@ class Teacher(Protocol):
             images: a batch of the student.
             preprocess: how the batch was prepared.
         """
-        ...
 
     def teacher_logits(self, features: Tensor, keys: Sequence[str]) -> Tensor:
         """The teacher's logits for a batch, from its class vectors, its classifier or its file.
@@ -266,7 +262,6 @@ class Teacher(Protocol):
         Returns:
             [B, C], scaled logits or log-probabilities, float32, no graph.
         """
-        ...
 
     def logits_of(self, images: Images, *, what: str) -> Tensor | None:
         """[N, C], float32, on the CPU, in the images' order; None if it lacks some.
@@ -275,7 +270,6 @@ class Teacher(Protocol):
             images: images without crops or flips, such as those that accuracy is measured on.
             what: name of the work, for progress.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,8 @@ def train_text_classifier(
 ) -> Tensor:
     """Trains W on texts: min over W of E CE(W (t + ε), label), with ε from N(0, text_noise_std²).
 
+    With label smoothing s, the target of CE is 1 - s + s / C for the label, s / C otherwise.
+
     Args:
         weight: [C, D], initial value of W.
         text_features: [T, D], unit length, float32.
@@ -146,15 +148,10 @@ def train_text_classifier(
     for _ in range(settings.n_text_steps):
         noise = torch.randn(text_features.shape, generator=generator).to(text_features.device)
         logits = (text_features + settings.text_noise_std * noise) @ weight.T
-        loss = smoothed_cross_entropy(logits, labels, settings)
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
         (weight.grad,) = torch.autograd.grad(loss, [weight])
         optimizer.step()
     return weight.detach()
-
-
-def smoothed_cross_entropy(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    """Cross-entropy with label smoothing s: target 1 - s + s / C for the label, s / C otherwise."""
-    return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
 
 
 class Method(BaseMethod):
@@ -217,9 +214,7 @@ class Method(BaseMethod):
             return
         device = self._backbone.device
         texts = [text for about_class in self._texts for text in about_class]
-        labels = torch.arange(len(self._texts)).repeat_interleave(
-            torch.tensor([len(about_class) for about_class in self._texts])
-        )
+        labels = torch.tensor([label for label, about in enumerate(self._texts) for _ in about])
         with torch.autocast(device.type, enabled=False):
             weight = train_text_classifier(
                 self._first_classifier,
@@ -255,7 +250,8 @@ class Method(BaseMethod):
         image_features = encode_images(batch, self.image_features_raw)
         with torch.autocast(image_features.device.type, enabled=False):
             logits = image_features @ self.module.classifier.T
-            loss = smoothed_cross_entropy(logits, labels, self._settings)
+            smoothing = self._settings.label_smoothing
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         agreement = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
         return StepOutput(loss, {"pseudo_label_agreement_percent": agreement})
 

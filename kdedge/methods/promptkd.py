@@ -219,13 +219,6 @@ class Settings(MethodSettings):
         return self.tune in ("lora", "prompts+lora")
 
     @property
-    def lora_blocks(self) -> list[int] | None:
-        """The blocks with low-rank changes; None for all."""
-        if self.lora.blocks is None and self.depth is not None:
-            return list(range(self.depth))
-        return self.lora.blocks
-
-    @property
     def has_own_class_vectors(self) -> bool:
         """True for class vectors of the student's own text encoder, instead of the teacher's."""
         return self.class_vectors == "student"
@@ -307,6 +300,7 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         _check_encoder(backbone, settings)
+        frozen = first_blocks(backbone.visual, settings.depth)
         # Drawn in this order: prompts, low-rank changes, projector, context
         generator = inputs.generator
         self.visual_prompts = self.lora = self.projector = self.text_prompts = self.visual = None
@@ -319,11 +313,11 @@ class Student(nn.Module):
             )
         if settings.has_lora:
             self.lora = make_low_rank_changes(
-                backbone,
+                frozen,
                 rank=settings.lora.rank,
                 alpha=settings.lora.alpha,
                 projections=settings.lora.projections,
-                blocks=settings.lora_blocks,
+                blocks=settings.lora.blocks,
                 generator=generator,
             )
         if settings.class_vectors == "teacher":
@@ -340,7 +334,6 @@ class Student(nn.Module):
                 generator=generator,
             )
         if settings.tune == "full":
-            frozen = first_blocks(backbone.visual, settings.depth)
             self.visual = copy.deepcopy(frozen).requires_grad_(True)
         self.losses = nn.ModuleDict(
             {name: load_loss(name).Loss(spec) for name, spec in settings.losses.items()}
@@ -349,18 +342,14 @@ class Student(nn.Module):
         scale = 1.0 if inputs.teacher is None else inputs.teacher.scale
         has_scale = isinstance(backbone, Backbone)
         self.register_buffer("scale", None if has_scale else torch.tensor(scale))
-        if self.projector is None and backbone.embed_dim != teacher_dim:
-            self._check_losses(backbone.embed_dim, teacher_dim)
-
-    def _check_losses(self, student_dim: int, teacher_dim: int) -> None:
-        for name, loss in self.losses.items():
-            if loss.needs_equal_dims:
-                raise RecipeError(
-                    f"loss {name} compares the student's features ({student_dim} dimensions) with"
-                    f" the teacher's ({teacher_dim}), but class_vectors: student has no"
-                    " projector.\n"
-                    "  Use a loss on logits, such as the default, or class_vectors: teacher."
-                )
+        on_features = [name for name, loss in self.losses.items() if loss.needs_equal_dims]
+        if on_features and self.projector is None and backbone.embed_dim != teacher_dim:
+            raise RecipeError(
+                f"loss {on_features[0]} compares the student's features ({backbone.embed_dim}"
+                f" dimensions) with the teacher's ({teacher_dim}), but class_vectors: student has"
+                " no projector.\n"
+                "  Use a loss on logits, such as the default, or class_vectors: teacher."
+            )
 
 
 def _check_encoder(backbone: ImageBackbone, settings: Settings) -> None:

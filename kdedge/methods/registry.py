@@ -6,7 +6,7 @@ Installed packages join through the entry-point group `kdedge.methods`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from types import ModuleType
 
 from kdedge.config.optim_spec import OptimSettings
@@ -31,11 +31,8 @@ class DataNeeds:
 
     def __or__(self, other: DataNeeds) -> DataNeeds:
         """The data that at least one of two methods needs, such as a student and its teacher."""
-        return DataNeeds(
-            labels=self.labels or other.labels,
-            unlabeled_images=self.unlabeled_images or other.unlabeled_images,
-            novel_class_names=self.novel_class_names or other.novel_class_names,
-        )
+        needs = zip(astuple(self), astuple(other), strict=True)
+        return DataNeeds(*(mine or its for mine, its in needs))
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,8 @@ def ensemble_text_features(
     backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
     """[C, D], unit length: mean of each template's normalized features (CLIP, section 3.1.4)."""
-    per_template = [
-        unit_length(
-            backbone.text_features_raw([template.format(readable(name)) for name in class_names])
-        )
-        for template in templates
-    ]
+    texts = [[template.format(readable(name)) for name in class_names] for template in templates]
+    per_template = [unit_length(backbone.text_features_raw(names)) for names in texts]
     return unit_length(torch.stack(per_template).mean(dim=0))
 
 

@@ -42,12 +42,9 @@ from kdedge.quantization.candidate import (
     round_weight,
 )
 from kdedge.quantization.fake import attach
-from kdedge.quantization.sites import Site, SiteStatistics, observe_layers
+from kdedge.quantization.sites import BATCH, Site, SiteStatistics, observe_layers
 
 log = logging.getLogger(__name__)
-
-BATCH = 8
-"""Images per call."""
 
 _N_INT8_STEPS = 4  # candidates with all layers in INT8
 
@@ -149,9 +146,7 @@ class _Search:
         self._began = time.monotonic()
         names = [name for site in self.sites for name in site.layers]
         with progress("INT8: reading ranges", len(calibration), unit="images") as advance:
-            self.observed = observe_layers(
-                self.folded, names, calibration, batch=BATCH, advance=advance
-            )
+            self.observed = observe_layers(self.folded, names, calibration, advance)
         self._seconds_per_image = (time.monotonic() - self._began) / max(1, len(calibration))
         self.held_out = self._affordable(self.held_out, 4 * _LEAST_IMAGES, _CANDIDATE_SHARE)
         self._expected = _logits(self.folded, self.held_out, self.class_matrix)

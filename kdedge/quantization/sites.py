@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from kdedge.errors import DataError
 
+BATCH = 8
+"""Images per call of a model."""
+
 N_ROWS = 2048
 """Rows of a linear layer's input that are samples, spread over all images."""
 
@@ -93,12 +96,7 @@ def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def observe_layers(
-    model: nn.Module,
-    names: Sequence[str],
-    images: Tensor,
-    *,
-    batch: int,
-    advance: Callable[[int], object],
+    model: nn.Module, names: Sequence[str], images: Tensor, advance: Callable[[int], object]
 ) -> dict[str, SiteStatistics]:
     """Runs a model on images and returns statistics of its layers' inputs, by name.
 
@@ -106,7 +104,6 @@ def observe_layers(
         model: the float model.
         names: names of the layers.
         images: [N, 3, S, S], as the model takes them.
-        batch: images per call.
         advance: called with the number of finished images.
 
     Raises:
@@ -115,7 +112,7 @@ def observe_layers(
     samples: dict[str, list[Tensor]] = {name: [] for name in names}
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
-    n_rows = max(1, -(-N_ROWS * batch // len(images)))  # sampled per batch
+    n_rows = max(1, -(-N_ROWS * BATCH // len(images)))  # sampled per batch
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -135,9 +132,9 @@ def observe_layers(
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     try:
-        for start in range(0, len(images), batch):
-            model(images[start : start + batch])
-            advance(start + batch)
+        for start in range(0, len(images), BATCH):
+            model(images[start : start + BATCH])
+            advance(start + BATCH)
     finally:
         for handle in hooks:
             handle.remove()

@@ -358,13 +358,12 @@ class Artifact(_Shared):
             )
         return path
 
-    def save(self) -> Path:
-        """Writes `artifact.json` atomically, and returns its path.
+    def save(self) -> None:
+        """Writes `artifact.json` atomically.
 
         Raises:
             ResourceError: the file cannot be written.
         """
-        path = self.path / ARTIFACT_FILE
         optional = {
             "open_classes": self.open_classes,
             "temperature": self.temperature,
@@ -383,8 +382,7 @@ class Artifact(_Shared):
             "others": self.others,
             "provenance": self.provenance,
         }
-        write_json(path, values)
-        return path
+        write_json(self.path / ARTIFACT_FILE, values)
 
     def input_record(self) -> dict[str, Any]:
         """How an image file becomes the graph's input, and what the graph does itself."""

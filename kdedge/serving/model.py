@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.inference.classify import Classifier
-from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 
@@ -29,21 +28,17 @@ class ServedModel:
 
     Attributes:
         classifier: the loaded artifact.
+        artifact: the classifier's artifact.
         max_batch: largest batch.
         close: closes the artifact immediately.
     """
 
     def __init__(self, classifier: Classifier, batch: int | None) -> None:
-        self.classifier = classifier
+        self.classifier, self.artifact = classifier, classifier.artifact
         largest = classifier.max_batch
         self.max_batch = largest if batch is None else min(batch, largest)
         self.close = weakref.finalize(self, classifier.close)
         self.close.atexit = False  # closing may hang
-
-    @property
-    def artifact(self) -> Artifact:
-        """The classifier's artifact."""
-        return self.classifier.artifact
 
     def describe(self) -> str:
         """The names of the model file and of its backend."""

@@ -102,18 +102,11 @@ def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
     Source: the average over data sets in the published tables (arXiv:2403.02781, table 1).
     """
     shared = [seed for seed in recipes[0] if all(seed in recipe for recipe in recipes)]
-    averages: list[Values] = []
-    for seed in shared:
-        rows = [recipe[seed] for recipe in recipes]
-        mean = {name: _over(fmean, rows, name) for name in FIGURES}
-        averages.append({**mean, "harmonic_mean": _harmonic_mean(mean)})
-    return averages
+    return [_means([recipe[seed] for recipe in recipes]) for seed in shared]
 
 
 def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
     """The line of a row on a recipe, from the results of its seeds."""
-    mean = {name: _over(fmean, seeds, name) for name in FIGURES}
-    mean["harmonic_mean"] = _harmonic_mean(mean)
     std = {name: _over(stdev, seeds, name, least=2) for name in FIGURES}
     paper = plan.loaded.suite.paper
     figures = None if paper is None else paper.figures.get(recipe, {}).get(row)
@@ -123,7 +116,7 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
         row=row,
         n_seeds=len(seeds),
         n_planned=len(planned),
-        mean=mean,
+        mean=_means(seeds),
         std=std,
         paper=figures,
         sees=planned[0].sees,
@@ -139,9 +132,12 @@ def _over(
     return statistic(values) if len(values) == len(rows) >= least else None
 
 
-def _harmonic_mean(values: Values) -> float | None:
-    base, novel = values["base"], values["novel"]
-    return None if base is None or novel is None else harmonic_mean(base, novel)
+def _means(rows: Sequence[Values]) -> Values:
+    """The mean of each figure; the harmonic mean is of the mean base and novel accuracy."""
+    means = {name: _over(fmean, rows, name) for name in FIGURES}
+    base, novel = means["base"], means["novel"]
+    means["harmonic_mean"] = None if base is None or novel is None else harmonic_mean(base, novel)
+    return means
 
 
 def make_tables(lines: Sequence[Line]) -> list[Table]:
@@ -179,8 +175,7 @@ def _has_equal_means(line: Line) -> bool:
 
 def _published(line: Line, name: str) -> float | None:
     """A published figure; None if the suite has none."""
-    value: float | None = getattr(line.paper, name, None)
-    return value
+    return getattr(line.paper, name, None)
 
 
 def _with_spread(mean: float | None, std: float | None) -> str:

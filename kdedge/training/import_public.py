@@ -43,6 +43,8 @@ from kdedge.tensor_file import write_tensors
 
 log = logging.getLogger(__name__)
 
+_METHODS: dict[Role, str] = {"teacher": "promptsrc", "student": "promptkd"}
+
 _MAX_DEVIATION = 0.02
 """Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by
 2**-11 of a value; PromptSRC's averaging over up to 50 epochs adds up a few such steps."""
@@ -76,7 +78,6 @@ def import_public(
     """
     checkpoint = read_public_checkpoint(file)
     role: Role = "teacher" if teacher is None else "student"
-    method = "promptsrc" if teacher is None else "promptkd"
     vectors = None
     if teacher is None:
         parameters, settings = _read_promptsrc(checkpoint.state_dict)
@@ -94,7 +95,7 @@ def import_public(
     backbone = workspace.load_backbone(workspace.identify(spec))
     assert isinstance(backbone, Backbone)  # `identify` requires a text encoder
     largest = _largest_deviation(file, spec, backbone, parameters.backbone)
-    recipe = _recipe(name, class_names, role, method, settings, spec)
+    recipe = _recipe(name, class_names, role, settings, spec)
     if is_exact:
         own = {"weights": _OWN_BACKBONE, "quick_gelu": None}
         section = recipe.needed_teacher().model_copy(update=own)
@@ -105,7 +106,7 @@ def import_public(
         role=role,
         recipe_text=dump_recipe(recipe),
         provenance={
-            "method": method,
+            "method": _METHODS[role],
             "settings": settings.model_dump(mode="json"),
             "imported_from": str(file.absolute()),
             "epoch": checkpoint.epoch,
@@ -162,16 +163,11 @@ def _write_weights(
 
 
 def _recipe(
-    name: str,
-    class_names: Sequence[str],
-    role: Role,
-    method: str,
-    settings: MethodSettings,
-    spec: BackboneSpec,
+    name: str, class_names: Sequence[str], role: Role, settings: MethodSettings, spec: BackboneSpec
 ) -> Recipe:
     """A recipe with only the section of the imported model."""
     keys = {
-        "method": method,
+        "method": _METHODS[role],
         "settings": settings.model_dump(exclude_defaults=True),
         "backbone": spec.name,
         "weights": spec.weights,

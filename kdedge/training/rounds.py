@@ -194,8 +194,7 @@ def pool_probabilities(model: MethodModel, pool: Images) -> Probabilities:
         DivergedError: a score is not finite.
     """
     logits = model.logits_of(pool, what="labeling unlabeled images")
-    probabilities: Probabilities = logits.softmax(dim=-1).numpy()
-    return probabilities
+    return logits.softmax(dim=-1).numpy()
 
 
 def warn_of_unpredicted(

@@ -14,7 +14,7 @@ import pytest
 
 from kdedge.benchmarking.cpu_files import TIE_SHARE, choose, cpu_files, fastest_on_cpu
 from kdedge.benchmarking.timing import TimingPlan
-from kdedge.deploy.parity import SMOKE_SET, is_worse, read_smoke_set, write_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, SmokeSet, is_worse, write_smoke_set
 from kdedge.errors import GateError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import to_input
@@ -63,7 +63,7 @@ def measurable(artifact: Artifact, write_model: Callable[..., Path]) -> Artifact
     logits = np.concatenate([backend.run(to_input(pixels[i : i + 1], "float")) for i in range(6)])
     backend.close()
     smoke = artifact.path / SMOKE_SET
-    write_smoke_set(smoke, pixels, logits, images=())
+    write_smoke_set(smoke, SmokeSet(pixels, logits))
     files = []
     for name, factor in (("model.int8-cpu.onnx", 1.0), ("model.wrong.onnx", -1.0)):
         path = write_model(artifact.path / name, factor=factor)
@@ -119,12 +119,9 @@ def test_a_file_that_passed_on_more_images_is_out_only_if_it_is_worse_here(
     """Two of twelve images have another class: 83.33 %, where the gate is 98 %."""
     smoke = read_smoke_set(measurable.path / SMOKE_SET)
     (measurable.path / SMOKE_SET).unlink()
-    write_smoke_set(
-        measurable.path / SMOKE_SET,
-        np.concatenate([smoke.pixels, smoke.pixels]),
-        np.concatenate([smoke.logits, smoke.logits[:4], -smoke.logits[4:]]),
-        images=(),
-    )
+    pixels = np.concatenate([smoke.pixels, smoke.pixels])
+    logits = np.concatenate([smoke.logits, smoke.logits[:4], -smoke.logits[4:]])
+    write_smoke_set(measurable.path / SMOKE_SET, SmokeSet(pixels, logits))
     others = {**measurable.others, SMOKE_SET: digest(measurable.path / SMOKE_SET)}
     measurable = dataclasses.replace(measurable, others=others)
     before = parity(n_images=1000, agreement_percent=98.5)

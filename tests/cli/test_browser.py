@@ -22,7 +22,7 @@ from PIL import Image
 import kdedge as package
 from kdedge.deploy.browser import write_browser
 from kdedge.deploy.known_images import fit_gaussians, fit_limit
-from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
 from kdedge.files import sha256_file
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.none_of_these import GAUSSIANS_FILE, NoneOfThese
@@ -49,12 +49,8 @@ def artifact(device: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ar
     images = [Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)) for _ in range(4)]
     pixels = np.stack([np.asarray(resize_and_crop(image, made.preprocess)) for image in images])
     means = pixels.mean(axis=(1, 2)) / 255
-    write_smoke_set(
-        made.path / SMOKE_SET,
-        pixels,
-        (means @ device.WEIGHT + device.BIAS).astype(np.float32),
-        images=(),
-    )
+    logits = (means @ device.WEIGHT + device.BIAS).astype(np.float32)
+    write_smoke_set(made.path / SMOKE_SET, SmokeSet(pixels, logits))
     names = ("red", "green", "<b>blue</b>", "dark 'thing'")
     smoke = {SMOKE_SET: sha256_file(made.path / SMOKE_SET)}
     dataclasses.replace(made, class_names=names, others=smoke).save()

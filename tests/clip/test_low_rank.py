@@ -79,7 +79,8 @@ def test_gradients_reach_a_and_b_and_not_the_frozen_layer() -> None:
 
 def changes(backbone: Backbone, **chosen: Any) -> Any:
     given = {"rank": 2, "alpha": 1.0, "projections": ["q", "mlp"], "blocks": [0, 2], **chosen}
-    return make_low_rank_changes(backbone, generator=torch.Generator().manual_seed(1), **given)
+    generator = torch.Generator().manual_seed(1)
+    return make_low_rank_changes(backbone.visual, generator=generator, **given)
 
 
 def test_changes_are_made_to_the_chosen_layers_of_the_chosen_blocks(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from kdedge.deploy.build import build_files
-from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
@@ -218,7 +218,7 @@ def with_smoke_set(artifact: Artifact) -> tuple[Artifact, np.ndarray]:
     pixels = np.zeros((10, SIZE_PX, SIZE_PX, 3), np.uint8)
     pixels += np.arange(10, dtype=np.uint8)[:, None, None, None]
     logits = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
-    write_smoke_set(artifact.path / SMOKE_SET, pixels, logits, images=())
+    write_smoke_set(artifact.path / SMOKE_SET, SmokeSet(pixels, logits))
     found = dataclasses.replace(
         artifact,
         others={SMOKE_SET: sha256(artifact.path / SMOKE_SET)},

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import kdedge
-from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, SmokeSet, read_smoke_set, write_smoke_set
 from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile
@@ -42,7 +42,7 @@ def artifact(tmp_path: Path) -> Artifact:
     whole = [Image.fromarray(rng.integers(0, 256, (*s, 3), dtype=np.uint8)) for s in SHAPES]
     pixels = np.stack([np.asarray(resize_and_crop(image, preprocess)) for image in whole])
     smoke = folder / SMOKE_SET
-    write_smoke_set(smoke, pixels, LOGITS, [png(image) for image in whole])
+    write_smoke_set(smoke, SmokeSet(pixels, LOGITS, tuple(map(png, whole))))
     sha256 = {path: hashlib.sha256((folder / path).read_bytes()).hexdigest()
               for path in ("model.onnx", SMOKE_SET)}  # fmt: skip
     file = ModelFile("model.onnx", "onnx", "fp32", "any", sha256["model.onnx"], 5)

@@ -121,10 +121,11 @@ def test_a_constant_leaves_the_values_of_a_block_and_its_memory() -> None:
     block: Any = folded(make_student(backbone, prompt_depth=3), backbone).blocks[0]
     assert block.has_memory
     tokens, center = torch.randn(2, 5, 32), torch.randn(32)
-    expected, _ = block(tokens, n_patches=4)
+    given = {"sizes": None, "n_patches": 4, "n_queries": None}
+    expected, _ = block(tokens, **given)
     block.subtract_from_values(center)
     block.out.bias.add_(block.out.weight @ center)
-    torch.testing.assert_close(block(tokens, n_patches=4)[0], expected)
+    torch.testing.assert_close(block(tokens, **given)[0], expected)
 
 
 def test_prompts_of_every_block_are_never_tokens() -> None:
@@ -462,7 +463,7 @@ def files(
     model = folded(make_student(backbone, merge_tokens=5), backbone)
     folder, images = tmp_path_factory.mktemp("merging"), (draw_pixels(8, 40) / 255).numpy()
     paths = {name: folder / f"model.{name}.onnx" for name in ("fp32", "fp16", "int8")}
-    write_onnx(model, paths["fp32"], size_px=40, max_batch=MAX_BATCH)
+    write_onnx(model, paths["fp32"], size_px=40, batches=(1, MAX_BATCH))
     to_fp16(paths["fp32"], paths["fp16"], images=images)
     int8_by_maxima(paths["fp32"], paths["int8"], calibration=images)
     return model, paths

@@ -17,6 +17,7 @@ from PIL import Image
 from kdedge.config.export_spec import GatesSpec
 from kdedge.deploy.parity import (
     SMOKE_SET,
+    SmokeSet,
     failed_gates,
     gate_error,
     parity_on_smoke_set,
@@ -103,7 +104,7 @@ def make_artifact(folder: Path, **changes: Any) -> Artifact:
 
 def with_smoke_set(artifact: Artifact, pixels: Any, logits: Any) -> Artifact:
     path = artifact.path / SMOKE_SET
-    write_smoke_set(path, pixels, logits, images=())
+    write_smoke_set(path, SmokeSet(pixels, logits))
     others = {SMOKE_SET: hashlib.sha256(path.read_bytes()).hexdigest()}
     return dataclasses.replace(artifact, others=others)
 
@@ -191,9 +192,8 @@ def test_the_remedy_suits_the_precision(precision: Any, remedy: str) -> None:
 
 def test_a_smoke_set_survives_its_file(tmp_path: Path) -> None:
     pixels, path = make_pixels(7), tmp_path / SMOKE_SET
-    write_smoke_set(
-        path, pixels[:, ::-1], answers(pixels)[:, ::-1], images=()
-    )  # views are not contiguous
+    # Views are not contiguous
+    write_smoke_set(path, SmokeSet(pixels[:, ::-1], answers(pixels)[:, ::-1]))
     again = read_smoke_set(path)
     np.testing.assert_array_equal(again.pixels, pixels[:, ::-1])
     np.testing.assert_array_equal(again.logits, answers(pixels)[:, ::-1])
@@ -209,7 +209,7 @@ def test_images_before_resize_and_crop_survive_the_file(tmp_path: Path) -> None:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "PNG")
         files.append(file.getvalue())
-    write_smoke_set(path, pixels, answers(pixels), files)
+    write_smoke_set(path, SmokeSet(pixels, answers(pixels), tuple(files)))
     again = read_smoke_set(path)
     assert again.images == tuple(files)
     for got, wanted in zip(again.uncropped(), [*whole, pixels[2]], strict=True):

@@ -32,7 +32,7 @@ def sites(folded: Any, made_once: Callable[..., Path]) -> Any:
     from kdedge.targets.onnx.trace import write_onnx
 
     def write(made: Path) -> None:
-        write_onnx(folded, made / "model.onnx", size_px=32, batch=1)
+        write_onnx(folded, made / "model.onnx", size_px=32, batches=(1, 1))
 
     return find_sites(load_graph(made_once("sites", write) / "model.onnx"), folded)
 

@@ -129,7 +129,7 @@ def test_the_written_file_computes_what_the_model_computes(
     name, center = NAMES[-1], np.linspace(0, 0.3, 256, dtype=np.float32)
     layer = model.get_submodule(name)
     layer.bias.data += layer.weight.data @ torch.from_numpy(center)
-    write_onnx(model, tmp_path / "float.onnx", size_px=32, batch=len(images))
+    write_onnx(model, tmp_path / "float.onnx", size_px=32, batches=(len(images),) * 2)
     names = list(quantizable(load_graph(tmp_path / "float.onnx")))
     assert len(names) == 18
     layers = layers_of(model, names)

@@ -11,7 +11,7 @@ import torch
 
 from kdedge.quantization.candidate import CalibratedModel
 from kdedge.quantization.fake import attach
-from kdedge.quantization.search import BATCH, score, search
+from kdedge.quantization.search import score, search
 from kdedge.quantization.sites import observe_layers
 
 pytest.importorskip("onnx")
@@ -48,8 +48,7 @@ def test_two_channels_of_what_is_quantized_are_50_times_larger(
 ) -> None:
     names = ["blocks.1.query", "blocks.1.out", "blocks.1.mlp.c_fc"]
     seen = [
-        observe_layers(model, names, pictures[:16], batch=16, advance=lambda _: None)
-        for model in (folded, planted)
+        observe_layers(model, names, pictures[:16], lambda _: None) for model in (folded, planted)
     ]
     for name in names:
         ratio = seen[1][name].channel_max / seen[0][name].channel_max
@@ -84,7 +83,7 @@ def test_plain_ranges_fail_on_it_and_the_search_passes_with_few_layers_in_float(
     folded, planted = balanced(folded, pictures), balanced(planted, pictures)
 
     def plain(model: Any, alphas: dict[str, float]) -> float:
-        seen = observe_layers(model, names, calibration, batch=BATCH, advance=lambda _: None)
+        seen = observe_layers(model, names, calibration, lambda _: None)
         changed = CalibratedModel(model, sites, seen).smoothed(alphas)
         return agreement(changed.model, changed.candidate().layers, test, model)
 

@@ -24,7 +24,7 @@ from kdedge.quantization.sites import observe_layers
 
 def observed(model: Any, sites: Any, images: torch.Tensor) -> Any:
     names = [name for site in sites for name in site.layers]
-    return observe_layers(model, names, images, batch=16, advance=lambda _: None)
+    return observe_layers(model, names, images, lambda _: None)
 
 
 def test_sites_are_all_linear_layers_with_what_can_be_smoothed(sites: Any) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
 from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult, WorstImage
 from kdedge.reporting.blocks import Plot
 from kdedge.reporting.facts import model_records
@@ -605,7 +605,7 @@ def test_an_image_of_a_smoke_set_is_found_by_its_number(make_run: MakeRun, tmp_p
     pixels = (
         np.zeros((3, 32, 32, 3), np.uint8) + np.array([0, 50, 100], np.uint8)[:, None, None, None]
     )
-    write_smoke_set(smoke, pixels, np.zeros((3, 2), np.float32), images=())
+    write_smoke_set(smoke, SmokeSet(pixels, np.zeros((3, 2), np.float32)))
     int8 = artifact.files[1]
     assert int8.parity is not None
     parity = replace(

@@ -173,16 +173,16 @@ def make_checked(
     make_artifact: Callable[..., Artifact], mean_color_logits: Callable[[np.ndarray], np.ndarray]
 ) -> Callable[..., Artifact]:
     """Writes an artifact with a smoke set; with `wrong` logits in it, the artifact fails it."""
-    from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+    from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
 
     def make(folder: Path, *, wrong: bool = False, names: tuple[str, ...] = ()) -> Artifact:
         artifact = make_artifact(folder)
         pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
         for number, color in enumerate(COLORS.values()):
             pixels[number] = color
-        logits = mean_color_logits(pixels).astype(np.float32)
+        logits = np.roll(mean_color_logits(pixels).astype(np.float32), int(wrong), axis=1)
         path = folder / SMOKE_SET
-        write_smoke_set(path, pixels, np.roll(logits, 1, axis=1) if wrong else logits, images=())
+        write_smoke_set(path, SmokeSet(pixels, logits))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         artifact = dataclasses.replace(
             artifact, others={SMOKE_SET: digest}, class_names=names or artifact.class_names

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kdedge.deploy.build import ExportInputs
-from kdedge.deploy.parity import SMOKE_SET, parity_on_smoke_set, write_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, SmokeSet, parity_on_smoke_set, write_smoke_set
 from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.backend import to_input
@@ -40,7 +40,7 @@ def open_onnx(
     from kdedge.targets.onnx.trace import write_onnx
 
     path = tmp_path_factory.mktemp("open") / "model.onnx"
-    write_onnx(fold_student(open_classes=True), path, size_px=32, max_batch=MAX_BATCH)
+    write_onnx(fold_student(open_classes=True), path, size_px=32, batches=(1, MAX_BATCH))
     return path
 
 
@@ -183,7 +183,7 @@ def save_artifact() -> Callable[..., Artifact]:
             pixels = np.random.default_rng(1).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
         with torch.no_grad():
             logits = model(torch.from_numpy(to_input(pixels, "float"))).numpy()
-        write_smoke_set(folder / SMOKE_SET, pixels, logits, whole)
+        write_smoke_set(folder / SMOKE_SET, SmokeSet(pixels, logits, tuple(whole)))
         others = {SMOKE_SET: hashlib.sha256((folder / SMOKE_SET).read_bytes()).hexdigest()}
         artifact = _tiny_artifact(folder, others=others, **changes)
         artifact.save()
@@ -243,7 +243,7 @@ def write_precisions(
     def write(name: str, model: FoldedModel) -> dict[str, Path]:
         def make(folder: Path) -> None:
             float32, half, int8 = (folder / name for name in names.values())
-            write_onnx(model, float32, size_px=32, max_batch=MAX_BATCH)
+            write_onnx(model, float32, size_px=32, batches=(1, MAX_BATCH))
             to_fp16(float32, half, images=images)
             int8_by_maxima(float32, int8, calibration=images)
 

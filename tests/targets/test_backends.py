@@ -77,7 +77,7 @@ def built(
     artifact = load_artifact(shutil.copytree(block_artifact.path, folder))
 
     def write(made: Path) -> None:
-        write_onnx(block_model, made / "model.onnx", size_px=32, max_batch=MAX_BATCH)
+        write_onnx(block_model, made / "model.onnx", size_px=32, batches=(1, MAX_BATCH))
 
     path = shutil.copy(made_once("one block", write) / "model.onnx", folder / "model.onnx")
     artifact = artifact.with_files(listed(path))

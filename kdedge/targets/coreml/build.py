@@ -41,10 +41,20 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             coremltools cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
-    _check_request(request.artifact)
+    artifact = request.artifact
+    if artifact.open_classes is not None:
+        raise RecipeError(
+            "A Core ML package has its class names inside, but this artifact's classes are open.\n"
+            "  Leave out the open classes or Core ML."
+        )
+    if artifact.batches[0] != 1:
+        raise RecipeError(
+            f"A Core ML package takes one image, but export.batch is {artifact.batches[0]}.\n"
+            "  Set export.batch to dynamic or 1, or leave out Core ML."
+        )
 
     def converted() -> bytes:
-        package = convert(request.model, request.artifact, file.precision)
+        package = convert(request.model, artifact, file.precision)
         return zipped(package, request.folder, file.name.removesuffix(".zip"))
 
     path = request.folder / file.name
@@ -125,16 +135,3 @@ def zipped(package: Any, scratch: Path, name: str) -> bytes:
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, file.read_bytes())
     return written.getvalue()
-
-
-def _check_request(artifact: Artifact) -> None:
-    if artifact.open_classes is not None:
-        raise RecipeError(
-            "A Core ML package has its class names inside, but this artifact's classes are open.\n"
-            "  Leave out the open classes or Core ML."
-        )
-    if artifact.batches[0] != 1:
-        raise RecipeError(
-            f"A Core ML package takes one image, but export.batch is {artifact.batches[0]}.\n"
-            "  Set export.batch to dynamic or 1, or leave out Core ML."
-        )

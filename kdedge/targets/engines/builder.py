@@ -209,10 +209,8 @@ class EngineBuilder:
             profiles.append({"min": low, "opt": low, "max": low})
         for batch in profiles:
             profile = builder.create_optimization_profile()
-            low_shape, opt_shape, high_shape = (
-                (batch[key], *shape[1:]) for key in ("min", "opt", "max")
-            )
-            profile.set_shape(images.name, low_shape, opt_shape, high_shape)
+            shapes = [(batch[key], *shape[1:]) for key in ("min", "opt", "max")]
+            profile.set_shape(images.name, *shapes)
             config.add_optimization_profile(profile)
         return profiles
 

@@ -213,9 +213,7 @@ class Engine:
         """
         with contextlib.suppress(SetupError):
             self._held.close()  # continues after an error
-        self._context = None
-        self._engine = None
-        self._runtime = None
+        self._context = self._engine = self._runtime = None  # from left to right
 
     def _failure(self, what: str) -> SetupError:
         """The error for a failed call of the engine, with TensorRT's last message."""

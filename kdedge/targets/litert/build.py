@@ -68,10 +68,8 @@ def converted(request: BuildRequest) -> bytes:
         tempfile.TemporaryDirectory(dir=request.folder, prefix=".litert.") as folder,
     ):
         written = Path(folder) / "model.tflite"
-        converter = CONVERTER.load()
-        converter.convert(request.model.eval(), sample_kwargs={INPUT_NAME: images}).export(
-            str(written)
-        )
+        model = CONVERTER.load().convert(request.model.eval(), sample_kwargs={INPUT_NAME: images})
+        model.export(str(written))
         return written.read_bytes()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,8 @@ def set_initializer(model: Any, name: str, values: npt.NDArray[Any]) -> None:
     model.graph.initializer.append(tensor)
 
 
-def set_nodes(model: Any, nodes: Iterable[Any]) -> None:
+def set_nodes(model: Any, nodes: list[Any]) -> None:
     """Replaces all nodes; the new list may contain old nodes of the graph."""
-    nodes = list(nodes)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import copy
 import json
-import logging
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +16,10 @@ from torch import nn
 from kdedge.errors import RecipeError
 from kdedge.files import written_together
 from kdedge.messages import first_line
+from kdedge.native_lines import quiet
 from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
 from kdedge.targets.program import dynamic_shapes, example_images
-
-BatchSize = Literal["dynamic"] | int
 
 # The lowest opset that the exporter writes. `LayerNormalization` is one node, whose statistics
 # are float32 in every precision.
@@ -38,10 +35,10 @@ class Tracer:
     def __init__(self) -> None:
         self._program: Any = None
 
-    def __call__(self, model: nn.Module, *, size_px: int, batch: BatchSize, max_batch: int) -> Any:
+    def __call__(self, model: nn.Module, *, size_px: int, batches: tuple[int, int]) -> Any:
         """A model's graph, as torch's exporter returns it; see `write_onnx` for the arguments."""
         if self._program is None:
-            self._program = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
+            self._program = _trace(model, size_px=size_px, batches=batches)
         program = copy.copy(self._program)
         program.model = self._program.model.clone()  # without its weights
         initial = program.model.graph.initializers
@@ -57,8 +54,7 @@ def write_onnx(
     path: Path,
     *,
     size_px: int,
-    batch: BatchSize = "dynamic",
-    max_batch: int = 32,
+    batches: tuple[int, int] = (1, 32),
     external_data: bool = False,
     metadata: Mapping[str, Any] | None = None,
     max_bytes: int = MAX_WEIGHT_BYTES,
@@ -70,8 +66,7 @@ def write_onnx(
         model: a folded model, from pixels [B, 3, S, S] to logits [B, C] or features [B, D].
         path: the file; with `external_data`, its weights go to `<path>.data`.
         size_px: side of the model's images.
-        batch: `dynamic`, or the only batch size of the graph.
-        max_batch: the largest batch of a dynamic graph.
+        batches: smallest and largest batch of the graph; if they are equal, it takes no other.
         external_data: store the weights in a second file.
         metadata: values for the file's metadata properties; values that are not text become JSON.
         max_bytes: maximum size of the weights in one file.
@@ -85,7 +80,7 @@ def write_onnx(
     import onnx
 
     trace = tracer or Tracer()
-    proto = trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
+    proto = trace(model, size_px=size_px, batches=batches)
     _make_readable(proto)
     proto.ir_version = IR_VERSION
     drop_unused(proto)
@@ -108,22 +103,16 @@ def write_onnx(
         onnx.checker.check_model(part, full_check=True)
 
 
-def _trace(model: nn.Module, *, size_px: int, batch: BatchSize, max_batch: int) -> Any:
+def _trace(model: nn.Module, *, size_px: int, batches: tuple[int, int]) -> Any:
     """Traces a model to torch's ONNX program, whose constants are not folded yet."""
-    batches = (1, max_batch) if batch == "dynamic" else (batch, batch)
     images = example_images(model, size_px=size_px, batches=batches)
     folded: Any = model
     # Some of timm's blocks cache a tensor in their first run, which must not be the exporter's
     with torch.no_grad():
         model(images)
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            # torch itself uses its deprecated parts
-            warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
-            program = torch.onnx.export(
+        with quiet():
+            return torch.onnx.export(
                 model,
                 (images,),
                 dynamo=True,
@@ -143,9 +132,6 @@ def _trace(model: nn.Module, *, size_px: int, batch: BatchSize, max_batch: int) 
             "  Distill another image encoder: a ViT, or a network whose steps do not depend on the"
             " values of the pixels."
         ) from error
-    finally:
-        exporter.setLevel(level)
-    return program
 
 
 def _make_readable(proto: Any) -> None:

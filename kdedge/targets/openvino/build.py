@@ -10,7 +10,6 @@ every processor. OpenVINO's own quantizer, NNCF, changes more predictions at the
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,14 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         log.info("Weights get 7 bits, as this CPU adds products of bytes in 16 bits (no VNNI).")
         _limit_weights(ov, model, CPU_WEIGHT_LEVELS)
         built_with["weight_levels"] = CPU_WEIGHT_LEVELS
-    _save(ov, model, path, has_fp16_weights=file.precision == "fp16")
+    try:
+        with written_together(path) as part:
+            ov.save_model(model, part, compress_to_fp16=file.precision == "fp16")
+    except RuntimeError as error:  # from OpenVINO's own writer
+        raise ResourceError(
+            f"{path} could not be written: {error}.\n"
+            "  Free some space, or name another folder that you may write to."
+        ) from error
     return built_with
 
 
@@ -79,19 +85,3 @@ def _scaling(weight: Any) -> Any:
             return None
         node = readers[0].get_node()
     return node if node.get_type_name() == "Multiply" else None
-
-
-def _save(ov: Any, model: Any, path: Path, *, has_fp16_weights: bool) -> None:
-    """Writes a graph and its weights, both complete or not at all; the graph comes last.
-
-    Raises:
-        ResourceError: a file cannot be written.
-    """
-    try:
-        with written_together(path) as part:
-            ov.save_model(model, part, compress_to_fp16=has_fp16_weights)
-    except RuntimeError as error:  # from OpenVINO's own writer
-        raise ResourceError(
-            f"{path} could not be written: {error}.\n"
-            "  Free some space, or name another folder that you may write to."
-        ) from error

@@ -50,18 +50,13 @@ def half_model(model: nn.Module) -> Any:
     return half
 
 
-def check_environment() -> None:
-    """Checks for torch-tensorrt and a GPU that torch can use.
+def check_environment() -> ModuleType:
+    """Imports torch_tensorrt, and checks for a GPU that torch can use.
 
     Raises:
         MissingPackage: torch-tensorrt is not installed.
         SetupError: torch sees no CUDA device.
     """
-    _load_package()
-
-
-def _load_package() -> ModuleType:
-    """Imports torch_tensorrt and checks that torch can use a GPU."""
     package: ModuleType = TORCH_TENSORRT.load()
     if not torch.cuda.is_available():
         raise SetupError(
@@ -74,7 +69,7 @@ def _load_package() -> ModuleType:
 
 def plan(precision: Precision) -> PlannedFile:
     """The program of a precision, named after the version and the GPU that it needs."""
-    about = _about(_load_package())
+    about = _about(check_environment())
     version = ".".join(about["version"].split("+")[0].split(".")[:3])
     tag = f"torchtrt{version}-sm{about['compute_capability'].replace('.', '')}"
     return PlannedFile(f"model.{precision}.{tag}.pt2", precision, "gpu")
@@ -88,7 +83,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         SetupError: a package or device is missing.
         ResourceError: the file cannot be written.
     """
-    torch_tensorrt = _load_package()
+    torch_tensorrt = check_environment()
     path, batches = request.folder / file.name, request.artifact.batches
     program, example = trace(
         request.model,
@@ -97,11 +92,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         batches=batches,
         on_gpu=True,
     )
-    low, high = batches
-    shape = example.shape[1:]
     images = example
-    if low < high:
-        smallest, largest = (low, *shape), (high, *shape)
+    smallest, largest = ((n_images, *example.shape[1:]) for n_images in batches)
+    if smallest != largest:
         images = torch_tensorrt.Input(
             min_shape=smallest,
             opt_shape=largest,
@@ -134,7 +127,7 @@ class Program:
     name = "torch-tensorrt"
 
     def __init__(self, path: Path, artifact: Artifact) -> None:
-        self._about = _about(_load_package())
+        self._about = _about(check_environment())
         self._module: Any = torch.export.load(path).module().cuda()
         size_px = artifact.preprocess.size_px
         self.batches: tuple[int, int | None] = artifact.batches
@@ -161,12 +154,7 @@ load = Program
 
 
 def trace(
-    model: Any,
-    *,
-    precision: Precision,
-    size_px: int,
-    batches: tuple[int, int],
-    on_gpu: bool = False,
+    model: Any, *, precision: Precision, size_px: int, batches: tuple[int, int], on_gpu: bool
 ) -> tuple[torch.export.ExportedProgram, Tensor]:
     """Traces the model; returns the program and the images [B, 3, S, S] of the trace.
 

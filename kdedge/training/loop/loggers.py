@@ -40,7 +40,8 @@ class MetricsLog:
         with explained(path), contextlib.ExitStack() as stack:
             self._file = stack.enter_context(path.open("a", encoding="utf-8"))
             self._file.truncate(min(n_bytes, path.stat().st_size))
-            self._events = stack.enter_context(_EventFile(events_folder, first_step=step + 1))
+            self._events = _EventFile(events_folder, first_step=step + 1)
+            stack.callback(self._events.close)
             self._advance = stack.enter_context(progress(what, n_steps, done=step))
             self._open = stack.pop_all()
         self._since, self._n_images, self._speed = time.monotonic(), 0, 0.0
@@ -121,10 +122,8 @@ class _EventFile:
             self._add(session_log=start, step=first_step)
             stack.pop_all()
 
-    def __enter__(self) -> _EventFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def write(self, line: Mapping[str, Any]) -> None:

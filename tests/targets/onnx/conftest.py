@@ -69,12 +69,12 @@ def folded_export(
     vectors = np.concatenate([directions, -directions])
 
     @functools.cache
-    def write(*, batch: Any = "dynamic", **options: Any) -> Path:
+    def write(*, batches: tuple[int, int] = (1, 32), **options: Any) -> Path:
         given = {"scale": student.scale, "preprocess": preprocess, **options}
         request = FoldRequest(torch.from_numpy(vectors), **given)
         model = fold(student.image_modules(), request)
         path = tmp_path_factory.mktemp("folded") / "model.onnx"
-        write_onnx(model, path, size_px=32, batch=batch, metadata=METADATA)
+        write_onnx(model, path, size_px=32, batches=batches, metadata=METADATA)
         return path
 
     return write

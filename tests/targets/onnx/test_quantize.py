@@ -223,7 +223,10 @@ def test_a_graph_for_one_image_of_bytes_is_quantized_too(
     tmp_path_factory: pytest.TempPathFactory,
     make: Callable[..., None],
 ) -> None:
-    source, images = folded_export(batch=1, pixels="uint8"), (255 * folded_images).astype(np.uint8)
+    source, images = (
+        folded_export(batches=(1, 1), pixels="uint8"),
+        (255 * folded_images).astype(np.uint8),
+    )
     output = tmp_path_factory.mktemp("out") / "model.onnx"
     make(source, output, calibration=images)
     for image in images[:3]:

@@ -77,12 +77,12 @@ def test_a_dynamic_graph_gives_the_models_logits_at_every_batch_and_its_head_has
     assert layers in (None, products)
 
 
-@pytest.mark.parametrize(("batch", "wish"), [(1, {"max_batch": 1}), (3, {"batch": 3})])
+@pytest.mark.parametrize("batch", [1, 3])
 def test_a_fixed_batch_takes_that_many_images_and_no_other(
-    block_model: FoldedModel, tmp_path: Path, batch: int, wish: dict[str, Any]
+    block_model: FoldedModel, tmp_path: Path, batch: int
 ) -> None:
     path, images = tmp_path / "model.onnx", draw_images(batch)
-    write_onnx(block_model, path, size_px=32, **wish)
+    write_onnx(block_model, path, size_px=32, batches=(batch, batch))
     np.testing.assert_allclose(run(path, images), block_model(images).numpy(), **FLOAT32)
     with pytest.raises(Exception, match=r"(?i)dimension"):
         run(path, draw_images(batch + 1))
@@ -100,8 +100,8 @@ def test_other_weights_are_written_as_if_their_model_were_traced(
             values.mul_(1.5) if values.is_floating_point() else None
     paths = [tmp_path / name for name in ("first", "again", "other", "traced")]
     for path, model in zip(paths, (one, one, other), strict=False):
-        write_onnx(model, path, size_px=32, batch=1, tracer=tracer)
-    write_onnx(other, paths[3], size_px=32, batch=1)
+        write_onnx(model, path, size_px=32, batches=(1, 1), tracer=tracer)
+    write_onnx(other, paths[3], size_px=32, batches=(1, 1))
     first, again, *others = (path.read_bytes() for path in paths)
     assert first == again
     assert others[0] == others[1] != first
@@ -161,5 +161,5 @@ def test_a_full_disk_leaves_nothing_behind(
 ) -> None:
     folder = small_disk(16)
     with pytest.raises(ResourceError, match="disk is full"):
-        write_onnx(block_model, folder / "model.onnx", size_px=32, batch=1)
+        write_onnx(block_model, folder / "model.onnx", size_px=32, batches=(1, 1))
     assert list(folder.iterdir()) == []

@@ -258,8 +258,8 @@ def test_whole_images_of_the_smoke_set_decide_the_gate(artifact: Artifact) -> No
     path = artifact.path / SMOKE_SET
     smoke = read_smoke_set(path)
     assert len(smoke.images) == 3
-    turned = [*smoke.images[1:], smoke.images[0]]
-    write_smoke_set(path, smoke.pixels, smoke.logits, turned)
+    turned = (*smoke.images[1:], smoke.images[0])
+    write_smoke_set(path, dataclasses.replace(smoke, images=turned))
     others = {SMOKE_SET: hashlib.sha256(path.read_bytes()).hexdigest()}
     changed = dataclasses.replace(artifact, others=others)
     parity = (

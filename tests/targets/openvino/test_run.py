@@ -55,7 +55,7 @@ def test_a_fixed_batch_and_pixels_as_bytes_are_known(
 
     model: Any = copy.deepcopy(block_model)
     model.pixels = "uint8"
-    write_onnx(model, tmp_path / "m.onnx", size_px=32, batch=2)
+    write_onnx(model, tmp_path / "m.onnx", size_px=32, batches=(2, 2))
     openvino.save_model(openvino.Core().read_model(tmp_path / "m.onnx"), tmp_path / "m.xml")
     backend = target.load(tmp_path / "m.xml", n_threads=1)
     assert (backend.batches, backend.pixels) == ((2, 2), "uint8")

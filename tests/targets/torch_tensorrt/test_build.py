@@ -20,6 +20,7 @@ from torch import Tensor
 from kdedge.deploy.build import ExportInputs, build_files
 from kdedge.deploy.parity import (
     SMOKE_SET,
+    SmokeSet,
     parity_on_smoke_set,
     read_smoke_set,
     write_smoke_set,
@@ -248,7 +249,7 @@ def test_a_program_that_misses_its_gate_is_marked(
     recorder: Any, inputs: ExportInputs, artifact: Artifact
 ) -> None:
     smoke_set = read_smoke_set(artifact.path / SMOKE_SET)
-    write_smoke_set(artifact.path / SMOKE_SET, smoke_set.pixels, -smoke_set.logits, images=())
+    write_smoke_set(artifact.path / SMOKE_SET, SmokeSet(smoke_set.pixels, -smoke_set.logits))
     others = {SMOKE_SET: sha256_file(artifact.path / SMOKE_SET)}
     other = dataclasses.replace(artifact, others=others)
     found, _ = build_files(other, find_target("torch-tensorrt"), ["fp16"], inputs=inputs)
