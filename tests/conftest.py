@@ -453,6 +453,12 @@ def file_server() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def speed() -> ModuleType:
+    """Makes tables of speed that never were measured."""
+    return _load("speed")
+
+
+@pytest.fixture(scope="session")
 def planted_outliers() -> ModuleType:
     """Plants outliers in a CLIP: `benchmarks/planted_outliers.py`."""
     return _load("planted_outliers", Path(__file__).parents[1] / "benchmarks")
