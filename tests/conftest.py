@@ -294,7 +294,7 @@ def tiny_open_clip(tiny_backbone: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def encode_plainly() -> Callable[..., Any]:
+def plain_features() -> Callable[..., Any]:
     """Encodes images with whole blocks; prompts are tokens of their own in each block.
 
     As IVLP does it in the first blocks, LaFTer in the first one, and VPT-deep in all.

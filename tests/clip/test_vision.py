@@ -28,14 +28,14 @@ def prompts(depth: int, n_ctx: int, width: int = 64) -> Tensor:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("n_ctx", [0, 1, 4])
 def test_leaving_out_what_nobody_reads_changes_no_feature_and_no_gradient(
-    tiny_backbone: Backbone, tiny_open_clip: CLIP, encode_plainly: Any, depth: int, n_ctx: int
+    tiny_backbone: Backbone, tiny_open_clip: CLIP, plain_features: Any, depth: int, n_ctx: int
 ) -> None:
     visual = tiny_backbone.model.visual
     ours = prompts(depth, n_ctx).requires_grad_()
     plain = prompts(depth, n_ctx).requires_grad_()
 
     features = encode_image(visual, images(), ours)
-    expected = encode_plainly(tiny_open_clip.visual, images(), plain)
+    expected = plain_features(tiny_open_clip.visual, images(), plain)
 
     torch.testing.assert_close(features, expected, **FLOAT32)
     target = torch.randn(features.shape, generator=torch.Generator().manual_seed(2))

@@ -178,7 +178,7 @@ def test_the_classifier_on_texts_depends_on_the_seed_alone(tiny_backbone: Backbo
 
 
 def test_loss_and_every_gradient_are_those_of_the_equation(
-    tiny_backbone: Backbone, encode_plainly: Any
+    tiny_backbone: Backbone, plain_features: Any
 ) -> None:
     method = build(tiny_backbone)
     method.learn_texts()
@@ -189,7 +189,7 @@ def test_loss_and_every_gradient_are_those_of_the_equation(
     labels = (clean @ method.module.labeler.T).argmax(dim=1)
     parameters = method.trainable_parameters()
     visual, prompts = method.image_modules().visual, parameters["visual_prompts"]
-    raw = encode_plainly(visual, batch().images, prompts)  # tokens up to the last block
+    raw = plain_features(visual, batch().images, prompts)  # tokens up to the last block
     logits = raw @ parameters["classifier"].T
     rows = []
     for i in range(4):

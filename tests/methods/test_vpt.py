@@ -22,7 +22,7 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 def test_logits_loss_and_gradient_are_those_of_prompts_as_ordinary_tokens(
     build: Callable[..., Any],
     labeled_batch: Any,
-    encode_plainly: Callable[..., Any],
+    plain_features: Callable[..., Any],
     tiny_backbone: Backbone,
     tiny_open_clip: CLIP,
     depth: int,
@@ -30,7 +30,7 @@ def test_logits_loss_and_gradient_are_those_of_prompts_as_ordinary_tokens(
     method, batch = build("vpt", prompt_depth=depth), labeled_batch()
     images, labels = batch.images, batch.labels
     prompts = method.module.visual_prompts.detach().clone().requires_grad_()
-    image_features = unit_length(encode_plainly(tiny_open_clip.visual, images, prompts))
+    image_features = unit_length(plain_features(tiny_open_clip.visual, images, prompts))
     tokens = tiny_backbone.tokenizer(["a photo of a cat.", "a photo of a school bus."])
     text_features = unit_length(tiny_open_clip.encode_text(tokens))
     expected = method.scale * image_features @ text_features.T
