@@ -294,6 +294,31 @@ def tiny_open_clip(tiny_backbone: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
+def plain_features() -> Callable[..., Any]:
+    """Encodes images with whole blocks; prompts are tokens of their own in each block.
+
+    As IVLP does it in the first blocks, LaFTer in the first one, and VPT-deep in all.
+    """
+    import torch
+
+    def encode(visual: Any, images: Any, prompts: Any) -> Any:
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
+        tokens = tokens + visual.positional_embedding
+        n_tokens = tokens.shape[1]
+        for index, block in enumerate(visual.transformer.resblocks):
+            if index < len(prompts):
+                own = prompts[index].expand(len(images), -1, -1)
+                tokens = torch.cat([tokens[:, :n_tokens], own], dim=1)
+            if index == 0:
+                tokens = visual.ln_pre(tokens)
+            tokens = block(tokens)
+        return visual.ln_post(tokens)[:, 0] @ visual.proj
+
+    return encode
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
     """A wider CLIP with four image layers and joint dimension 40."""
     from kdedge.clip.find import find_backbone
@@ -425,6 +450,12 @@ def forked_cells(_forking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def file_server() -> ModuleType:
     """A web server that does what servers do wrong."""
     return _load("file_server")
+
+
+@pytest.fixture(scope="session")
+def speed() -> ModuleType:
+    """Makes tables of speed that never were measured."""
+    return _load("speed")
 
 
 @pytest.fixture(scope="session")

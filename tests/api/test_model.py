@@ -32,8 +32,8 @@ def _installed() -> None:
 
 
 @pytest.fixture
-def model(make_artifact: MakeArtifact, tmp_path: Path) -> Any:
-    with load(make_artifact(tmp_path / "artifact").path) as loaded:
+def model(artifact: Artifact) -> Any:
+    with load(artifact.path) as loaded:
         yield loaded
 
 
@@ -170,8 +170,7 @@ class Slow:
         return self._backend.run(images)
 
 
-def test_close_waits_for_the_batch_that_runs(make_artifact: MakeArtifact, tmp_path: Path) -> None:
-    artifact = make_artifact(tmp_path / "artifact")
+def test_close_waits_for_the_batch_that_runs(artifact: Artifact) -> None:
     slow: Any = Slow(load_file(artifact, artifact.files[0]))
     classifier = Classifier(artifact, artifact.files[0], slow)
     closing = threading.Thread(target=lambda: slow.has_begun.wait() and classifier.close())
@@ -241,19 +240,12 @@ def test_every_call_knows_an_artifact_by_its_path(
 
 
 @pytest.fixture
-def artifact(make_artifact: MakeArtifact, tmp_path: Path) -> Artifact:
-    pytest.importorskip("onnxruntime")
-    return make_artifact(tmp_path / "artifact")
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Five images and one that is none."""
     path = tmp_path / "images"
     path.mkdir()
     for number in range(5):
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(path / f"{number}.png")
+        photo(number).save(path / f"{number}.png")
     (path / "broken.jpg").write_bytes(b"no image")
     return path
 
@@ -301,7 +293,6 @@ def test_its_csv_is_that_of_the_command(
 def test_without_scores_nothing_is_least_certain(
     make_artifact: MakeArtifact, folder: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnxruntime")
     ranks = make_artifact(tmp_path / "ranks", head="argmax")
     with pytest.raises(kdedge.RecipeError, match="gives no scores"):
         kdedge.predict(ranks, folder).least_certain(1)

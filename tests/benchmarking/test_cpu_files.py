@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,12 @@ SHORT = TimingPlan(seconds=0.0, n_calls=4, n_rounds=2)
     ],
 )
 def test_the_fastest_that_passes_is_chosen_and_of_equals_the_exact_one(
-    make_measurement: Callable[..., Any], others: list[Any], expected: str
+    speed: ModuleType, others: list[Any], expected: str
 ) -> None:
     rows = [("model.onnx", 1.0, None), ("model.int8.xml", 3.0, None), *others]
     files = []
     for name, ratio, out in rows:
-        time = None if ratio is None else make_measurement(p50_ms=1 / ratio, ratio=ratio)
+        time = None if ratio is None else speed.measurement(p50_ms=1 / ratio, ratio=ratio)
         agreement = 98.5 if name == "model.int8.xml" else 100.0
         files.append(TimedFile(name, "fp32", "some 1.0", agreement, time, ratio, out))
     assert choose(files, where="art").file == expected

@@ -101,11 +101,21 @@ def copy_of() -> Callable[[Path, Path], Path]:
 
 
 @pytest.fixture
-def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Copies a project for the test alone, and makes the copy the current folder."""
+
+    def copy_and_enter(source: Path, name: str = "project") -> Path:
+        folder = copy_project(source, tmp_path / name)
+        monkeypatch.chdir(folder)
+        return folder
+
+    return copy_and_enter
+
+
+@pytest.fixture
+def project(blank_project: Path, enter: Callable[..., Path]) -> Path:
     """An untrained project of the test's own, as the current folder."""
-    folder = copy_project(blank_project, tmp_path / "project")
-    monkeypatch.chdir(folder)
-    return folder
+    return enter(blank_project)
 
 
 @pytest.fixture(scope="session")
@@ -130,11 +140,9 @@ def trained_project(blank_project: Path, made_once: Callable[..., Path]) -> Path
 
 
 @pytest.fixture
-def trained(trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(trained_project: Path, enter: Callable[..., Path]) -> Path:
     """That project once more, of the test's own, as the current folder."""
-    folder = copy_project(trained_project, tmp_path / "trained")
-    monkeypatch.chdir(folder)
-    return folder
+    return enter(trained_project, "trained")
 
 
 @pytest.fixture(scope="session")
@@ -151,11 +159,9 @@ def exported_project(trained_project: Path, made_once: Callable[..., Path]) -> P
 
 
 @pytest.fixture
-def exported(exported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def exported(exported_project: Path, enter: Callable[..., Path]) -> Path:
     """That project, of the test's own, as the current folder."""
-    folder = copy_project(exported_project, tmp_path / "exported")
-    monkeypatch.chdir(folder)
-    return folder
+    return enter(exported_project, "exported")
 
 
 @dataclass(frozen=True)

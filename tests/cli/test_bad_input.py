@@ -64,14 +64,6 @@ def halve(path: str) -> None:
     Path(path).write_bytes(whole[: len(whole) // 2])
 
 
-def poison(path: str) -> None:
-    """Gives a backbone a value that is not finite."""
-    state = torch.load(path, weights_only=True)
-    state["visual.proj"][0, 0] = float("nan")
-    Path(path).unlink()
-    torch.save(state, path)
-
-
 LONG = "水母" * 40
 REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tuple[str, ...]]] = {
     "no image": (lambda: keep("pool", 0), (), 3, ("pool has no image files; found nothing at",)),
@@ -159,7 +151,6 @@ REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tupl
         ("student.settings.depth is 4, but the image encoder of student has 3 layers.",),
     ),
     "a batch of one": (None, ("student.optim.batch_size=1",), 3, ("raise optim.batch_size",)),
-    "no such method": (None, ("student.method=promtkd",), 2, ("Did you mean promptkd?",)),
     "no such weights": (
         *(None, ("student.weights=gone.pt",), 3),
         ("--set student.weights cannot be read: there is no file",),
@@ -194,8 +185,11 @@ def test_what_check_refuses_distill_refuses_alike_before_a_teacher_is_trained(
 
 
 def test_a_backbone_with_values_that_are_not_finite_is_refused(kdedge: Run) -> None:
-    poison("student.pt")
-    kdedge("distill", "r.yaml").fails(3, "visual.proj holds values that are not finite")
+    state = torch.load("student.pt", weights_only=True)
+    state["visual.proj"][0, 0] = float("nan")
+    torch.save(state, "poisoned.pt")
+    done = kdedge("distill", "r.yaml", "--set", "student.weights=poisoned.pt")
+    done.fails(3, "visual.proj holds values that are not finite")
     assert runs() == []
 
 
@@ -255,7 +249,7 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
         (
             lambda: [shutil.rmtree("test"), Path("test").symlink_to("labeled")],
             2,
-            ("test is named for labels and for test images:", "Move a part of each class"),
+            ("test is named for training and for test images:", "Move a part of each class"),
         ),
     ],
 )

@@ -71,13 +71,9 @@ def both_exports(
 
 
 @pytest.fixture
-def project(
-    both_exports: Path, copy_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def project(both_exports: Path, enter: Callable[..., Path]) -> Path:
     """A copy of that project, as the current folder."""
-    folder = copy_of(both_exports, tmp_path / "project")
-    monkeypatch.chdir(folder)
-    return folder
+    return enter(both_exports)
 
 
 def logits_of(artifact: Path, **options: Any) -> np.ndarray:

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from kdedge.api.data import scan_images, verify_set
-from kdedge.cli.main import run
 from kdedge.data.benchmarks import Download, HubArchive, load_benchmark
 
 SUN397 = load_benchmark("sun397")
@@ -53,16 +52,15 @@ def published(hub: Any, file_server: Any, add_benchmark: Callable[..., None]) ->
 
 @pytest.fixture
 def kdedge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kdedge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs `kdedge data ...` in an empty folder; gives exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDEDGE_DATA", raising=False)
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(["data", *arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        done = kdedge("data", *arguments)
+        return done.code, done.out, done.err
 
     return call
 

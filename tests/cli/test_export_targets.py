@@ -114,10 +114,6 @@ def test_without_the_package_the_onnx_files_are_written_and_the_line_is_told(
 # The fastest file on a CPU
 
 
-for package in ("onnx", "onnxruntime"):
-    pytest.importorskip(package)
-
-
 @pytest.fixture
 def quick_clock(quick_machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For `--cpu`: a file is timed for a fiftieth of its time."""

@@ -28,26 +28,18 @@ Run = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
 
 
-def kdedge(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kdedge", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "check": False}
+    options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, **pipes, **options}
+    return subprocess.run([sys.executable, *arguments], **options)
 
 
-def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
+def kdedge(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return python("-m", "kdedge", *arguments, **options)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return python("-c", textwrap.dedent(code))
 
 
 # Adds a command that raises the given error to the real group, and runs it by the real entry point.
@@ -260,8 +252,6 @@ def test_a_full_disk_is_no_bug(fail):
 @pytest.mark.parametrize("command", ["bench", "export", "report"])
 def test_a_name_that_the_system_refuses_is_no_bug(command, capfd):
     pytest.importorskip("torch")
-    from kdedge.cli.main import run
-
     assert run((command, "x" * 300)) == 3
     message = capfd.readouterr().err
     assert message.startswith("kdedge: xxx")
@@ -271,14 +261,7 @@ def test_a_name_that_the_system_refuses_is_no_bug(command, capfd):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_result_that_does_not_fit_on_the_disk_is_an_error():
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "kdedge", "data", "list"],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        done = kdedge("data", "list", stdout=full)
     assert done.returncode == 7
     assert done.stderr.startswith("kdedge: the disk is full.")
     assert "Traceback" not in done.stderr
@@ -387,14 +370,11 @@ def test_a_warning_is_told_once_a_command_and_a_message_each_time(capsys):
 
 def run_shown(*arguments: str, on_terminal: bool, **environment: str) -> str:
     """All that a command writes, in a process whose output is a terminal or a pipe."""
-    command = [sys.executable, "-m", "kdedge", *arguments]
     clean = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     env = {**clean, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80", **environment}
     if not on_terminal:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, check=False
-        )
-        return done.stdout.decode()
+        return kdedge(*arguments, env=env, stderr=subprocess.STDOUT).stdout
+    command = [sys.executable, "-m", "kdedge", *arguments]
     parent, child = pty.openpty()
     process = subprocess.Popen(command, stdout=child, stderr=child, env=env)
     os.close(child)
@@ -474,13 +454,7 @@ def run_in(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs Python code in a process in whose environment the user has chosen nothing else."""
     names = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS"}
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**environment, **variables},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    return python("-W", "error", "-c", code, env={**environment, **variables}, check=True)
 
 
 @pytest.fixture

@@ -49,13 +49,9 @@ def calibrated(
 
 
 @pytest.fixture
-def project(
-    calibrated: Path, copy_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def project(calibrated: Path, enter: Callable[..., Path]) -> Path:
     """A copy of that project, as the current folder."""
-    folder = copy_of(calibrated, tmp_path / "project")
-    monkeypatch.chdir(folder)
-    return folder
+    return enter(calibrated)
 
 
 def open_run(project: Path, *overrides: str, name: str = "tiny/02") -> Any:

@@ -122,9 +122,7 @@ def test_a_student_without_files_is_told_and_the_last_one_ends_the_command(
     assert not Path("suites/small/exported.json").exists()
 
 
-def test_in_python_the_files_are_part_of_the_suites_record(
-    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_python_the_files_are_part_of_the_suites_record(exported: Path, kdedge: Kdedge) -> None:
     del kdedge  # its clock
     made = api.run_suite("s.yaml", export=True).to_dict()
     assert json.loads(json.dumps(made["exported"])) == read("suites/small/exported.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from open_clip import CLIP
@@ -23,34 +25,17 @@ def prompts(depth: int, n_ctx: int, width: int = 64) -> Tensor:
     return torch.randn(depth, n_ctx, width, generator=generator)
 
 
-def encode_plainly(visual: torch.nn.Module, batch: Tensor, visual_prompts: Tensor) -> Tensor:
-    """IVLP's convention with open_clip's whole blocks: every token through every block."""
-    tokens = visual.conv1(batch).flatten(2).transpose(1, 2)
-    tokens = torch.cat([visual.class_embedding.expand(len(batch), 1, -1), tokens], dim=1)
-    tokens = tokens + visual.positional_embedding
-    n_ctx = visual_prompts.shape[1]
-    for index, block in enumerate(visual.transformer.resblocks):
-        if index == 0:
-            tokens = torch.cat([tokens, visual_prompts[0].expand(len(batch), -1, -1)], dim=1)
-            tokens = visual.ln_pre(tokens)
-        elif index < len(visual_prompts):
-            kept = tokens[:, : tokens.shape[1] - n_ctx]
-            tokens = torch.cat([kept, visual_prompts[index].expand(len(batch), -1, -1)], dim=1)
-        tokens = block(tokens)
-    return visual.ln_post(tokens)[:, 0] @ visual.proj
-
-
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("n_ctx", [0, 1, 4])
 def test_leaving_out_what_nobody_reads_changes_no_feature_and_no_gradient(
-    tiny_backbone: Backbone, tiny_open_clip: CLIP, depth: int, n_ctx: int
+    tiny_backbone: Backbone, tiny_open_clip: CLIP, plain_features: Any, depth: int, n_ctx: int
 ) -> None:
     visual = tiny_backbone.model.visual
     ours = prompts(depth, n_ctx).requires_grad_()
     plain = prompts(depth, n_ctx).requires_grad_()
 
     features = encode_image(visual, images(), ours)
-    expected = encode_plainly(tiny_open_clip.visual, images(), plain)
+    expected = plain_features(tiny_open_clip.visual, images(), plain)
 
     torch.testing.assert_close(features, expected, **FLOAT32)
     target = torch.randn(features.shape, generator=torch.Generator().manual_seed(2))

@@ -28,10 +28,10 @@ MAX_SECONDS = 20
 MAX_BYTES = 1 << 29
 
 
-def fuzzing(cost: int) -> settings:
+def fuzzing(cost: float) -> settings:
     """The number of examples, and whether they are new ones."""
     return settings(
-        max_examples=max(1, (N_EXAMPLES or QUICK) // cost),
+        max_examples=max(1, int((N_EXAMPLES or QUICK) / cost)),
         derandomize=not N_EXAMPLES,
         database=None,
         deadline=None,

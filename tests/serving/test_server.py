@@ -23,7 +23,9 @@ from kdedge.errors import DataError, InUseError, RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.runs.find import find_artifact
 from kdedge.runtime.artifact import Artifact
+from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, ServedModel
+from kdedge.serving.server import Server
 from kdedge.targets.registry import load_file
 
 MakeArtifact = Callable[..., Artifact]
@@ -265,9 +267,6 @@ def test_the_largest_batch_may_be_smaller_than_the_artifact_s(artifact: Artifact
 def test_a_start_that_fails_closes_the_model(
     artifact: Artifact, gated_backend: Callable[[], Any]
 ) -> None:
-    from kdedge.serving.limits import RequestLimits
-    from kdedge.serving.server import Server
-
     device = gated_backend()
     device.error = DataError("it does not run")
     model = Classifier(artifact, artifact.files[0], device)
@@ -394,9 +393,6 @@ def test_what_takes_too_long_is_not_compared(
 
 def quick(source: Path, search: Callable[[], Path] | None = None) -> Any:
     """A server that looks for a new artifact many times a second."""
-    from kdedge.serving.limits import RequestLimits
-    from kdedge.serving.server import Server
-
     address: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "limits": RequestLimits()}
     find = search or partial(find_artifact, source, Path())
     return Server(find, Classifier.load, **address, look_every_s=0.05)
@@ -439,9 +435,6 @@ def test_an_artifact_that_is_copied_slowly_is_served_when_it_is_whole(
 def test_the_old_model_is_closed_once_its_last_request_is_answered(
     gated: Any, send: Any, artifact: Artifact, mean_color_logits: Any
 ) -> None:
-    from kdedge.inference.classify import Classifier
-    from kdedge.serving.model import ServedModel
-
     server, device = gated()
     device.gate.clear()
     taken = send(server)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow
 
 
-def _measurement(batch: int = 1, p50_ms: float = 10.0, **other: Any) -> Measurement:
+def measurement(batch: int = 1, p50_ms: float = 10.0, **other: Any) -> Measurement:
+    """A measurement of a batch with this median."""
     values: dict[str, Any] = {
         "inputs": "on device",
         "n_calls": 100,
@@ -28,7 +26,8 @@ def _measurement(batch: int = 1, p50_ms: float = 10.0, **other: Any) -> Measurem
     return Measurement(batch=batch, p50_ms=p50_ms, **(values | other))
 
 
-def _row(model: str = "CLIP", *measurements: Measurement, **other: Any) -> SpeedRow:
+def row(model: str = "CLIP", *measurements: Measurement, **other: Any) -> SpeedRow:
+    """The row of a model."""
     values: dict[str, Any] = {
         "source": "line3",
         "protocol": "cached",
@@ -47,31 +46,14 @@ def _row(model: str = "CLIP", *measurements: Measurement, **other: Any) -> Speed
     return SpeedRow(model=model, measurements=measurements, **(values | other))
 
 
-@pytest.fixture
-def make_measurement() -> Callable[..., Measurement]:
-    """Makes a measurement from a batch and a median."""
-    return _measurement
-
-
-@pytest.fixture
-def make_row() -> Callable[..., SpeedRow]:
-    """Makes a row from a model's name and its measurements."""
-    return _row
-
-
-@pytest.fixture
-def make_result() -> Callable[..., SpeedResult]:
-    """Makes a table from its rows."""
-
-    def make(*rows: SpeedRow, **other: Any) -> SpeedResult:
-        values: dict[str, Any] = {
-            "command": "kdedge bench",
-            "measured_at": "2026-01-01T00:00:00+00:00",
-            "settings": {"n_calls": 20, "n_rounds": 5, "batches": [1, 8], "threads": 2},
-            "device": {"cpu": "A CPU", "cpu_cores": 2, "throttled": None},
-            "baseline": rows[0].label if rows else None,
-            "left_out": {},
-        }
-        return SpeedResult(rows=rows, **(values | other))
-
-    return make
+def result(*rows: SpeedRow, **other: Any) -> SpeedResult:
+    """A table of rows."""
+    values: dict[str, Any] = {
+        "command": "kdedge bench",
+        "measured_at": "2026-01-01T00:00:00+00:00",
+        "settings": {"n_calls": 20, "n_rounds": 5, "batches": [1, 8], "threads": 2},
+        "device": {"cpu": "A CPU", "cpu_cores": 2, "throttled": None},
+        "baseline": rows[0].label if rows else None,
+        "left_out": {},
+    }
+    return SpeedResult(rows=rows, **(values | other))
