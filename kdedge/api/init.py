@@ -131,7 +131,7 @@ def init(
         teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
         student: the student's CLIP, for the device; None for the CLIP of `size`.
         size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
-        all_keys: write every key with its description.
+        all_keys: write more keys, each with its description.
 
     Returns:
         The recipe's `path`, the class names, a summary of each folder (`surveys`), and which

@@ -18,7 +18,7 @@ from kdedge.runs.find import finished_runs
 def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None:
     """Run the whole flow on built-in drawings with two tiny CLIPs, without any download.
 
-    A teacher CLIP learns from 16 labeled drawings of each class. A much smaller student learns from
+    A teacher CLIP learns from 16 labeled drawings of each class. A faster student learns from
     the teacher's outputs on unlabeled drawings, is exported, timed, and tried on test drawings.
     """
     from kdedge.api.demo import demo

@@ -69,9 +69,10 @@ def command(
         rows = labeled_results(folder, results)
         text = f"{folder.path}, {result.n_images:,} images\n{accuracy_text(rows)}"
         stored = model_records(folder)
-        # The stored confusions are those of the stored result
-        details = stored.details if result == stored.own else {}
-        measured = replace(stored, results=results, details=details)
+        own, measured = stored.own, replace(stored, results=results)
+        # The stored confusions are those of the stored predictions
+        if own and (own.images_hash, own.per_class) != (result.images_hash, result.per_class):
+            measured = replace(measured, details={})
         header = ["accuracy"]
         cells = [[name, decimals(value)] for name, value in result.per_class.items()]
     headline = headline_of(measured)

@@ -23,7 +23,7 @@ _EXTENSIONS = frozenset(
 
 _TIMEOUT_S = 10.0  # a stream that sends nothing for this time counts as lost
 
-_PASSWORD = re.compile(r"(?<=://)[^/\s?]*@")
+_PASSWORD = re.compile(r"(?<=://)[^/\s?]*@|(?<=password=)[^&\s]+|(?<=pwd=)[^&\s]+")
 
 
 class VideoFrame(NamedTuple):
