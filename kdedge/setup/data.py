@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -73,11 +74,15 @@ class RecipeData:
 
     def held_out(self) -> Images | None:
         """The held-out unlabeled images that are not labeled; None without unlabeled images."""
-        spec, labeled = self._recipe.data.unlabeled, self.load("labeled")
+        spec = self._recipe.data.unlabeled
         if spec is None:
             return None
         held_out = self._unlabeled(spec, held_out=True)
-        return held_out.without(labeled) if labeled else held_out
+        # Labels of another class list are an error, but then nothing here learns from them
+        with contextlib.suppress(DataError):
+            labeled = self.load("labeled") if held_out.indices else None
+            held_out = held_out.without(labeled) if labeled else held_out
+        return held_out
 
     def require(self, key: DataPart, why: str) -> Images:
         """Loads a required source.
