@@ -230,14 +230,16 @@ def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess:
         if (entry := open_clip.get_pretrained_cfg(name, tag)).get("quick_gelu", False)
         == model_config.get("quick_gelu", False)
     }
-    default = _pretrained_preprocess(model_config, {})
-    if len({*tags.values()}) > 1:
+    found, default = {*tags.values()}, _pretrained_preprocess(model_config, {})
+    if len(found) == 1:
+        return found.pop()
+    if found:
         others = [tag for tag, preprocess in tags.items() if preprocess != default]
         log.warning(
             f"{name}: the file of weights gets CLIP's preprocessing, and {name_some(others)} was"
             " trained with another.\n  Name such weights by their tag."
         )
-    return next(iter(tags.values())) if len({*tags.values()}) == 1 else default
+    return default
 
 
 _CONNECT_TIMEOUT_S = 10.0

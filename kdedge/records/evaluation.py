@@ -62,8 +62,11 @@ def on_same_images(
     if result is None:
         return {}
     split = getattr(result, "split", None)
-    same = {name: x for name, x in results.items() if getattr(x, "split", None) == split}
-    return {name: other for name, other in same.items() if are_same_images(other, result)}
+    return {
+        name: other
+        for name, other in results.items()
+        if are_same_images(other, result) and getattr(other, "split", None) == split
+    }
 
 
 def by_images(rows: Sequence[tuple[str, _Measured]]) -> list[list[tuple[str, _Measured]]]:
