@@ -22,6 +22,7 @@ from kdedge.errors import RecipeError
 
 _N_ROUNDS = 5
 _MAX_OFFSET, _MAX_RISK = 0.75, 0.01
+_LOWEST = -1000.0  # logit
 
 
 def class_shares(shares: Mapping[str, float] | None, names: Sequence[str], key: str) -> Tensor:
@@ -53,9 +54,12 @@ def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
     """
     logits, log_prior = logits.double(), prior.double().log()
     offsets = torch.zeros_like(log_prior)
+    # A class that a model cannot predict (`methods/ridge.py`, IMPOSSIBLE) stays so
+    is_possible = logits.amax(dim=0) > _LOWEST
     for _ in range(_N_ROUNDS):
         sums = (logits - offsets).log_softmax(dim=1).logsumexp(dim=0)
-        offsets = offsets + (sums - torch.tensor(len(logits)).log()) - log_prior
+        steps = sums - torch.tensor(len(logits)).log() - log_prior
+        offsets = torch.where(is_possible, offsets + steps, 0)
     return offsets - offsets.mean()
 
 

@@ -169,7 +169,10 @@ def main() -> None:
             f"{file} is missing. Copy it and cpu_choice.json, which names the fastest one, or"
             " name another: python example.py MODEL.onnx IMAGE"
         )
-    model = Model(file, artifact)
+    try:
+        model = Model(file, artifact)
+    except FileNotFoundError as error:  # its class matrix, or what finds none of these
+        sys.exit(f"{error.filename} is missing. Copy it, too.")
     n_classified = 0
     folders = (sorted(map(str, Path(one).iterdir())) for one in arguments if Path(one).is_dir())
     files = [one for one in arguments if not Path(one).is_dir()]

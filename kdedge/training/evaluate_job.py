@@ -32,8 +32,8 @@ _ENOUGH = 100  # fewest test images for which a low accuracy is reported
 def evaluations(job: Job, model: MethodModel) -> Evaluations:
     """Results of the trained method, its teacher, and two baselines on the same backbone.
 
-    One baseline is zero-shot CLIP, also with its own offsets if the recipe has `balance`; it needs
-    a text encoder. The other is a ridge regression on the labels, which shows what the backbone
+    One baseline is zero-shot CLIP, also with its own offsets if `balance` finds any; it needs a
+    text encoder. The other is a ridge regression on the labels, which shows what the backbone
     reaches without the teacher; it needs labels of every class. A teacher that is a file is
     measured if it has predictions for the test images.
 
@@ -67,7 +67,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
         logits = zero_shot.logits_of(test, what="evaluating images")
         results["zeroshot"] = measure_logits(logits, test, job.classes)
         balanced = MethodModel(zero_shot.setup, zero_shot.method, find_balance(job, zero_shot))
-        if balanced.offsets is not None:
+        if balanced.offsets is not None and balanced.offsets.any():
             logits = logits - balanced.offsets.cpu()
             results["zeroshot_balanced"] = measure_logits(logits, test, job.classes)
     return results

@@ -254,6 +254,9 @@ def test_the_example_in_an_artifact_says_none_where_predict_does(
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["is_none"] for row in rows] == [one.is_none for one in expected]
     assert [row["label"] for row in rows] == [one.top[0].class_name for one in expected]
+    (Path(folder) / artifact.none_of_these.file).unlink()
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stderr.endswith("is missing. Copy it, too.\n")
 
 
 def test_none_is_an_answer_that_compare_compares(project: Path, kdedge: Kdedge) -> None:

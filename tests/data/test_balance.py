@@ -47,6 +47,14 @@ def test_a_constant_preference_is_taken_away_whole() -> None:
     torch.testing.assert_close(balanced, balanced[:, :1].repeat(1, 3))
 
 
+def test_a_class_that_a_model_cannot_predict_stays_so() -> None:
+    logits = torch.cat([pool(), torch.full((300, 1), -1e4)], dim=1)
+    found = find_offsets(logits, torch.full((5,), 0.2))
+    alone = find_offsets(pool(), torch.full((4,), 0.25))
+    torch.testing.assert_close(found[:4] - found[:4].mean(), alone)
+    assert ((logits - found).argmax(dim=1) < 4).all()
+
+
 def classified(shares: list[int], *, bias: float) -> Tensor:
     """Logits of a good model on a pool with so many images of each class."""
     labels = torch.repeat_interleave(torch.arange(len(shares)), torch.tensor(shares))
