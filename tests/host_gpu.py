@@ -48,7 +48,7 @@ class HostCudart:
         self._kept: dict[int, Any] = {}
         for name in (
             *("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName"),
-            *("cuDeviceTotalMem_v2", "cuDeviceGetAttribute"),
+            *("cuDeviceTotalMem_v2", "cuDeviceGetAttribute", "cuDeviceGetPCIBusId"),
             *("cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaStreamCreate"),
             *("cudaStreamSynchronize", "cudaStreamDestroy", "cudaGetErrorString"),
             *("cudaGetDevice", "cudaSetDevice"),
@@ -66,6 +66,10 @@ class HostCudart:
 
     def _cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
         name.value = b"Orin"
+        return 0
+
+    def _cuDeviceGetPCIBusId(self, bus_id: Any, size: int, device: Any) -> int:
+        bus_id.value = b"0000:65:00.0"
         return 0
 
     def _cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:

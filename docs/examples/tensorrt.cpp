@@ -53,6 +53,10 @@ int main(int argc, char** argv) {
     nvinfer1::Dims shape = engine->getTensorShape("images");
     shape.d[0] = 1;  // images a call
     std::vector<float> logits(engine->getTensorShape("logits").d[1]);
+    if (engine->getTensorDataType("images") != nvinfer1::DataType::kFLOAT) {
+        std::cerr << "expected an engine of float pixels\n";
+        return 1;
+    }
     if (pixels.size() != std::size_t(3 * shape.d[2] * shape.d[3])) {
         std::cerr << "expected " << shape.d[2] << " x " << shape.d[3] << " pixels\n";
         return 1;

@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
+from kdedge.errors import SetupError
 from kdedge.packages import installed_version
 from kdedge.runtime import machine
+from kdedge.runtime.cuda import find_gpu
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.runtime.process import may_spin
 from kdedge.targets.registry import list_targets
 
 
 def device_sheet() -> dict[str, Any]:
-    """Returns machine, processor, GPUs, versions and power mode as plain values."""
+    """Returns machine, processor, first GPU, versions and power mode as plain values."""
     sheet: dict[str, Any] = {
         "cpu": cpu_model(),
         "cpu_cores": cpu_cores(),
@@ -42,8 +44,9 @@ def device_sheet() -> dict[str, Any]:
     governors = _read_files("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     if governors:
         sheet["governor"] = ", ".join(sorted(set(governors)))
-    if gpus := _for_each_gpu(_describe_gpu):
-        sheet["gpus"] = gpus
+    nvml, gpu = _nvml_and_gpu()
+    if gpu is not None:
+        sheet["gpus"] = [_describe_gpu(nvml, gpu)]
     jetson = _jetson()
     return sheet | ({"jetson": jetson} if jetson else {})
 
@@ -96,52 +99,54 @@ def _power_mode() -> str:
     return " ".join(completed.stdout.split())
 
 
+# Intel's counters of thermal throttling, and Jetson's of over-current events
+_COUNTERS = {
+    "throttle_events": "sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count",
+    "over_current_events": "sys/class/hwmon/hwmon*/oc*_event_cnt",
+}
+
+
 def conditions() -> dict[str, Any]:
     """State that may change during a measurement: counters of throttling."""
     state: dict[str, Any] = {}
-    # Intel's counters of thermal throttling, and Jetson's of over-current events
-    counted = _read_files("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
-    counted += _read_files("sys/class/hwmon/hwmon*/oc*_event_cnt")
-    if counted:
-        state["throttle_events"] = sum(int(text) for text in counted)
-    gpus = _for_each_gpu(_gpu_conditions)
-    return state | ({"gpus": gpus} if gpus else {})
+    for key, pattern in _COUNTERS.items():
+        if counted := _read_files(pattern):
+            state[key] = sum(int(text) for text in counted)
+    nvml, gpu = _nvml_and_gpu()
+    return state if gpu is None else state | {"gpu": _gpu_conditions(nvml, gpu)}
 
 
 def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
     """Whether the device was throttled in between; None if the machine has no such counter."""
-    signs = []
-    if "throttle_events" in after:
-        signs.append(after["throttle_events"] > before.get("throttle_events", 0))
-    gpus = after.get("gpus", [])
-    # The GPU is idle again, so only a reason that is still active proves anything
-    signs += [True for gpu in gpus if gpu["throttle_reasons"]]
-    signs += [
-        gpu["slowed_ns"] > earlier["slowed_ns"]
-        for earlier, gpu in zip(before.get("gpus", []), gpus, strict=False)
-        if gpu["slowed_ns"] is not None and earlier["slowed_ns"] is not None
-    ]
-    return any(signs) if signs else None
+    signs = {key: after[key] > before.get(key, 0) for key in _COUNTERS if key in after}
+    if not signs.get("over_current_events"):  # a Jetson does not count what heat slows
+        signs.pop("over_current_events", None)
+    gpu, earlier = (state.get("gpu", {}) for state in (after, before))
+    if gpu.get("throttle_reasons"):  # the GPU is idle again: that there is none proves nothing
+        signs["reasons"] = True
+    slowed_ns, earlier_ns = gpu.get("slowed_ns"), earlier.get("slowed_ns")
+    if slowed_ns is not None and earlier_ns is not None:
+        signs["slowed"] = slowed_ns > earlier_ns
+    return any(signs.values()) if signs else None
 
 
-def _nvml() -> Any:
-    """NVIDIA's management library; None if the library or the driver is missing, as on a Jetson."""
+def _nvml_and_gpu() -> tuple[Any, Any]:
+    """NVIDIA's management library, and its handle of the first GPU that CUDA may use.
+
+    Both are None if library, driver or GPU is missing. A Jetson has no such library. NVML counts
+    GPUs in another order than CUDA, and also those that this process may not use.
+    """
     try:
         import pynvml as nvml
-    except ImportError:
-        return None
+
+        bus_id = find_gpu().bus_id
+    except (ImportError, SetupError):
+        return None, None
     try:
         nvml.nvmlInit()
+        return nvml, nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
     except nvml.NVMLError:
-        return None
-    return nvml
-
-
-def _for_each_gpu(facts: Callable[[Any, Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Calls a function with NVIDIA's library and the handle of each GPU; returns its results."""
-    nvml = _nvml()
-    n_gpus = 0 if nvml is None else nvml.nvmlDeviceGetCount()
-    return [facts(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(n_gpus)]
+        return None, None
 
 
 def _describe_gpu(nvml: Any, gpu: Any) -> dict[str, Any]:
@@ -251,18 +256,14 @@ def _ina_reader() -> Callable[[], float | None] | None:
 
 def _nvml_reader() -> Callable[[], float | None] | None:
     """Reads the power of the first GPU that CUDA may use."""
-    nvml = _nvml()
-    # NVML also counts the GPUs that CUDA_VISIBLE_DEVICES hides
-    device_id = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-    if nvml is None:
-        return None
-    if device_id.startswith(("GPU-", "MIG-")):
-        gpu = _query(nvml, nvml.nvmlDeviceGetHandleByUUID, device_id)
-    else:
-        index = int(device_id) if device_id.isdecimal() else 0
-        gpu = _query(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+    nvml, gpu = _nvml_and_gpu()
 
     def read() -> float | None:
+        # nvmlDeviceGetPowerUsage of newer GPUs is a mean over a second, longer than a turn
+        fields = [nvml.NVML_FI_DEV_POWER_INSTANT]
+        found = _query(nvml, nvml.nvmlDeviceGetFieldValues, gpu, fields)
+        if found is not None and found[0].nvmlReturn == nvml.NVML_SUCCESS:
+            return float(found[0].value.uiVal) / 1000
         milliwatts = _query(nvml, nvml.nvmlDeviceGetPowerUsage, gpu)
         return None if milliwatts is None else milliwatts / 1000
 

@@ -48,7 +48,7 @@ class _Row:
     def fail(self, error: Exception) -> None:
         """Records the error that ends the model's measurement."""
         log.warning(f"{self.subject.label} ended early: {error}")
-        self.problem = error
+        self.problem = error.with_traceback(None)  # whose frames hold the tensors
 
     def result(self) -> SpeedRow:
         """The record of its measurements."""
@@ -151,11 +151,13 @@ def _load(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]
             try:
                 with watching_peak() as added:
                     loaded = row.loaded = held.enter_context(subject.load())
-                    row.first_ms = loaded.call(loaded.batches[0], loaded.inputs[0])()
+                    call = loaded.call(loaded.batches[0], loaded.inputs[0])
+                    row.first_ms = call()
                     extra = added()
                 row.memory_bytes = None if extra is None else loaded.held_bytes + extra
                 if row.device == "GPU":
                     row.memory_bytes = loaded.gpu_bytes()
+                    row.first_ms = call()  # the first one also loads or compiles kernels
             except (MissingPackage, BackendUnavailable) as error:
                 left_out[subject.label] = first_line(error)
                 unavailable.append(error)
@@ -222,7 +224,10 @@ def _measure(
             timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
             against = None if baseline is None else timed.get(baseline)
             for row, time in timed.items():
-                if power is not None and row.loaded and row.loaded.gpu not in power.devices:
+                assert row.loaded is not None  # since it was timed
+                # Watts are of copy and computing; "on device" may be the time of computing alone
+                is_partial = inputs == "on device" and "copied" in row.loaded.inputs
+                if power is not None and (is_partial or row.loaded.gpu not in power.devices):
                     time.power.clear()
                 summary = summarize(time, batch=batch, inputs=inputs, baseline=against)
                 if summary is not None:

@@ -154,7 +154,7 @@ def _recording_errors(timed: Timed) -> Iterator[None]:
     try:
         yield
     except (KdedgeError, RuntimeError, MemoryError) as error:
-        timed.problem = error
+        timed.problem = error.with_traceback(None)  # whose frames hold the tensors
 
 
 def summarize(

@@ -129,7 +129,7 @@ def choose_and_load(
             log.warning(
                 f"{file.name} was built for a GPU with {_built_for(file)} multiprocessors, but this"
                 f" one has {size}. Build an engine for this GPU with:"
-                f" {_export_command(artifact, target)}"
+                f" {_export_command(artifact, target, file)}"
             )
         return file, loaded
     if files:
@@ -157,10 +157,11 @@ def _fits(file: ModelFile, gpu_size: int | None) -> bool:
     return not gpu_size or _built_for(file) in (None, gpu_size)
 
 
-def _export_command(artifact: Artifact, target: Target) -> str:
-    """The command that builds and measures a target's files, from the artifact if possible."""
+def _export_command(artifact: Artifact, target: Target, file: ModelFile) -> str:
+    """The command that builds and measures such a file, from the artifact if possible."""
     source = str(artifact.path) if target.source == "ONNX file" else "RUN"
-    return shlex.join(["kdedge", "export", source, target.flag])
+    flags = [target.flag, *(["--int8"] if file.precision == "int8" else [])]
+    return shlex.join(["kdedge", "export", source, *flags])
 
 
 def _warn(
@@ -181,7 +182,7 @@ def _warn(
     if target.name != "onnx" and file.gate == "not measured" and not was_asked_for:
         log.warning(
             f"{file.name} was never compared with the model. Compare it on this machine with:"
-            f" {_export_command(artifact, target)}"
+            f" {_export_command(artifact, target, file)}"
         )
     # A missing TensorRT or GPU needs no warning; one that is broken or does not fit the engine does
     for _, tried, error in failures:

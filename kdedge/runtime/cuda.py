@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import platform
-import sysconfig
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
@@ -36,12 +36,14 @@ class Gpu:
         compute_capability: major and minor version, such as "8.7".
         n_multiprocessors: distinguishes an Orin Nano from an AGX Orin of the same name.
         memory_bytes: total memory.
+        bus_id: its place on the PCI bus, such as "0000:01:00.0".
     """
 
     name: str
     compute_capability: str
     n_multiprocessors: int
     memory_bytes: int
+    bus_id: str
 
 
 def find_gpus() -> tuple[Gpu, ...]:
@@ -74,17 +76,19 @@ def find_gpu() -> Gpu:
 
 def _describe_gpu(driver: Any, ordinal: int) -> Gpu:
     gpu, value, memory = c_int(), c_int(), c_size_t()
-    name = ctypes.create_string_buffer(256)
+    name, bus_id = ctypes.create_string_buffer(256), ctypes.create_string_buffer(32)
     _check_driver(driver.cuDeviceGet(byref(gpu), ordinal))
     _check_driver(driver.cuDeviceGetName(name, len(name), gpu))
     _check_driver(driver.cuDeviceTotalMem_v2(byref(memory), gpu))
+    _check_driver(driver.cuDeviceGetPCIBusId(bus_id, len(bus_id), gpu))
     attributes = []
     for attribute in (_MAJOR, _MINOR, _MULTIPROCESSORS):
         _check_driver(driver.cuDeviceGetAttribute(byref(value), attribute, gpu))
         attributes.append(value.value)
     major, minor, n_multiprocessors = attributes
     text = name.value.decode(errors="replace")
-    return Gpu(text, f"{major}.{minor}", n_multiprocessors, memory.value)
+    place = bus_id.value.decode(errors="replace")
+    return Gpu(text, f"{major}.{minor}", n_multiprocessors, memory.value, place)
 
 
 def _check_driver(code: int) -> None:
@@ -130,9 +134,10 @@ def open_cuda() -> Cuda:
 def _runtime_libraries() -> Iterator[str]:
     """Names and paths to try: the system's libraries, NVIDIA's Python packages, /usr/local/cuda."""
     yield from _RUNTIMES
-    packages = Path(sysconfig.get_path("platlib")) / "nvidia"
-    for folder in ("cu13/lib", "cuda_runtime/lib"):
-        yield from (str(path) for path in sorted((packages / folder).glob("libcudart.so.*")))
+    spec = importlib.util.find_spec("nvidia")  # in the environment, or the user's own packages
+    for packages in [] if spec is None else spec.submodule_search_locations or []:
+        for folder in ("cu13/lib", "cuda_runtime/lib"):
+            yield from sorted(map(str, (Path(packages) / folder).glob("libcudart.so.*")))
     yield from ("/usr/local/cuda/lib64/libcudart.so", "/usr/local/cuda/lib/libcudart.so")
 
 

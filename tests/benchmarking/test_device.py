@@ -28,7 +28,7 @@ def write(root: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
-pytestmark = pytest.mark.usefixtures("system_root")
+pytestmark = pytest.mark.usefixtures("system_root", "cudart")
 
 
 @pytest.fixture(autouse=True)
@@ -76,11 +76,14 @@ def test_a_jetsons_sheet_has_board_release_mode_and_clocks(
 def test_throttling_is_noticed_by_counters(tmp_path: Path) -> None:
     write(tmp_path, JETSON)
     before = conditions()
-    assert was_throttled(before, conditions()) is False
+    assert was_throttled(before, conditions()) is None  # heat is not counted
     write(tmp_path, {"sys/class/hwmon/hwmon1/oc1_event_cnt": "3\n"})
     after = conditions()
     assert was_throttled(before, after) is True
-    assert was_throttled(after, conditions()) is False  # of what was before nobody asks
+    assert was_throttled(after, conditions()) is None  # of what was before nobody asks
+    count = "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
+    write(tmp_path, {count: "3\n"})
+    assert was_throttled(conditions(), conditions()) is False
 
 
 def test_clocks_are_fixed_where_the_lowest_is_the_highest(tmp_path: Path) -> None:
@@ -171,6 +174,7 @@ class MadeUpNvml(SimpleNamespace):
     class NVMLError(Exception):
         pass
 
+    NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS = 186, 0
     NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
     nvmlClocksThrottleReasonSwPowerCap = 4
     nvmlClocksThrottleReasonSwThermalSlowdown = 32
@@ -179,8 +183,7 @@ class MadeUpNvml(SimpleNamespace):
 
     def __getattr__(self, name: str) -> Any:
         answers = {
-            "nvmlDeviceGetCount": 1,
-            "nvmlDeviceGetHandleByIndex": "gpu",
+            "nvmlDeviceGetHandleByPciBusId": "gpu",
             "nvmlDeviceGetName": b"NVIDIA H100",
             "nvmlSystemGetDriverVersion": "570.1",
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=1 << 36),
@@ -210,7 +213,7 @@ def test_a_gpu_is_described_and_its_throttling_noticed(
         "power_limit_watts": None,  # this one does not say
     }
     now = conditions()
-    (conditions_of_gpu,) = now["gpus"]
+    conditions_of_gpu = now["gpu"]
     assert conditions_of_gpu == {"throttle_reasons": ["power"], "slowed_ns": None}
     assert was_throttled(now, now) is True
     conditions_of_gpu["throttle_reasons"] = []
@@ -241,16 +244,37 @@ def test_a_gpu_that_was_slowed_and_is_idle_again_is_noticed(
     assert was_throttled(before, conditions()) is True
 
 
-def test_power_is_of_the_gpu_that_cuda_sees_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draws = {"by index 0": 60_000, "by index 2": 300_000, "by name GPU-5f": 250_000}
+def test_power_is_of_the_gpu_that_cuda_sees_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = {"0000:01:00.0": 60_000, "0000:65:00.0": 300_000}  # the order of NVML
     nvml = MadeUpNvml(
-        nvmlDeviceGetHandleByIndex="by index {}".format,
-        nvmlDeviceGetHandleByUUID="by name {}".format,
+        nvmlDeviceGetHandleByPciBusId=lambda bus_id: bus_id,
         nvmlDeviceGetPowerUsage=draws.__getitem__,
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    for visible, expected in {"2,0": 300.0, "GPU-5f": 250.0, "": 60.0}.items():
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert watts() == pytest.approx(expected)
+    assert watts() == pytest.approx(300.0)
+
+
+def test_power_is_that_of_the_moment_where_the_driver_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    value = SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=120_000))
+    nvml = MadeUpNvml(nvmlDeviceGetFieldValues=lambda gpu, fields: [value])
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert watts() == pytest.approx(120.0)
+    value.nvmlReturn = 3  # not supported: the mean over a second
+    assert watts() == pytest.approx(200.0)
+
+
+def test_a_gpu_that_may_not_be_used_is_left_out(
+    cudart: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(bus_id: str) -> Any:
+        raise MadeUpNvml.NVMLError("Insufficient Permissions")
+
+    nvml = MadeUpNvml(nvmlDeviceGetHandleByPciBusId=refuse)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert "gpus" not in device_sheet()
+    assert find_power() is None
+    cudart.n_gpus = 0
+    monkeypatch.setitem(sys.modules, "pynvml", MadeUpNvml())
+    assert find_power() is None

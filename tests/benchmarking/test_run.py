@@ -95,6 +95,15 @@ def test_watts_are_given_to_models_on_the_measured_devices_alone(
     assert watts == {"cpu": [on_cpu], "gpu": [200.0], "second gpu": [None]}
 
 
+def test_watts_of_copies_and_computing_are_not_given_to_the_time_of_computing() -> None:
+    one = subject("m", lambda: nullcontext(Instant(0, inputs=("on device", "copied"))))
+    (row,) = measured(one, batches=[1], power=SampledPower(lambda: 200.0, (0,))).rows
+    assert [(found.inputs, found.watts) for found in row.measurements] == [
+        ("on device", None),
+        ("copied", 200.0),
+    ]
+
+
 def measured(one: Subject, **how: Any) -> Any:
     """The table of one model."""
     values = {"plan": SHORT, "batches": [1, 4], "n_threads": None, "left_out": {}}
@@ -143,6 +152,14 @@ def test_a_larger_batch_is_left_out_by_the_work_of_the_first_call() -> None:
     result = measured(one, plan=replace(SHORT, call_seconds=10), batches=[1, 8, 1000])
     assert [found.batch for found in result.rows[0].measurements] == [1, 8]
     assert result.left_out == {f"{one.label}, batch 1000": "a call would take about 22 s"}
+
+
+def test_the_first_call_on_a_gpu_may_compile_kernels_and_leaves_no_batch_out() -> None:
+    answers = iter([2000.0])
+    model = Instant(gpu=0, ms=lambda batch, inputs: next(answers, 1.0))
+    one = replace(subject("m", lambda: nullcontext(model)), gmacs_image=1.0)
+    result = measured(one, plan=replace(SHORT, call_seconds=5), batches=[1, 32])
+    assert [found.batch for found in result.rows[0].measurements] == [1, 32]
 
 
 def test_what_others_do_is_watched() -> None:

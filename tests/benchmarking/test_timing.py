@@ -79,6 +79,7 @@ def test_one_that_fails_in_the_middle_keeps_what_it_had_and_the_others_go_on() -
     plan = TimingPlan(seconds=0.1, n_calls=12, n_rounds=3)
     timed = measure({"bad": fails, "good": lambda: 100.0}, plan)
     assert isinstance(timed["bad"].problem, SetupError)
+    assert timed["bad"].problem.__traceback__ is None  # it would hold the failed call's memory
     assert len(timed["bad"].rounds) == 1
     assert timed["good"].problem is None
     assert len(timed["good"].samples) == 12

@@ -168,17 +168,19 @@ def test_a_tampered_engine_is_an_error_even_where_the_onnx_file_would_run(
         load(artifact)
 
 
-@pytest.mark.parametrize("wishes", [{}, {"precision": "fp16"}])
+@pytest.mark.parametrize("wishes", [{}, {"precision": "fp16"}, {"precision": "int8"}])
 @pytest.mark.usefixtures("cudart")
 def test_an_engine_that_was_never_measured_is_used_with_one_warning(
     artifact: Artifact, caplog: pytest.LogCaptureFixture, wishes: dict[str, Any]
 ) -> None:
-    engine = write_engine(artifact, "model.fp16.engine", gate="not measured")
+    precision = wishes.get("precision", "fp16")
+    name = f"model.{precision}.engine"
+    engine = write_engine(artifact, name, gate="not measured", precision=precision)
     load(artifact.with_files(engine), **wishes)
+    flags = "--trt --int8" if precision == "int8" else "--trt"
     assert caplog.messages == [
-        "model.fp16.engine was never compared with the model. Compare it on this machine"
-        " with: kdedge export"
-        f" {artifact.path} --trt"
+        f"{name} was never compared with the model. Compare it on this machine with: kdedge export"
+        f" {artifact.path} {flags}"
     ]
 
 

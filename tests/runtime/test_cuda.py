@@ -15,8 +15,8 @@ from kdedge.runtime.cuda import Gpu, find_gpu, find_gpus, open_cuda
 
 def test_the_driver_names_the_gpus(cudart: Any) -> None:
     cudart.n_gpus = 2
-    assert find_gpus() == (Gpu("Orin", "8.7", 8, 1 << 30),) * 2
-    assert find_gpu() == Gpu("Orin", "8.7", 8, 1 << 30)
+    assert find_gpus() == (Gpu("Orin", "8.7", 8, 1 << 30, "0000:65:00.0"),) * 2
+    assert find_gpu() == Gpu("Orin", "8.7", 8, 1 << 30, "0000:65:00.0")
 
 
 @pytest.mark.parametrize(

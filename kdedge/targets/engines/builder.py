@@ -184,6 +184,7 @@ class EngineBuilder:
             raise self._failure("cannot read", trt_log, onnx_path)
         images = network.get_input(0)
         config = builder.create_builder_config()
+        config.clear_flag(self._trt.BuilderFlag.TF32)  # float32 means float32
         profiles = self._add_profiles(builder, config, images, batches)
         self._read_timing_cache(config)
         config.progress_monitor = make_monitor(self._module, canceled)
@@ -219,7 +220,11 @@ class EngineBuilder:
         path = self._timing_cache
         if path is None:
             return
-        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        try:
+            data = path.read_bytes()
+        except OSError:  # an engine is complete without a cache
+            data = b""
+        cache = config.create_timing_cache(data)
         # Replaces a cache that is damaged or belongs to another device
         if cache is None or not config.set_timing_cache(cache, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
