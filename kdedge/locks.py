@@ -121,7 +121,7 @@ def lock_file(
         ResourceError: the folder may not be written.
     """
     with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
-        give_up = time.monotonic() + wait_s
+        give_up = time.monotonic() + max(wait_s, 0.1)  # `is_locked` holds it for a moment
         while not _flock(descriptor, path):
             if time.monotonic() >= give_up:
                 raise InUseError(
@@ -140,7 +140,7 @@ def lock_file(
 def _opened(path: Path, flags: int) -> Iterator[int]:
     """Context with the descriptor of a file or folder, opened to be locked."""
     with explained(path):
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
     _LOCK_DESCRIPTORS.add(descriptor)
     try:
         yield descriptor

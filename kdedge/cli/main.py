@@ -136,6 +136,8 @@ def cli() -> None:
 def main() -> NoReturn:
     """Runs the command that the process's arguments name, and exits with its code."""
     signal.signal(signal.SIGTERM, _raise_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _raise_signal)  # a closed terminal ends a suite's cells, too
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job ignores it
         signal.signal(signal.SIGINT, _raise_signal)
     try:
@@ -150,13 +152,13 @@ def main() -> NoReturn:
 
 
 def _raise_signal(signum: int, frame: FrameType | None) -> NoReturn:
-    _RAISED.append(Terminated() if signum == signal.SIGTERM else KeyboardInterrupt())
+    _RAISED.append(KeyboardInterrupt() if signum == signal.SIGINT else Terminated())
     raise _RAISED[-1]
 
 
 def _leave_signals_to_the_system() -> None:
-    """Lets SIGINT and SIGTERM kill the process: nothing would catch their exceptions now."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    """Lets these signals kill the process: nothing would catch their exceptions now."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
 
 

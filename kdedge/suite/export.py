@@ -14,6 +14,7 @@ from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.tables import machine as machine_text
 from kdedge.benchmarking.timing import TimingPlan
+from kdedge.config.load import recipe_values
 from kdedge.errors import GateError, KdedgeError
 from kdedge.files import write_atomic, write_json, write_new_numbered_json
 from kdedge.messages import first_line
@@ -33,7 +34,7 @@ Exported = tuple[dict[str, Any], Table]
 HEADER = ["student", "file", "on the front", "%", "HM", "ms", "MB", "GFLOPs"]
 
 
-def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Exported:
+def export_students(state: SuiteState, export: Callable[..., Artifact]) -> Exported:
     """Exports the first finished seed of each row, and times all files against each other.
 
     A run's newest artifact is used if it has one. `exported.json` and `exported.md` are written
@@ -41,7 +42,7 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
 
     Args:
         state: state of a suite whose cells have run.
-        export: exports a run.
+        export: exports a run with `overrides` of its recipe.
 
     Raises:
         KdedgeError: no row could be exported and measured; the error of the first row.
@@ -74,7 +75,7 @@ def export_students(state: SuiteState, export: Callable[[Path], Artifact]) -> Ex
 
 
 def _artifacts(
-    state: SuiteState, export: Callable[[Path], Artifact]
+    state: SuiteState, export: Callable[..., Artifact]
 ) -> tuple[dict[str, tuple[Cell, Artifact]], dict[str, str]]:
     """The artifact of each row's first finished seed, and why other rows have none; by label."""
     artifacts: dict[str, tuple[Cell, Artifact]] = {}
@@ -83,13 +84,15 @@ def _artifacts(
     plan = state.plan
     for recipe, row in itertools.product(plan.recipes, plan.loaded.suite.methods):
         label = row.name if len(plan.recipes) == 1 else f"{recipe}, {row.name}"
-        cells = [cell for cell in plan.of(recipe, row.name) if not cell.is_zero_shot]
+        all_cells = plan.of(recipe, row.name)
+        # A model of other classes has a file of those: it stays out
+        cells = [cell for cell in all_cells if not (cell.is_zero_shot or cell.source)]
         cell = next(filter(state.is_finished, cells), None)
         if cell is None:
             left_out |= {label: "it has no finished run"} if cells else {}
             continue
         try:
-            artifacts[label] = cell, _artifact(Path(str(state.outcomes[cell].run)), export)
+            artifacts[label] = cell, _artifact(state, cell, export)
         except KdedgeError as error:
             log.warning(f"{label} cannot be exported: {error}")
             left_out[label] = first_line(error)
@@ -127,12 +130,14 @@ def _table(record: dict[str, Any]) -> Table:
     return Table("", HEADER, rows, "\n".join(notes), align="lllr")
 
 
-def _artifact(run: Path, export: Callable[[Path], Artifact]) -> Artifact:
-    """The run's newest artifact; if it has none, exports the run by its recipe."""
-    folder = RunFolder.open(run)
+def _artifact(state: SuiteState, cell: Cell, export: Callable[..., Artifact]) -> Artifact:
+    """The newest artifact of a cell's run; if it has none, exports the run by the cell's recipe."""
+    folder = RunFolder.open(Path(str(state.outcomes[cell].run)))
     if folder.newest_artifact is None:
+        values = recipe_values(cell.loaded.recipe)
+        keys = {key: values[key] for key in ("export", "gates") if key in values}
         with contextlib.suppress(GateError):  # the file is marked, and not ranked
-            return export(run)
+            return export(folder.path, overrides=keys)
     assert folder.newest_artifact is not None
     return load_artifact(folder.newest_artifact)
 

@@ -95,7 +95,18 @@ class Cell:
             return self.label  # it trains no model
         teacher = self.loaded.recipe.teacher
         has_own = self.role == "student" and teacher is not None and teacher.is_trained
-        return self.depends_on("teacher" if has_own else self.role)
+        if not has_own and self.role != "teacher":
+            return self.depends_on(self.role)
+        values, choice = (
+            json.loads(self.depends_on("teacher")),
+            choose_method(self.loaded, "teacher"),
+        )
+        values.pop("balance", None)  # a teacher's logits are not balanced
+        if choice.optim.selection != "test":
+            values["data"].pop("test", None)
+        if not choice.data_needs.unlabeled_images:
+            values["data"].pop("unlabeled", None)
+        return json.dumps(values)
 
     def depends_on(self, role: Role) -> str:
         """The keys of its recipe on which the model of a role depends, as JSON text."""

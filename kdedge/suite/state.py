@@ -95,7 +95,10 @@ class SuiteState:
             stored = if_readable(lambda: read_record(Outcome, file, remedy="It is written anew."))
         if stored is None:
             return Outcome("interrupted" if self.file(cell, ".yaml").exists() else "not begun")
-        has_run = stored.run is not None and (Path(stored.run) / "provenance.json").exists()
+        run = Path(stored.run or file)
+        has_run = (run / "provenance.json").exists()
+        if has_run:  # but a newer run may have the number of a deleted one
+            has_run = (run / "recipe.yaml").stat().st_mtime_ns <= file.stat().st_mtime_ns
         if stored.status == "failed" or (has_run and stored.inputs == self.inputs(cell).hash != ""):
             return stored
         return Outcome("outdated")

@@ -120,7 +120,11 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
         std=std,
         paper=figures,
         sees=planned[0].sees,
-        is_official=any(cell.is_official for cell in plan.cells if cell.row == row),
+        is_official=any(
+            cell.is_official
+            for cell in plan.cells
+            if cell.row == row and recipe in (AVERAGE, cell.recipe)
+        ),
     )
 
 

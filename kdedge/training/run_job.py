@@ -46,10 +46,12 @@ _INPUTS = {
     "class_list": "class names, or another order of them",  # first, as image lists depend on it
     "labeled_list": "labeled images",
     "unlabeled_list": "unlabeled images",
+    "prior_list": "labeled images",
     "validation_list": "validation images",
     "test_list": "test images",
     "pseudo_labels": "pseudo-labels",
     "class_texts": "sentences about classes",
+    "train_classes": "classes that have labels",
     "backbone": "weights",
     "teacher": "teacher",
 }
@@ -57,7 +59,10 @@ _INPUTS = {
 
 def changed_input(run: RunFolder, job: Job) -> str:
     """The input in which a run differs from a job, for a message; `settings` if no hash differs."""
-    before, now = run.read_provenance().hashes, job.hashes()
+    record, now = run.read_provenance(), job.hashes()
+    if record.method != job.choice.name:  # another one may use other inputs
+        return "settings"
+    before = record.hashes
     changed = (text for key, text in _INPUTS.items() if before.get(key) != now.get(key))
     return next(changed, "settings")
 
@@ -86,6 +91,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
     _check_processes(job)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_cores_left(job))
+        job.key()  # may read images, which all processes do together
         run, is_resumed = group.on_rank0(lambda: _choose_run(job, resume=resume))
         if group.on_rank0(lambda: run.is_finished):
             return run

@@ -208,6 +208,8 @@ JSON = """import signal
         # A package may lose the exception: pybind11 makes ImportError of it, for example
         (SIGNAL.format("SIGINT", "raise ImportError('initialization failed')"), 130),
         (SIGNAL.format("SIGTERM", "raise errors.DataError('a') from RuntimeError()"), 143),
+        # A terminal that was closed
+        (SIGNAL.format("SIGHUP", "raise errors.DataError('a') from RuntimeError()"), 143),
         (JSON, 130),  # pydantic, while it writes
     ],
 )

@@ -82,12 +82,16 @@ def test_two_processes_learn_what_one_does(project: Path, kdedge: Any, torchrun:
     assert [path.name for path in sorted(Path("runs/tiny").iterdir())] == ["01", "02"]
 
 
-def test_one_process_reads_the_pool_that_no_training_read(torchrun: Torchrun) -> None:
-    options = ("name=balanced", "teacher.optim.epochs=1", "balance={prior: auto}")
-    command = ("teach", "r.yaml", *(word for text in options for word in ("--set", text)))
-    _, said = (process := torchrun(2, *command)).communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert Path("runs/balanced/01/balance.json").exists()
+def test_no_process_waits_for_images_that_one_reads_alone(torchrun: Torchrun) -> None:
+    short = ("name=other", "baseline.optim={epochs: 1, batch_size: 4}", "balance={prior: auto}")
+    alone = ("name=other", "data.unlabeled.hold_out=25%", "data.test=null", "student.method=ridge")
+    alone += ("student.settings={outputs: features}", "teacher={run: runs/tiny/01}")
+    for first, options in ((("train", "--method=coop"), short), (("distill",), alone)):
+        command = (*first, "r.yaml", *(word for text in options for word in ("--set", text)))
+        _, said = (process := torchrun(2, *command)).communicate(timeout=240)
+        assert process.returncode == 0, said
+    assert Path("runs/other/01/balance.json").exists()
+    assert Path("runs/other/02/eval_unlabeled.json").exists()
 
 
 def workers(process: subprocess.Popen[str]) -> dict[int, int]:

@@ -142,7 +142,8 @@ def test_cells_whose_files_cannot_be_read_are_never_finished(
     (cell,) = state.plan.cells
     assert state.inputs(cell).hash == ""
     state.begin(cell)
-    (tmp_path / "provenance.json").touch()
+    for name in ("provenance.json", "recipe.yaml"):
+        (tmp_path / name).touch()
     state.write(cell, Outcome("finished", "", str(tmp_path)))
     assert states(state_of(state.plan)) == {"coop": "outdated"}
 

@@ -232,3 +232,17 @@ def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, outcomes:
         "no", "no", "yes",
     ]  # fmt: skip
     assert to_record(plan, outcomes, lines)["lines"][2]["is_official"]
+
+
+def test_a_row_is_official_where_its_recipe_says_so(
+    plan_of: PlanOf, outcomes: Outcomes, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_recipe("one")
+    (tmp_path / "two.yaml").write_text((tmp_path / "one.yaml").read_text().replace("one", "two", 1))
+    row = "{name: theirs, method: promptkd, set_on: {two: {official: true}}}"
+    plan = plan_of(row, recipes="one.yaml, two.yaml", more="seeds: [1]\n")
+    for cell in plan.cells:
+        finish(outcomes, cell, result(60.0, 40.0, 30.0))
+    assert {line.recipe: line.is_official for line in make_lines(plan, outcomes)} == {
+        "one": False, "two": True, "average": True,
+    }  # fmt: skip
