@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kdedge.config.fields import class_key
 from kdedge.errors import RecipeError
 
 _N_ROUNDS = 5
@@ -33,15 +34,17 @@ def class_shares(shares: Mapping[str, float] | None, names: Sequence[str], key: 
     """
     if shares is None:
         return torch.full((len(names),), 1 / len(names), dtype=torch.float64)
-    missing = [name for name in names if name not in shares]
-    unknown = [name for name in shares if name not in names]
+    shares = {class_key(name): share for name, share in shares.items()}
+    keys = [class_key(name) for name in names]
+    missing = [name for name, known in zip(names, keys, strict=True) if known not in shares]
+    unknown = [known for known in shares if known not in keys]
     if missing or unknown:
         what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is no class"
         raise RecipeError(
             f"{key} {what}: it gives the share of each of the {len(names)} classes.\n"
             "  Name every class once, or leave it out."
         )
-    values = torch.tensor([shares[name] for name in names], dtype=torch.float64)
+    values = torch.tensor([shares[known] for known in keys], dtype=torch.float64)
     return values / values.sum()
 
 

@@ -477,7 +477,8 @@ class DualRidge:
         self._targets, self._raw_targets = self._root * (targets - self._target_center), targets
         self._values, self._vectors = torch.linalg.eigh(self._rows @ self._rows.T)
         self._values = self._values.clamp_min(0)
-        self._lambda_unit = self._values.sum() / rows.shape[1]
+        # For equal rows, the solution is the mean
+        self._lambda_unit = (self._values.sum() / rows.shape[1]).clamp_min(1e-12)
 
     def leave_one_out(self, lam: float) -> Tensor:
         """[n, K]: for each row, the prediction of a regression on the other rows."""

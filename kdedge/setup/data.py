@@ -73,7 +73,7 @@ class RecipeData:
         return self._readable(spec, key)
 
     def held_out(self) -> Images | None:
-        """The held-out unlabeled images that are not labeled; None without unlabeled images."""
+        """The held-out unlabeled images, without labeled ones unless all are; None without any."""
         spec = self._recipe.data.unlabeled
         if spec is None:
             return None
@@ -81,7 +81,8 @@ class RecipeData:
         # Labels of another class list are an error, but then nothing here learns from them
         with contextlib.suppress(DataError):
             labeled = self.load("labeled") if held_out.indices else None
-            held_out = held_out.without(labeled) if labeled else held_out
+            rest = held_out.without(labeled) if labeled else held_out
+            held_out = rest if rest.indices else held_out
         return held_out
 
     def require(self, key: DataPart, why: str) -> Images:

@@ -62,7 +62,7 @@ class RoleSetup:
 
     @property
     def train_classes(self) -> range:
-        """Classes that labels refer to; they are the classes of the softmax, if there is one."""
+        """Classes that may have labels; those that do are the classes of the softmax, if any."""
         if self.choice.settings.learns_from_labels:
             return self.classes.trained_by(DataNeeds(labels=True))
         return self.classes.trained_by(self.choice.data_needs)
@@ -85,6 +85,7 @@ class RoleSetup:
     def build(
         self,
         *,
+        train_classes: Sequence[int] | None = None,
         class_vectors: Tensor | None = None,
         teacher: Teacher | None = None,
         sentences: Sequence[Sequence[str]] | None = None,
@@ -92,6 +93,7 @@ class RoleSetup:
         """Builds the method; its initial values are drawn from the recipe's seed.
 
         Args:
+            train_classes: the classes of its softmax; default: those that may have labels.
             class_vectors: [C, D], class vectors of a student; default: its teacher's.
             teacher: teacher of a student that is trained.
             sentences: sentences about each class, for a method that learns from texts.
@@ -99,7 +101,7 @@ class RoleSetup:
         inputs = MethodInputs(
             self.classes.names,
             self.classes.template,
-            self.train_classes,
+            self.train_classes if train_classes is None else train_classes,
             torch.Generator().manual_seed(self.recipe.seed),
             teacher,
             class_vectors,

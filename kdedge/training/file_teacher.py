@@ -43,8 +43,9 @@ class FileTeacher:
         probabilities = read_probabilities(path, keys=keys, class_names=classes.names)
         contents = hashlib.sha256(probabilities.tobytes()).hexdigest()
         self.vectors_hash = sha256_json([keys, contents])
-        # Logarithms, whose softmax is the probabilities; 0 becomes the smallest positive number
-        smallest = torch.finfo(torch.float32).tiny
+        # Logarithms, which ridge learns. A 0 is a rounded value: a far smaller one than all others
+        # would be most of what it learns
+        smallest = min(1e-4, float(probabilities[probabilities > 0].min()))
         self._logits = torch.from_numpy(probabilities).clamp_min(smallest).log()
         self._row_of_key = {key: row for row, key in enumerate(keys)}
         self._row_of_contents = {

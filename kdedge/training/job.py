@@ -43,6 +43,7 @@ class TrainingData:
         labeled: images with labels, also with pseudo-labels of a file or a round; None if it learns
             from none.
         unlabeled: images without labels; None if it learns from none.
+        train_classes: the classes that have labels, in label order; None for the setup's.
         weights: weights of the images in the loss, if they differ.
         sentences: sentences about each class, for a method that learns from texts.
         hashes: further hashes of the training data, for the key.
@@ -50,6 +51,7 @@ class TrainingData:
 
     labeled: Images | None = None
     unlabeled: Images | None = None
+    train_classes: Sequence[int] | None = None
     weights: ImageWeights | None = None
     sentences: Sequence[Sequence[str]] | None = None
     hashes: dict[str, str] = field(default_factory=dict)
@@ -92,7 +94,11 @@ class Job:
     def method(self) -> BaseMethod:
         """The method, built on first use with its first values."""
         with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
-            return self.setup.build(teacher=self.teacher, sentences=self.data.sentences)
+            return self.setup.build(
+                train_classes=self.data.train_classes,
+                teacher=self.teacher,
+                sentences=self.data.sentences,
+            )
 
     def load(self) -> None:
         """Builds the method and loads the teacher's weights; raises their errors."""

@@ -101,7 +101,9 @@ def one_pass_job(student: Job) -> Job | None:
     spec = loaded.recipe.needed_student()
     # With these settings, the ridge student would be larger than the trained one
     is_reduced = bool({"depth", "merge_tokens"} & spec.settings.keys())
-    if not spec.one_pass_first or student.choice.is_closed_form or is_reduced:
+    # Its teacher's answers cannot judge a student that also learns from labels, which it does not
+    is_unjudged = student.choice.data_needs.labels and loaded.recipe.data.validation is None
+    if not spec.one_pass_first or student.choice.is_closed_form or is_reduced or is_unjudged:
         return None
     outputs = "logits" if student.choice.settings.has_own_class_vectors else "features"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}

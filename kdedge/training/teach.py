@@ -167,7 +167,8 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
         assert pseudo.train_labels is not None
         hashes = {"pseudo_labels": sha256_json(sorted(pseudo.train_labels.items()))}
         data = TrainingData(labeled.joined_with(pseudo) if labeled else pseudo, hashes=hashes)
-    absent = set(label_of.values()) - set(data.labels.values())
+    present = sorted(set(data.labels.values()))
+    absent = set(label_of.values()) - set(present)
     if setup.choice.is_closed_form and absent:
         names = [setup.classes.names[setup.train_classes[label]] for label in sorted(absent)]
         raise DataError(
@@ -175,4 +176,13 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
             f" {len(label_of)} have none: {', '.join(some_of(names))}.\n  Label images of each"
             " class, take these out of the class list, or set teacher.method: promptsrc."
         )
+    settings, needs = setup.choice.settings, setup.choice.data_needs
+    if absent and (settings.learns_from_labels or not needs.novel_class_names):
+        # In the softmax, a class without labels would be the wrong answer for every image
+        assert data.labeled is not None
+        train_classes = [setup.train_classes[label] for label in present]
+        labels = {index: present.index(label) for index, label in data.labels.items()}
+        labeled = replace(data.labeled, train_labels=labels)
+        hashes = {**data.hashes, "train_classes": sha256_json(train_classes)}
+        data = replace(data, labeled=labeled, train_classes=train_classes, hashes=hashes)
     return data

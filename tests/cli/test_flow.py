@@ -313,6 +313,11 @@ def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> Non
     shutil.copytree("labeled", "pool/labeled")
     assert len(digests(n=60)) <= 40  # the labeled ones may be trained on
     shutil.rmtree("pool/labeled")
+    shutil.move("pool", "kept")
+    shutil.copytree("labeled", "pool")
+    assert len(digests()) == 8  # but if all are labeled, those
+    shutil.rmtree("pool")
+    shutil.move("kept", "pool")
     for number, picture in enumerate(sorted(Path("pool").iterdir())):
         picture.rename(picture.with_name(f"{99 - number}.jpg"))
     assert digests() == first

@@ -129,6 +129,15 @@ def test_a_file_of_probabilities_teaches_and_is_judged(kdedge: Any) -> None:
     assert judged["agreement_percent"] is not None
 
 
+def test_a_rounded_probability_is_no_certainty() -> None:
+    source = folder.open_source(Path("pool"), class_names=NAMES, labeled=False)
+    rows = ["image," + ",".join(NAMES), *(f"{item.key},1,0,0,0" for item in source.items)]
+    Path("pool.csv").write_text("\n".join(rows))
+    teacher, key = job_of(write_recipe(FILE)).teacher, source.items[0].key
+    found = teacher.teacher_logits(torch.empty(1, 0), [key])[0]
+    torch.testing.assert_close(found, torch.tensor([1.0, 1e-4, 1e-4, 1e-4]).log())
+
+
 def test_a_file_is_measured_where_the_test_images_are_among_its_images() -> None:
     for path in Path("test").rglob("*.jpg"):
         shutil.copy(path, f"pool/{path.parent.name}-{path.name}")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe
@@ -187,6 +189,21 @@ def test_what_cannot_be_trained_is_said_before_a_run_is_made(
 ) -> None:
     kdedge("train", "r.yaml", *arguments).fails(code, message)
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
+
+
+def test_a_class_without_labels_is_no_wrong_answer(kdedge: Run) -> None:
+    """Without labels of a class, training is as if it were not in the class list."""
+    shutil.rmtree("labeled/dog")
+    plain = options("coop", "data.split=all", "data.test=null")
+    assert kdedge("train", "r.yaml", *plain).code == 0
+    names = ("--set", "classes=[cat, red fox, school bus]", "--set", "name=three")
+    assert kdedge("train", "r.yaml", *plain, *names).code == 0
+    found, expected = (
+        load_file(f"runs/{name}/01/baseline.safetensors") for name in ("tiny", "three")
+    )
+    torch.testing.assert_close(found, expected)
+    record = json.loads(Path("runs/tiny/01/provenance.json").read_text())
+    assert "train_classes" in record["hashes"]
 
 
 # Class lists that changed

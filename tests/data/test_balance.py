@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.data.balance import careful_offsets, find_offsets
+from kdedge.data.balance import careful_offsets, class_shares, find_offsets
+
+
+def test_shares_go_by_the_names_of_classes_however_they_are_written() -> None:
+    found = class_shares({"DOG": 1.0, "Caf\u00e9": 3.0}, ["Cafe\u0301", "dog"], "balance.prior")
+    assert found.tolist() == [0.75, 0.25]
 
 
 def pool(n_images: int = 300, n_classes: int = 4, *, bias: float = 1.0) -> Tensor:
