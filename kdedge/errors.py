@@ -40,6 +40,10 @@ class KdedgeError(Exception):
     exit_code = 1
     result: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For processes that send it: some errors have other arguments than their message."""
+        return Exception.__new__, (type(self), *self.args), vars(self)
+
 
 class RecipeError(KdedgeError):
     """The recipe, a key in it or a flag is wrong."""

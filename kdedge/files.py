@@ -56,6 +56,11 @@ class FileStamp(NamedTuple):
         return max(self.modified_ns, self.changed_ns) < read_ns - SETTLED_NS
 
 
+def home_path(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` or `~user` at its start expanded if there is such a user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - the method fails for other names
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file atomically: even after a kill, it holds all old bytes or all new ones.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import need_training_packages
 from kdedge.errors import DataError, RecipeError
+from kdedge.files import home_path
 from kdedge.messages import option
 from kdedge.runs.find import RunOrArtifact, find_artifact, find_run
 from kdedge.runs.folder import RunFolder, runs_folder
@@ -80,7 +81,7 @@ def write_smoke_images(
     from kdedge.deploy.client import write_images
 
     given = open_artifact(artifact, root=root)
-    return write_images(given, Path(folder).expanduser(), pictures=pictures)
+    return write_images(given, home_path(folder), pictures=pictures)
 
 
 def verify_client(
@@ -124,7 +125,7 @@ def verify_client(
             f"{opened.path} has no {names[-1]}; it has: {', '.join(files) or 'no model files'}."
             "\n  Name one of them."
         )
-    return check_answers(opened, Path(answers), file=model_file)
+    return check_answers(opened, home_path(answers), file=model_file)
 
 
 @torch_as_before()

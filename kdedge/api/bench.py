@@ -15,7 +15,7 @@ from kdedge.benchmarking.device import find_power
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
-from kdedge.files import new_file, write_json, write_new_numbered_json
+from kdedge.files import home_path, new_file, write_json, write_new_numbered_json
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
@@ -78,7 +78,7 @@ def bench(
     check_at_least(1, batches=min(batches, default=0), threads=threads)
     check_at_least(0.01, seconds=seconds)
     check_at_least(0.1, slowest=slowest)
-    file = None if output is None else Path(output)
+    file = None if output is None else home_path(output)
     threads = given_number() if threads is None else threads
     with (
         contextlib.nullcontext() if file is None else new_file(file),

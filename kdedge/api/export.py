@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from kdedge.api.arguments import need_training_packages
 from kdedge.config.load import Overrides, merged
 from kdedge.errors import Interrupted, KdedgeError, RecipeError, signum_of
-from kdedge.files import check_writable
+from kdedge.files import check_writable, home_path
 from kdedge.locks import lock_itself
 from kdedge.messages import option
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
@@ -120,7 +120,7 @@ class _Export:
         """Writes a folder with one of the files; after an error it might get another file."""
         if not self.failed:
             with self._keeping_errors():
-                log.info(f"Wrote {write(self.artifact, Path(folder))}")
+                log.info(f"Wrote {write(self.artifact, home_path(folder))}")
 
     @contextlib.contextmanager
     def _keeping_errors(self) -> Iterator[None]:
@@ -364,7 +364,7 @@ def _from_run(
         trained,
         precisions=_with_fp16(needed),
         wanted=_with_fp16({"int8"} if request.cpu else ()),
-        output=None if output is None else Path(output),
+        output=None if output is None else home_path(output),
     )
     made = [file.name for file in artifact.files if file.precision in needed]
     return _Export(artifact, precisions, run, inputs, made)

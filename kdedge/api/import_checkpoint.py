@@ -10,6 +10,7 @@ from typing import Literal
 from kdedge.api.arguments import check_name, need_training_packages
 from kdedge.api.run import Run
 from kdedge.errors import RecipeError
+from kdedge.files import home_path
 from kdedge.runs.find import RunOrArtifact, find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.process import torch_as_before
@@ -74,7 +75,7 @@ def import_checkpoint(
     for extra, value in given.items():
         if value is not None and (kind, extra) != ("promptsrc", "exact"):
             raise RecipeError(f"{extra} has no effect on a {kind} checkpoint.\n  Leave it out.")
-    file, root = Path(file), runs_folder(root)
+    file, root = home_path(file), runs_folder(root)
     # A browser names a second download "model (1).pth"
     name = name or f"{re.sub('[^A-Za-z0-9_-]+', '-', file.name.split('.')[0])}-{kind}"
     check_name(name)

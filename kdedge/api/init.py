@@ -23,7 +23,7 @@ from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
 from kdedge.errors import RecipeError, explained
-from kdedge.files import refuse_existing
+from kdedge.files import home_path, refuse_existing
 
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
@@ -150,13 +150,11 @@ def init(
         )
     if {teacher, student, size} != {None}:
         need_training_packages("Looking at a CLIP's layers")
-    class_names = read_class_file(Path(classes).expanduser())
-    surveys = {"images": survey_sample(Path(images).expanduser(), labeled=False)}
+    class_names = read_class_file(home_path(classes))
+    surveys = {"images": survey_sample(home_path(images), labeled=False)}
     for key, folder in (("labeled", labeled), ("test", test)):
         if folder is not None:
-            surveys[key] = survey_sample(
-                Path(folder).expanduser(), class_names=class_names, labeled=True
-            )
+            surveys[key] = survey_sample(home_path(folder), class_names=class_names, labeled=True)
     without_labels = class_names if labeled is None else surveys["labeled"].absent
     values: dict[str, Any] = {
         "name": name,
@@ -256,12 +254,12 @@ def _promptsrc_for_scale(clip: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Weights times s / 100 keep their ratio, and a learning rate times 100 / s keeps the step length.
     """
     weights = clip.rpartition(":")[2]
-    if not (looks_like_path(weights) and Path(weights).expanduser().is_file()):
+    if not (looks_like_path(weights) and home_path(weights).is_file()):
         return {}, {}
     from kdedge.clip.weights import read_weights
     from kdedge.methods import promptsrc
 
-    scale = read_weights(Path(weights).expanduser()).state_dict.get("logit_scale")
+    scale = read_weights(home_path(weights)).state_dict.get("logit_scale")
     share = 1.0 if scale is None else float(scale.exp()) / 100
     if 0.9 < share < 1.1:
         return {}, {}
@@ -352,7 +350,7 @@ def _model(
     from kdedge.clip.find import check_weights_file, has_text_encoder
     from kdedge.clip.resolve import BackboneSpec, named_sizes
 
-    config = Path(backbone).expanduser() if "config" in model else None
+    config = home_path(backbone) if "config" in model else None
     spec = BackboneSpec(model.get("backbone"), weights, config)
     n_layers = named_sizes(spec).n_layers
     if named_only and not has_text_encoder(spec):
@@ -361,7 +359,7 @@ def _model(
             f' and "{named_only[0]}" has none.\n'
             f"  Give labels of each class, or a teacher with text encoder, such as {TEACHER_CLIP}."
         )
-    if looks_like_path(weights) and Path(weights).expanduser().is_file():
+    if looks_like_path(weights) and home_path(weights).is_file():
         check_weights_file(spec)
     settings = {**_fitting_counts(method, settings, n_layers, clip), **settings}
     return model | ({"settings": settings} if settings else {})

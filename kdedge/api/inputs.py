@@ -12,6 +12,7 @@ from typing import Any
 
 from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, Item, csv_list, folder, read_file
 from kdedge.errors import DataError, RecipeError, os_reason
+from kdedge.files import home_path
 from kdedge.inference.classify import ImageInput
 from kdedge.runtime.preprocess import ImageError
 from kdedge.runtime.video import PYAV, frames_of_video, is_video
@@ -115,7 +116,7 @@ def open_inputs(
     labels: dict[str, Any] = {"class_names": label_names or (), "labeled": label_names is not None}
     parts: list[InputImages] = []
     for name in paths:
-        path = Path(name).expanduser()
+        path = home_path(name)
         try:
             is_folder, is_there = path.is_dir(), path.exists()
         except OSError as error:

@@ -14,6 +14,7 @@ from PIL import Image
 from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
+from kdedge.files import home_path
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.results import ClassScore, Prediction, Result
 from kdedge.progress import working
@@ -148,7 +149,7 @@ def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInp
     key = str(image) if isinstance(image, str | Path) else str(number)
     try:
         if isinstance(image, str | Path):
-            return key, read_file(Path(image).expanduser())
+            return key, read_file(home_path(image))
         if isinstance(image, np.ndarray):
             return key, convert_image(Image.fromarray(_pixels(image, bgr)))
         if isinstance(image, Image.Image):

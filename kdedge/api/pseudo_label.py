@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kdedge.api.train import training_workspace
 from kdedge.config.load import AnyRecipe, Overrides, load_recipe
 from kdedge.errors import check_at_least
+from kdedge.files import home_path
 from kdedge.runtime.process import torch_as_before
 
 if TYPE_CHECKING:
@@ -62,4 +63,6 @@ def pseudo_label(
     with training_workspace(loaded, root, device, ray=ray) as workspace:
         from kdedge.training.pseudo_label_file import make_pseudo_label_file
 
-        return make_pseudo_label_file(loaded, workspace, method, Path(output), per_class=per_class)
+        return make_pseudo_label_file(
+            loaded, workspace, method, home_path(output), per_class=per_class
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.errors import RecipeError
-from kdedge.files import refuse_existing
+from kdedge.files import home_path, refuse_existing
 from kdedge.packages import need
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import runs_folder
@@ -54,7 +54,7 @@ def write_page(
     from kdedge.reporting.page import write_report
     from kdedge.reporting.run_records import run_records
 
-    folder = None if output is None else Path(output).expanduser()
+    folder = None if output is None else home_path(output)
     if folder is not None:
         refuse_existing(folder)  # before reading runs
     root = runs_folder(root, *runs)

@@ -75,6 +75,7 @@ class Run(Tabled):
         The run's own are under its `role`; a student's record also has its `teacher`. Others are
         `zeroshot`, `zeroshot_balanced` and `labels_alone` (`ridge` on the labeled images).
         """
+        self.folder.read_provenance()  # an error if the folder is gone
         return sorted_results(self.folder, read_evaluation(self.folder))
 
     @property
@@ -94,6 +95,7 @@ class Run(Tabled):
     @property
     def artifacts(self) -> list[Artifact]:
         """The run's artifacts, by number."""
+        self.folder.read_provenance()  # an error if the folder is gone
         return [load_artifact(folder) for folder in self.folder.artifacts]
 
     @property

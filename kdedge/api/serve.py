@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.api.model import load
 from kdedge.errors import RecipeError, check_at_least
+from kdedge.files import home_path
 from kdedge.inference.classify import Classifier
 from kdedge.packages import SERVING, need
 from kdedge.runs.find import RunOrArtifact, find_artifact
@@ -77,7 +78,10 @@ def serve(
     need(*SERVING)
     from kdedge.serving.server import Server
 
-    find = partial(find_artifact, artifact, runs_folder(root))
+    if not hasattr(artifact, "path"):  # the server looks again, wherever this process goes
+        given = home_path(artifact)
+        artifact = given.absolute() if given.exists() else artifact
+    find = partial(find_artifact, artifact, runs_folder(root).absolute())
     find()  # warns once; the server looks again and again
     return Server(
         partial(find, warns=False),

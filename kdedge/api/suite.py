@@ -11,6 +11,7 @@ from kdedge.api.arguments import need_training_packages
 from kdedge.api.export import export as export_run
 from kdedge.api.run import Run, open_run
 from kdedge.errors import KdedgeError, check_at_least
+from kdedge.files import home_path
 from kdedge.runs.folder import runs_folder
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run_suite(
     """
     check_at_least(1, jobs=jobs)
     root = runs_folder(root)
-    state = _open(Path(file), Path(suites), root)
+    state = _open(home_path(file), home_path(suites), root)
     from kdedge.suite.export import export_students
     from kdedge.suite.runner import Runner, check_failed
     from kdedge.suite.tables import write_tables

@@ -248,12 +248,14 @@ def training_workspace(
     """
     check_paths(loaded)
     need_training_packages("Training")
+    import torch
+
     from kdedge.distributed import joined
     from kdedge.setup.method import trained_roles, warn_of_unused_optim
     from kdedge.setup.workspace import Workspace, set_up_device
 
     chosen = set_up_device(device)
-    with joined(chosen) as group:
+    with torch.inference_mode(False), joined(chosen) as group:  # gradients, too
         if group.world_size > 1 and ray:
             raise RecipeError(
                 f"torchrun has started {group.world_size} processes, and Ray starts its"

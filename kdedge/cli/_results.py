@@ -80,6 +80,10 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     for run in runs:
         student_label = f"student {run.name}" if several else "student"
         results = measured.results if run is trained else stored_evaluation(run)
+        if run is not trained and "teacher" in measured.results and run.role in results:
+            taught = measured.results["teacher"]  # in the balance of its student's recipe
+            if are_same_images(results[run.role], taught):
+                results = {**results, run.role: taught}
         for name, result in labeled_results(run, results):
             label = student_label if name == "student" else name
             # A student's record repeats the accuracy of its teacher

@@ -135,7 +135,7 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
         ) from interrupt
     if not as_json:
         following = next_line("predict", artifact.path, "IMAGE")
-        if named_artifact(run, options["root"]) is None:
+        if options["output"] is None and named_artifact(run, options["root"]) is None:
             given = run or artifact.provenance["run"]  # the latter is only found in its own root
             following = next_line("report", given, *given_options("root"))
         print_result({}, as_json=False, text=following)
@@ -187,6 +187,10 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     if choice is not None:
         time = choice.time
         cost = "" if time is None else f": {digits(time.p50_ms)} ms for {images_text(choice.batch)}"
+        parity = parities.get(choice.file)
+        if parity is not None and parity.ece_percent is not None:
+            errors = f"{decimals(parity.ece_percent_before)} and {decimals(parity.ece_percent)} %"
+            lines.append(f"ECE of {choice.file}: {errors}.")
         lines += [*choice.remarks, f"\nFor a CPU like this, ship {choice.file}{cost}."]
     elif (shipped := file_to_ship(artifact, None)) is not None:
         timing = f" To time all files: kdedge export {shlex.quote(str(artifact.path))} --cpu"
@@ -211,7 +215,7 @@ def _timed_table(artifact: Artifact, choice: CpuChoice) -> str:
     text = f"{choice.machine}, {images_text(choice.batch)} per call:\n"
     text += table(rows, header=header, align="llrrrrrl")
     others = [file.name for file in artifact.files if file.name not in {row[0] for row in rows}]
-    return f"{text}\nAlso written, not for this CPU: {', '.join(others)}" if others else text
+    return f"{text}\nAlso written, not timed: {', '.join(others)}" if others else text
 
 
 def _fitted_lines(artifact: Artifact) -> list[str]:

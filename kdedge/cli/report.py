@@ -27,16 +27,18 @@ def command(runs: tuple[str, ...], output: Path | None, root: Path, as_json: boo
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
     from kdedge.api.report import write_page
-    from kdedge.reporting.headline import conclusion_of
+    from kdedge.reporting.headline import advises_against, conclusion_of
 
     page, shown = write_page(runs, output, root)
     records = next((one for one in shown if one.run.role == "student"), shown[0])
     student, artifact = records.run, records.artifact
     following = ["show", str(student.path)]
-    if artifact is not None:
+    is_out = advises_against(records)
+    if artifact is not None and not is_out:
         following = ["predict", str(artifact.path), "IMAGES"]
     # If a record is missing, the next command is the one that writes it
-    following = next(iter(records.missing.values()), following)
+    missing = [one for one in records.missing.values() if one[0] != "export" or not is_out]
+    following = next(iter(missing), following)
     text = "\n".join([f"Wrote {page}", *conclusion_of(records), next_line(*following)])
     record = {
         "runs": [str(one.run.path) for one in shown],

@@ -344,7 +344,10 @@ def kind_of(path: Path) -> Literal["safetensors", "state dict", "OpenAI archive"
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise DataError(f"The weights {path} cannot be read: {os_reason(error)}.") from error
+        raise DataError(
+            f"The weights {path} cannot be read: {os_reason(error)}.\n"
+            "  If the folder was moved, correct the path in the run's recipe.yaml, too."
+        ) from error
     if not head:
         raise DataError(f"{path} is empty.\n{REMEDY}")
     if head.startswith(b"PK\x03\x04"):

@@ -33,6 +33,7 @@ from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import NO_NETWORK, PACKAGED
 from kdedge.errors import RecipeError, SetupError
+from kdedge.files import home_path
 from kdedge.messages import first_line, name_some, suggestion
 from kdedge.runtime.preprocess import Preprocess
 
@@ -78,7 +79,7 @@ def local_file(spec: BackboneSpec, hashes: HashCache | None = None) -> WeightsFi
     """The file of weights that a recipe names; None for a pretrained tag."""
     if spec.weights is None or not looks_like_path(spec.weights):
         return None
-    return WeightsFile(Path(spec.weights).expanduser(), hashes)
+    return WeightsFile(home_path(spec.weights), hashes)
 
 
 def read_model_config(spec: BackboneSpec, file: WeightsFile | None) -> tuple[str, dict[str, Any]]:
@@ -266,7 +267,7 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
             return cached
         _connect(pretrained["hf_hub"].rstrip("/"), constants.ENDPOINT, constants.HF_HUB_CACHE)
     else:
-        folder, name = _URL_CACHE.expanduser(), pretrained["url"].rpartition("/")[2]
+        folder, name = home_path(_URL_CACHE), pretrained["url"].rpartition("/")[2]
         if not (folder / name).is_file():
             _connect(name, pretrained["url"], folder)
     return Path(open_clip.download_pretrained(dict(pretrained)))

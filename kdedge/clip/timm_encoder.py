@@ -17,6 +17,7 @@ from kdedge.clip.resolve import TIMM_PREFIX, fetch_from_hub, not_fetched
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import PACKAGED
 from kdedge.errors import RecipeError
+from kdedge.files import home_path
 from kdedge.messages import nearest
 from kdedge.packages import PACKAGES
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
@@ -100,7 +101,7 @@ def timm_weights(name: str, weights: str | None, published: Mapping[str, Any]) -
         SetupError: the weights are not on this machine and cannot be downloaded.
     """
     if weights is not None and looks_like_path(weights):
-        return Path(weights).expanduser()
+        return home_path(weights)
     if weights == "package":
         return _packaged_file(name)
     if weights != "pretrained":

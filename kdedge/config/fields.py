@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from kdedge.files import printable
+from kdedge.files import home_path, printable
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -92,7 +92,7 @@ def _absolute(value: str, context: Mapping[str, Any]) -> Path:
     folder = context.get("folder") or ""
     if isinstance(value, OverrideText):
         folder = context.get("override_folder") or Path.cwd()
-    return folder / Path(value).expanduser()
+    return folder / home_path(value)
 
 
 def _check_exists(path: Path, kind: PathKind) -> None:

@@ -15,7 +15,7 @@ from kdedge.config.fields import OverrideText, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
-from kdedge.files import read_text
+from kdedge.files import home_path, read_text
 from kdedge.messages import nearest, option
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
@@ -97,7 +97,7 @@ def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:
     Raises:
         RecipeError: there is no such recipe.
     """
-    path = folder / Path(path_or_name).expanduser()
+    path = folder / home_path(path_or_name)
     shipped = shipped_recipes()
     files = [path]
     if str(path_or_name) == path.name and path.suffix != ".yaml":

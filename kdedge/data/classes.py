@@ -17,7 +17,7 @@ from kdedge.config.fields import class_key
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.sources import synthetic
 from kdedge.errors import DataError
-from kdedge.files import read_text, sha256_json
+from kdedge.files import home_path, read_text, sha256_json
 from kdedge.messages import suggestion
 
 _REMEDY = "Name a text file with one class name per line."
@@ -109,7 +109,7 @@ def class_list_hash(names: Sequence[str]) -> str:
 
 def benchmark_root(root: str | Path | None) -> Path:
     """Returns the folder of the benchmark sets: the given one, else KDEDGE_DATA, else ./data."""
-    return Path(root or os.environ.get("KDEDGE_DATA") or "data")
+    return home_path(root or os.environ.get("KDEDGE_DATA") or "data")
 
 
 def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -158,7 +158,7 @@ def check_answers(artifact: Artifact, path: Path, *, file: ModelFile) -> ClientC
             f"The client differs from the artifact on {len({m.image for m in checked.mistakes})} of"
             f" {len(answers)} images.\n{shown}"
             "  Compare its resize, crop, channel order and scaling with `preprocess` in"
-            " artifact.json."
+            f" artifact.json; or, if it ran another file than {file.name}, name that one."
         )
         differs.result = checked
         raise differs

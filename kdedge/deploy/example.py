@@ -152,7 +152,9 @@ def main() -> None:
     stdout: Any = sys.stdout
     stdout.reconfigure(errors="backslashreplace")  # for file names that are not text
     arguments = sys.argv[1:]
-    folder = Path(__file__).absolute().parent  # its files may be links to other folders
+    folder = Path(__file__).absolute().parent  # its files may be links to other folders,
+    if not (folder / "artifact.json").is_file():  # or this script a link to one there
+        folder = Path(__file__).resolve().parent
     as_json = bool(arguments) and arguments[0].endswith(".onnx")
     given = Path(arguments.pop(0)) if as_json else None
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -179,7 +181,7 @@ def main() -> None:
     for path in chain(files, *folders):
         try:
             answer = model.answer(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             print(f"{path} cannot be read: {error}", file=sys.stderr)
             continue
         n_classified += 1

@@ -66,10 +66,11 @@ class CalibrationSet:
             for rows in (rest, sorted(held_out))
         )
         if len(rest) < N_ADVISED:
+            more = "Add more images to data.unlabeled"
             log.warning(
                 f"INT8 is calibrated on only {len(rest)} images; with fewer than {N_ADVISED},"
                 " results depend on which images were chosen.\n"
-                "  Add more images to data.unlabeled, or raise export.calibration_images."
+                f"  {'Raise export.calibration_images' if n_ranges < N_ADVISED else more}."
             )
         return ranges, held
 

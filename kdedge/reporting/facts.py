@@ -147,8 +147,9 @@ class ModelRecords:
         points = student.main_accuracy - result.main_accuracy
         own, others = self.own_details, self.details.get(other)
         only_right = own.only_right(others) if own and others else None
-        # Without details, the points are all that is known
-        is_shown = only_right is None or mcnemar_p(*only_right) < ALPHA
+        is_shown = student.n_images >= FEW_TEST_IMAGES  # if that is all that is known
+        if only_right is not None:
+            is_shown = mcnemar_p(*only_right) < ALPHA
         if student.harmonic_mean is not None or student.n_images >= FEW_TEST_IMAGES:
             return Gain(points, None, is_shown)
         return Gain(points, round(abs(points) * student.n_images / 100), is_shown)

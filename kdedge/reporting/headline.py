@@ -263,6 +263,13 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
         parts.append(
             f"{' and '.join(missed)} missed {gates} used only if you ask for that precision."
         )
+    hashes = artifact.provenance.get("hashes", {})
+    if hashes.get("exported_class_list") != hashes.get("class_list"):
+        n_classes = len(artifact.class_names)
+        parts.append(f"The accuracy is not of the exported class list, of {n_classes} classes.")
+    if artifact.none_of_these is not None:
+        share = 100 - artifact.none_of_these.share_percent
+        parts.append(f'It does not count "none", which about {share:g} % of usual images get.')
     return parts
 
 

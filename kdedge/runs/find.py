@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError, RecipeError
+from kdedge.files import home_path
 from kdedge.messages import option, some_of, suggestion
 from kdedge.records.evaluation import Role
 from kdedge.records.record import if_readable
@@ -90,7 +91,7 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
 
 def _path_of(argument: RunOrArtifact) -> Path:
     """The path or name that an argument gives; a recipe's file stands for the name in it."""
-    path = Path(argument).expanduser()
+    path = home_path(argument)
     if path.suffix not in (".yaml", ".yml"):
         return path
     return Path(load_recipe(path).recipe.name if path.is_file() else path.stem)

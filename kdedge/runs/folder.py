@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from kdedge import __version__
 from kdedge.errors import RecipeError, explained
-from kdedge.files import highest_number, new_folder, write_atomic, write_json
+from kdedge.files import highest_number, home_path, new_folder, write_atomic, write_json
 from kdedge.locks import is_locked, lock_file
 from kdedge.packages import installed_version
 from kdedge.records.evaluation import Role
@@ -29,7 +29,7 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow
 def runs_folder(root: str | Path | None, *runs: Any) -> Path:
     """The folder of all runs: `root`, else that of the first `Run`, KDEDGE_RUNS, or `runs`."""
     run_root = next((run.folder.root for run in runs if hasattr(run, "folder")), None)
-    return Path(root or run_root or os.environ.get("KDEDGE_RUNS") or "runs")
+    return home_path(root or run_root or os.environ.get("KDEDGE_RUNS") or "runs")
 
 
 class _File:
@@ -263,9 +263,11 @@ def logged_to(path: Path) -> Iterator[None]:
     with explained(path):
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    level = logger.level
-    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+    others, level = _OtherHandlers(logger.getEffectiveLevel()), logger.level
+    logger.setLevel(min(others.level, logging.INFO))
     logger.addHandler(handler)
+    logger.addHandler(others)
+    propagate, logger.propagate = logger.propagate, False
     try:
         yield
     except BaseException as error:
@@ -276,9 +278,18 @@ def logged_to(path: Path) -> Iterator[None]:
         vars(error)["run_log"] = path  # the command line's message names this file
         raise
     finally:
+        logger.propagate = propagate
+        logger.removeHandler(others)
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
+
+
+class _OtherHandlers(logging.Handler):
+    """Passes on what the handlers above kdedge's logger would get without a log file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger().callHandlers(record)
 
 
 class _LogFile(logging.FileHandler):

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, AliasPath, Field
 
 from kdedge import __version__
 from kdedge.errors import DataError, os_reason
-from kdedge.files import highest_number, read_bytes, sha256_file, sha256_json, write_json
+from kdedge.files import highest_number, home_path, read_bytes, sha256_file, sha256_json, write_json
 from kdedge.records.evaluation import Gates, ParityResult
 from kdedge.records.record import Positive, PositiveCount, Record, Sha256, parse_record
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
@@ -211,7 +211,7 @@ def artifact_at(path: str | PathLike[str]) -> Path | None:
 
     A path names an artifact by its folder or by its artifact.json.
     """
-    path = Path(path).expanduser()
+    path = home_path(path)
     folder = path.parent if path.name == ARTIFACT_FILE else path
     if (folder / ARTIFACT_FILE).is_file():
         return folder
@@ -221,7 +221,7 @@ def artifact_at(path: str | PathLike[str]) -> Path | None:
 
 def model_file_at(path: str | PathLike[str] | None) -> Path | None:
     """The file in an artifact's folder that a path names; None if it names something else."""
-    path = Path("" if path is None else path).expanduser()
+    path = home_path("" if path is None else path)
     is_file = path.is_file() and path.name != ARTIFACT_FILE
     return path if is_file and artifact_at(path.parent) is not None else None
 

@@ -144,9 +144,10 @@ class CpuChoice(Record, Tabled):
         for name, reason in self.not_tried.items():
             by_reason.setdefault(reason, []).append(name)
         remarks = [f"Not tried: {', '.join(names)}: {why}" for why, names in by_reason.items()]
-        doubts = {c.time.doubt for c in self.candidates if c.time is not None} - {None}
+        doubts = [c.time.doubt for c in self.candidates if c.time is not None and c.time.doubt]
         if doubts:
-            remarks.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")
+            doubt = (self.time and self.time.doubt) or doubts[0]
+            remarks.append(f"In doubt: {doubt}. Measure again on a quiet machine.")
         return remarks
 
 

@@ -282,7 +282,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _wide_gray_to_rgb(image)
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy() if isinstance(image, ImageFile.ImageFile) else image
+        return image.copy()  # its owner may close or change it
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

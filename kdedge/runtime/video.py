@@ -23,7 +23,7 @@ _EXTENSIONS = frozenset(
 
 _TIMEOUT_S = 10.0  # a stream that sends nothing for this time counts as lost
 
-_PASSWORD = re.compile(r"(?<=://)[^/\s?]*@|(?<=password=)[^&\s]+|(?<=pwd=)[^&\s]+")
+_PASSWORD = re.compile(r"(?<=://)[^/\s?]*@|((?:pass|passwd|password|pwd)=)[^&\s]+", re.IGNORECASE)
 
 
 class VideoFrame(NamedTuple):
@@ -135,7 +135,7 @@ def _frames(container: Any, av: Any) -> Iterator[Callable[[], Image.Image]]:
 
 def without_password(address: str) -> str:
     """An address without its user and password, for output."""
-    return _PASSWORD.sub("", address)
+    return _PASSWORD.sub(r"\1", address)
 
 
 def _reason(error: BaseException) -> str:

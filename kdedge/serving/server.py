@@ -15,7 +15,13 @@ from pathlib import Path
 
 import uvicorn
 
-from kdedge.deploy.parity import SMOKE_SET, gate_error, parity_on_smoke_set, warn_of_failed_gates
+from kdedge.deploy.parity import (
+    SMOKE_SET,
+    decisive_parity,
+    gate_error,
+    parity_on_smoke_set,
+    warn_of_failed_gates,
+)
 from kdedge.errors import InUseError, KdedgeError, RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.messages import first_line
@@ -202,7 +208,7 @@ class Server:
                 log.warning(f"{artifact.path} has no smoke set: its predictions were not compared.")
             else:
                 result = parity_on_smoke_set(artifact, classifier.backend)
-                error = gate_error(file, result, artifact.gates)
+                error = gate_error(file, decisive_parity(file, result), artifact.gates)
                 if error is not None and file.gate != "missed":  # `missed`: accepted at export
                     raise error
             model.warm_up()

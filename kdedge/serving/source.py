@@ -194,7 +194,7 @@ def new_files(
     before: ImageStamps = {}
     number = 0
     while True:
-        while folder.is_dir():
+        while os.path.isdir(folder):  # noqa: PTH112 - a network drive may raise errors
             present = image_stamps(folder)
             if present:  # an empty folder may be a share that is not mounted now
                 seen = {path: stamp for path, stamp in seen.items() if path in present}
@@ -208,7 +208,7 @@ def new_files(
             time.sleep(every_s)
         lost_at = time.monotonic()
         yield event("lost", reason="no such file or directory")
-        while not folder.is_dir():
+        while not os.path.isdir(folder):  # noqa: PTH112
             time.sleep(every_s)
         yield event("back", after_s=round(time.monotonic() - lost_at, 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any, get_args
 import pytest
 
 import kdedge
+from kdedge import errors
 from kdedge.cli.main import run
 from kdedge.messages import ON_COMMAND_LINE, option
 
@@ -73,6 +75,19 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "verify_set": (lambda: kdedge.verify_set("sun"), ("data", "verify", "sun")),
     "scan_images": (lambda: kdedge.scan_images("nowhere"), ("data", "scan", "nowhere")),
 }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.MissingPackage("scipy", extra="watch", purpose="Watching"),
+        errors.CellsFailed("failed", exit_code=3),
+        errors.Interrupted("stopped", signum=2),
+    ],
+)
+def test_an_error_passes_from_one_process_to_another(error: errors.KdedgeError) -> None:
+    found = pickle.loads(pickle.dumps(error))
+    assert (str(found), vars(found)) == (str(error), vars(error))
 
 
 def test_every_name_that_can_be_called_wrongly_is_here() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,19 @@ def test_a_pillow_image_is_converted_as_its_file_would_be(model: LoadedModel) ->
 def test_several_images_are_classified_in_their_order(kind: Any, model: LoadedModel) -> None:
     images = [photo(seed) for seed in range(5)]
     assert model(kind(images), top=2) == [model(image, top=2) for image in images]
+
+
+def test_an_image_may_be_changed_once_the_next_is_asked_for(model: LoadedModel) -> None:
+    canvas, colors = Image.new("RGB", (64, 64)), ["red", "lime", "blue", "white"]
+
+    def drawn() -> Iterator[Image.Image]:
+        for color in colors:
+            canvas.paste(color, (0, 0, 64, 64))
+            yield canvas
+
+    alone = [model(Image.new("RGB", (64, 64), color)) for color in colors]
+    assert model(drawn()) == alone
+    assert len(set(alone)) > 1
 
 
 def test_an_image_that_cannot_be_read_ends_a_call_and_not_classify(

@@ -12,7 +12,7 @@ def test_the_newest_run_is_reported_into_a_new_folder(kdedge, exported) -> None:
     assert done.code == 0, done.err
     page = Path("runs/tiny/02/report/01/index.html")
     assert done.out.startswith(f"Wrote {page}\nThe student is ")
-    assert done.out.endswith("\nNext: kdedge export runs/tiny/02/artifacts/01 --cpu\n")
+    assert done.out.endswith("\nNext: kdedge show runs/tiny/02\n")  # not to be used
     text = page.read_text(encoding="utf-8")
     for name in ("school bus", "model.int8.onnx", "Calibration", "Accuracy by class"):
         assert name in text

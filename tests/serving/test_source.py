@@ -260,6 +260,7 @@ def test_a_bug_in_the_thread_is_an_error_here() -> None:
 
 def test_passwords_are_not_shown() -> None:
     assert without_password("rtsp://me:se@cret@cam/1?a=b@c") == "rtsp://cam/1?a=b@c"
+    assert without_password("rtsp://cam/s?user=a&Passwd=secret") == "rtsp://cam/s?user=a&Passwd="
     assert without_password("http://cam:8080/video") == "http://cam:8080/video"
     assert (
         without_password("rtsp://cam/user=me&password=secret&n=1")

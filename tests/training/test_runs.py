@@ -170,6 +170,16 @@ def test_messages_and_the_traceback_of_the_end_go_to_the_log(
     assert not any(record.exc_info for record in caplog.records)
 
 
+def test_with_a_log_others_get_what_they_get_without(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a script
+    with logged_to(_create(tmp_path).log):
+        logging.getLogger("kdedge.training").info("written")
+        logging.getLogger("kdedge.training").warning("said")
+    assert capfd.readouterr().err == "said\n"
+
+
 def test_a_log_on_a_full_disk_does_not_hide_the_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,8 +21,8 @@ _IMAGE_HEADINGS = (
     "file", "filename", "file_name", "filepath", "file_path", "image_name", "image_id",
 )  # fmt: skip
 _LABEL_HEADINGS = (
-    "class_name", "classname",  # names, beside which "label" has numbers
     "label", "labels", "class", "classes", "category", "target", "cls", "species", "tag",
+    "class_name", "classname",
 )  # fmt: skip
 _DELIMITERS = (",", ";", "\t")  # the heading decides; a comma if it does not
 
@@ -89,7 +89,7 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
     marks = (mark for mark in _DELIMITERS if _find_headings(head.split(mark), _IMAGE_HEADINGS))
     reader = csv.reader(io.StringIO(text), strict=True, delimiter=next(marks, ","))
     heading: list[str] | None = None
-    columns: tuple[int, int | None] = 0, 1
+    columns: tuple[int, Sequence[int]] = 0, [1]
     rows: dict[str, _Row] = {}
     try:
         for row in reader:
@@ -117,10 +117,13 @@ def _read_row(
     line: int,
     fields: Sequence[str],
     heading: Sequence[str] | None,
-    columns: tuple[int, int | None],
+    columns: tuple[int, Sequence[int]],
 ) -> _Row:
-    """The row of an image, whose path and label are in two columns; a label may be missing."""
-    image, label = columns
+    """The row of an image by the columns of its path and its label; a label may be missing.
+
+    Where the label is a number, a further column has the class's name.
+    """
+    image, labels = columns
     n_fields = 2 if heading is None else len(heading)
     if not image < len(fields) <= n_fields or not fields[image]:
         raise DataError(
@@ -128,12 +131,13 @@ def _read_row(
             f" {','.join(heading or ['path[,label]'])}.\n"
             "  Put names with commas into double quotes."
         )
-    has_label = label is not None and label < len(fields)
-    return _Row(line, fields[image], fields[label or 0] if has_label else "")
+    texts = [fields[column] for column in labels if column < len(fields)] or [""]
+    is_number = texts[0].isdecimal() and texts[-1] != ""
+    return _Row(line, fields[image], texts[-1 if is_number else 0])
 
 
-def _columns(path: Path, fields: Sequence[str]) -> tuple[int, int | None] | None:
-    """The columns of path and label if the row is a heading; None if it is the row of an image."""
+def _columns(path: Path, fields: Sequence[str]) -> tuple[int, Sequence[int]] | None:
+    """The columns of path and labels if the row is a heading; None if it is the row of an image."""
     images = _find_headings(fields, _IMAGE_HEADINGS)
     if not images:
         return None
@@ -142,8 +146,8 @@ def _columns(path: Path, fields: Sequence[str]) -> tuple[int, int | None] | None
         return None
     labels = _find_headings(fields, _LABEL_HEADINGS)
     if not labels and is_path and len(fields) == 2:
-        return images[0], 1  # the other column has the labels, whatever its name
-    return images[0], labels[0] if labels else None
+        return images[0], [1]  # the other column has the labels, whatever its name
+    return images[0], [*labels[:1], *_find_headings(fields, _LABEL_HEADINGS[-2:])]
 
 
 def _find_headings(fields: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -162,7 +166,7 @@ def _check_files(path: Path, heading: Sequence[str] | None, rows: Sequence[_Row]
     if heading is None and missing == list(rows[:1]) and len(rows) > 1:
         hint = (
             f"\n  If line {rows[0].line} is a heading, call its columns path and label, or"
-            f" {', '.join(_IMAGE_HEADINGS[1:4])}, ... and {', '.join(_LABEL_HEADINGS[3:6])}, ..."
+            f" {', '.join(_IMAGE_HEADINGS[1:4])}, ... and {', '.join(_LABEL_HEADINGS[2:5])}, ..."
         )
     elif all(";" in row.path for row in missing):
         hint = "\n  These lines have semicolons; separate the columns by commas."

@@ -23,7 +23,7 @@ from kdedge.data.sources._tables import (
     read_features,
 )
 from kdedge.errors import DataError, explain_os_error
-from kdedge.files import FileStamp
+from kdedge.files import FileStamp, home_path
 from kdedge.messages import first_line
 from kdedge.packages import PACKAGES
 
@@ -69,7 +69,7 @@ def _find_files(pattern: str) -> list[Path]:
     Raises:
         DataError: there are no such files.
     """
-    path = Path(pattern).expanduser()
+    path = home_path(pattern)
     if path.is_file():
         return [path]
     if path.is_dir():

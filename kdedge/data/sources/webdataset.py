@@ -23,7 +23,7 @@ from kdedge.data.sources import (
     relative_names,
 )
 from kdedge.errors import DataError, os_reason
-from kdedge.files import FileStamp, printable
+from kdedge.files import FileStamp, home_path, printable
 from kdedge.packages import need
 from kdedge.runtime.preprocess import ImageError, more_extensions
 
@@ -172,7 +172,7 @@ def _shard_paths(pattern: str, expand_urls: Any) -> list[Path]:
         raise DataError(
             f"{pattern} is not a shard pattern: {error}.\n  Write it as shards-{{000..063}}.tar."
         ) from error
-    paths = [Path(name).expanduser().absolute() for name in names]
+    paths = [home_path(name).absolute() for name in names]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(

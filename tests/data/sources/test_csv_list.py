@@ -70,6 +70,8 @@ def test_missing_files_are_named_with_their_lines(folder):
         "path,split,label,notes\na.jpg,train,cat,\n",
         "path,kind\na.jpg,cat\n",
         "path,label,class_name\na.jpg,1,cat\n",
+        "path,label,class_name\na.jpg,cat,animal\n",
+        "path,class_name\na.jpg,cat\n",
     ],
 )
 def test_common_headings_say_which_columns_are_meant(folder, text):
