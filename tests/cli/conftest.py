@@ -172,6 +172,11 @@ class Done:
     out: str
     err: str
 
+    def succeeds(self) -> Done:
+        """Asserts that it ended well; gives itself."""
+        assert self.code == 0, self.err
+        return self
+
     def fails(self, code: int, *parts: str) -> None:
         """Asserts that it ended with a code, printed no result, said this, and was no bug."""
         assert (self.code, self.out) == (code, ""), self.err

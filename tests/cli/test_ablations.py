@@ -215,9 +215,7 @@ def test_a_number_of_images_per_class_is_drawn_by_seed_from_a_source_with_labels
     for number, changes in enumerate(
         [(pool,), (pool, "optim.lr=0.004"), (pool, "seed=2"), ("data.unlabeled={folder: labeled}",)]
     ):
-        done = distill(kdedge, *changes)
-        assert done.code == 0, done.err
-        run = Path(json.loads(done.out)["student"]["path"])
+        run = Path(json.loads(distill(kdedge, *changes).succeeds().out)["student"]["path"])
         records[number] = json.loads((run / "provenance.json").read_text())
     images = [records[number]["hashes"]["unlabeled_list"] for number in range(4)]
     assert images[0] == images[1]

@@ -198,8 +198,7 @@ def test_a_backbone_with_values_that_are_not_finite_is_refused(kdedge: Run) -> N
 
 def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run) -> None:
     cut("pool/0_0.jpg", 100)
-    done = kdedge("distill", "r.yaml", "--set", "data.max_bad_images=5%")
-    assert done.code == 0
+    done = kdedge("distill", "r.yaml", "--set", "data.max_bad_images=5%").succeeds()
     start = "warning: 1 of 40 images of data.unlabeled cannot be read and are skipped. The first is"
     assert f"{start} 0_0.jpg: " in done.err
     heading, line = Path("runs/tiny/02/skipped.csv").read_text().splitlines()
@@ -279,8 +278,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(kdedge: Run) ->
     shutil.copy("pool/0_0.jpg", "pool/0_0.png")  # as a mask may be called
     Path("labeled/cat").rename("labeled/CAT")
     clips = ("--teacher", "teacher.pt", "--student", "student.pt")
-    done = kdedge(*INIT, *clips)
-    assert done.code == 0, done.err
+    done = kdedge(*INIT, *clips).succeeds()
     assert done.out.splitlines()[:8] == [
         "classes  4 in classes.txt",
         "images   41, of 40x40",
@@ -299,8 +297,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(kdedge: Run) ->
     assert "prompt_depth: 3" in text  # for tune: prompts
     assert len(text.splitlines()) < 40
     few = ("--set", "teacher.settings.n_anchor_templates=2")
-    checked = kdedge("check", "line3.yaml", *few)
-    assert checked.code == 0, checked.err
+    kdedge("check", "line3.yaml", *few).succeeds()
 
 
 def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run) -> None:
@@ -323,8 +320,7 @@ def test_labels_of_every_class_make_a_short_recipe_without_epochs(kdedge: Run) -
     Path("pool").rename("cams")
     names = ("--images", "cams", "--classes", "classes.txt")
     given = (*names, "--labeled", "labeled", "--test", "test")
-    done = kdedge("init", "own-images", *given)
-    assert done.code == 0
+    done = kdedge("init", "own-images", *given).succeeds()
     assert "weights  ViT-L-14:openai and ViT-B-16:openai: kdedge check fetches them." in done.out
     assert "--student efficientnet-lite0" in done.out
     shipped = shipped_recipes()["own-images"].read_text()
@@ -336,8 +332,7 @@ def test_labels_of_every_class_make_a_short_recipe_without_epochs(kdedge: Run) -
 
 
 def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run) -> None:
-    done = kdedge(*INIT, "--size", "nano")
-    assert done.code == 0, done.err
+    kdedge(*INIT, "--size", "nano").succeeds()
     text = Path("line3.yaml").read_text()
     assert "  backbone: MobileCLIP2-S0\n" in text
     assert "method: ridge" in text
@@ -355,8 +350,7 @@ def test_init_follows_the_logit_scale_where_prompts_are_trained(
     state = torch.load("teacher.pt")
     torch.save({**state, "logit_scale": torch.tensor(scale).log()}, "scaled.pt")
     shutil.rmtree("labeled/dog")
-    done = kdedge(*INIT, "--teacher", "scaled.pt", "--student", "student.pt")
-    assert done.code == 0, done.err
+    kdedge(*INIT, "--teacher", "scaled.pt", "--student", "student.pt").succeeds()
     loaded = load_recipe("line3.yaml")
     kept = choose_method(loaded, "teacher")
     assert (kept.settings.text_loss_weight, kept.settings.image_loss_weight) == settings
@@ -368,8 +362,7 @@ def test_init_follows_the_logit_scale_where_prompts_are_trained(
 
 def test_a_photo_with_two_labels_is_named(kdedge: Run) -> None:
     shutil.copy("labeled/cat/0.jpg", "labeled/dog/twin.jpg")
-    done = kdedge("check", "r.yaml", "--set", "data.split=all")
-    assert done.code == 0, done.err
+    done = kdedge("check", "r.yaml", "--set", "data.split=all").succeeds()
     line = "data.labeled: 1 of 25 images are the same as one with another label, and are used with"
     assert f'{line} both: "dog/twin.jpg".' in done.err
 
@@ -537,8 +530,7 @@ def test_backbone_weights_that_were_replaced_after_training_are_refused(
 
 def test_a_damaged_evaluation_costs_the_table_and_nothing_else(kdedge: Run, trained: Path) -> None:
     cut("runs/tiny/01/eval.json", 50)
-    done = kdedge("distill", "r.yaml", "--set", "student.optim.epochs=1")
-    assert done.code == 0
+    done = kdedge("distill", "r.yaml", "--set", "student.optim.epochs=1").succeeds()
     assert done.err.count("eval.json is not valid JSON") == 1
     assert "`kdedge eval RUN` writes a new one" in done.err
     assert "Wrote runs/tiny/03" in done.out

@@ -62,8 +62,7 @@ def test_the_number_of_threads_of_the_environment_is_recorded(
 
 
 def test_a_bare_call_measures_the_newest_student_against_everything(kdedge: Kdedge) -> None:
-    done = kdedge("bench", *QUICK)
-    assert done.code == 0, done.err
+    done = kdedge("bench", *QUICK).succeeds()
     rows = read("runs/tiny/02/bench/01.json")["rows"]
     assert [(row["model"], row["protocol"]) for row in rows] == [
         ("Zero-shot CLIP", "cached"),
@@ -108,8 +107,7 @@ def test_a_files_accuracy_is_its_models_less_the_drop_on_the_compared_images(
     kdedge: Kdedge,
 ) -> None:
     assert kdedge("export", "tiny/02", "--set", "export.parity_images=7").code == 0
-    done = kdedge("bench", *QUICK, "--against", "none", "--all")
-    assert done.code == 0, done.err
+    done = kdedge("bench", *QUICK, "--against", "none", "--all").succeeds()
     assert "tiny/02, less the drop on 7 of 20 images of data.test" in done.out
     rows = {row["model"]: row for row in read("runs/tiny/02/bench/01.json")["rows"]}
     own = rows["student, PromptKD"]["accuracy"]
@@ -118,8 +116,7 @@ def test_a_files_accuracy_is_its_models_less_the_drop_on_the_compared_images(
         expected = own["all"] - file["parity"]["accuracy_drop"]
         assert accuracy["all"] == pytest.approx(min(100, max(0, expected)))
         assert [accuracy[key] for key in ("n_images", "images_hash")] == [20, own["images_hash"]]
-    alone = kdedge("bench", "runs/tiny/02/artifacts/02", *QUICK, "--output", "alone.json")
-    assert alone.code == 0, alone.err
+    kdedge("bench", "runs/tiny/02/artifacts/02", *QUICK, "--output", "alone.json").succeeds()
     (first, *_) = read("alone.json")["rows"]
     assert first["accuracy"]["n_images"] == 7
 
@@ -141,8 +138,7 @@ def test_class_texts_count_with_the_call_under_the_papers_protocol(kdedge: Kdedg
 
 
 def test_classifiers_of_their_own_are_measured_without_texts(kdedge: Kdedge) -> None:
-    done = kdedge("bench", *QUICK, "--against", "clip_pr,lafter", "--output", "b.json")
-    assert done.code == 0, done.err
+    kdedge("bench", *QUICK, "--against", "clip_pr,lafter", "--output", "b.json").succeeds()
     rows = {(row["model"], row["protocol"]): row for row in read("b.json")["rows"]}
     for model in ("CLIP-PR", "LaFTer"):
         assert (model, "paper") not in rows
@@ -175,8 +171,7 @@ def test_a_trained_baseline_beside_a_run_brings_its_accuracy(kdedge: Kdedge) -> 
 
 def test_a_run_is_measured_without_what_it_lacks(trained: Path, kdedge: Kdedge) -> None:
     shutil.rmtree("runs/tiny/01")
-    done = kdedge("bench", *QUICK, "--against", "none")
-    assert done.code == 0, done.err
+    done = kdedge("bench", *QUICK, "--against", "none").succeeds()
     said = " ".join(done.out.replace(str(trained) + "/", "").split())
     assert "Left out: teacher: runs/tiny/01 is not a run folder" in said
     assert "Left out: tiny/02 folded: not exported yet; export with kdedge export" in said
@@ -203,8 +198,7 @@ def test_the_newest_artifact_is_the_one_with_the_highest_number(kdedge: Kdedge) 
         shutil.copytree(ARTIFACT, f"runs/tiny/02/artifacts/{name}")
     for name in ("01", "9", "backup"):
         Path(f"runs/tiny/02/artifacts/{name}/artifact.json").write_text("{")
-    done = kdedge("bench", *QUICK, "--against", "none")
-    assert done.code == 0, done.err
+    done = kdedge("bench", *QUICK, "--against", "none").succeeds()
     assert "model.int8-cpu.onnx" in done.out
 
 
@@ -257,8 +251,7 @@ def test_a_wrong_option_is_found_before_anything_is_measured(
 def test_a_file_that_cannot_be_loaded_leaves_the_other_rows(kdedge: Kdedge) -> None:
     file = Path(ARTIFACT) / "model.fp16.onnx"
     file.write_bytes(file.read_bytes() + b" ")
-    done = kdedge("bench", ARTIFACT, *QUICK)
-    assert done.code == 0, done.err
+    done = kdedge("bench", ARTIFACT, *QUICK).succeeds()
     assert "model.fp16.onnx ended early:" in done.out
     assert "model.int8-cpu.onnx" in done.out
 

@@ -65,8 +65,7 @@ def textures(
 
 def test_a_teacher_of_other_classes_teaches_the_names_of_a_set(kdedge: Run) -> None:
     options = [word for key, value in CROSS.items() for word in ("--set", f"{key}={value}")]
-    done = kdedge("distill", "dtd.yaml", *options)
-    assert done.code == 0, done.err
+    kdedge("distill", "dtd.yaml", *options).succeeds()
     run = Path("runs/dtd/01")
     assert load_class_vectors(run / "class_vectors.safetensors").class_names == NAMES
     measured = json.loads((run / "eval.json").read_text())["student"]
@@ -76,9 +75,7 @@ def test_a_teacher_of_other_classes_teaches_the_names_of_a_set(kdedge: Run) -> N
 def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Run) -> None:
     values = ("classes={benchmark: small}", "data.test={benchmark: small, part: test}")
     options = [word for value in values for word in ("--set", value)]
-    done = kdedge("eval", "tiny/01", *options, "--json")
-    assert done.code == 0, done.err
-    found = json.loads(done.out)
+    found = json.loads(kdedge("eval", "tiny/01", *options, "--json").succeeds().out)
     assert tuple(found["per_class"]) == NAMES
 
 
@@ -99,7 +96,6 @@ def teach(kdedge: Run, textures: Path) -> Callable[..., Any]:
 
 def test_a_validation_part_of_few_shots_chooses_an_epoch(teach: Callable[..., Any]) -> None:
     options = ("--set", "optim.selection=validation", "--set", "data.validation.shots=1")
-    done = teach("teach", *options)
-    assert done.code == 0, done.err
+    teach("teach", *options).succeeds()
     record = json.loads(Path("runs/dtd/01/provenance.json").read_text())
     assert record["summary"]["training"]["validation_percent"] is not None

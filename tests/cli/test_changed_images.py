@@ -46,8 +46,7 @@ def test_eval_export_and_bench_say_that_the_test_images_are_others(kdedge: Run) 
     assert warning not in kdedge("eval", "tiny/02").err
     change_one_test_image()
     for command in (("eval", "tiny/02"), ("export", "tiny/02"), ("bench", "tiny/02", *quick)):
-        done = kdedge(*command)
-        assert done.code == 0, done.err
+        done = kdedge(*command).succeeds()
         assert warning in done.err
     assert warning not in kdedge("eval", "tiny/02", *others).err  # named on purpose
 
@@ -55,8 +54,7 @@ def test_eval_export_and_bench_say_that_the_test_images_are_others(kdedge: Run) 
 def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(kdedge: Run) -> None:
     edit_provenance(status="interrupted")
     remove_ten_unlabeled_images()
-    done = kdedge("distill", "r.yaml", "--resume")
-    assert done.code == 0, done.err
+    done = kdedge("distill", "r.yaml", "--resume").succeeds()
     assert "was interrupted with different unlabeled images.\n" in done.err
     assert Path("runs/tiny/03/student.safetensors").is_file()
 
@@ -65,8 +63,7 @@ def test_a_resumed_run_records_the_images_that_it_is_measured_on(kdedge: Run) ->
     before = json.loads((STUDENT / "provenance.json").read_text())["measured_on"]
     edit_provenance(status="interrupted", summary={})
     change_one_test_image()
-    done = kdedge("distill", "r.yaml", "--resume")
-    assert done.code == 0, done.err
+    kdedge("distill", "r.yaml", "--resume").succeeds()
     assert json.loads((STUDENT / "provenance.json").read_text())["measured_on"] != before
     assert "are others" not in kdedge("eval", "tiny/02").err
 

@@ -114,8 +114,7 @@ def test_lower_precisions_keep_the_layers_that_give_features_in_float() -> None:
 def test_changed_classes_answer_like_an_export_with_these_classes(kdedge: Kdedge) -> None:
     before = {name: (OPEN / name).read_bytes() for name in (*GRAPHS, "classes.1.npy")}
     change = ("--add", "forklift", "--add", "old man", "--from", "tiny/02", "--remove", "dog")
-    done = kdedge("classes", str(OPEN), *change)
-    assert done.code == 0, done.err
+    done = kdedge("classes", str(OPEN), *change).succeeds()
     assert "open: 2 classes added, 1 removed; 5 in classes.2.npy" in done.out
     for name, data in before.items():
         assert (OPEN / name).read_bytes() == data
@@ -154,14 +153,12 @@ def test_the_smoke_set_has_the_logits_of_the_present_classes() -> None:
 
 
 def test_a_file_with_preprocessing_has_open_classes_too(kdedge: Kdedge) -> None:
-    done = kdedge("export", str(OPEN), "--with-preprocess")
-    assert done.code == 0, done.err
+    kdedge("export", str(OPEN), "--with-preprocess").succeeds()
     write_changed_classes(OPEN, removed=["dog"])
     table = ("--format", "jsonl", "--top", "3")
     answers = []
     for file in ((), ("--backend", "onnxruntime-image")):
-        done = kdedge("predict", str(OPEN), "test", *table, *file)
-        assert done.code == 0, done.err
+        done = kdedge("predict", str(OPEN), "test", *table, *file).succeeds()
         answers.append([json.loads(line)["top"] for line in done.out.splitlines()])
     of_pixels, of_images = answers
     for expected, got in zip(of_pixels, of_images, strict=True):
@@ -180,8 +177,7 @@ def test_the_artifact_after_a_change_is_what_predict_bench_and_the_example_see(
 ) -> None:
     artifact = api.change_classes(OPEN, add="forklift", run="tiny/02")
     assert artifact == load_artifact(OPEN)
-    done = kdedge("predict", str(OPEN), "test", "--format", "jsonl", "--top", "5")
-    assert done.code == 0, done.err
+    done = kdedge("predict", str(OPEN), "test", "--format", "jsonl", "--top", "5").succeeds()
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert {entry["class"] for entry in lines[0]["top"]} == {*NAMES, "forklift"}
     image = str(next(Path("test").rglob("*.jpg")))
@@ -196,8 +192,7 @@ def test_engines_and_other_files_are_built_after_a_change_and_compared(kdedge: K
     pytest.importorskip("openvino")
     pytest.importorskip("tensorrt_rtx")
     write_changed_classes(OPEN, removed=["dog"])
-    done = kdedge("export", str(OPEN), "--openvino", "--trt-rtx")
-    assert done.code == 0, done.err
+    kdedge("export", str(OPEN), "--openvino", "--trt-rtx").succeeds()
     files = {file.name: file for file in load_artifact(OPEN).files}
     assert files["model.xml"].parity is not None
     assert files["model.xml"].parity.agreement_percent == 100
@@ -248,10 +243,9 @@ def test_a_bad_change_is_one_message_and_changes_nothing(kdedge: Kdedge, case: s
 
 
 def test_closed_classes_and_other_runs_are_refused(kdedge: Kdedge) -> None:
-    done = kdedge("classes", str(PLAIN), "--remove", "dog")
-    assert done.code == 2
-    assert "The classes of plain are part of its graphs" in done.err
-    assert "Export the run again: with open classes" in done.err
+    kdedge("classes", str(PLAIN), "--remove", "dog").fails(
+        2, "The classes of plain are part of its graphs", "Export the run again: with open classes"
+    )
     edit(OPEN, lambda record: record["provenance"].update(trained_at="2020-01-01"))
     done = kdedge("classes", str(OPEN), "--add", "forklift", "--from", "tiny/02")
     assert done.code == 3
@@ -271,8 +265,7 @@ def test_vectors_of_another_dimension_are_refused() -> None:
 
 def test_a_matrix_that_was_changed_is_refused(kdedge: Kdedge) -> None:
     (OPEN / "classes.1.npy").write_bytes(b"no matrix")
-    done = kdedge("predict", str(OPEN), "test")
-    assert (done.code, "classes.1.npy has changed since the export" in done.err) == (3, True)
+    kdedge("predict", str(OPEN), "test").fails(3, "classes.1.npy has changed since the export")
 
 
 def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten() -> None:

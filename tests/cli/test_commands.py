@@ -228,8 +228,7 @@ def test_a_run_that_may_not_be_written_costs_eval_no_result(trained, kdedge, sma
     with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(1 << 12))
-    done = kdedge("eval", str(run))
-    assert done.code == 0
+    done = kdedge("eval", str(run)).succeeds()
     assert re.search(r"^student +\d", done.out, re.M)
     assert "could not be written: the disk is full" in done.err
     assert not list(run.glob("eval*.json"))

@@ -56,9 +56,7 @@ def work(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compared(kdedge: Run, *arguments: str) -> Any:
-    done = kdedge("compare", *arguments, "--json")
-    assert done.code == 0, done.err
-    return json.loads(done.out)
+    return json.loads(kdedge("compare", *arguments, "--json").succeeds().out)
 
 
 def test_answers_and_scores_are_those_that_predict_gives(kdedge: Run) -> None:
@@ -82,8 +80,7 @@ def test_answers_and_scores_are_those_that_predict_gives(kdedge: Run) -> None:
 
 
 def test_with_labels_the_new_one_is_tested_and_the_gate_ends_in_exit_code_6(kdedge: Run) -> None:
-    done = kdedge("compare", "old", "new", "pics", "--labels")
-    assert done.code == 0
+    done = kdedge("compare", "old", "new", "pics", "--labels").succeeds()
     assert "old 100.00 %, new 50.00 % on 12 images with labels" in done.out
     assert "The new one is worse: of the 6 images" in done.out
     gated = kdedge("compare", "old", "new", "pics", "--labels", "--require-no-worse")
@@ -159,10 +156,9 @@ def test_a_number_is_a_position_in_the_old_list_even_if_the_new_one_has_more_cla
     found = compared(kdedge, "smaller", "new", "list.csv", "--labels")
     assert (found["labeled"]["n_labeled"], found["labeled"]["n_left_out"]) == (1, 1)
     (work / "list.csv").write_text("pics/dark_thing/0.png,3\n")
-    done = kdedge("compare", "smaller", "new", "list.csv", "--labels")
-    assert done.code == 3
-    assert 'list.csv:1: "3" is not a class name' in done.err
-    assert "or a position from 0 to 2." in done.err
+    kdedge("compare", "smaller", "new", "list.csv", "--labels").fails(
+        3, 'list.csv:1: "3" is not a class name', "or a position from 0 to 2."
+    )
 
 
 def test_other_class_names_are_said_and_compared_on_the_shared_ones(
@@ -185,11 +181,8 @@ def test_other_class_names_are_said_and_compared_on_the_shared_ones(
     assert len(found["changed"]) == 6
     others = ("a", "b", "c", "d")
     dataclasses.replace(artifact, class_names=others).save()
-    none = kdedge("compare", "old", "new", "pics")
-    assert none.code == 3
-    assert (
-        "no name in common. Old: red, green, blue, and 1 more. New: a, b, c, and 1 more."
-        in none.err
+    kdedge("compare", "old", "new", "pics").fails(
+        3, "no name in common. Old: red, green, blue, and 1 more. New: a, b, c, and 1 more."
     )
 
 
@@ -217,8 +210,7 @@ def test_unreadable_images_are_counted_and_listed_and_none_is_an_error(
 
 
 def test_one_image_is_enough_and_an_artifact_agrees_with_itself(kdedge: Run) -> None:
-    done = kdedge("compare", "old", "old", "pics/red/0.png")
-    assert done.code == 0
+    done = kdedge("compare", "old", "old", "pics/red/0.png").succeeds()
     assert "agreement 100.00 %: 1 of 1 image" in done.out
     assert "No prediction has changed." in done.out
     assert "is compared with itself" in done.err

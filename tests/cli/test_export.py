@@ -36,8 +36,7 @@ def read(path: Path) -> Any:
 
 
 def predict(kdedge: Run, artifact: Path, *images: str) -> list[dict[str, Any]]:
-    done = kdedge("predict", str(artifact), *images, "--format", "jsonl", "--top", "4")
-    assert done.code == 0, done.err
+    done = kdedge("predict", str(artifact), *images, "--format", "jsonl", "--top", "4").succeeds()
     return [json.loads(line) for line in done.out.splitlines()]
 
 
@@ -93,8 +92,7 @@ def test_a_teacher_is_not_taken_where_the_student_is_not_finished(kdedge: Run) -
 
 
 def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> None:
-    done = kdedge("export", "--runs", "runs")
-    assert done.code == 0, done.err
+    done = kdedge("export", "--runs", "runs").succeeds()
     assert {path.name for path in ARTIFACT.iterdir()} == {
         "README.md", "artifact.json", "example.py", "model.onnx", "smoke_set.safetensors",
     }  # fmt: skip
@@ -192,8 +190,7 @@ def test_predict_gives_the_students_scores(exported: Path, kdedge: Run) -> None:
 
 def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(kdedge: Run) -> None:
     Path("more.txt").write_text("cat\nzebra\n")
-    done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "more")
-    assert done.code == 0, done.err
+    kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "more").succeeds()
     assert read(Path("more/artifact.json"))["class_names"] == ["cat", "zebra"]
 
     assert kdedge("teach", "r.yaml", "--set", "seed=9").code == 0
@@ -347,8 +344,7 @@ def test_a_server_gets_nothing_where_the_engine_for_it_is_missing(
 def test_a_student_that_predicts_one_class_is_told_of(kdedge: Run) -> None:
     for image in Path("test").rglob("*.jpg"):
         Image.new("RGB", (40, 40)).save(image)
-    done = kdedge("export", "tiny/02")
-    assert done.code == 0
+    done = kdedge("export", "tiny/02").succeeds()
     only = read(ARTIFACT / "artifact.json")["provenance"]["predicts_only"]
     told = f"The model predicts {only!r} for each of 20 of 20 images of data.test, such as "
     assert told in done.err
@@ -377,8 +373,7 @@ def test_a_path_that_no_runtime_opens_is_found_before_the_work(
 def test_tensorrt_rtx_builds_real_engines_here(kdedge: Run) -> None:
     pytest.importorskip("tensorrt_rtx")
     only = ("--set", "export.precisions=[int8]", "--int8-minutes", "0")
-    done = kdedge("export", "--trt-rtx", *only)
-    assert done.code == 0, done.err
+    kdedge("export", "--trt-rtx", *only).succeeds()
     engines = sorted(path.name for path in ARTIFACT.glob("*.engine"))
     assert len(engines) == 2
     assert engines[0].startswith("model.fp16.rtx")
@@ -387,8 +382,7 @@ def test_tensorrt_rtx_builds_real_engines_here(kdedge: Run) -> None:
     onnx = files["model.fp16.onnx"]
     assert files[engines[0]]["made_from"] == onnx["sha256"]
 
-    again = kdedge("export", str(ARTIFACT), "--trt-rtx", "--int8")
-    assert again.code == 0, again.err
+    again = kdedge("export", str(ARTIFACT), "--trt-rtx", "--int8").succeeds()
     assert "Wrote" not in again.err
     record = read(ARTIFACT / "artifact.json")
     assert {file["name"] for file in record["files"]} == set(files)
@@ -409,9 +403,7 @@ def test_tensorrt_rtx_builds_real_engines_here(kdedge: Run) -> None:
 def test_bad_options_are_explained(
     kdedge: Run, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    done = kdedge("export", *arguments)
-    assert done.code == code
-    assert words in done.err
+    kdedge("export", *arguments).fails(code, words)
     assert not Path("runs/tiny/02/artifacts").exists()
 
 
@@ -424,12 +416,9 @@ def test_without_unlabeled_images_there_is_fp16_and_no_int8(kdedge: Run) -> None
     while len(lines[stop]) - len(lines[stop].lstrip()) > indent:
         stop += 1
     recipe.write_text("".join(lines[:start] + lines[stop:]))
-    done = kdedge("export", "tiny/02", "--int8")
-    assert done.code == 3
-    assert "INT8 needs real images" in done.err
+    kdedge("export", "tiny/02", "--int8").fails(3, "INT8 needs real images")
     assert not Path("runs/tiny/02/artifacts").exists()
-    done = kdedge("export", "tiny/02", "--fp16")
-    assert done.code == 0, done.err
+    kdedge("export", "tiny/02", "--fp16").succeeds()
     assert (ARTIFACT / "model.fp16.onnx").is_file()
 
 
@@ -439,9 +428,7 @@ def test_options_that_shape_the_graph_do_not_go_with_an_artifact(
     done = kdedge("export", str(exported), "--trt", "--head", "argmax")
     assert done.code == 2
     assert "is an artifact, and --head can only be given when a run" in done.err
-    done = kdedge("export", str(exported))
-    assert done.code == 2
-    assert "is an artifact" in done.err
+    kdedge("export", str(exported)).fails(2, "is an artifact")
     kdedge("export", str(exported), "--cpu", "--fp16").fails(2, "--fp16 would change nothing")
 
 
@@ -486,9 +473,7 @@ def test_an_artifact_that_another_command_is_changing_is_left_to_it(
 def test_a_full_disk_leaves_no_artifact(kdedge: Run, small_disk: Callable[[int], Path]) -> None:
     folder = small_disk(2000)
     options = ("--int8", "--int8-minutes", "0", "--output", str(folder / "artifact"))
-    done = kdedge("export", "tiny/02", *options)
-    assert done.code == 7
-    assert "disk is full" in done.err
+    kdedge("export", "tiny/02", *options).fails(7, "disk is full")
     assert list(folder.iterdir()) == []
 
 
@@ -505,8 +490,7 @@ def test_a_teacher_is_exported_with_its_weights_beside_the_graph_and_a_fixed_bat
     kdedge: Run,
 ) -> None:
     wishes = ("--set", "export.external_data=true", "--set", "export.batch=2")
-    done = kdedge("export", "tiny/01", "--head", "argmax", "--pixels", "uint8", *wishes)
-    assert done.code == 0, done.err
+    kdedge("export", "tiny/01", "--head", "argmax", "--pixels", "uint8", *wishes).succeeds()
     artifact = Path("runs/tiny/01/artifacts/01")
     record = read(artifact / "artifact.json")
     assert record["output"]["head"] == "argmax"
@@ -526,18 +510,14 @@ def test_a_teacher_is_exported_with_its_weights_beside_the_graph_and_a_fixed_bat
 def test_black_images_show_no_ranges(kdedge: Run) -> None:
     for number, path in enumerate(sorted(Path("pool").iterdir())):
         Image.new("RGB", (40 + number, 40)).save(path)  # other files, the same pixels
-    done = kdedge("export", "tiny/02", "--int8")
-    assert done.code == 3
-    assert "INT8 calibration: all" in done.err
-    assert "Check data.unlabeled" in done.err
+    kdedge("export", "tiny/02", "--int8").fails(3, "INT8 calibration: all", "Check data.unlabeled")
     assert not ARTIFACT.exists()
 
 
 def test_of_one_image_there_is_a_file_with_a_warning_and_no_choice(kdedge: Run) -> None:
     for path in sorted(Path("pool").iterdir())[1:]:
         path.unlink()
-    done = kdedge("export", "tiny/02", "--int8")
-    assert done.code == 0, done.err
+    done = kdedge("export", "tiny/02", "--int8").succeeds()
     assert "INT8 is calibrated on only 1 images" in done.err
     files = {file["name"]: file for file in read(ARTIFACT / "artifact.json")["files"]}
     search = files["model.int8.onnx"]["built_with"]["search"]
@@ -548,7 +528,5 @@ def test_of_one_image_there_is_a_file_with_a_warning_and_no_choice(kdedge: Run) 
 def test_pixels_that_are_not_numbers_after_decoding_are_refused(kdedge: Run) -> None:
     for path in sorted(Path("pool").iterdir())[:2]:  # one of 40 may be unreadable
         Image.fromarray(np.full((40, 40), np.nan, dtype=np.float32)).save(path, format="TIFF")
-    done = kdedge("export", "tiny/02", "--int8")
-    assert done.code == 3
-    assert f"{path.name}: float pixels have no fixed range" in done.err
+    kdedge("export", "tiny/02", "--int8").fails(3, f"{path.name}: float pixels have no fixed range")
     assert not ARTIFACT.exists()

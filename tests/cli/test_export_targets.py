@@ -58,8 +58,7 @@ def test_a_run_gets_files_that_are_compared_predicted_measured_and_reported(
     names: dict[str, str],
 ) -> None:
     pytest.importorskip(package)
-    done = kdedge("export", "tiny/02", f"--{target}", "--int8", "--int8-minutes", "0")
-    assert done.code == 0, done.err
+    kdedge("export", "tiny/02", f"--{target}", "--int8", "--int8-minutes", "0").succeeds()
     record = read(ARTIFACT / "artifact.json")
     files = {file["name"]: file for file in record["files"] if file["target"] == target}
     assert {name: file["precision"] for name, file in files.items()} == names
@@ -88,11 +87,10 @@ def test_a_run_gets_files_that_are_compared_predicted_measured_and_reported(
         answers = predict("--backend", target, "--precision", precision)
         assert len(answers) == len(expected)
 
-    done = kdedge(
+    kdedge(
         *("bench", str(ARTIFACT), "--batch", "1", "--seconds", "0.01", "--calls", "3"),
         *("--format", "json", "--output", "bench.json"),
-    )
-    assert done.code == 0, done.err
+    ).succeeds()
     measured = {row["model"]: row["runtime"] for row in read(Path("bench.json"))["rows"]}
     assert {measured[name].split()[0] for name in files} == {target}
     assert kdedge("report", "tiny/02", "--output", "report").code == 0
@@ -123,8 +121,7 @@ def quick_clock(quick_machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def used(kdedge: Kdedge, *options: str) -> tuple[str, str]:
     """The file that `predict` used, and all that it said."""
-    done = kdedge("predict", str(ARTIFACT), "test", *options)
-    assert done.code == 0, done.err
+    done = kdedge("predict", str(ARTIFACT), "test", *options).succeeds()
     found = re.search(r"Using \S+/(\S+) on \S+ \S+ CPU", done.err)
     assert found is not None, done.err
     return found[1], done.err
@@ -134,8 +131,7 @@ def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
     trained: Path, kdedge: Kdedge, quick_clock: None, system_file: Callable[[str, str], None]
 ) -> None:
     pytest.importorskip("openvino")
-    done = kdedge("export", "tiny/02", "--cpu")
-    assert done.code == 0, done.err
+    done = kdedge("export", "tiny/02", "--cpu").succeeds()
     choice = api.cpu_choice(ARTIFACT)
     names = {one.file for one in choice.candidates}
     assert names >= {"model.onnx", "model.int8-cpu.onnx", "model.xml", "model.int8.xml"}
@@ -170,16 +166,14 @@ def test_what_is_missing_is_listed_with_the_command_that_says_how_to_install_it(
 ) -> None:
     for package in ("openvino", "litert_torch"):
         monkeypatch.setitem(sys.modules, package, None)
-    done = kdedge("export", str(ARTIFACT), "--cpu")
-    assert done.code == 0, done.err
+    done = kdedge("export", str(ARTIFACT), "--cpu").succeeds()
     missing = next(line for line in done.out.splitlines() if line.startswith("Not tried: "))
     assert {"LiteRT int8", "OpenVINO fp16"} <= {*re.findall(r"\w+ \w+", missing)}
     assert missing.endswith("OpenVINO int8: not installed; kdedge doctor says how to")
     choice = api.cpu_choice(ARTIFACT)
     assert {one.file for one in choice.candidates} == {"model.onnx", "model.int8-cpu.onnx"}
     tested = "data.unlabeled={folder: test, include_test: true}"  # leaves no image for INT8
-    done = kdedge("export", "tiny/02", "--cpu", "--set", tested)
-    assert done.code == 0, done.err
+    done = kdedge("export", "tiny/02", "--cpu", "--set", tested).succeeds()
     assert "ONNX int8: the recipe has no unlabeled images to spare" in done.out
 
 

@@ -62,8 +62,7 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
         "Wrote runs/tiny/01 (teacher.safetensors, class_vectors.safetensors)\n"
         "Next: kdedge distill r.yaml\n"
     )
-    distilled = kdedge("distill", "r.yaml")
-    assert distilled.code == 0
+    distilled = kdedge("distill", "r.yaml").succeeds()
     means = [accuracies(distilled.out)[role].split()[2] for role in ("teacher", "student")]
     assert stages(distilled.err) == [
         "Teacher 1/2: using runs/tiny/01, trained with the same settings and data: harmonic mean"
@@ -108,8 +107,7 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
 
 
 def test_distill_trains_the_teacher_first_where_there_is_none(kdedge, project) -> None:
-    done = kdedge("distill", "r.yaml", "--json")
-    assert done.code == 0
+    done = kdedge("distill", "r.yaml", "--json").succeeds()
     begun = [line.partition(" on ")[0].partition(":")[0] for line in stages(done.err)]
     assert begun == ["Teacher 1/2", "Teacher 1/2 done", "Student 2/2", "Student 2/2 done"]
     assert "Teacher 1/2: training promptsrc on teacher.\n" in done.err
@@ -150,8 +148,7 @@ def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(kdedge, trained) 
 
 def test_resume_of_a_finished_run_trains_nothing(kdedge, trained) -> None:
     before = tree(trained)
-    done = kdedge("distill", "r.yaml", "--resume")
-    assert done.code == 0
+    done = kdedge("distill", "r.yaml", "--resume").succeeds()
     assert "runs/tiny/02 is already finished: there is nothing to resume.\n" in done.err
     assert "\nUsed runs/tiny/02 (" in done.out
     assert tree(trained) == before
@@ -167,8 +164,7 @@ def test_next_repeats_what_the_recipe_does_not_say(kdedge, project, quick_machin
         " --runs 'all runs'\n"
     )
     command = shlex.split(done.out.splitlines()[-1].removeprefix("Next: kdedge "))
-    distilled = kdedge(*command)
-    assert distilled.code == 0
+    distilled = kdedge(*command).succeeds()
     assert "\nUsed all runs/a-b/01 (" in distilled.out
     assert distilled.out.endswith("\nNext: kdedge report 'all runs/a-b/02'\n")
     _, _, _, run = shlex.split(distilled.out.splitlines()[-1])
@@ -184,8 +180,7 @@ def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
     teacher = open_run("other/tiny/01").teacher  # and not the student, which has its number
     assert teacher.path.resolve() == Path("runs/tiny/01").resolve()
     Path("more.txt").write_text("cat\nforklift\nred fox\nschool bus\n")
-    exported = kdedge("export", "other/tiny/01", "--classes", "more.txt")
-    assert exported.code == 0, exported.err
+    kdedge("export", "other/tiny/01", "--classes", "more.txt").succeeds()
 
 
 def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -> None:
@@ -202,8 +197,7 @@ def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -
 
 def test_a_stored_teacher_may_have_its_names_in_another_order(kdedge, trained) -> None:
     Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
-    done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01")
-    assert done.code == 0, done.err
+    kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01").succeeds()
     theirs = load_class_vectors(Path("runs/tiny/01/class_vectors.safetensors"))
     ours = load_class_vectors(Path("runs/tiny/03/class_vectors.safetensors"))
     assert ours.class_names == ("school bus", "red fox", "cat", "dog")
@@ -228,13 +222,10 @@ def test_a_teacher_measures_classes_that_it_has_no_stored_vector_for(kdedge, tra
     Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
     Path("test/school bus").rename("test/lorry")
     assert list(json.loads(kdedge("eval", "tiny/01", "--json").out)["per_class"])[3] == "lorry"
-    done = kdedge("eval", "tiny/02")
-    assert done.code == 0
+    done = kdedge("eval", "tiny/02").succeeds()
     assert "differs from the run's: 1 of its names are new" in done.err
     shutil.rmtree("runs/tiny/01")
-    done = kdedge("eval", "tiny/02")
-    assert done.code == 3
-    assert "no stored vector, first 'lorry'" in done.err
+    kdedge("eval", "tiny/02").fails(3, "no stored vector, first 'lorry'")
 
 
 def test_without_labels_a_zeroshot_teacher_teaches(kdedge, project) -> None:
@@ -245,8 +236,7 @@ def test_without_labels_a_zeroshot_teacher_teaches(kdedge, project) -> None:
     assert (checked.code, checked.err) == (0, "")
     assert re.search(r"^teacher: images +none are needed$", checked.out, re.MULTILINE)
     assert re.search(r"^teacher: method +zeroshot, nothing to train$", checked.out, re.MULTILINE)
-    done = kdedge("distill", "r.yaml", *options)
-    assert done.code == 0, done.err
+    done = kdedge("distill", "r.yaml", *options).succeeds()
     assert "Teacher 1/2: zeroshot on teacher, which needs no training.\n" in done.err
     assert "Teacher 1/2 done.\n" in done.err
     assert Path("runs/tiny/02/student.safetensors").exists()
@@ -260,8 +250,7 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     checked = kdedge("check", "r.yaml", *options).out
     assert "used of 40" in checked
     assert "none: agreement with the teacher is measured instead" in checked
-    done = kdedge("distill", "r.yaml", *options)
-    assert done.code == 0
+    done = kdedge("distill", "r.yaml", *options).succeeds()
     assert "10 of data.unlabeled are too few to measure the student" in done.err
     record = json.loads(Path("runs/tiny/02/provenance.json").read_text())
     assert record["summary"]["training"]["steps"] == 2 * (30 // 4)
@@ -276,8 +265,7 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     differ = [sample for sample in written["samples"] if sample["teacher"] != sample["top"][0][0]]
     assert written["agreement_percent"] == 100 - 10 * len(differ)
     file.unlink()
-    measured = kdedge("eval", "tiny/02", "--per-class")
-    assert measured.code == 0, measured.err
+    measured = kdedge("eval", "tiny/02", "--per-class").succeeds()
     assert f"Wrote {file}" in measured.err
     assert json.loads(file.read_text()) == written
     more = ("--set", "data.unlabeled.hold_out=50%", "--set", "seed=2")  # of them, 10 are untrained
@@ -332,8 +320,7 @@ def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> Non
 
 def test_test_images_in_the_unlabeled_pool_are_left_out_and_named(kdedge, project) -> None:
     shutil.copy("test/cat/0.jpg", "pool/copy.jpg")
-    done = kdedge("check", "r.yaml", "--json")
-    assert done.code == 0, done.err
+    done = kdedge("check", "r.yaml", "--json").succeeds()
     left_out = (
         '1 of 41 images of data.unlabeled are in data.test, too, and are left out: "copy.jpg"'
     )
@@ -431,8 +418,7 @@ def test_all_models_of_a_recipe_are_chosen_by_the_same_validation_images(kdedge:
     shutil.copytree("labeled", "held-out")
     options = ("data.validation={folder: held-out, shots: 2}", "optim.selection=validation")
     texts = [part for option in options for part in ("--set", option)]
-    done = kdedge("distill", "r.yaml", *texts)
-    assert done.code == 0, done.err
+    kdedge("distill", "r.yaml", *texts).succeeds()
     lists = [
         json.loads(path.read_text())["hashes"]["validation_list"]
         for path in Path("runs/tiny").glob("*/provenance.json")
@@ -451,8 +437,7 @@ OPTIONS = ("--set", "official=true", "--set", "student.optim.epochs=3")
 def test_the_student_is_that_of_the_epoch_that_is_best_on_test_images(
     kdedge: Run, split: str
 ) -> None:
-    done = kdedge("distill", "r.yaml", *OPTIONS, "--set", f"data.split={split}")
-    assert done.code == 0, done.err
+    kdedge("distill", "r.yaml", *OPTIONS, "--set", f"data.split={split}").succeeds()
     run = Path("runs/tiny/02")
     record = json.loads((run / "provenance.json").read_text())
     found = json.loads((run / "eval.json").read_text())
@@ -491,9 +476,7 @@ def test_official_results_are_marked_where_they_are_shown(kdedge: Run, trained: 
 
 def test_an_official_run_without_test_images_cannot_choose(kdedge: Run) -> None:
     for command in ("check", "distill"):
-        done = kdedge(command, "r.yaml", *OPTIONS, "--set", "data.test=null")
-        assert done.code == 2
-        assert (
-            "The recipe has no data.test, and selection: test chooses the epoch on it" in done.err
+        kdedge(command, "r.yaml", *OPTIONS, "--set", "data.test=null").fails(
+            2, "The recipe has no data.test, and selection: test chooses the epoch on it"
         )
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached

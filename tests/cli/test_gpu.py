@@ -194,8 +194,7 @@ def test_a_run_is_folded_on_a_gpu_to_the_file_that_the_cpu_writes(
     export = ("export", name, "--set", "export.batch=1")  # is traced sooner
     assert kdedge(*export, "--device", "cpu", "--output", "cpu").code == 0
     with gpu() as simulated:
-        done = kdedge(*export, "--device", "cuda", "--output", "cuda")
-        assert done.code == 0, done.err
+        kdedge(*export, "--device", "cuda", "--output", "cuda").succeeds()
         measured = json.loads(kdedge("eval", name, "--device", "cuda", "--json").out)
     files = [(trained / device / "model.onnx").read_bytes() for device in ("cuda", "cpu")]
     assert simulated is None or files[0] == files[1]

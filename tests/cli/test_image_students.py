@@ -34,8 +34,7 @@ def options(*changes: str) -> list[str]:
 
 
 def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run, project: Path) -> None:
-    checked = kdedge("check", "r.yaml", *options(*TUNED))
-    assert checked.code == 0, checked.err
+    checked = kdedge("check", "r.yaml", *options(*TUNED)).succeeds()
     assert "timm/test_resnet, " in checked.out
     done = kdedge("distill", "r.yaml", "--json", *options(*TUNED))
     assert done.code == 0, done.err
@@ -48,11 +47,9 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run, proje
     reached = record["evaluation"]["student"]
     measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
     assert {key: measured[key] for key in reached} == reached
-    shown = kdedge("show", str(STUDENT))
-    assert shown.code == 0
+    shown = kdedge("show", str(STUDENT)).succeeds()
     assert "zero-shot" not in shown.out
-    again = kdedge("distill", "r.yaml", "--resume", *options(*TUNED))
-    assert again.code == 0, again.err
+    again = kdedge("distill", "r.yaml", "--resume", *options(*TUNED)).succeeds()
     assert "zero-shot CLIP (teacher's)" in again.out
     assert "zero-shot CLIP (student's)" not in again.out
     assert "runs/tiny/02 is already finished: there is nothing to resume." in again.err
@@ -194,8 +191,7 @@ def test_what_a_tower_with_dropout_learns_depends_on_the_seed_and_on_no_earlier_
     dropping = ("student.config=dropping.json", "student.weights=dropping.safetensors")
     for earlier in (1, 2):
         torch.manual_seed(earlier)
-        done = kdedge("distill", "r.yaml", *options(*dropping, *TUNED[2:]))
-        assert done.code == 0, done.err
+        kdedge("distill", "r.yaml", *options(*dropping, *TUNED[2:])).succeeds()
     first, second = sorted(Path("runs/tiny").glob("*/student.safetensors"))
     assert load_file(first).keys() == load_file(second).keys()
     for name, tensor in load_file(first).items():

@@ -69,8 +69,7 @@ ON_TEST = ("--set", "data.test.folder=test", "--set", "data.split=base-to-novel"
 def test_an_imported_promptsrc_teacher_has_the_same_class_vectors_and_accuracy(
     kdedge: Run, trained: Path, exact: tuple[str, ...]
 ) -> None:
-    done = kdedge(*IMPORT_TEACHER, *exact)
-    assert done.code == 0, done.err
+    done = kdedge(*IMPORT_TEACHER, *exact).succeeds()
     assert "differs from teacher.pt by at most 0 (" in done.err
     assert done.out.endswith("Next: kdedge show runs/public/01\n")
     ours = load_class_vectors(trained / "runs/tiny/01/class_vectors.safetensors")
@@ -138,9 +137,7 @@ def _logits(path: Path, images: Tensor) -> Tensor:
 def test_an_import_that_does_not_fit_says_why_and_leaves_no_run(
     kdedge: Run, command: tuple[str, ...], code: int, message: str
 ) -> None:
-    done = kdedge(*command)
-    assert done.code == code
-    assert message in done.err
+    kdedge(*command).fails(code, message)
     assert not list(Path("runs").glob("public/*"))
 
 
@@ -160,9 +157,7 @@ def test_python_takes_names_and_runs_too(
 @pytest.mark.usefixtures("teacher_checkpoint")
 def test_an_import_that_fails_at_its_class_vectors_leaves_no_run(kdedge: Run) -> None:
     Path("long.txt").write_text(f"cat\n{'7 ' * 90}\n")
-    done = kdedge(*IMPORT_TEACHER[:-1], "long.txt")
-    assert done.code == 3
-    assert "this CLIP has only" in done.err
+    kdedge(*IMPORT_TEACHER[:-1], "long.txt").fails(3, "this CLIP has only")
     assert not list(Path("runs").glob("public/*"))
 
 

@@ -542,8 +542,7 @@ def test_a_distillation_leaves_threads_and_heap_as_they_were(
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     before = torch.get_num_threads()
     short = ("--set", "student.optim.epochs=1", "--set", "student.optim.n_workers=1")
-    done = kdedge("distill", "r.yaml", *short, "--runs", "runs")
-    assert done.code == 0, done.err
+    kdedge("distill", "r.yaml", *short, "--runs", "runs").succeeds()
     assert json.loads(Path("runs/tiny/03/provenance.json").read_text())["threads"] == 7
     assert torch.get_num_threads() == before
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

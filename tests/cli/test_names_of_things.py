@@ -76,8 +76,7 @@ def shared(exported_project: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 )
 def test_a_command_takes_each_name(kdedge: Run, command: str, name: str, tmp_path: Path) -> None:
     rest = [str(tmp_path / "new") if one == "NEW" else one for one in COMMANDS[command]]
-    done = kdedge(command, name, *rest)
-    assert done.code == 0, done.err
+    kdedge(command, name, *rest).succeeds()
 
 
 @pytest.mark.usefixtures("shared")

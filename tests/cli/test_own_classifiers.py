@@ -83,8 +83,7 @@ def test_sentences_are_learned_and_are_not_needed_to_measure(kdedge: Run) -> Non
     assert kdedge("eval", "tiny/02").code == 0
     # Other sentences are another run
     write_texts({**SENTENCES, "cat": ["it meows."]})
-    done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume")
-    assert done.code == 0
+    done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume").succeeds()
     assert "There is no interrupted run" in done.err
     write_texts(SENTENCES)
     done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume")

@@ -65,8 +65,7 @@ def feed(data: bytes, *arguments: str) -> tuple[int, list[str], str]:
 
 
 def test_a_folder_is_searched_and_every_image_gets_a_line(kdedge: Run) -> None:
-    done = kdedge("predict", "art", "pics")
-    assert done.code == 0
+    done = kdedge("predict", "art", "pics").succeeds()
     first, second, *others = done.out.splitlines()
     assert second.startswith("pics/broken.jpg  unreadable: ")
     assert [line.split("  ")[:2] for line in (first, *others)] == [

@@ -81,8 +81,7 @@ def test_a_picture_that_another_program_saved_meanwhile_stays(work: Path) -> Non
 def test_a_long_name_in_another_script_is_cut_between_two_characters(kdedge: Run) -> None:
     Path("類" * 60).mkdir()
     Path("pics/a.jpg").rename(f"{'類' * 60}/{'別' * 60}x.jpg")
-    done = kdedge("predict", "art", ".", "--save", "../out")
-    assert done.code == 0, done.err
+    kdedge("predict", "art", ".", "--save", "../out").succeeds()
     assert f"類類類類_{'別' * 60}x.jpg" in saved("../out")
 
 
@@ -127,8 +126,7 @@ def test_the_least_certain_images_come_lowest_score_first_and_are_copied(kdedge:
 def test_every_nth_frame_of_a_video_is_named_by_file_number_and_time(kdedge: Run) -> None:
     film(Path("v.mp4"))
     Path("bad.mp4").write_bytes(Path("v.mp4").read_bytes()[:500])
-    done = kdedge("predict", "art", "bad.mp4", "v.mp4", "--every", "10", "--save", "out")
-    assert done.code == 0, done.err
+    done = kdedge("predict", "art", "bad.mp4", "v.mp4", "--every", "10", "--save", "out").succeeds()
     assert [line.split("  ")[:2] for line in done.out.splitlines()[1:]] == [
         ["v.mp4:1@0.000s", "red"],
         ["v.mp4:11@1.000s", "green"],

@@ -34,9 +34,7 @@ def lines_of(path: str | Path) -> list[dict[str, Any]]:
 
 
 def baseline_record(kdedge: Run, *arguments: str) -> dict[str, Any]:
-    done = kdedge(*arguments, "--json")
-    assert done.code == 0, done.err
-    return json.loads(done.out)["baseline"]
+    return json.loads(kdedge(*arguments, "--json").succeeds().out)["baseline"]
 
 
 def rounds_of(variant: str, *more: str, rounds: int = 3) -> tuple[str, ...]:
@@ -50,16 +48,14 @@ def rounds_of(variant: str, *more: str, rounds: int = 3) -> tuple[str, ...]:
 
 
 def test_a_method_in_closed_form_is_solved_before_it_labels(kdedge: Run) -> None:
-    done = write(kdedge, "--method", "ridge", "--set", "data.split=all")
-    assert done.code == 0, done.err
+    write(kdedge, "--method", "ridge", "--set", "data.split=all").succeeds()
     assert json.loads(Path("runs/tiny/01/provenance.json").read_text())["method"] == "ridge"
 
 
 def test_zero_shot_labels_are_written_and_the_command_that_trains_on_them_works(
     kdedge: Run, project: Path
 ) -> None:
-    done = write(kdedge)
-    assert done.code == 0, done.err
+    done = write(kdedge).succeeds()
     assert done.out == (
         "12 images of 4 classes by zeroshot.\n"
         "Wrote labels.jsonl\n"
@@ -76,8 +72,7 @@ def test_zero_shot_labels_are_written_and_the_command_that_trains_on_them_works(
     left = [path.name for path in Path("runs/.cache/logits").rglob("*") if path.is_file()]
     assert sorted(left) == [".lock", "store.json"]
     assert all((project / "pool" / one["image"]).is_file() for one in labels)
-    again = write(kdedge, path="again.jsonl")
-    assert again.code == 0
+    write(kdedge, path="again.jsonl").succeeds()
     assert Path("again.jsonl").read_bytes() == Path(LABELS).read_bytes()
     assert write(kdedge, "--set", "balance={prior: uniform}", path="balanced.jsonl").code == 0
     assert lines_of("balanced.jsonl")[0]["made_by"] != origin["made_by"]
@@ -101,16 +96,14 @@ def test_a_trained_methods_labels_use_a_finished_run_and_name_it(kdedge: Run) ->
 
 
 def test_the_teacher_labels_where_there_are_labels_to_train_it(kdedge: Run, trained: Path) -> None:
-    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", LABELS)
-    assert done.code == 0, done.err
+    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", LABELS).succeeds()
     assert "12 images of 4 classes by teacher.\n" in done.out
     assert "using runs/tiny/01" in done.err
     assert write(kdedge, path="zeroshot.jsonl").code == 0
     assert lines_of(LABELS) != lines_of("zeroshot.jsonl")
     Path("turned.txt").write_text("school bus\nred fox\ndog\ncat\n")
     turned = ("--set", "teacher.run=runs/tiny/01", "--set", "classes.file=turned.txt")
-    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", "turned.jsonl", *turned)
-    assert done.code == 0, done.err
+    kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", "turned.jsonl", *turned).succeeds()
     ours, theirs = (
         {(one["image"], one["class"]) for one in lines_of(path)[1:]}
         for path in ("turned.jsonl", LABELS)
@@ -132,8 +125,7 @@ def test_a_teacher_that_cannot_teach_the_student_labels_all_the_same(
     assert not any(Path("runs").glob("[!.]*"))
     given = (*given, "--set", "data.split=all", "--set", "student.weights=small.pt")
     kdedge("distill", "r.yaml", *given[2:]).fails(2, "takes images of 32 pixels")
-    done = write(kdedge, *given)
-    assert done.code == 0, done.err
+    done = write(kdedge, *given).succeeds()
     assert "step of the student" not in done.err
     done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", "-o", "alone.jsonl", *given[2:],
                   "--set", "student=null")  # fmt: skip
@@ -158,16 +150,14 @@ def test_the_next_command_trains_whatever_made_the_labels(kdedge: Run) -> None:
     record = baseline_record(kdedge, *shlex.split(following)[2:], *SHORT)
     assert (record["settings"]["n_ctx"], record["seed"]) == (4, 3)
     # Zero-shot CLIP, which no option has to name, has the recipe's baseline in its way no more
-    done = write(kdedge, "--set", f"data.pseudo_labels={LABELS}", path="b: 2.jsonl")
-    assert done.code == 0, done.err
+    done = write(kdedge, "--set", f"data.pseudo_labels={LABELS}", path="b: 2.jsonl").succeeds()
     assert done.out.endswith("""--set 'data.pseudo_labels="b: 2.jsonl"'\n"""), done.out
 
 
 def test_settings_of_a_baseline_section_are_those_of_its_method_alone(kdedge: Run) -> None:
     with Path("r.yaml").open("a") as recipe:
         recipe.write("baseline: {method: coop, settings: {n_ctx: 3}}\n")
-    done = write(kdedge, "--method", "coop", *SHORT)
-    assert done.code == 0, done.err
+    write(kdedge, "--method", "coop", *SHORT).succeeds()
     assert json.loads(kdedge("show", "tiny/01", "--json").out)["settings"]["n_ctx"] == 3
     asked = ("--method", "vpt", "--set", "baseline.method=coop")
     write(kdedge, *asked, path="b.jsonl").fails(2, "vpt was asked for")
@@ -199,14 +189,12 @@ def test_pseudo_labels_that_no_model_would_read_are_refused_and_next_names_what_
 ) -> None:
     zero_shot = ("--set", "teacher.method=zeroshot", "--set", "teacher.settings={}")
     without = (*zero_shot, "--set", "data.labeled=null", "--set", "student.optim.epochs=1")
-    done = write(kdedge, *without)
-    assert done.code == 0, done.err
+    done = write(kdedge, *without).succeeds()
     given = ("--set", f"data.pseudo_labels={LABELS}")
     kdedge("distill", "r.yaml", *without, *given).fails(2, "labeled_weight: 1.0")
     following = shlex.split(done.out.partition("Next: kdedge ")[2])
     assert "student.settings.labeled_weight=1.0" in following
-    taught = kdedge(*following, "--json")
-    assert taught.code == 0, taught.err
+    taught = kdedge(*following, "--json").succeeds()
     # A ridge on labels that zero-shot CLIP gave would only repeat these
     assert "labels_alone" not in json.loads(taught.out)["student"]["evaluation"]
 
@@ -214,8 +202,7 @@ def test_pseudo_labels_that_no_model_would_read_are_refused_and_next_names_what_
 def test_a_teacher_is_not_judged_by_labels_that_a_model_gave(kdedge: Run) -> None:
     assert write(kdedge, "--set", "data.split=all").code == 0
     given = ("--set", f"data.pseudo_labels={LABELS}", "--set", "data.split=all")
-    done = kdedge("teach", "r.yaml", *given, "--set", "teacher.optim.epochs=1")
-    assert done.code == 0, done.err
+    done = kdedge("teach", "r.yaml", *given, "--set", "teacher.optim.epochs=1").succeeds()
     assert "mean over classes" not in done.err
 
 
@@ -325,8 +312,7 @@ def test_a_class_that_no_image_is_predicted_as_is_named(kdedge: Run) -> None:
         file.write_bytes(picture)
     done = kdedge(
         "train", "r.yaml", "--method", "upl", "--set", "baseline.settings.n_ctx=3", *SHORT
-    )
-    assert done.code == 0, done.err
+    ).succeeds()
     assert "No unlabeled image is predicted as" in done.err
     (only,) = json.loads(kdedge("show", "tiny/01", "--json").out)["summary"]["rounds"]
     assert only["n_classes"] == 1
@@ -363,8 +349,7 @@ def test_grip_takes_more_images_each_round_and_says_how_many_are_right(kdedge: R
         for file in Path("pool").glob(f"{label}_*.jpg"):
             shutil.copy(file, folder)
     pool = ("--set", "data.unlabeled={folder: all}")
-    done = kdedge(*rounds_of("grip"), *pool)
-    assert done.code == 0, done.err
+    done = kdedge(*rounds_of("grip"), *pool).succeeds()
     record = json.loads(kdedge("show", "tiny/01", "--json").out)
     rounds = record["summary"]["rounds"]
     # floor(t * floor(40 / 3) / 4) images of each of 2 novel classes
@@ -410,8 +395,7 @@ def test_too_few_unlabeled_images_are_said_before_a_run_is_made(kdedge: Run) -> 
 def test_check_times_a_round_and_says_how_many_there_are(kdedge: Run) -> None:
     arguments = [word for word in rounds_of("grip") if word not in {"train", "--method"}]
     arguments = ["check", *(word for word in arguments if word != "pseudo_label")]
-    done = kdedge(*arguments, "--set", "baseline.method=pseudo_label")
-    assert done.code == 0, done.err
+    done = kdedge(*arguments, "--set", "baseline.method=pseudo_label").succeeds()
     assert "3 rounds of about 2 epochs of" in done.out
     assert not any(Path("runs").glob("[!.]*"))  # hashes of weights may be cached
 
@@ -428,8 +412,7 @@ def test_check_times_a_round_and_says_how_many_there_are(kdedge: Run) -> None:
     ],
 )
 def test_check_says_whose_labels_are_read(kdedge: Run, more: tuple[str, ...], says: str) -> None:
-    done = kdedge("check", "r.yaml", *more)
-    assert done.code == 0, done.err
+    done = kdedge("check", "r.yaml", *more).succeeds()
     (line,) = [line for line in done.out.splitlines() if line.startswith("baseline: classes")]
     assert line.partition("classes")[2].strip().removesuffix(" are used") == says
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 
 def test_the_newest_run_is_reported_into_a_new_folder(kdedge, exported) -> None:
-    done = kdedge("report")
-    assert done.code == 0, done.err
+    done = kdedge("report").succeeds()
     page = Path("runs/tiny/02/report/01/index.html")
     assert done.out.startswith(f"Wrote {page}\nThe student is ")
     assert done.out.endswith("\nNext: kdedge show runs/tiny/02\n")  # not to be used

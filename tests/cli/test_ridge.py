@@ -50,8 +50,7 @@ def top_classes(done: Any) -> list[str]:
 
 
 def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
-    done = kdedge("distill", "r.yaml", *options(*OWN))
-    assert done.code == 0, done.err
+    done = kdedge("distill", "r.yaml", *options(*OWN)).succeeds()
     assert "Teacher 1/2: solving ridge" in done.err
     assert "each judged by a fit to the others" in done.err
     teacher, student = (read(f"runs/tiny/{n}/provenance.json")["summary"] for n in ("01", "02"))
@@ -60,8 +59,7 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
     evaluation = read("runs/tiny/02/eval.json")
     assert {"student", "teacher", "zeroshot", "labels_alone"} == evaluation.keys()
     assert "the same network, trained on the labels alone, is right on" in done.out
-    plain = kdedge("train", "r.yaml", "--method", "ridge", *options(*OWN))
-    assert plain.code == 0, plain.err
+    kdedge("train", "r.yaml", "--method", "ridge", *options(*OWN)).succeeds()
     baseline = read("runs/tiny/03/eval.json")["baseline"]
     alone = evaluation["labels_alone"]
     assert {key: alone[key] for key in ("all", "per_class", "ece_percent")} == {
@@ -102,8 +100,7 @@ def test_black_training_images_are_named_and_the_headline_tells(kdedge: Run) -> 
     for image in Path("pool").iterdir():
         Image.new("RGB", (40, 40)).save(image)
     chosen = ("teacher.method=zeroshot", "teacher.settings={}", FEATURES)
-    done = kdedge("distill", "r.yaml", *options(*chosen))
-    assert done.code == 0, done.err
+    done = kdedge("distill", "r.yaml", *options(*chosen)).succeeds()
     assert "Look whether images such as 0_0.jpg are black" in done.err
     assert re.search("^But it predicts '.*' for every image[.]$", done.out, re.MULTILINE)
 
@@ -113,8 +110,7 @@ def test_the_exported_files_are_in_balance(kdedge: Run) -> None:
     balance = "balance={prior: {cat: 0.1, dog: 0.2, red fox: 0.3, school bus: 0.4}}"
     chosen = (*OWN, balance, "export.none_of_these=50%")
     assert kdedge("distill", "r.yaml", *options(*chosen)).code == 0
-    done = kdedge("export", "tiny/02", "--int8", "--int8-minutes", "0")
-    assert done.code == 0, done.err
+    kdedge("export", "tiny/02", "--int8", "--int8-minutes", "0").succeeds()
     artifact = read("runs/tiny/02/artifacts/01/artifact.json")
     assert artifact["provenance"]["balance"]["prior"]["school bus"] == 0.4
     card = Path("runs/tiny/02/artifacts/01/README.md").read_text()
@@ -127,8 +123,7 @@ def test_the_exported_files_are_in_balance(kdedge: Run) -> None:
         found = kdedge("predict", "tiny/02", "test", "--format", "jsonl", "--batch", n_images)
         assert found.code == 0, found.err
         assert len(found.out.splitlines()) == 20
-    plain = kdedge("eval", "tiny/02", "--json", *options("balance=null"))
-    assert plain.code == 0, plain.err
+    kdedge("eval", "tiny/02", "--json", *options("balance=null")).succeeds()
 
 
 def test_balance_is_subtracted_from_what_eval_measures(trained: Path, kdedge: Run) -> None:
@@ -162,14 +157,12 @@ def test_features_serve_classes_without_labels_and_later_ones(kdedge: Run) -> No
     few = ["--classes", "few.txt", "--calibrate", *options("data.labeled=null")]
     for name, option in (("open", ["--open-classes"]), ("plain", []), ("few", few)):
         sooner = options("export.batch=1")  # is traced in a third of the time
-        done = kdedge("export", "tiny/02", "--output", name, *option, *sooner)
-        assert done.code == 0, done.err
+        kdedge("export", "tiny/02", "--output", name, *option, *sooner).succeeds()
     assert read("few/artifact.json")["temperature"]["fitted_to"] == "teacher"
     answers = [kdedge("predict", name, "test", "--format", "jsonl") for name in ("open", "plain")]
     assert top_classes(answers[0]) == top_classes(answers[1])
     matrix = np.load("open/classes.1.npy")
-    changed = kdedge("classes", "open", "--add", "forklift", "--from", "tiny/02")
-    assert changed.code == 0, changed.err
+    kdedge("classes", "open", "--add", "forklift", "--from", "tiny/02").succeeds()
     larger = np.load("open/classes.2.npy")
     assert larger.shape == (5, matrix.shape[1])
     assert larger[-1, -1] == 0
@@ -179,25 +172,21 @@ def test_features_serve_classes_without_labels_and_later_ones(kdedge: Run) -> No
 def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> None:
     stuck = ("data.split=all", "teacher.optim={lr: 1e-9, epochs: 1}")
     ridge = "student={method: ridge, weights: student.pt, views: 1, settings: {n_random: 64}}"
-    done = kdedge("distill", "r.yaml", *options(*stuck, ridge))
-    assert done.code == 0, done.err
+    done = kdedge("distill", "r.yaml", *options(*stuck, ridge)).succeeds()
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
     said = "Using ridge as the teacher; teacher.run=runs/tiny/01, or --keep-teacher of distill,"
     assert said in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
-    kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge))
-    assert kept.code == 0, kept.err
+    kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge)).succeeds()
     assert "On 16 labeled images" not in kept.err  # it is known
     assert read("runs/tiny/04/provenance.json")["teacher_run"] == "tiny/01"
     given = ("pseudo-label", "r.yaml", "--per-class=1", "--output=labels")
-    labels = kdedge(*given, *options(*stuck, ridge))
-    assert labels.code == 0, labels.err
+    labels = kdedge(*given, *options(*stuck, ridge)).succeeds()
     assert "Teacher: using runs/tiny/01" in labels.err
     assert said in labels.err
     assert "Teacher: using runs/tiny/02" in labels.err
     named = (*stuck, ridge, "teacher.run=runs/tiny/01")
-    labels = kdedge(*given[:-1], "--output=others", *options(*named))
-    assert labels.code == 0, labels.err
+    labels = kdedge(*given[:-1], "--output=others", *options(*named)).succeeds()
     assert said not in labels.err
     assert Path("others").read_bytes() != Path("labels").read_bytes()
     assert kdedge("teach", "r.yaml", "--resume", *options(*stuck)).code == 0
@@ -211,8 +200,7 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
 def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge: Run) -> None:
     stuck = ("teacher.method=zeroshot", "teacher.settings={}", "student.one_pass_first=true")
     stuck = (*stuck, "student.optim={lr: 1e-9, epochs: 1}")
-    done = kdedge("distill", "r.yaml", *options(*stuck))
-    assert done.code == 0, done.err
+    done = kdedge("distill", "r.yaml", *options(*stuck)).succeeds()
     assert "agrees with its teacher on" in done.err
     assert "Using the ridge student runs/tiny/02: of " in done.err
     assert read("runs/tiny/02/provenance.json")["method"] == "ridge"
@@ -261,5 +249,4 @@ def test_a_pool_of_ten_equal_images_is_solved(kdedge: Run) -> None:
         path.unlink()
     for number in range(10):
         Path(f"pool/{number}.jpg").write_bytes(data)
-    done = kdedge("distill", "r.yaml", *options(*OWN, "balance={prior: auto}"))
-    assert done.code == 0, done.err
+    kdedge("distill", "r.yaml", *options(*OWN, "balance={prior: auto}")).succeeds()

@@ -64,8 +64,7 @@ def written(file: Path) -> list[tuple[str, str]]:
 def ifpl(kdedge: Run, project: Path) -> Path:
     """A finished run of two rounds."""
     options = ("--set", settings_of("ifpl"), "--set", OPTIM)
-    done = kdedge("train", "r.yaml", "--method", "pseudo_label", *options)
-    assert done.code == 0, done.err
+    kdedge("train", "r.yaml", "--method", "pseudo_label", *options).succeeds()
     return project / "runs/tiny/01"
 
 

@@ -112,8 +112,7 @@ def test_an_image_that_was_added_is_the_only_one_that_the_teacher_sees(
 
 def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> None:
     options = ("r.yaml", "--set", "student.views=2")
-    done = kdedge("teach", *options, "--store")
-    assert done.code == 0, done.err
+    done = kdedge("teach", *options, "--store").succeeds()
     (store,) = stores()
     size = "40 images x 2 views x 40 dimensions x 2 bytes = 6.4 kB"
     assert "using runs/tiny/01, trained with the same settings and data" in done.err
@@ -138,8 +137,7 @@ def test_what_teach_cannot_store_it_says(kdedge: Any, flag: str, message: str) -
 
 def test_check_counts_the_teacher_once_and_writes_nothing(kdedge: Any) -> None:
     options = (*TAUGHT, "--set", "student.views=2")
-    cold = kdedge("check", *options)
-    assert cold.code == 0, cold.err
+    cold = kdedge("check", *options).succeeds()
     size = r"40 images x 2 views x 40 dimensions x 2 bytes = 6\.4 kB"
     line = rf"^student: teacher store +{size}; 80 of 80 crops to compute, about \d+ s$"
     assert re.search(line, cold.out, re.MULTILINE)

@@ -172,8 +172,7 @@ def test_check_says_what_teaches_and_writes_nothing(kdedge: Any) -> None:
     write_probabilities("pool.csv", "pool")
     before = sorted(Path("runs").rglob("*"))
     for teacher in (FILE, PROBE):
-        done = kdedge("check", write_recipe(teacher))
-        assert done.code == 0, done.err
+        kdedge("check", write_recipe(teacher)).succeeds()
     assert sorted(Path("runs").rglob("*")) == before
 
 
@@ -220,11 +219,8 @@ def test_what_cannot_teach_is_said_before_anything_is_trained(
 
 def test_a_file_leaves_nothing_to_teach_and_nothing_to_store(kdedge: Any) -> None:
     write_probabilities("pool.csv", "pool")
-    done = kdedge("teach", write_recipe(FILE))
-    assert done.code == 2
-    assert "is a file: there is nothing to train" in done.err
-    stored = kdedge("teach", "t.yaml", "--store", "--set", "student.views=1")
-    assert (stored.code, "student.views needs" in stored.err) == (2, True)
+    kdedge("teach", write_recipe(FILE)).fails(2, "is a file: there is nothing to train")
+    kdedge("teach", "t.yaml", "--store", "--set", "student.views=1").fails(2, "student.views needs")
 
 
 def test_a_file_that_changed_is_named_as_the_reason_for_a_new_run(kdedge: Any) -> None:
@@ -234,8 +230,7 @@ def test_a_file_that_changed_is_named_as_the_reason_for_a_new_run(kdedge: Any) -
     run = RunFolder.open(Path("runs/tiny/03"))
     run.provenance.write_text(run.provenance.read_text().replace('"finished"', '"interrupted"'))
     write_probabilities("pool.csv", "pool", seed=5)
-    done = kdedge("distill", recipe, "--resume")
-    assert done.code == 0, done.err
+    done = kdedge("distill", recipe, "--resume").succeeds()
     assert "was interrupted with different teacher." in done.err
 
 

@@ -48,8 +48,7 @@ def answers_of(
     """Runs a client on the smoke set's images; the arguments that compare its answers."""
     images, answers = folder / "images", folder / "answers.jsonl"
     shutil.rmtree(images, ignore_errors=True)
-    done = kdedge("verify", str(artifact), "--images", str(images), "--json")
-    assert done.code == 0, done.err
+    done = kdedge("verify", str(artifact), "--images", str(images), "--json").succeeds()
     model = (artifact / file).resolve()
     ran = subprocess.run([*client, model, *json.loads(done.out)], check=True, capture_output=True)
     answers.write_bytes(ran.stdout)
@@ -189,6 +188,5 @@ def test_predict_with_the_file_for_images_gives_the_same_answers(
 
 def test_bench_times_the_file_for_images(with_images: Path, kdedge: Run) -> None:
     options = ("--seconds", "0.01", "--calls", "3", "--batch", "1")
-    done = kdedge("bench", str(with_images / "model.image.onnx"), *options)
-    assert done.code == 0, done.err
+    done = kdedge("bench", str(with_images / "model.image.onnx"), *options).succeeds()
     assert "model.image.onnx" in done.out
