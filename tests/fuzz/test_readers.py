@@ -320,7 +320,7 @@ SPLIT = {
 
 # Records
 
-RECIPE = """\
+RECIPE_OF_A_RUN = """\
 name: r
 classes: [cat, dog]
 data: {}
@@ -335,7 +335,7 @@ def _runs(folder: Path) -> Iterator[Path]:
     shutil.copy(RECORDS / "provenance_student.json", run / "provenance.json")
     for name in ("eval.json", "eval_details.json", "metrics.jsonl"):
         shutil.copy(RECORDS / name, run)
-    (run / "recipe.yaml").write_text(RECIPE)
+    (run / "recipe.yaml").write_text(RECIPE_OF_A_RUN)
     shutil.copy(RECORDS / "bench.json", bench / "01.json")
     artifact = run / "artifacts" / "01"
     artifact.mkdir(parents=True, exist_ok=True)
