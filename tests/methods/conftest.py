@@ -246,6 +246,7 @@ def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[
         *,
         names: Sequence[str] = (),
         n_trained: int = 0,
+        sentences: Any = None,
         **settings: Any,
     ) -> Any:
         case, module = CASES.get(name, Case(0, [], {})), load_method(name)
@@ -253,7 +254,8 @@ def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[
 
         def inputs(n_trained: int, teacher: Any = None) -> MethodInputs:
             generator = torch.Generator().manual_seed(1)
-            return MethodInputs(names, case.template, range(n_trained), generator, teacher)
+            more = {"teacher": teacher, "sentences": sentences}
+            return MethodInputs(names, case.template, range(n_trained), generator, **more)
 
         if not module.METHOD.needs_teacher:
             teacher = None

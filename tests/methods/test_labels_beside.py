@@ -1,9 +1,8 @@
-"""Labels beside the teacher: the loss, and settings that are refused."""
+"""Labels beside the teacher: the loss, against a slow version."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -70,11 +69,3 @@ def test_the_loss_is_the_divergence_and_the_weighted_cross_entropy(
         output.loss, 1000 * divergence + 7 * cross_entropy, atol=1e-3, rtol=1e-4
     )
     torch.testing.assert_close(output.scalars["label_loss"], cross_entropy, atol=1e-4, rtol=1e-4)
-
-
-def test_without_a_weight_labeled_images_are_not_looked_at(student: Student) -> None:
-    losses = [
-        student(n_trained=3).training_step(one).loss
-        for one in (replace(batch(), labeled=None), Batch(images(), None))
-    ]
-    assert torch.equal(losses[0], losses[1])

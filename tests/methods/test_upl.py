@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import most_confident_predicted
-from kdedge.methods import coop, upl
-from kdedge.methods.base import MethodInputs
+from kdedge.methods import upl
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -22,16 +20,13 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 Build = Callable[..., Any]
 
 
-def coop_run(backbone: Backbone, context: torch.Tensor) -> coop.Method:
-    """CoOp with a context's values."""
-    method = coop.Method.build(
-        backbone,
-        coop.Settings(n_ctx=len(context), context_init=""),
-        MethodInputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(9)),
-    )
-    with torch.no_grad():
-        method.module.context.copy_(context)
-    return method
+def coop_runs(build: Build, method: upl.Method) -> list[Any]:
+    """CoOps with the values of a method's contexts."""
+    runs = []
+    for context in method.module.contexts.detach():
+        runs.append(build("coop", n_trained=4, n_ctx=len(context), context_init=""))
+        runs[-1].module.context.data.copy_(context)
+    return runs
 
 
 def batch(step: int = 0) -> Batch:
@@ -40,9 +35,9 @@ def batch(step: int = 0) -> Batch:
     return Batch(images, torch.randint(4, (4,), generator=generator))
 
 
-def test_each_run_trains_as_a_coop_alone(build: Build, tiny_backbone: Backbone) -> None:
+def test_each_run_trains_as_a_coop_alone(build: Build) -> None:
     method = build("upl")
-    alone = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
+    alone = coop_runs(build, method)
 
     def train(trained: Any) -> None:
         parameters = trained.trainable_parameters().values()
@@ -58,12 +53,10 @@ def test_each_run_trains_as_a_coop_alone(build: Build, tiny_backbone: Backbone) 
     torch.testing.assert_close(method.module.contexts.detach(), expected, **FLOAT32)
 
 
-def test_the_answer_is_the_average_of_the_runs_logits(
-    build: Build, tiny_backbone: Backbone
-) -> None:
+def test_the_answer_is_the_average_of_the_runs_logits(build: Build) -> None:
     method = build("upl")
     images = batch().images
-    runs = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
+    runs = coop_runs(build, method)
     logits = [run.class_logits(run.training_features(images)) for run in runs]
     expected = torch.stack(logits).mean(dim=0)
     ours = method.scale * method.forward_features(images) @ method.class_vectors().T
@@ -76,9 +69,9 @@ def test_the_answer_is_the_average_of_the_runs_logits(
     assert len(ClassVectors(vectors, tuple(NAMES), "x").vectors) == 4
 
 
-def test_the_loss_is_the_sum_of_the_runs(build: Build, tiny_backbone: Backbone) -> None:
+def test_the_loss_is_the_sum_of_the_runs(build: Build) -> None:
     method = build("upl")
-    runs = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
+    runs = coop_runs(build, method)
     output = method.training_step(batch())
     expected = sum(float(run.training_step(batch()).loss.detach()) for run in runs)
     assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
