@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def folded_images() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def folded_export(
-    tiny_backbone: Any, folded_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+    tiny_backbone: Any, folded_images: np.ndarray, made_once: Callable[..., Path]
 ) -> Callable[..., Path]:
     """Writes a student with six classes as float32 ONNX; its images are not all of one class."""
     import torch
@@ -68,14 +67,14 @@ def folded_export(
     directions = np.linalg.svd(features - np.outer(features @ shared, shared))[2][:3]
     vectors = np.concatenate([directions, -directions])
 
-    @functools.cache
     def write(*, batches: tuple[int, int] = (1, 32), **options: Any) -> Path:
-        given = {"scale": student.scale, "preprocess": preprocess, **options}
-        request = FoldRequest(torch.from_numpy(vectors), **given)
-        model = fold(student.image_modules(), request)
-        path = tmp_path_factory.mktemp("folded") / "model.onnx"
-        write_onnx(model, path, size_px=32, batches=batches, metadata=METADATA)
-        return path
+        def make(folder: Path) -> None:
+            given = {"scale": student.scale, "preprocess": preprocess, **options}
+            request = FoldRequest(torch.from_numpy(vectors), **given)
+            path, model = folder / "model.onnx", fold(student.image_modules(), request)
+            write_onnx(model, path, size_px=32, batches=batches, metadata=METADATA)
+
+        return made_once(f"folded {batches} {options}", make) / "model.onnx"
 
     return write
 
@@ -92,19 +91,6 @@ def folded_graph(folded_onnx: Path) -> Any:
     import onnx
 
     return onnx.load(folded_onnx)
-
-
-@pytest.fixture(scope="session")
-def folded_int8(
-    folded_onnx: Path,
-    folded_images: np.ndarray,
-    int8_by_maxima: Callable[..., None],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """Its INT8 file for TensorRT."""
-    path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
-    int8_by_maxima(folded_onnx, path, calibration=folded_images)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -139,16 +125,22 @@ def folded_types() -> Callable[[Any], dict[str, int]]:
 
 @pytest.fixture(scope="session")
 def folded_runtime_files(
-    folded_onnx: Path, folded_images: np.ndarray, folded_int8: Path
+    folded_onnx: Path,
+    folded_images: np.ndarray,
+    int8_by_maxima: Callable[..., None],
+    made_once: Callable[..., Path],
 ) -> dict[str, Path]:
-    """Its files in lower precisions, by their names."""
+    """Its files in lower precisions, by their names; that in INT8 is for TensorRT."""
     from kdedge.targets.onnx.half import to_fp16
     from kdedge.targets.onnx.quantize import to_int8_cpu
 
-    half, cpu = (folded_int8.with_name(f"model.{name}.onnx") for name in ("fp16", "int8-cpu"))
-    to_fp16(folded_onnx, half, images=folded_images)
-    to_int8_cpu(folded_onnx, cpu, calibration=folded_images)
-    return {"fp16": half, "int8": folded_int8, "int8-cpu": cpu}
+    def make(folder: Path) -> None:
+        to_fp16(folded_onnx, folder / "fp16.onnx", images=folded_images)
+        int8_by_maxima(folded_onnx, folder / "int8.onnx", calibration=folded_images)
+        to_int8_cpu(folded_onnx, folder / "int8-cpu.onnx", calibration=folded_images)
+
+    folder = made_once("folded in lower precisions", make)
+    return {name: folder / f"{name}.onnx" for name in ("fp16", "int8", "int8-cpu")}
 
 
 @pytest.fixture

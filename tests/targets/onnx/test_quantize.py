@@ -26,18 +26,13 @@ Run = Callable[[Path, np.ndarray], np.ndarray]
 
 
 @pytest.fixture
-def int8(folded_int8: Path) -> Any:
-    return onnx.load(folded_int8)
-
-
-@pytest.fixture(scope="module")
-def cpu_path(folded_runtime_files: dict[str, Path]) -> Path:
-    return folded_runtime_files["int8-cpu"]
+def int8(folded_runtime_files: dict[str, Path]) -> Any:
+    return onnx.load(folded_runtime_files["int8"])
 
 
 @pytest.fixture
-def cpu(cpu_path: Path) -> Any:
-    return onnx.load(cpu_path)
+def cpu(folded_runtime_files: dict[str, Path]) -> Any:
+    return onnx.load(folded_runtime_files["int8-cpu"])
 
 
 @pytest.fixture
