@@ -156,9 +156,6 @@ def test_what_it_cannot_learn_from_makes_no_run(
     ("sentences", "message"),
     [
         ({**SENTENCES, "lorry": ["big."]}, 'texts.json: "lorry" is not in the class list.'),
-        ({**SENTENCES, "cat": []}, "texts.json: cat: List should have at least 1 item"),
-        ({"cat": ["it purrs."]}, 'texts.json has no sentences for 3 of 4 classes, first "dog"'),
-        (["cat"], "texts.json: it: Input should be an object"),
         ({**SENTENCES, "cat": ["purr " * 90]}, "A text needs 92 tokens"),
     ],
 )
