@@ -138,7 +138,8 @@ def commands_page() -> str:
 
 
 def _help(command: click.Command, parent: click.Context, name: str) -> Iterator[str]:
-    context = click.Context(command, info_name=name, parent=parent)
+    settings = command.context_settings
+    context = click.Context(command, info_name=name, parent=parent, **settings)
     context.max_content_width = 100
     context.meta["kdedge.cli.shows_all"] = True
     level = "#" * (len(context.command_path.split()))

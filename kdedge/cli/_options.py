@@ -15,13 +15,15 @@ from kdedge.config.student_sizes import SIZES
 from kdedge.runtime.process import set_up_threads
 from kdedge.targets.registry import list_backends, list_targets
 
-# An option that takes a whole number from 1
-count_option = partial(click.option, type=click.IntRange(min=1), metavar="N")
+# An option that takes a whole number from 1; its help shows the default, if there is one
+count_option = partial(click.option, type=click.IntRange(min=1), metavar="N", show_default=True)
 
 # Options that take a path: any, of a file, of a folder
 path_option = partial(click.option, type=click.Path(path_type=Path))
 file_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
-folder_option = partial(click.option, type=click.Path(path_type=Path, file_okay=False))
+folder_option = partial(
+    click.option, type=click.Path(path_type=Path, file_okay=False), show_default=True
+)
 
 runs_option = folder_option(
     "--runs",
@@ -29,7 +31,6 @@ runs_option = folder_option(
     default=Path("runs"),
     envvar="KDEDGE_RUNS",
     show_envvar=True,
-    show_default=True,
     help="Folder of all runs.",
 )
 

@@ -31,12 +31,11 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-@click.command("bench")
+@click.command("bench", context_settings={"show_default": True})
 @click.argument("sources", metavar="[RUN|ARTIFACT|FILE]...", nargs=-1)
 @click.option(
     "--against",
     default=",".join(AGAINST),
-    show_default=True,
     metavar="METHODS",
     help="Methods on the student's backbone to compare a run with, or none.",
 )
@@ -44,7 +43,6 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     "--batch",
     "batches",
     default="1,8,32,100",
-    show_default=True,
     callback=_batch_sizes,
     metavar="N,N",
     help="Images per call.",
@@ -53,21 +51,18 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     "--seconds",
     type=click.FloatRange(min=0.01),
     default=2.0,
-    show_default=True,
     help="Shortest measurement of each model at each batch size.",
 )
 @click.option(
     "--calls",
     type=click.IntRange(min=3),
     default=20,
-    show_default=True,
     help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
 )
 @click.option(
     "--slowest",
     type=click.FloatRange(min=0.1),
     default=10.0,
-    show_default=True,
     metavar="SECONDS",
     help="Skip batch sizes at which one call of a model would take longer.",
 )
@@ -77,7 +72,6 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     "kind",
     type=click.Choice(("text", "md", "json")),
     default="text",
-    show_default=True,
     help="json has every timed call; it is what --output writes.",
 )
 @click.option(

@@ -23,7 +23,6 @@ _data_option = folder_option(
     "--data",
     default=Path("data"),
     envvar="KDEDGE_DATA",
-    show_default=True,
     help="Folder of the benchmark sets. The environment variable KDEDGE_DATA sets it too; in a"
     " recipe it is data.root.",
 )

@@ -40,9 +40,7 @@ log = logging.getLogger(__name__)
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @count_option("--every", default=1, help="Take the first and then every Nth frame of a video.")
-@click.option(
-    "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes per image."
-)
+@count_option("--top", default=1, help="Classes per image.")
 @click.option(
     "--min-score",
     type=click.FloatRange(0, 100),

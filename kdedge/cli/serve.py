@@ -18,50 +18,41 @@ from kdedge.serving.limits import RequestLimits
 log = logging.getLogger(__name__)
 
 
-@click.command("serve")
+@click.command("serve", context_settings={"show_default": True})
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "--host",
     default="127.0.0.1",
-    show_default=True,
     help="Address to listen on; 0.0.0.0 for the whole network, which anybody in it can then use.",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=PORT,
-    show_default=True,
     help="Port to listen on; 0 for a free one.",
 )
 @count_option(
     "--batch", help="Largest batch that waiting requests are joined to. [default: the artifact's]"
 )
-@click.option(
+@count_option(
     "--max-megabytes",
-    type=click.IntRange(min=1),
     default=RequestLimits.max_megabytes,
-    show_default=True,
     help="Largest body of a request, MB.",
 )
-@click.option(
+@count_option(
     "--max-megapixels",
-    type=click.IntRange(min=1),
     default=RequestLimits.max_megapixels,
-    show_default=True,
     help="Largest image; a larger one is refused before it is decoded.",
 )
-@click.option(
+@count_option(
     "--max-requests",
-    type=click.IntRange(min=1),
     default=RequestLimits.max_requests,
-    show_default=True,
     help="Requests that wait at once; more are answered with 503.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=RequestLimits.timeout,
-    show_default=True,
     metavar="SECONDS",
     help="Time of a request, from its headers to its answer.",
 )

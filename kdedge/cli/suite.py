@@ -18,16 +18,10 @@ if TYPE_CHECKING:
 
 @click.command("suite")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@folder_option(
-    "--suites",
-    default=Path("suites"),
-    show_default=True,
-    help="Folder of all suites.",
-)
+@folder_option("--suites", default=Path("suites"), help="Folder of all suites.")
 @count_option(
     "--jobs",
     default=1,
-    show_default=True,
     help="Cells to run at the same time. On a CPU they share its cores: --threads is per cell.",
 )
 @click.option("--dry-run", is_flag=True, help="List the cells and their state; run nothing.")
