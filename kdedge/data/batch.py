@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,19 +66,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; copies to a GPU are asynchronous."""
-
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else copy_to(tensor, device)
-
-        return replace(
-            self,
-            images=copy_to(self.images, device),
-            labels=moved(self.labels),
-            teacher_features=moved(self.teacher_features),
-            clean_images=moved(self.clean_images),
-            weights=moved(self.weights),
-            labeled=None if self.labeled is None else self.labeled.to(device),
-        )
+        tensors = {key: x for key, x in vars(self).items() if isinstance(x, Tensor)}
+        moved: dict[str, Any] = {key: copy_to(x, device) for key, x in tensors.items()}
+        labeled = None if self.labeled is None else self.labeled.to(device)
+        return replace(self, **moved, labeled=labeled)
 
     def in_micro_batches(self, micro_batch: int | None) -> Batch:
         """The same batch, with at most this many images per call of the image encoder."""

@@ -61,28 +61,26 @@ class Preparation:
     with_clean: bool = False
 
 
+@dataclass(frozen=True)
 class _Batches(Dataset[_Loaded]):
     """Writes the images of a batch into a slot of memory, before normalization.
 
     Workers share the memory. New memory for each batch costs a tenth of the decoding, as the kernel
     clears its pages.
 
-    Args:
+    Attributes:
         sources: the image sets.
         preparation: how the images are prepared.
         slots: [slots, B, H, W, 3] uint8; [slots, B, 2, H, W, 3] if views have a clean image, too.
     """
 
-    def __init__(
-        self, sources: Sequence[ImageSource], preparation: Preparation, slots: torch.Tensor
-    ) -> None:
-        self._sources = sources
-        self._preparation = preparation
-        self._slots = slots
+    sources: Sequence[ImageSource]
+    preparation: Preparation
+    slots: torch.Tensor
 
     def __getitem__(self, planned: tuple[int, Sequence[PlannedImage]]) -> _Loaded:
         slot, places = planned
-        for pixels, (number, position, view) in zip(self._slots[slot], places, strict=False):
+        for pixels, (number, position, view) in zip(self.slots[slot], places, strict=False):
             try:
                 self._load(pixels, number, position, view)
             except ImageError as error:
@@ -93,26 +91,21 @@ class _Batches(Dataset[_Loaded]):
         return slot, len(places), None, ""
 
     def _load(self, pixels: torch.Tensor, number: int, position: int, view: int) -> None:
-        preprocess, augment = self._preparation.preprocess, self._augment(number)
-        data = self._sources[number].read(position)
+        preprocess, augment = self.preparation.preprocess, self.preparation.augment
+        data = self.sources[number].read(position)
         if augment is None:
             pixels.numpy()[:] = resize_and_crop(decode_image(data), preprocess)
             return
+        if number > 0:  # a second set's views do not depend on the first's
+            augment = replace(augment, seed=augment.seed + SECOND_SET)
         decoded = decode_pixels(data)
         drawn = augment(decoded, preprocess, position=position, view=view).permute(1, 2, 0)
-        if not self._preparation.with_clean:
+        if not self.preparation.with_clean:
             pixels.copy_(drawn)
             return
         pixels[0].copy_(drawn)
         image = Image.fromarray(decoded.permute(1, 2, 0).numpy())
         pixels.numpy()[1] = resize_and_crop(image, preprocess)
-
-    def _augment(self, number: int) -> Augmentation | None:
-        """The augmentation of an image set; a second set's views do not depend on the first's."""
-        augment = self._preparation.augment
-        if augment is None or number == 0:
-            return augment
-        return replace(augment, seed=augment.seed + SECOND_SET)
 
 
 def load_images(
@@ -258,12 +251,8 @@ def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
     """
     if n_workers != "auto":
         return n_workers
-    return min(MAX_WORKERS, max(0, n_cores() - 1)) if n_images >= _MIN_IMAGES_FOR_WORKERS else 0
-
-
-def n_cores() -> int:
-    """Counts this process's cores: those of the container, divided by torchrun's processes."""
-    return max(1, usable_cores() // local_world_size())
+    n_cores = usable_cores() // local_world_size()  # those of this process
+    return min(MAX_WORKERS, max(0, n_cores - 1)) if n_images >= _MIN_IMAGES_FOR_WORKERS else 0
 
 
 def _start_worker(_: int) -> None:

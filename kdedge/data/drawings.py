@@ -219,5 +219,4 @@ def _blur(picture: Floats) -> Floats:
     """A 3x3 binomial filter; border pixels are repeated outward."""
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
-    blurred: Floats = (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16
-    return blurred
+    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16

@@ -115,5 +115,4 @@ def _read_row(place: str, cells: Sequence[str], n_classes: int) -> npt.NDArray[n
             f" {len(cells)}, with the sum {total:.6g}: {','.join(cells)[:80]!r}.\n"
             "  Write the softmax over the classes of the first line, not logits or percent."
         )
-    row: npt.NDArray[np.float32] = (values / total).astype(np.float32)
-    return row
+    return (values / total).astype(np.float32)

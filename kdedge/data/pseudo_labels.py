@@ -88,18 +88,20 @@ def most_probable(
         DataError: there are fewer images than the classes need.
     """
     check_enough(len(probabilities), per_class, n_classes=len(classes))
-    ranked = {label: _ranked(probabilities[:, label], 4 * per_class) for label in classes}
-    waiting = [_next(probabilities, label, ranked[label]) for label in sorted(classes)]
-    heapq.heapify(waiting)
     assigned: dict[int, list[PseudoLabel]] = {label: [] for label in sorted(classes)}
     taken: set[int] = set()
-    while waiting:
-        key, label, image = heapq.heappop(waiting)
+
+    def claims(label: int) -> Iterator[tuple[float, int, int]]:
+        """Yields the images that a class claims until it has enough, the most probable first."""
+        for image in _ranked(probabilities[:, label], 4 * per_class):
+            if len(assigned[label]) == per_class:
+                return
+            yield -float(probabilities[image, label]), label, image
+
+    for key, label, image in heapq.merge(*map(claims, assigned)):
         if image not in taken:
             taken.add(image)
             assigned[label].append(PseudoLabel(image, label, -key))
-        if len(assigned[label]) < per_class:
-            heapq.heappush(waiting, _next(probabilities, label, ranked[label]))
     return [pseudo_label for chosen in assigned.values() for pseudo_label in chosen]
 
 
@@ -117,14 +119,6 @@ def check_enough(n_images: int, per_class: int, *, n_classes: int) -> None:
             "  Add images; labeled ones are not counted"
             f"{f'. Or set per_class to {limit} or less' if limit else ''}."
         )
-
-
-def _next(
-    probabilities: Probabilities, label: int, ranked: Iterator[int]
-) -> tuple[float, int, int]:
-    """A heap entry for a class's next image; the entry of the highest probability is smallest."""
-    image = next(ranked)
-    return -float(probabilities[image, label]), label, image
 
 
 def _ranked(column: npt.NDArray[np.float32], n_first: int) -> Iterator[int]:
@@ -159,11 +153,10 @@ def most_confident_predicted(probabilities: Probabilities, per_class: int) -> li
     predicted = probabilities.argmax(axis=1)
     chosen = []
     for label in range(probabilities.shape[1]):
-        images = np.flatnonzero(predicted == label)
-        order = np.argsort(-probabilities[images, label], kind="stable")
+        images = _descending(probabilities[:, label], np.flatnonzero(predicted == label))
         chosen += [
             PseudoLabel(image, label, float(probabilities[image, label]))
-            for image in images[order][:per_class].tolist()
+            for image in images[:per_class]
         ]
     return chosen
 

@@ -53,7 +53,7 @@ class ScanCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._known: dict[str, str] = {}  # `_key` of an image -> `_text` of its facts
+        self._known: dict[str, str] = {}  # an image's place -> its file's stamp and its facts
         self._new: dict[str, str] = {}
         self._read: set[Path] = set()
 
@@ -78,13 +78,15 @@ class ScanCache:
         stamp = location and _stamp(location)
         if location is None or stamp is None:
             return _examine(source, i)
-        key = _key(location)
-        facts = _facts(self._known.get(key, ""), stamp)
-        if facts is None:
-            started_ns = time.time_ns()
-            facts = _examine(source, i)
-            if stamp.is_settled(started_ns) and _stamp(location) == stamp:
-                self._known[key] = self._new[key] = _text(stamp, facts)
+        key = f"{location.position}:{location.column}:{location.path}"
+        *known, digest, width, height = self._known.get(key, "").split() or ("", "0", "0")
+        if known == [str(value) for value in stamp]:  # else the file is new or has changed
+            return ImageFacts(digest, (int(width), int(height)))
+        started_ns = time.time_ns()
+        facts = _examine(source, i)
+        if stamp.is_settled(started_ns) and _stamp(location) == stamp:
+            text = " ".join(map(str, (*stamp, facts.digest, *facts.size_px)))
+            self._known[key] = self._new[key] = text
         return facts
 
     def save(self, source: ImageSource) -> None:
@@ -123,10 +125,6 @@ def _examine(source: ImageSource, i: int) -> ImageFacts:
     return ImageFacts(hashlib.sha256(data).hexdigest(), image.size)
 
 
-def _key(location: Location) -> str:
-    return f"{location.position}:{location.column}:{location.path}"
-
-
 def _stamp(location: Location) -> FileStamp | None:
     """A file's current stamp; None if the file is missing or was replaced after it was indexed."""
     try:
@@ -134,18 +132,6 @@ def _stamp(location: Location) -> FileStamp | None:
     except (OSError, ValueError):  # the name is too long or has a zero byte
         return None
     return stamp if location.stamp in (None, stamp) else None
-
-
-def _text(stamp: FileStamp, facts: ImageFacts) -> str:
-    return " ".join(map(str, (*stamp, facts.digest, *facts.size_px)))
-
-
-def _facts(text: str, stamp: FileStamp) -> ImageFacts | None:
-    """Parses the cached facts of an image; None if there are none or its file has changed."""
-    *known, digest, width, height = text.split() or ("", "0", "0")
-    if known != [str(value) for value in stamp]:
-        return None
-    return ImageFacts(digest, (int(width), int(height)))
 
 
 def _decoder() -> list[object]:

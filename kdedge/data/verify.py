@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,13 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
     """
     folder = root / benchmark.folder
     problems = [f"{folder / file.path} is missing." for file in benchmark.missing(root)]
-    problems += _changed_downloads(benchmark, folder)
+    for file in benchmark.downloads:
+        path = folder / file.path
+        if file.sha256 is not None and path.is_file():
+            sha256 = sha256_file(path)
+            if sha256 != file.sha256:
+                published = f"the published file {file.sha256}"
+                problems.append(f"{path} has the SHA-256 {sha256}, {published}.")
     parts: list[VerifiedPart] = []
     try:
         class_names = benchmark.class_names(root)
@@ -102,16 +108,6 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
     except DataError as error:
         problems.append(str(error))
     return Verification(benchmark.name, folder, benchmark.n_classes, tuple(parts), tuple(problems))
-
-
-def _changed_downloads(benchmark: Benchmark, folder: Path) -> Iterator[str]:
-    """The downloaded files that are not the published ones, one sentence each."""
-    for file in benchmark.downloads:
-        path = folder / file.path
-        if file.sha256 is not None and path.is_file():
-            sha256 = sha256_file(path)
-            if sha256 != file.sha256:
-                yield f"{path} has the SHA-256 {sha256}, the published file {file.sha256}."
 
 
 def _verify_part(

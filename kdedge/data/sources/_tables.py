@@ -149,7 +149,7 @@ class TableSource:
         """
         name, names = self._columns.label, self._columns.names
         if name is None:
-            return [""] * len(self)
+            return [""] * self._starts[-1]
         texts = []
         for i, value in enumerate(self._label_values(name)):
             text = _label_text(value, names)
@@ -174,9 +174,6 @@ class TableSource:
                     "  Copy or download it again."
                 ) from error
         return values
-
-    def __len__(self) -> int:
-        return self._starts[-1]
 
     def _locate(self, i: int) -> tuple[TableFile, int]:
         """Returns the file that contains image i, and the image's row in it."""

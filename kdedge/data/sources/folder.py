@@ -41,7 +41,11 @@ def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> F
     left_out: Counter[str] = Counter()
     names = sorted(_image_files(folder, left_out))
     if not names:
-        raise DataError(_no_images_text(folder, left_out))
+        remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)} and others."
+        if left_out[".parquet"]:  # probably a download from Hugging Face
+            remedy = f'For Parquet files, write in the recipe: parquet: "{folder}/**/*.parquet".'
+        found = left_out_text(left_out) or "nothing at all"
+        raise DataError(f"{folder} has no image files; found {found}.\n  {remedy}")
     labels: list[int | None] = [None] * len(names)
     if labeled:
         labels = _folder_labels(folder, names, class_names)
@@ -105,14 +109,6 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
                 yield name
             else:
                 left_out[f".{extension}" if extension else "other"] += 1
-
-
-def _no_images_text(folder: Path, left_out: Counter[str]) -> str:
-    others = left_out_text(left_out)
-    remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)} and others."
-    if left_out[".parquet"]:  # probably a download from Hugging Face
-        remedy = f'For Parquet files, write in the recipe: parquet: "{folder}/**/*.parquet".'
-    return f"{folder} has no image files; found {others or 'nothing at all'}.\n  {remedy}"
 
 
 def _folder_labels(

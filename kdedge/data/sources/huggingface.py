@@ -54,7 +54,8 @@ def open_source(
     """
     datasets = PACKAGES["datasets"].load()
     is_on_hub = str(place).startswith(HUB)
-    paths = _fetch(datasets, str(place), part) if is_on_hub else _files(datasets, Path(place))
+    named = _fetch(datasets, str(place), part) if is_on_hub else _load(datasets, Path(place))
+    paths = [Path(file["filename"]) for file in named.cache_files]
     parts = [_open(datasets, path) for path in paths]
     files = [
         TableFile(path, part.data.schema, len(part), FileStamp.of(path.stat()))
@@ -70,8 +71,8 @@ def is_dataset(folder: Path) -> bool:
     return (folder / _STATE).is_file() or (folder / _SPLITS).is_file()
 
 
-def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
-    """The Arrow files of a dataset on the Hub, which `datasets` keeps in its cache."""
+def _fetch(datasets: Any, place: str, part: str) -> Any:
+    """A dataset on the Hub, whose files `datasets` keeps in its cache."""
     match = re.fullmatch(rf"{HUB}(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w.-]*))?", place)
     if match is None:
         raise DataError(
@@ -80,7 +81,7 @@ def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
     try:
         with quiet_datasets(datasets):
             split = "validation" if part == "val" else part
-            dataset = datasets.load_dataset(match[1], match[2], split=split)
+            return datasets.load_dataset(match[1], match[2], split=split)
     except ConnectionError as error:
         raise SetupError(
             f"{place} cannot be downloaded: {first_line(error)}.\n"
@@ -92,21 +93,19 @@ def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
             f"{place} cannot be used: {str(error).strip():.600}\n"
             "  Check the dataset's name, its configuration and the part."
         ) from error
-    return [Path(file["filename"]) for file in dataset.cache_files]
 
 
-def _files(datasets: Any, folder: Path) -> list[Path]:
-    """The files of a dataset in a folder, in the dataset's order."""
+def _load(datasets: Any, folder: Path) -> Any:
+    """The dataset in a folder."""
     if (folder / _SPLITS).is_file():
         raise DataError(f"{folder} holds several splits.\n  Name the folder of one of them.")
     try:
-        dataset = datasets.load_from_disk(str(folder), keep_in_memory=False)
+        return datasets.load_from_disk(str(folder), keep_in_memory=False)
     except arrow_errors() as error:
         raise DataError(
             f"{folder} is not a dataset that save_to_disk wrote: {first_line(error)}.\n"
             "  Write it with dataset.save_to_disk(FOLDER), or name Parquet files as parquet."
         ) from error
-    return [Path(file["filename"]) for file in dataset.cache_files]
 
 
 def _open(datasets: Any, path: Path) -> Any:
