@@ -253,11 +253,9 @@ class BalanceSpec(Strict):
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> BalanceSpec:
-        if isinstance(self.prior, dict) and not math.isclose(
-            sum(self.prior.values()), 1, abs_tol=1e-3
-        ):
+        total = sum(self.prior.values()) if isinstance(self.prior, dict) else 1
+        if not math.isclose(total, 1, abs_tol=1e-3):
             raise ValueError(
-                f"has a prior that sums to {sum(self.prior.values()):g}; the shares of all classes"
-                " sum to 1"
+                f"has a prior that sums to {total:g}; the shares of all classes sum to 1"
             )
         return self

@@ -75,24 +75,17 @@ def _resolve(kind: PathKind, value: object, info: ValidationInfo) -> object:
     if value != printable(value):
         raise ValueError("is not UTF-8; rename the file or folder")
     context = info.context or {}
-    path = _absolute(value, context)
-    if "paths" in context:
-        context["paths"].append(path)
-    if context.get("must_exist") and not _has_wildcards(kind, value):
-        _check_exists(path, kind)
-    return path if kind in ("dataset", "file", "folder") else str(path)
-
-
-def _has_wildcards(kind: PathKind, value: str) -> bool:
-    is_range = kind == "shards" and bool(set(value) & set("{:"))
-    return kind in _PATTERNS and (is_range or glob.has_magic(value))
-
-
-def _absolute(value: str, context: Mapping[str, Any]) -> Path:
     folder = context.get("folder") or ""
     if isinstance(value, OverrideText):
         folder = context.get("override_folder") or Path.cwd()
-    return folder / home_path(value)
+    path: Path = folder / home_path(value)
+    if "paths" in context:
+        context["paths"].append(path)
+    is_range = kind == "shards" and bool(set(value) & set("{:"))
+    has_wildcards = kind in _PATTERNS and (is_range or glob.has_magic(value))
+    if context.get("must_exist") and not has_wildcards:
+        _check_exists(path, kind)
+    return path if kind in ("dataset", "file", "folder") else str(path)
 
 
 def _check_exists(path: Path, kind: PathKind) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from kdedge.config.explain import explain_validation
 from kdedge.config.fields import OverrideText, plain_values
 from kdedge.config.recipe import Recipe
-from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
+from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import home_path, read_text
 from kdedge.messages import nearest, option
@@ -59,7 +59,12 @@ def load_recipe(
         RecipeError: no such recipe, not YAML, unknown keys, wrong types, numbers out of range.
     """
     values, lines, path, text = _read(source)
-    lines = _apply_overrides(values, lines, overrides or {})
+    overridden: set[KeyPath] = set()
+    for key, value in (overrides or {}).items():
+        keys = tuple(key.split("."))
+        _set(values, keys, _as_override(plain_values(value)))
+        overridden = {other for other in overridden if other[: len(keys)] != keys} | {keys}
+    lines = replace(lines, overrides=frozenset(overridden))
     context = {"folder": path.absolute().parent, "override_folder": override_folder}
     try:
         recipe = Recipe.model_validate(values, context=context)
@@ -159,16 +164,6 @@ def merged(*overrides: Mapping[str, Any]) -> dict[str, Any]:
 def override_texts(values: Mapping[str, Any]) -> list[str]:
     """Writes overrides as `--set` takes them."""
     return [f"{key}={dump_value(plain_values(value))}" for key, value in values.items()]
-
-
-def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Overrides) -> LineMap:
-    """Writes the overrides into the values and their key paths into the line map."""
-    paths = set(lines.overrides)
-    for key, value in overrides.items():
-        keys = tuple(key.split("."))
-        _set(values, keys, _as_override(plain_values(value)))
-        paths = {path for path in paths if path[: len(keys)] != keys} | {keys}
-    return replace(lines, overrides=frozenset(paths))
 
 
 def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:

@@ -111,7 +111,6 @@ class OptimSettings(Strict):
 def resolve_optim(shared: OptimSettings, *model_specs: OptimSettings | None) -> OptimSettings:
     """Merges settings: defaults, then shared keys, then a model's own keys; later ones win."""
     given = shared.model_dump(exclude_unset=True)
-    for spec in model_specs:
-        if spec is not None:
-            given |= spec.model_dump(exclude_unset=True)
+    for spec in filter(None, model_specs):
+        given |= spec.model_dump(exclude_unset=True)
     return OptimSettings(**given)

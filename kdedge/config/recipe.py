@@ -23,7 +23,7 @@ from kdedge.config.fields import (
     plain_values,
 )
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.config.yaml_file import dotted, dump_value
+from kdedge.config.yaml_file import KeyPath, dotted, dump_value
 from kdedge.errors import RecipeError
 
 SettingsMapping = Annotated[dict[str, Any], AfterValidator(plain_values)]
@@ -160,6 +160,65 @@ class BaselineSpec(Strict):
     )
 
 
+OFFICIAL: Mapping[KeyPath, object] = {
+    # trainers/promptkd.py: CLIP and projector converted to fp16, logits too, no loss scaling
+    ("optim", "precision"): "fp16-unscaled",
+    ("student", "settings", "float32_losses"): False,
+    # configs/trainers/PromptKD: the best epoch on the validation loader, which has test images
+    ("student", "optim", "selection"): "test",
+}
+"""Key -> value in github.com/zhengli97/PromptKD. A recipe must not set another value."""
+
+_ROLES = ("teacher", "student", "baseline")
+
+
+def apply_official(values: object) -> object:
+    """Writes the public code's settings into the values of a recipe that says `official: true`.
+
+    Removes `clip_grad_norm`, which the public code does not have.
+
+    Args:
+        values: the values before validation; a value of a wrong type stays for the validation.
+
+    Raises:
+        ValueError: the recipe sets a key of `OFFICIAL` to another value.
+    """
+    if not isinstance(values, dict) or values.get("official") is not True:
+        return values
+    values = deepcopy(values)
+    student = values.get("student")
+    is_promptkd = not isinstance(student, dict) or student.get("method", "promptkd") == "promptkd"
+    for path, value in OFFICIAL.items():
+        if path[1] == "settings" and not is_promptkd:
+            continue
+        section: Any = values
+        for part in path[:-1]:
+            if section.get(part) is None and part not in _ROLES:
+                section[part] = {}
+            section = section.get(part)
+            if not isinstance(section, dict):
+                break
+        else:
+            _check_equal(path, section.setdefault(path[-1], value), value)
+    precision = OFFICIAL["optim", "precision"]
+    for role in (None, *_ROLES):
+        section = values if role is None else values.get(role)
+        optim = section.get("optim") if isinstance(section, dict) else None
+        if isinstance(optim, dict):
+            optim.pop("clip_grad_norm", None)
+            place = ("optim", "precision") if role is None else (role, "optim", "precision")
+            _check_equal(place, optim.get("precision", precision), precision)
+    return values
+
+
+def _check_equal(key: KeyPath, given: object, value: object) -> None:
+    if given != value:
+        raise ValueError(
+            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, but sets it"
+            f" to {dump_value(given)}; remove one of the two"
+        )
+
+
 def _names_to_spec(value: object) -> object:
     return {"names": value} if isinstance(value, list | tuple) else value
 
@@ -214,10 +273,7 @@ class Recipe(Strict):
         description="Limits that exported files must meet; a file that misses one is an error.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_official(cls, values: object) -> object:
-        return apply_official(values)
+    _apply_official = model_validator(mode="before")(apply_official)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -253,64 +309,3 @@ def _raise_missing(name: str, section: str) -> NoReturn:
     raise RecipeError(
         f"The recipe {name} has no section {section}.\n  Add it; `kdedge schema` shows its keys."
     )
-
-
-_KeyPath = tuple[str, ...]
-
-OFFICIAL: Mapping[_KeyPath, object] = {
-    # trainers/promptkd.py: CLIP and projector converted to fp16, logits too, no loss scaling
-    ("optim", "precision"): "fp16-unscaled",
-    ("student", "settings", "float32_losses"): False,
-    # configs/trainers/PromptKD: the best epoch on the validation loader, which has test images
-    ("student", "optim", "selection"): "test",
-}
-"""Key -> value in github.com/zhengli97/PromptKD. A recipe must not set another value."""
-
-_ROLES = ("teacher", "student", "baseline")
-
-
-def apply_official(values: object) -> object:
-    """Writes the public code's settings into the values of a recipe that says `official: true`.
-
-    Removes `clip_grad_norm`, which the public code does not have.
-
-    Args:
-        values: the values before validation; a value of a wrong type stays for the validation.
-
-    Raises:
-        ValueError: the recipe sets a key of `OFFICIAL` to another value.
-    """
-    if not isinstance(values, dict) or values.get("official") is not True:
-        return values
-    values = deepcopy(values)
-    student = values.get("student")
-    is_promptkd = not isinstance(student, dict) or student.get("method", "promptkd") == "promptkd"
-    for path, value in OFFICIAL.items():
-        if path[1] == "settings" and not is_promptkd:
-            continue
-        section: Any = values
-        for part in path[:-1]:
-            if section.get(part) is None and part not in _ROLES:
-                section[part] = {}
-            section = section.get(part)
-            if not isinstance(section, dict):
-                break
-        else:
-            _check_equal(path, section.setdefault(path[-1], value), value)
-    precision = OFFICIAL["optim", "precision"]
-    for role in (None, *_ROLES):
-        section = values if role is None else values.get(role)
-        optim = section.get("optim") if isinstance(section, dict) else None
-        if isinstance(optim, dict):
-            optim.pop("clip_grad_norm", None)
-            place = ("optim", "precision") if role is None else (role, "optim", "precision")
-            _check_equal(place, optim.get("precision", precision), precision)
-    return values
-
-
-def _check_equal(key: _KeyPath, given: object, value: object) -> None:
-    if given != value:
-        raise ValueError(
-            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, but sets it"
-            f" to {dump_value(given)}; remove one of the two"
-        )

