@@ -143,7 +143,9 @@ def init(
         SetupError: a CLIP is named and torch is missing.
     """
     name = name.removesuffix(".yaml")
-    path = _new_file(name)
+    check_name(name)
+    path = Path(f"{name}.yaml")
+    refuse_existing(path)
     if student is not None and size is not None:
         raise RecipeError(
             f"A student of size {size} and {student} were asked for.\n  Give only one of them."
@@ -171,18 +173,6 @@ def init(
         with path.open("x", encoding="utf-8") as file:
             file.write(_long_text(values) if all_keys else _short_text(values))
     return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
-
-
-def _new_file(name: str) -> Path:
-    """The file of a new recipe.
-
-    Raises:
-        RecipeError: the name cannot be used, or the file exists.
-    """
-    check_name(name)
-    path = Path(f"{name}.yaml")
-    refuse_existing(path)
-    return path
 
 
 def _data_section(

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     """Parses batch sizes such as `1,8,32`."""
-    del ctx, parameter
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
         raise click.BadParameter(f"{value!r} is not a list of batch sizes. Write it as 1,8,32.")

@@ -20,10 +20,6 @@ def command(as_json: bool) -> None:
     Nothing is installed, and the network is not used.
     """
     report = doctor()
-    print_result(report, as_json=as_json, text=_as_text(report))
-
-
-def _as_text(report: dict[str, Any]) -> str:
     rows = list(map(list, _facts(report["machine"])))
     for device in report["cuda"]["devices"]:
         rows.append(["GPU", ", ".join(" ".join(fact) for fact in _facts(device))])
@@ -37,7 +33,8 @@ def _as_text(report: dict[str, Any]) -> str:
         for name, state in report["packages"].items()
     ]
     header = ("package", "version", "for", "install with")
-    return "\n\n".join([table(rows), table(packages, header=header), *report["problems"]])
+    text = "\n\n".join([table(rows), table(packages, header=header), *report["problems"]])
+    print_result(report, as_json=as_json, text=text)
 
 
 def _facts(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

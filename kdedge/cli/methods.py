@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import click
 
 from kdedge.api.about import list_methods
@@ -25,17 +22,12 @@ def command(as_json: bool) -> None:
     The losses that a student's settings can name follow. `kdedge schema` lists all settings.
     """
     record = list_methods()
-    print_result(record, as_json=as_json, text=_text(record))
-
-
-def _text(record: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
+    rows, losses = [], []
     for name, about in record.items():
         marks = [("yes" if about[key] else "-") if about else "?" for key in _DATA_NEEDS]
         label = about.get("label", "?")
         rows.append([name, label, *marks, about.get("about", "").removeprefix(f"{label}: ")])
-    blocks = [table(rows, header=_HEADER)]
-    for name, about in record.items():
         if "losses" in about:
-            blocks.append(table(list(about["losses"].items()), header=(f"loss of {name}", "")))
-    return "\n\n".join(blocks)
+            losses.append(table(list(about["losses"].items()), header=(f"loss of {name}", "")))
+    text = "\n\n".join([table(rows, header=_HEADER), *losses])
+    print_result(record, as_json=as_json, text=text)

@@ -58,8 +58,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     sizes = sorted(sizes_of(run).items())
     files = [[str(path.relative_to(run.path)), f"{n_bytes:,} bytes"] for path, n_bytes in sizes]
     size = megabytes(sum(n_bytes for _, n_bytes in sizes))
-    summary = f"{len(files)} files, {size}; --all lists them, with settings,"
-    summary += " versions and hashes"
+    summary = f"{len(files)} files, {size}; --all lists them, with settings, versions and hashes"
     parts = [
         f"{run.path}: {run.role}, {record.status}",
         "\n".join(conclusion_of(measured)) or None,

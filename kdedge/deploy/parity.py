@@ -156,11 +156,10 @@ def gate_error(
 
 
 def _described(entry: WorstImage) -> str:
-    if entry.predicted_class is None:
-        return f"{entry.image} ({entry.reference_class}, here NaN or infinity)"
+    here = f"here {entry.predicted_class or 'NaN or infinity'}"
     if entry.predicted_class == entry.reference_class:
-        return f"{entry.image} ({entry.reference_class}, with other scores)"
-    return f"{entry.image} ({entry.reference_class}, here {entry.predicted_class})"
+        here = "with other scores"
+    return f"{entry.image} ({entry.reference_class}, {here})"
 
 
 @dataclass(frozen=True)

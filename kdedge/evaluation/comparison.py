@@ -234,10 +234,9 @@ class Comparison(Tabled):
             f" {self.n_nonfinite:,} predictions with NaN or infinity",
             f"{self.n_shared:,} classes that both have",
         ]
-        if self.only_old:
-            notes.append(f"only the old one has {_listed(map(visible, self.only_old))}")
-        if self.only_new:
-            notes.append(f"only the new one has {_listed(map(visible, self.only_new))}")
+        for which, names in (("old", self.only_old), ("new", self.only_new)):
+            if names:
+                notes.append(f"only the {which} one has {_listed(map(visible, names))}")
         if self.agreement_percent is None:
             notes.append("agreement: none, as each predicted class is one that the other lacks")
         else:
@@ -351,5 +350,4 @@ def mcnemar_p(n_only_old_right: int, n_only_new_right: int) -> float:
     for k in range(min(n_only_old_right, n_only_new_right) + 1):
         tail += term
         term = term * (n - k) // (k + 1)
-    halves: int = 1 << n
-    return min(1.0, 2 * tail / halves)
+    return min(1.0, 2 * tail / (1 << n))

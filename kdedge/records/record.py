@@ -43,6 +43,7 @@ class Record:
         return asdict(self)
 
 
+_adapter = cache(TypeAdapter)  # a record type -> what reads it
 _MADE_AGAIN = "Remove it: it is made again."
 
 
@@ -94,11 +95,6 @@ def if_readable(read: Callable[..., _T], *arguments: Any) -> _T | None:
     except (DataError, SetupError) as error:
         logging.getLogger(__name__).warning("%s", error)
         return None
-
-
-@cache
-def _adapter(record_type: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(record_type)
 
 
 def _explain(problems: list[ErrorDetails], where: str, remedy: str) -> DataError | SetupError:

@@ -127,7 +127,13 @@ def _shown(records: RunRecords) -> dict[str, Sequence[Block | None]]:
     """The main results, by the section's title."""
     accuracies = sorted_results(records.run, records.results).items()
     rows = [(_label(records, name), result) for name, result in accuracies]
-    lines = _missing(records)
+    lines = [
+        f"No {what} yet. To add it to the next report, run: {shlex.join(['kdedge', *command])}"
+        for what, command in records.missing.items()
+    ]
+    if not records.can_evaluate and not records.results and records.unlabeled is None:
+        lines.append("The recipe has no test images, so accuracy was not measured.")
+    lines += [f"Left out, as it cannot be read: {problem}" for problem in records.problems]
     return {
         "Accuracy": [accuracy_table(same) for same in by_images(rows)],
         "Without labels": _unlabeled(records.unlabeled),
@@ -158,8 +164,15 @@ def _folded(records: RunRecords, prefix: str) -> dict[str, Sequence[Block | None
         folded["Images that the exported file changes"] = [cards]
     if records.speed is not None:
         folded["Speed"] = speed_blocks(records.speed, f"{prefix}accuracy-latency")
-    if records.training.steps:
-        folded["Training"] = [_training(records, f"{prefix}training")]
+    log = records.training
+    if log.steps:
+        caption = (
+            f"{len(log.steps):,} logged steps of {log.steps[-1]['step']:,}"
+            f" and {len(log.epochs)} epochs, on {records.provenance.device}. Points are means over"
+            " an epoch: the loss over all its steps, other values over the logged ones."
+        )
+        curves = Plot(f"{prefix}training", "Training", lambda: training_curves(log), caption)
+        folded["Training"] = [curves]
     folded["How it was made"] = provenance_blocks(records)
     return folded
 
@@ -190,17 +203,6 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
     return blocks
 
 
-def _missing(records: RunRecords) -> list[str]:
-    """Lines about missing and damaged records, with the commands that add missing ones."""
-    lines = [
-        f"No {what} yet. To add it to the next report, run: {shlex.join(['kdedge', *command])}"
-        for what, command in records.missing.items()
-    ]
-    if not records.can_evaluate and not records.results and records.unlabeled is None:
-        lines.append("The recipe has no test images, so accuracy was not measured.")
-    return lines + [f"Left out, as it cannot be read: {problem}" for problem in records.problems]
-
-
 def _compared(records: RunRecords) -> list[str]:
     """The run's own model, then the others that were measured on the same images."""
     names = dict.fromkeys((records.run.role, "teacher", "zeroshot"))
@@ -226,10 +228,9 @@ def _classes(records: RunRecords) -> list[Block | None]:
     if not columns:
         return []
     least = MAX_ROWS if _has_many_classes(records) else None
-    table = class_table(columns, details, least=least)
-    if details is None:
-        return [table]
-    return [table, confusion_table(model_label(records.run, records.run.role), details)]
+    label = model_label(records.run, records.run.role)
+    confusions = None if details is None else confusion_table(label, details)
+    return [class_table(columns, details, least=least), confusions]
 
 
 def _non_empty(by_title: Mapping[str, Sequence[Block | None]], *, is_folded: bool) -> list[Section]:
@@ -258,30 +259,15 @@ def _unlabeled(result: UnlabeledResult | None) -> list[Block | None]:
     models = {"images": result.predicted}
     if result.teacher_predicted:
         models["the teacher's"] = result.teacher_predicted
-    return [result.table, _counts("Predicted classes", models, MAX_ROWS)]
-
-
-def _counts(title: str, models: Mapping[str, Mapping[str, int]], most: int) -> Table:
-    """Table of images per class and model, sorted by the counts of the first model."""
-    first = next(iter(models.values()))
     names = dict.fromkeys(name for counts in models.values() for name in counts)
-    ordered = sorted(names, key=lambda name: -first.get(name, 0))
+    ordered = sorted(names, key=lambda name: -result.predicted.get(name, 0))
     cells = [
         [name, *(f"{counts.get(name, 0):,}" for counts in models.values())]
-        for name in ordered[:most]
+        for name in ordered[:MAX_ROWS]
     ]
-    caption = "" if len(cells) == len(ordered) else f"The {most} most frequent of {len(ordered):,}."
-    return Table(title, ["class", *models], cells, caption)
-
-
-def _training(records: RunRecords, name: str) -> Plot:
-    log = records.training
-    caption = (
-        f"{len(log.steps):,} logged steps of {log.steps[-1]['step']:,}"
-        f" and {len(log.epochs)} epochs, on {records.provenance.device}. Points are means over an"
-        " epoch: the loss over all its steps, other values over the logged ones."
-    )
-    return Plot(name, "Training", lambda: training_curves(log), caption)
+    n = len(ordered)
+    caption = "" if len(cells) == n else f"The {MAX_ROWS} most frequent of {n:,}."
+    return [result.table, Table("Predicted classes", ["class", *models], cells, caption)]
 
 
 def _comparison(named: Sequence[tuple[str, RunRecords]]) -> Chapter:

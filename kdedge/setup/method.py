@@ -102,11 +102,7 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
             error, model=module.Settings, lines=loaded.lines, prefix=(role, "settings")
         ) from error
     if settings.n_rounds > 0 and loaded.recipe.data.pseudo_labels is not None:
-        raise RecipeError(
-            f"{spec.method} makes its own pseudo-labels, but the recipe has"
-            " data.pseudo_labels.\n"
-            "  Remove that key, or choose a method that learns from labels, such as coop."
-        )
+        raise _no_use_of_pseudo_labels(f"{spec.method} makes its own pseudo-labels")
     optim = resolve_optim(loaded.recipe.optim, spec.optim)
     return MethodChoice(spec.method, module, settings, optim, role)
 
@@ -119,10 +115,14 @@ def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
     """
     needs = choice.data_needs
     if recipe.data.pseudo_labels is not None and needs.unlabeled_images and not needs.labels:
-        raise RecipeError(
-            f"{choice.name} uses no labels, but the recipe has data.pseudo_labels.\n"
-            "  Remove that key, or choose a method that learns from labels, such as coop."
-        )
+        raise _no_use_of_pseudo_labels(f"{choice.name} uses no labels")
+
+
+def _no_use_of_pseudo_labels(why: str) -> RecipeError:
+    return RecipeError(
+        f"{why}, but the recipe has data.pseudo_labels.\n"
+        "  Remove that key, or choose a method that learns from labels, such as coop."
+    )
 
 
 def settings_record(choice: MethodChoice) -> dict[str, Any]:

@@ -127,8 +127,7 @@ def planned_file(target: Target, precision: Precision) -> PlannedFile:
     Raises:
         SetupError: a package or device on which the name depends is missing.
     """
-    planned: PlannedFile = getattr(build_module(target), "plan", target.plan)(precision)
-    return planned
+    return getattr(build_module(target), "plan", target.plan)(precision)
 
 
 def check_can_run(target: Target) -> None:
