@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell's background job, such as a CI's, starts with SIGINT ignored, and hands that on to the
 # processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, too
 
 # No time limit of one example: the first one may import torch, and machines are slow at times
 hypothesis.settings.register_profile("kdedge", deadline=None)

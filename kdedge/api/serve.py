@@ -78,13 +78,12 @@ def serve(
     need(*SERVING)
     from kdedge.serving.server import Server
 
-    if not hasattr(artifact, "path"):  # the server looks again, wherever this process goes
-        given = home_path(artifact)
-        artifact = given.absolute() if given.exists() else artifact
-    find = partial(find_artifact, artifact, runs_folder(root).absolute())
-    find()  # warns once; the server looks again and again
+    found = find_artifact(artifact, runs_folder(root))  # warns once
+    given = home_path(getattr(artifact, "path", artifact))
+    if given in (found, *found.parents):  # the server looks again, wherever this process goes
+        artifact = given.absolute()
     return Server(
-        partial(find, warns=False),
+        partial(find_artifact, artifact, runs_folder(root).absolute(), warns=False),
         partial(Classifier.load, precision=precision, backend=backend, n_threads=threads),
         batch=batch,
         host=host,

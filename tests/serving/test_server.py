@@ -227,6 +227,18 @@ def test_two_servers_share_a_process(artifact: Artifact, ask: Any) -> None:
         assert ask(other.url, "/v2/models/colors/ready").json == {"name": "colors", "ready": True}
 
 
+def test_a_process_that_goes_elsewhere_serves_the_same_artifact(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("one", "two"):
+        shutil.copytree(artifact.path, tmp_path / folder / "art")
+    monkeypatch.chdir(tmp_path / "one")
+    with kdedge.serve("art", port=0) as server:
+        monkeypatch.chdir(tmp_path / "two")
+        time.sleep(1.5)  # it looks each second
+        assert server.model.artifact.path == tmp_path / "one" / "art"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

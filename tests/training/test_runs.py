@@ -173,7 +173,8 @@ def test_messages_and_the_traceback_of_the_end_go_to_the_log(
 def test_with_a_log_others_get_what_they_get_without(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a script
+    for name in (None, "kdedge"):  # as in a script
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
     with logged_to(_create(tmp_path).log):
         logging.getLogger("kdedge.training").info("written")
         logging.getLogger("kdedge.training").warning("said")
