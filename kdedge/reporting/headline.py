@@ -266,10 +266,11 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
     hashes = artifact.provenance.get("hashes", {})
     if hashes.get("exported_class_list") != hashes.get("class_list"):
         n_classes = len(artifact.class_names)
-        parts.append(f"The accuracy is not of the exported class list, of {n_classes} classes.")
+        parts.append(f"The accuracy is not that of the {n_classes} exported classes.")
     if artifact.none_of_these is not None:
         share = 100 - artifact.none_of_these.share_percent
-        parts.append(f'It does not count "none", which about {share:g} % of usual images get.')
+        gets = f"which about {share:g} % of usual images get"
+        parts.append(f'The accuracy does not count "none", {gets}.')
     return parts
 
 

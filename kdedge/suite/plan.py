@@ -97,10 +97,8 @@ class Cell:
         has_own = self.role == "student" and teacher is not None and teacher.is_trained
         if not has_own and self.role != "teacher":
             return self.depends_on(self.role)
-        values, choice = (
-            json.loads(self.depends_on("teacher")),
-            choose_method(self.loaded, "teacher"),
-        )
+        choice = choose_method(self.loaded, "teacher")
+        values = json.loads(self.depends_on("teacher"))
         values.pop("balance", None)  # a teacher's logits are not balanced
         if choice.optim.selection != "test":
             values["data"].pop("test", None)

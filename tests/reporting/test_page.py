@@ -30,6 +30,7 @@ from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, write_evaluations
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
+from kdedge.runtime.none_of_these import NoneOfThese
 
 MakeRun = Callable[..., RunFolder]
 
@@ -238,6 +239,14 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
         "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %).\n"
         "It needs 86x fewer operations than its teacher.\n"
         "model.onnx passed its gate: 2 MB, a call takes 1 ms."
+    )
+    provenance = {**artifact.provenance, "hashes": {"class_list": "another"}}
+    none = NoneOfThese("mahalanobis", "none.safetensors", 95.0, "10 images", 10)
+    replace(run_records(run).artifact, provenance=provenance, none_of_these=none).save()
+    n_classes = len(artifact.class_names)
+    assert "\n".join(make_chapters([run_records(run)])[0].verdict).endswith(
+        f"a call takes 1 ms.\nThe accuracy is not that of the {n_classes} exported classes.\n"
+        'The accuracy does not count "none", which about 5 % of usual images get.'
     )
 
 
