@@ -117,12 +117,18 @@ class RunFolder:
     @property
     def name(self) -> str:
         """The recipe's name and the run's number, as in `line3/02`."""
-        return f"{self.path.resolve().parent.name}/{self.path.resolve().name}"
+        return f"{self._place.parent.name}/{self._place.name}"
 
     @property
     def root(self) -> Path:
         """The folder of all runs, which contains this one as `<name>/<NN>`."""
-        return self.path.resolve().parents[1]
+        return self._place.parents[1]
+
+    @property
+    def _place(self) -> Path:
+        """Its place among the runs, also if the folder is a link to another disk."""
+        path = self.path.absolute()
+        return path if path.name.isdecimal() else path.resolve()
 
     @property
     def weights(self) -> Path:

@@ -191,6 +191,13 @@ def test_a_log_on_a_full_disk_does_not_hide_the_error(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_run_that_was_moved_behind_a_link_keeps_its_name_and_its_runs(tmp_path: Path) -> None:
+    run = _create(tmp_path / "runs", "line3")
+    run.path.rename(tmp_path / "elsewhere")
+    run.path.symlink_to(tmp_path / "elsewhere")
+    assert (run.name, run.root) == ("line3/01", tmp_path / "runs")
+
+
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """Finished and unfinished runs, foreign folders and damaged records."""
