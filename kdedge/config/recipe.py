@@ -134,7 +134,7 @@ class StudentSpec(ModelSpec):
         description="Before training, solve a student of method ridge in one pass over the images."
         " The student that is more accurate on data.validation is kept; if there is none, the one"
         " that agrees with the teacher more often. Not with settings.depth or merge_tokens, which"
-        " ridge does not have.",
+        " ridge does not have; nor with labels but no data.validation, as the teacher knows less.",
     )
 
 
