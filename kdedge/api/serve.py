@@ -80,7 +80,7 @@ def serve(
 
     found = find_artifact(artifact, runs_folder(root))  # warns once
     given = home_path(getattr(artifact, "path", artifact))
-    if given in (found, *found.parents):  # the server looks again, wherever this process goes
+    if found.is_relative_to(given):  # the server looks again, wherever this process goes
         artifact = given.absolute()
     return Server(
         partial(find_artifact, artifact, runs_folder(root).absolute(), warns=False),

@@ -135,7 +135,7 @@ def _artifact(state: SuiteState, cell: Cell, export: Callable[..., Artifact]) ->
     folder = RunFolder.open(Path(str(state.outcomes[cell].run)))
     if folder.newest_artifact is None:
         values = recipe_values(cell.loaded.recipe)
-        keys = {key: values[key] for key in ("export", "gates") if key in values}
+        keys = {key: values[key] for key in ("export", "gates")}
         with contextlib.suppress(GateError):  # the file is marked, and not ranked
             return export(folder.path, overrides=keys)
     assert folder.newest_artifact is not None

@@ -111,6 +111,7 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
     paper = plan.loaded.suite.paper
     figures = None if paper is None else paper.figures.get(recipe, {}).get(row)
     planned = plan.of(plan.recipes[0] if recipe == AVERAGE else recipe, row)
+    cells = plan.cells if recipe == AVERAGE else planned
     return Line(
         recipe=recipe,
         row=row,
@@ -120,11 +121,7 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
         std=std,
         paper=figures,
         sees=planned[0].sees,
-        is_official=any(
-            cell.is_official
-            for cell in plan.cells
-            if cell.row == row and recipe in (AVERAGE, cell.recipe)
-        ),
+        is_official=any(cell.is_official for cell in cells if cell.row == row),
     )
 
 

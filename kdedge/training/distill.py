@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kdedge.config.load import LoadedRecipe, override_texts
-from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import RecipeError
 from kdedge.messages import option
 from kdedge.methods.base import Teacher
@@ -17,7 +16,6 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
 from kdedge.runs.model import RunModel, load_run, load_teacher
 from kdedge.runs.results import stored_evaluation
-from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
@@ -220,7 +218,7 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
-    images = RecipeData(setup.recipe, classes, workspace, group=SINGLE_PROCESS)
+    images = setup.data_alone
     models = [load_run(run, workspace) for run in (ridge, trained)]
     labeled = images.load("validation")
     if labeled is not None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 
 from kdedge.data.images import Images
-from kdedge.distributed import SINGLE_PROCESS
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.records.evaluation import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
 from kdedge.records.record import if_readable
@@ -22,7 +21,6 @@ from kdedge.runs.measure import (
 )
 from kdedge.runs.model import MethodModel, RunModel
 from kdedge.runs.results import Evaluations, read_balance, stored_details, stored_evaluation
-from kdedge.setup.data import RecipeData
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
 
@@ -97,9 +95,7 @@ def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
     """Evaluates a student on unlabeled images if there are no test images; else None."""
     if job.teacher is None or job.test is not None:
         return None
-    setup = job.setup  # only rank 0 is here, and other processes wait
-    data = RecipeData(setup.recipe, job.classes, setup.workspace, group=SINGLE_PROCESS)
-    sample = unlabeled_sample(data)
+    sample = unlabeled_sample(job.setup.data_alone)
     if sample is None:
         return None
     return measure_without_labels(model, *sample, teacher=job.teacher)

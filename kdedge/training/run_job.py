@@ -91,8 +91,8 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
     _check_processes(job)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_cores_left(job))
-        job.key()  # may read images, which all processes do together
-        run, is_resumed = group.on_rank0(lambda: _choose_run(job, resume=resume))
+        key = job.key()  # may read images, which all processes do together
+        run, is_resumed = group.on_rank0(lambda: _choose_run(job, key, resume=resume))
         if group.on_rank0(lambda: run.is_finished):
             return run
         job.load()  # before the generators are seeded, since building also draws
@@ -130,9 +130,9 @@ def _cores_left(job: Job) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _choose_run(job: Job, *, resume: bool) -> tuple[RunFolder, bool]:
+def _choose_run(job: Job, key: str, *, resume: bool) -> tuple[RunFolder, bool]:
     """The interrupted run and True, or False with the finished run to return or a new run."""
-    root, key = job.setup.workspace.root, job.key()
+    root = job.setup.workspace.root
     waiting = newest(root, key=key, is_finished=False)
     if resume and waiting is not None:
         log.info(f"{waiting.path}: resuming where it stopped.")
