@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.runtime.artifact import Artifact
     from kdedge.runtime.cpu_choice import CpuChoice
 
-_BRIEF = ("--int8", "--fp16", "--trt", "--onnx", "--cpu", "--set")  # options in the short help
+_BRIEF = ("--int8", "--fp16", "--trt", "--cpu", "--set")  # options in the short help
 # With fewer images, a file that agrees on all of them may differ on more than 4 % of others
 _MIN_GATE_IMAGES = 100
 

@@ -81,7 +81,7 @@ STEP = "is a step of these tests"
 TARGETS = "tests/cli/test_export_targets.py runs it"
 CLASSES = "tests/cli/test_export.py runs it"
 
-EXPORT = "kdedge export --onnx --fp16 --int8"
+EXPORT = "kdedge export --fp16 --int8"
 # These weights are not installed where the tests run; `ADDED` has others
 WEIGHTS = " --teacher efficientnet-lite2 --student efficientnet-lite0"
 INIT = "kdedge init line3 --images cams --classes classes.txt --labeled labeled --test test"

@@ -96,7 +96,7 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
         ],
         classifier_config=ct.ClassifierConfig(list(artifact.class_names)),
         minimum_deployment_target=ct.target.iOS16,
-        compute_precision=ct.precision.FLOAT32 if precision == "fp32" else half,
+        compute_precision=half,
         skip_model_load=True,
     )
     if precision == "int8":

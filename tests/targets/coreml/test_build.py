@@ -116,9 +116,7 @@ OPS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8", 2e-2)]
-)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("int8", 2e-2)])
 def test_the_program_computes_what_the_model_does(
     tmp_path: Path,
     tiny_artifact: Make,
@@ -169,10 +167,10 @@ def test_a_graph_for_bytes_gives_the_same_answers(
     bytes_model = copy.deepcopy(model)
     bytes_model.pixels = "uint8"
     bytes_model.patch_conv.weight.div_(255)
-    package = target.convert(bytes_model, tiny_artifact(tmp_path, pixels="uint8"), "fp32")
+    package = target.convert(bytes_model, tiny_artifact(tmp_path, pixels="uint8"), "fp16")
     expected = model(torch.from_numpy(images[:1].astype(np.float32) / 255)).softmax(dim=-1)
     scores = run_program(package, images[0])
-    np.testing.assert_allclose(list(scores.values()), expected[0].numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(list(scores.values()), expected[0].numpy(), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +203,7 @@ def test_a_model_that_cannot_be_converted_is_one_message(
         def forward(self, images: Any) -> Any:
             return torch.linalg.eigvals(images[0]).real
 
-    file = TARGET.plan("fp32")
+    file = TARGET.plan("fp16")
     with pytest.raises(RecipeError, match="cannot be built by coremltools"):
         target.build(file, BuildRequest(tiny_artifact(tmp_path), tmp_path, model=Odd()))
     assert list(tmp_path.iterdir()) == []
