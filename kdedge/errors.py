@@ -2,8 +2,7 @@
 
     KdedgeError
     ├── RecipeError        exit 2   recipe text, keys, flags
-    ├── DataError          exit 3   images, labels, downloads, untrusted files
-    │   └── ShapeError              two class lists or feature sizes that do not belong together
+    ├── DataError          exit 3   images, labels, downloads, untrusted files, sizes of tensors
     ├── SetupError         exit 4   packages, drivers, devices
     │   ├── MissingPackage
     │   └── BackendUnavailable
@@ -55,10 +54,6 @@ class DataError(KdedgeError):
     """Images, labels, class lists or files from outside are wrong."""
 
     exit_code = 3
-
-
-class ShapeError(DataError):
-    """Two tensors that should have the same classes or features do not."""
 
 
 class SetupError(KdedgeError):

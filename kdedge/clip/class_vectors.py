@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kdedge.errors import DataError, ShapeError, explained
+from kdedge.errors import DataError, explained
 from kdedge.files import sha256_json
 from kdedge.tensor_file import read_tensors, write_tensors
 
@@ -39,7 +39,7 @@ class ClassVectors:
     def __post_init__(self) -> None:
         """Checks that there is one vector per name, of at most unit length."""
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.class_names):
-            raise ShapeError(
+            raise DataError(
                 f"There are {len(self.class_names)} class names, but the class vectors have shape"
                 f" {list(self.vectors.shape)}; expected one vector per name."
             )

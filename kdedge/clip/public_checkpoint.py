@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdedge.clip._unpickle import ForeignArchive, StoredTensor, kind_of, open_archive
 from kdedge.clip.weights import for_message, layout_of
-from kdedge.errors import DataError, ShapeError
+from kdedge.errors import DataError
 
 _PROMPTSRC = "a PromptSRC checkpoint"
 _PROMPTKD = "a checkpoint of a PromptKD student"
@@ -122,8 +122,8 @@ def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
     losses. Their keys are the same, except for a second image encoder, which is not needed.
 
     Raises:
-        DataError: another method's checkpoint, or a prompt is missing.
-        ShapeError: the prompts of an encoder have different shapes.
+        DataError: another method's checkpoint, a prompt is missing, or the prompts of an encoder
+            have different shapes.
     """
     rest = _checked_copy(_PROMPTSRC, state_dict)
     context = _take_prompts(rest, "prompt_learner.ctx", "text_encoder", _PROMPTSRC)
@@ -140,8 +140,8 @@ def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
     """Separates a PromptKD student's tensors into prompts, projector and backbone.
 
     Raises:
-        DataError: another method's checkpoint, or a tensor is missing.
-        ShapeError: the prompts have different shapes, or the projector has no 1x1 convolutions.
+        DataError: another method's checkpoint, a tensor is missing, the prompts have different
+            shapes, or the projector has no 1x1 convolutions.
     """
     rest = _checked_copy(_PROMPTKD, state_dict)
     visual_prompts = _take_prompts(rest, "image_encoder.VPT", "image_encoder", _PROMPTKD)
@@ -151,7 +151,7 @@ def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PublicParameters:
         value = _take(rest, full, _PROMPTKD)
         if key in ("conv1.0.weight", "conv1.3.weight"):
             if value.ndim != 4 or value.shape[2:] != (1, 1):
-                raise ShapeError(f"{full} is {list(value.shape)}; expected [out, in, 1, 1].")
+                raise DataError(f"{full} is {list(value.shape)}; expected [out, in, 1, 1].")
             value = value[:, :, 0, 0]
         trained[f"projector.{name}"] = value.float() if value.is_floating_point() else value
     return PublicParameters(trained, _open_clip_names(rest))
@@ -172,14 +172,14 @@ def deviation(
         the loaded tensor.
 
     Raises:
-        ShapeError: the loaded CLIP has no tensor of that name and shape.
+        DataError: the loaded CLIP has no tensor of that name and shape.
     """
     relative, worst = 0.0, ""
     for key, tensor in checkpoint_backbone.items():
         loaded = backbone_state.get(key)
         if loaded is None or loaded.shape != tensor.shape:
             shape = "not there" if loaded is None else list(loaded.shape)
-            raise ShapeError(
+            raise DataError(
                 f"{for_message(key)} is {list(tensor.shape)} in the checkpoint and {shape} in the"
                 " loaded CLIP.\n"
                 "  Load the CLIP that the checkpoint was trained on, such as ViT-B-16 or ViT-L-14."
@@ -223,7 +223,7 @@ def _take_prompts(state_dict: dict[str, Tensor], first: str, encoder: str, metho
     prompts |= {block: state_dict.pop(key).float() for block, key in sorted(blocks.items())}
     for block, prompt in prompts.items():
         if prompt.ndim != 2 or prompt.shape != prompts[0].shape:
-            raise ShapeError(
+            raise DataError(
                 f"The prompts of {encoder} in block {block} are {list(prompt.shape)}; expected"
                 f" [tokens, width] as in the first block, {list(prompts[0].shape)}."
             )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kdedge import __version__
 from kdedge.data.classes import check_class_names
 from kdedge.deploy.model_card import renew_model_card
-from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic
 from kdedge.locks import lock_itself
 from kdedge.runtime.artifact import (
@@ -83,8 +83,8 @@ def write_changed_classes(
     Raises:
         RecipeError: the artifact has no open classes, or lacks a class to remove.
         DataError: fewer than two classes would be left, or two would have the same name; or the
-            artifact or its matrix has changed since it was written.
-        ShapeError: the vectors do not fit the artifact's features.
+            artifact or its matrix has changed since it was written; or the vectors do not fit its
+            features.
         InUseError: another process is changing the artifact.
         ResourceError: a file cannot be written.
     """
@@ -102,7 +102,7 @@ def write_changed_classes(
                 # The last feature is 1 and multiplies the class's offset, 0 for a new class
                 vectors = np.pad(vectors, ((0, 0), (0, 1)))
             if vectors.shape != (len(added.names), classes.dim):
-                raise ShapeError(
+                raise DataError(
                     f"The new class vectors are {list(added.vectors.shape)}, but the features of"
                     f" {folder} take [{len(added.names)}, {classes.dim}].\n"
                     "  They are of another teacher: name the run that the artifact is from."

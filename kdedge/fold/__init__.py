@@ -19,7 +19,7 @@ import torch
 
 from kdedge.clip.architecture import is_promptable_vit
 from kdedge.clip.backbone import count_features
-from kdedge.errors import ShapeError
+from kdedge.errors import DataError
 from kdedge.fold.encoder import FoldedEncoder
 from kdedge.fold.head import FoldedModel, FoldRequest
 from kdedge.fold.vit import FoldedViT
@@ -42,7 +42,7 @@ def fold(modules: ImageModules, request: FoldRequest) -> FoldedModel:
     Raises:
         RecipeError: the image encoder refuses the image size, or a wrapped layer in CLIP's ViT is
             not linear.
-        ShapeError: the class vectors have another dimension than the student's features.
+        DataError: the class vectors have another dimension than the student's features.
     """
     prompts, projector = modules.visual_prompts, modules.projector
     vectors, offsets = request.class_vectors, request.offsets
@@ -51,7 +51,7 @@ def fold(modules: ImageModules, request: FoldRequest) -> FoldedModel:
     else:
         dim = projector.linears[-1].out_features
     if vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise ShapeError(
+        raise DataError(
             f"Class vectors of shape {list(vectors.shape)} do not fit image features of"
             f" dimension {dim}.\n"
             "  They belong to another teacher: export a run with its own class vectors."

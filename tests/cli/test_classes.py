@@ -17,7 +17,7 @@ import pytest
 import kdedge as api
 from kdedge.deploy.classes import NewClasses, write_changed_classes
 from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
-from kdedge.errors import InUseError, ShapeError
+from kdedge.errors import DataError, InUseError
 from kdedge.inference.choose import choose_and_load
 from kdedge.locks import lock_itself
 from kdedge.runtime.artifact import load_artifact
@@ -258,7 +258,7 @@ def test_closed_classes_and_other_runs_are_refused(kdedge: Kdedge) -> None:
 
 def test_vectors_of_another_dimension_are_refused() -> None:
     new = NewClasses(("forklift",), np.ones((1, 24), np.float32), "0" * 64)
-    with pytest.raises(ShapeError, match=r"are \[1, 24\], but the features of open take \[1, 40\]"):
+    with pytest.raises(DataError, match=r"are \[1, 24\], but the features of open take \[1, 40\]"):
         write_changed_classes(OPEN, added=new)
     assert load_artifact(OPEN).class_names == NAMES
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.class_vectors import ClassVectors, TextFeatureCache, load_class_vectors
-from kdedge.errors import DataError, ShapeError
+from kdedge.errors import DataError
 from kdedge.tensor_file import write_tensors
 
 NAMES = ("cat", "dog, big", 'a "quoted" fox', "Käfer")
@@ -31,7 +31,7 @@ def test_a_file_gives_back_the_same_vectors_names_and_hash(tmp_path: Path) -> No
 
 def test_vectors_and_names_of_different_counts_are_refused() -> None:
     with pytest.raises(
-        ShapeError, match=r"3 class names, but the class vectors have shape \[4, 8\]"
+        DataError, match=r"3 class names, but the class vectors have shape \[4, 8\]"
     ):
         ClassVectors(vectors().vectors, NAMES[:3], "abc")
 

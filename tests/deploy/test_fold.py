@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from kdedge.clip.backbone import Backbone, make_backbone, unit_length
 from kdedge.clip.blocks import make_wrappable
-from kdedge.errors import ShapeError
+from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
@@ -356,7 +356,7 @@ def test_a_folded_model_is_not_touched_by_further_training(tiny_backbone: Backbo
 
 def test_class_vectors_of_another_dimension_are_refused(tiny_backbone: Backbone) -> None:
     student = make_student(tiny_backbone)
-    with pytest.raises(ShapeError, match=r"\[5, 39\] do not fit .* dimension 40"):
+    with pytest.raises(DataError, match=r"\[5, 39\] do not fit .* dimension 40"):
         fold(
             student.image_modules(),
             FoldRequest(torch.zeros(5, 39), scale=1.0, preprocess=PREPROCESS),

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.errors import ShapeError
+from kdedge.errors import DataError
 from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
 
 WEIGHT = 1000.0
@@ -70,10 +70,10 @@ def distillation_loss(
         classes the same `kd_weight` acts 33 times stronger than with 397.
 
     Raises:
-        ShapeError: the two class counts differ, which means two class lists are in use.
+        DataError: the two class counts differ, which means two class lists are in use.
     """
     if student_logits.shape != teacher_logits.shape:
-        raise ShapeError(
+        raise DataError(
             f"Student logits {list(student_logits.shape)} and teacher logits"
             f" {list(teacher_logits.shape)} differ in shape.\n"
             "  Use one class list for teacher and student."
