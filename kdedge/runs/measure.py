@@ -69,13 +69,13 @@ def evaluate_run(
     names = classes.names
     model = load_run(run, workspace, overrides=overrides, names=names, data_names=names)
     if recipe.data.test is None and recipe.data.unlabeled is not None:
-        unlabeled, own = recipe.data.unlabeled, model.own_recipe.data.unlabeled
+        unlabeled, own = recipe.data.unlabeled, model.recorded_recipe.data.unlabeled
         # Keys that choose among the images of a source
         draw = dict.fromkeys(("hold_out", "per_class", "include_test"))
         is_new = own is None or unlabeled.model_copy(update=draw) != own.model_copy(update=draw)
         # No image of another source is a training image; of the same, only the held-out are none
         spec = unlabeled.model_copy(update={"hold_out": None}) if is_new else own
-        seed = recipe.seed if is_new else model.own_recipe.seed
+        seed = recipe.seed if is_new else model.recorded_recipe.seed
         data_spec = recipe.data.model_copy(update={"unlabeled": spec})
         recipe = recipe.model_copy(update={"data": data_spec, "seed": seed})
         sample = unlabeled_sample(RecipeData(recipe, classes, workspace), is_new=is_new)

@@ -208,7 +208,7 @@ class RunModel(MethodModel):
         classes: the class list of its logits and class vectors.
         data_classes: the class list of its recipe's images.
         recipe: its recipe with overrides, for measuring and exporting.
-        own_recipe: its recipe without overrides.
+        recorded_recipe: its recipe without overrides.
         stored: the class vectors that the run has stored.
         trained_hash: hash of its trained tensors.
     """
@@ -218,7 +218,7 @@ class RunModel(MethodModel):
     classes: Classes
     data_classes: Classes
     recipe: Recipe
-    own_recipe: Recipe
+    recorded_recipe: Recipe
     stored: ClassVectors
     trained_hash: str
 
@@ -346,7 +346,7 @@ class RunModel(MethodModel):
         spec = self.recipe.balance
         if spec is None:
             return None
-        stored, data, own = read_balance(self.run), self.recipe.data, self.own_recipe.data
+        stored, data, own = read_balance(self.run), self.recipe.data, self.recorded_recipe.data
         now = (spec.prior, spec.strength, set(self.class_names), data.unlabeled, data.labeled)
         if stored:
             of = (stored.prior, stored.strength, set(stored.offsets), own.unlabeled, own.labeled)
@@ -451,7 +451,7 @@ def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
 
     Nothing is said of images or classes that overrides name.
     """
-    has_own_images = model.recipe.data.test == model.own_recipe.data.test
+    has_own_images = model.recipe.data.test == model.recorded_recipe.data.test
     is_own = has_own_images and model.class_names == model.setup.classes.names
     measured_on = model.run.read_provenance().measured_on
     if images is not None and is_own and measured_on not in (None, images.list_hash):

@@ -26,7 +26,7 @@ _MAX_HELD_OUT = 1000
 _N_STANDARDIZE = 1000  # see `ClosedFormData.n_standardize`
 
 
-def solve(job: Job) -> dict[str, Any]:
+def fit(job: Job) -> dict[str, Any]:
     """Fits a job's method; returns entries of the run's summary.
 
     Raises:
@@ -34,12 +34,12 @@ def solve(job: Job) -> dict[str, Any]:
     """
     if job.filler is not None:
         job.filler.fill()
-    record = _fit_now(job)
+    record = _fit(job)
     log.info(f"{job.choice.name}: {record.pop('summary')}.")
     return {"closed_form": record}
 
 
-def _fit_now(job: Job) -> dict[str, Any]:
+def _fit(job: Job) -> dict[str, Any]:
     """Fits a job's method without a run; returns the record of `ClosedFormMethod.fit`."""
     assert isinstance(job.method, ClosedFormMethod)
     with MixedPrecision(job.choice.optim.precision, job.device).autocast():
@@ -54,11 +54,11 @@ def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, floa
         None if most classes have one label.
     """
     job = Job(setup.with_method("ridge", "baseline"), TrainingData(images))
-    percent: float | None = _fit_now(job)["leave_one_out_percent"]
+    percent: float | None = _fit(job)["leave_one_out_percent"]
     return job.model(), percent
 
 
-def solve_seconds(job: Job) -> float:
+def fit_seconds(job: Job) -> float:
     """Estimates the time of the passes over the images, from two passes over one batch.
 
     This process decodes the batch. The teacher's passes do not count if its features are stored.

@@ -117,7 +117,7 @@ def count_cost(job: Job) -> dict[str, float]:
 
 def _cost(model: MethodModel) -> dict[str, float]:
     """GMACs per image, and weights through which an image passes: encoder, prompts, projector."""
-    _ = model.class_vectors()  # computed before, since no image needs them anew
+    model.class_vectors()  # computed before, since no image needs them anew
     size = model.preprocess.size_px
     return {
         "gmacs": count_gmacs(model.logits, torch.zeros(1, 3, size, size, device=model.device)),

@@ -22,7 +22,6 @@ from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
 from kdedge.methods.base import BaseMethod, Teacher
 from kdedge.progress import working
-from kdedge.records.evaluation import Role
 from kdedge.runs.balance import check_balance
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel
@@ -228,7 +227,7 @@ class Job:
 
     def key(self) -> str:
         """The job's key: equal keys mean equal trained weights."""
-        return job_key(self.setup.role, self.setup.recipe, self.choice, self.hashes())
+        return job_key(self.setup.recipe, self.choice, self.hashes())
 
 
 def _teacher_hash(teacher: Teacher) -> str:
@@ -268,16 +267,16 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
     return job
 
 
-def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:
+def job_key(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:
     """Hash of everything that decides a run's final weights, and the offsets of its logits.
 
     Args:
-        role: what is trained.
         recipe: gives seed, template, split and views.
-        choice: the method, its settings and how it is optimized.
+        choice: the role, the method, its settings and how it is optimized.
         hashes: of backbone, class list, image lists and teacher, by name.
     """
-    is_student, balance = role == "student", recipe.balance
+    role, balance = choice.role, recipe.balance
+    is_student = role == "student"
     has_store = is_student and "teacher_store" in hashes
     return sha256_json(
         {

@@ -30,7 +30,7 @@ from kdedge.records.record import Record
 from kdedge.records.tables import Table, Tabled
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
-from kdedge.training.closed_form import solve_seconds
+from kdedge.training.closed_form import fit_seconds
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.optim import learning_rate
@@ -179,7 +179,7 @@ def estimate_seconds(job: Job) -> float:
     Constant features replace a teacher store, since their values do not affect the time.
     """
     if job.choice.is_closed_form:
-        return solve_seconds(job)
+        return fit_seconds(job)
     features: FeaturesOfViews | None = None
     if job.filler is not None:
         row = torch.full((job.filler.store.dim,), job.filler.store.dim**-0.5)  # unit length

@@ -25,7 +25,7 @@ from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.process import threads_with_workers
 from kdedge.setup.method import settings_record
-from kdedge.training.closed_form import solve
+from kdedge.training.closed_form import fit
 from kdedge.training.evaluate_job import (
     count_cost,
     evaluations,
@@ -228,7 +228,7 @@ def _status(run: RunFolder, job: Job, is_resumed: bool) -> Iterator[None]:
 def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     """Trains the job, if it has anything to train; returns entries of the run's summary."""
     if job.choice.is_closed_form:
-        return solve(job)
+        return fit(job)
     if job.has_rounds:
         return train_rounds(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():

@@ -33,7 +33,7 @@ def recipe(tmp_path: Path) -> Path:
 def key(path: Path, *overrides: str, role: Role = "student", stores: bool = False) -> str:
     loaded = load_recipe(path, parse_overrides(overrides))
     hashes = WITH if stores else WITHOUT
-    return job_key(role, loaded.recipe, choose_method(loaded, role), hashes)
+    return job_key(loaded.recipe, choose_method(loaded, role), hashes)
 
 
 def test_a_seed_of_views_matters_to_a_student_where_it_is_not_the_recipes(recipe: Path) -> None:
