@@ -38,13 +38,13 @@ class _File:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
-        return run.path / self._name
+    def __get__(self, owner: TrainingFolder, kind: type[TrainingFolder]) -> Path:
+        return owner.path / self._name
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The files of one run.
+class TrainingFolder:
+    """The files of one training: of a run, or of a round of a run.
 
     Attributes:
         path: the folder.
@@ -54,12 +54,18 @@ class RunFolder:
     path: Path
     role: Role
 
+    metrics = _File("metrics.jsonl")  # metrics of steps and epochs, one JSON object per line
+    checkpoints = _File("checkpoints")  # folder of the two newest checkpoints
+    pseudo_labels = _File("pseudo_labels.jsonl")  # only of a round, which trains on them
+
+
+class RunFolder(TrainingFolder):
+    """The files of one run."""
+
     recipe = _File("recipe.yaml")  # resolved: defaults and overrides are filled in
     provenance = _File("provenance.json")  # command, versions, device, seed, hashes, times, status
     log = _File("log.txt")  # messages and tracebacks
-    metrics = _File("metrics.jsonl")  # metrics of steps and epochs, one JSON object per line
     skipped = _File("skipped.csv")  # unreadable images, with the reasons
-    checkpoints = _File("checkpoints")  # folder of the two newest checkpoints
     class_vectors = _File("class_vectors.safetensors")  # in class-list order
     evaluation = _File("eval.json")
     evaluation_details = _File("eval_details.json")  # confusions and calibration bins

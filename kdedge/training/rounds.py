@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from kdedge.errors import DataError, explained
 from kdedge.files import sha256_json
 from kdedge.messages import name_some
 from kdedge.methods.base import RoundsSettings
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import RunFolder, TrainingFolder
 from kdedge.runs.model import MethodModel
 from kdedge.runs.provenance import RoundSummary, TrainingSummary
 from kdedge.setup.classes import Classes
@@ -41,22 +40,12 @@ from kdedge.training.loop.train import train
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RoundFolder(RunFolder):
-    """Folder of one round of a run, with its own checkpoints and metrics."""
-
-    @property
-    def pseudo_labels(self) -> Path:
-        """File of the round's pseudo-labels."""
-        return self.path / "pseudo_labels.jsonl"
-
-    @classmethod
-    def of(cls, run: RunFolder, number: int) -> RoundFolder:
-        """The folder of a run's round (from 1), which is created if missing."""
-        folder = cls(run.path / "rounds" / f"{number:02d}", run.role)
-        with explained(folder.checkpoints):
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        return folder
+def round_folder(run: RunFolder, number: int) -> TrainingFolder:
+    """The folder of a run's round (from 1), which is created if missing."""
+    folder = TrainingFolder(run.path / "rounds" / f"{number:02d}", run.role)
+    with explained(folder.checkpoints):
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def train_rounds(
@@ -76,7 +65,7 @@ def train_rounds(
     results: list[TrainingSummary] = []
     rounds: list[RoundSummary] = []
     for number in range(1, job.choice.settings.n_rounds + 1):
-        folder = RoundFolder.of(run, number)
+        folder = round_folder(run, number)
         if not folder.pseudo_labels.exists():
             _label(job, model, folder, number)
         labels = read_pseudo_labels(folder.pseudo_labels, pool, class_names=job.classes.names)
@@ -171,7 +160,7 @@ def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoL
     return _settings(job).choose_labels(probabilities, round_number=number, classes=classes)
 
 
-def _label(job: Job, model: MethodModel, folder: RoundFolder, number: int) -> None:
+def _label(job: Job, model: MethodModel, folder: TrainingFolder, number: int) -> None:
     """Writes a round's pseudo-labels."""
     pool = job.training_images
     probabilities = pool_probabilities(model, pool)

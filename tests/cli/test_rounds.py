@@ -18,9 +18,9 @@ from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, zero_shot_model
 from kdedge.training.rounds import (
-    RoundFolder,
     job_of_round,
     pool_probabilities,
+    round_folder,
     train_rounds,
 )
 from kdedge.training.teach import baseline_job, with_baseline
@@ -84,7 +84,7 @@ def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_a
     ifpl: Path, project: Path
 ) -> None:
     run = RunFolder.create(project / "again", "x", role="baseline", recipe_text="", provenance={})
-    only = RoundFolder.of(run, 1)
+    only = round_folder(run, 1)
     shutil.copy(ifpl / "rounds/02/pseudo_labels.jsonl", only.pseudo_labels)
     job = job_of("fpl")
     train_rounds(job, run, validate=None)

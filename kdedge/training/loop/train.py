@@ -35,7 +35,7 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, Interrupted, ResourceError
 from kdedge.messages import option
 from kdedge.methods.base import BaseMethod
-from kdedge.runs.folder import RunFolder
+from kdedge.runs.folder import TrainingFolder
 from kdedge.runs.provenance import TrainingSummary
 from kdedge.training.loop.checkpoint import (
     TrainingState,
@@ -100,7 +100,7 @@ class Training:
         method: BaseMethod,
         settings: OptimSettings,
         n_steps: int,
-        run: RunFolder,
+        run: TrainingFolder,
         device: torch.device,
         group: ProcessGroup,
     ) -> None:
@@ -329,7 +329,7 @@ def train(
     n_steps: int,
     *,
     settings: OptimSettings,
-    run: RunFolder,
+    run: TrainingFolder,
     validate: Callable[[], float] | None,
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
