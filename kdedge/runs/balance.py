@@ -12,7 +12,6 @@ from torch import Tensor
 from kdedge.config.data_spec import BalanceSpec
 from kdedge.config.recipe import Recipe
 from kdedge.data.balance import careful_offsets, class_shares, find_offsets
-from kdedge.distributed import SINGLE_PROCESS
 from kdedge.records.evaluation import BalanceResult
 from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
@@ -44,7 +43,7 @@ def balance_of(
     if spec is None:
         return None
     names = model.class_names
-    data = RecipeData(recipe, classes, workspace, group=SINGLE_PROCESS)
+    data = RecipeData(recipe, classes, workspace).alone
     pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, classes, names)
     sample = pool.spread(_MAX_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import random
@@ -19,7 +20,7 @@ from kdedge.data.open import open_source
 from kdedge.data.sources import ImageSource, WithoutLabels
 from kdedge.data.sources.folder import has_pictures, left_out_text
 from kdedge.data.split import few_shot
-from kdedge.distributed import ProcessGroup
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import sha256_json
 from kdedge.messages import name_some
@@ -42,21 +43,19 @@ class RecipeData:
     Args:
         recipe: names the sources.
         classes: the class list; labels are positions in it.
-        workspace: caches scans.
-        group: processes that each read a part of a source; default: the workspace's group. A
-            process that reads alone, such as rank 0 at the end of a run, passes `SINGLE_PROCESS`.
+        workspace: caches scans; each of its processes reads a part of a source.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        classes: Classes,
-        workspace: Workspace,
-        *,
-        group: ProcessGroup | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, classes: Classes, workspace: Workspace) -> None:
         self._recipe, self._classes, self._workspace = recipe, classes, workspace
-        self._group = group or workspace.group
+        self._group = workspace.group
+
+    @property
+    def alone(self) -> RecipeData:
+        """The same, for a process that reads alone, such as rank 0 at the end of a run."""
+        data = copy.copy(self)
+        data._group = SINGLE_PROCESS
+        return data
 
     def load(self, key: DataPart) -> Images | None:
         """Opens a source and scans its images; None if the recipe does not name it.

@@ -17,7 +17,6 @@ from kdedge.clip.find import UnbuiltBackbone
 from kdedge.clip.resolve import BackboneSpec, named_sizes
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec, Recipe
-from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods.base import BaseMethod, MethodInputs, Teacher
 from kdedge.methods.registry import DataNeeds, load_method
@@ -72,11 +71,6 @@ class RoleSetup:
     def data(self) -> RecipeData:
         """Reads its recipe's images."""
         return RecipeData(self.recipe, self.classes, self.workspace)
-
-    @property
-    def data_alone(self) -> RecipeData:
-        """The same, without the other processes, which wait meanwhile."""
-        return RecipeData(self.recipe, self.classes, self.workspace, group=SINGLE_PROCESS)
 
     def with_method(self, name: str, role: Role) -> RoleSetup:
         """The same classes and backbone with another method, in its default settings."""

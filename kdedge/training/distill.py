@@ -218,7 +218,7 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
-    images = setup.data_alone
+    images = setup.data.alone
     models = [load_run(run, workspace) for run in (ridge, trained)]
     labeled = images.load("validation")
     if labeled is not None:
