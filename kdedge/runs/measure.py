@@ -32,7 +32,13 @@ from kdedge.records.evaluation import (
     UnlabeledResult,
 )
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel, load_run, load_teacher_of, warn_of_other_test_images
+from kdedge.runs.model import (
+    MethodModel,
+    RunModel,
+    load_run,
+    load_teacher_of,
+    warn_of_other_test_images,
+)
 from kdedge.runs.temperature import fit_temperature
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.data import RecipeData
@@ -64,24 +70,12 @@ def evaluate_run(
     Raises:
         RecipeError: the run is not finished, or its recipe has neither kind of images.
     """
-    recipe = load_recipe(run.recipe, overrides).recipe
-    classes = load_classes(recipe)
-    names = classes.names
+    names = load_classes(load_recipe(run.recipe, overrides).recipe).names
     model = load_run(run, workspace, overrides=overrides, names=names, data_names=names)
-    if recipe.data.test is None and recipe.data.unlabeled is not None:
-        unlabeled, own = recipe.data.unlabeled, model.recorded_recipe.data.unlabeled
-        # Keys that choose among the images of a source
-        draw = dict.fromkeys(("hold_out", "per_class", "include_test"))
-        is_new = own is None or unlabeled.model_copy(update=draw) != own.model_copy(update=draw)
-        # No image of another source is a training image; of the same, only the held-out are none
-        spec = unlabeled.model_copy(update={"hold_out": None}) if is_new else own
-        seed = recipe.seed if is_new else model.recorded_recipe.seed
-        data_spec = recipe.data.model_copy(update={"unlabeled": spec})
-        recipe = recipe.model_copy(update={"data": data_spec, "seed": seed})
-        sample = unlabeled_sample(RecipeData(recipe, classes, workspace), is_new=is_new)
-        if sample is not None:
-            return measure_without_labels(model, *sample, teacher=load_teacher_of(model))
-    images = RecipeData(recipe, classes, workspace).require("test", "accuracy is measured on it")
+    sample = _sample_of_run(model) if model.recipe.data.test is None else None
+    if sample is not None:
+        return measure_without_labels(model, *sample, teacher=load_teacher_of(model))
+    images = model.data.require("test", "accuracy is measured on it")
     warn_of_other_test_images(model, images)
     trained_classes = model.setup.classes.names
     n_new = len({*model.class_names} - {*trained_classes})
@@ -228,6 +222,24 @@ def _choose_samples(
     right = [i for i, (label, best) in enumerate(pairs) if label == best and i not in unsure]
     right = [right[i] for i in spread(len(right), _N_PER_KIND)]
     return {"right": right, "wrong": wrong, "most unsure": unsure}
+
+
+def _sample_of_run(model: RunModel) -> tuple[Images, str] | None:
+    """The `unlabeled_sample` of a run's recipe with overrides, which may name another source."""
+    recipe, recorded = model.recipe, model.recorded_recipe
+    unlabeled, own = recipe.data.unlabeled, recorded.data.unlabeled
+    if unlabeled is None:
+        return None
+    # Keys that choose among the images of a source
+    draw = dict.fromkeys(("hold_out", "per_class", "include_test"))
+    is_new = own is None or unlabeled.model_copy(update=draw) != own.model_copy(update=draw)
+    # No image of another source is a training image; of the same, only the held-out are none
+    spec = unlabeled.model_copy(update={"hold_out": None}) if is_new else own
+    seed = recipe.seed if is_new else recorded.seed
+    data = recipe.data.model_copy(update={"unlabeled": spec})
+    recipe = recipe.model_copy(update={"data": data, "seed": seed})
+    workspace = model.setup.workspace
+    return unlabeled_sample(RecipeData(recipe, model.data_classes, workspace), is_new=is_new)
 
 
 def unlabeled_sample(data: RecipeData, *, is_new: bool = False) -> tuple[Images, str] | None:
