@@ -44,7 +44,10 @@ EncoderName = Literal["image", "text"]
 
 
 class MethodSettings(Strict):
-    """Base class of every method's `Settings`: types are strict, unknown keys are errors."""
+    """Base class of every method's `Settings`: types are strict, unknown keys are errors.
+
+    A method overrides a property by another one, or by a `ClassVar` if its settings do not matter.
+    """
 
     @property
     def has_class_vectors(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -58,15 +58,8 @@ class Settings(MethodSettings):
         " Default: all classes are equally frequent.",
     )
 
-    @property
-    def has_class_vectors(self) -> bool:
-        """False: the adapter computes the logits."""
-        return False
-
-    @property
-    def is_class_specific(self) -> bool:
-        """True: the adapter has one output per class."""
-        return True
+    has_class_vectors: ClassVar[bool] = False  # the adapter computes the logits
+    is_class_specific: ClassVar[bool] = True  # the adapter has one output per class
 
 
 class Adapter(nn.Module):

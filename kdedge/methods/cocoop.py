@@ -7,6 +7,8 @@ Pairs of image and class are encoded in chunks, so that memory does not grow wit
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -41,10 +43,7 @@ class Settings(MethodSettings):
         description="Words whose embeddings initialize the context; N(0, 0.02²) if they are few.",
     )
 
-    @property
-    def has_class_vectors(self) -> bool:
-        """False: each image has texts of its own."""
-        return False
+    has_class_vectors: ClassVar[bool] = False  # each image has texts of its own
 
 
 class MetaNet(nn.Module):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -84,10 +85,7 @@ class Settings(MethodSettings):
         0.1, ge=0, lt=1, description="Share of each label that is spread over all classes."
     )
 
-    @property
-    def is_class_specific(self) -> bool:
-        """True: its classifier has one row per class."""
-        return True
+    is_class_specific: ClassVar[bool] = True  # its classifier has one row per class
 
 
 class TunedEncoder(nn.Module):

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -108,10 +108,7 @@ class Settings(MethodSettings):
         """True if labeled images are rows of a student's regression."""
         return self.labeled_weight > 0
 
-    @property
-    def needs_text_encoder(self) -> bool:
-        """False: a backbone without a text encoder leaves zero-shot logits out."""
-        return False
+    needs_text_encoder: ClassVar[bool] = False  # without one, zero-shot logits are left out
 
 
 class Regression(nn.Module):

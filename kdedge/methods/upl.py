@@ -15,6 +15,7 @@ These vectors are shorter than unit length.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -52,10 +53,7 @@ class Settings(RoundsSettings):
         description="Pseudo-labels per class at most: the most confident images predicted as it.",
     )
 
-    @property
-    def n_rounds(self) -> int:
-        """1: pseudo-labels are chosen once."""
-        return 1
+    n_rounds: ClassVar[int] = 1  # pseudo-labels are chosen once
 
     def choose_labels(
         self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
