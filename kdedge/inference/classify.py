@@ -29,7 +29,6 @@ from kdedge.runtime.backend import (
     TakesImages,
     batch_limits,
     run_batches,
-    run_inputs,
     softmax,
 )
 from kdedge.runtime.machine import usable_cores
@@ -216,7 +215,7 @@ class Classifier:
             What the graph gives: logits [N, C], or features [N, D] with open classes.
         """
         with self._running():
-            return run_inputs(self._graph, inputs, max_batch=max_batch)
+            return run_batches(self._graph, inputs, max_batch=max_batch, are_inputs=True)
 
     def as_logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """What the graph gives -> logits [N, C], classes in the artifact's order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -104,7 +103,7 @@ def batch_limits(artifact: Artifact, backend: Backend) -> tuple[int, int]:
 
 
 def run_batches(
-    backend: Backend, images: npt.NDArray[np.uint8], *, max_batch: int
+    backend: Backend, images: npt.NDArray[Any], *, max_batch: int, are_inputs: bool = False
 ) -> npt.NDArray[np.float32]:
     """Computes the logits of any number of images, in batches.
 
@@ -114,31 +113,7 @@ def run_batches(
         backend: a loaded model file.
         images: [N, S, S, 3], uint8, RGB, resized and cropped; one or more.
         max_batch: batch size, unless the backend's largest batch is smaller.
-
-    Returns:
-        [N, C], float32.
-    """
-    return run_inputs(
-        backend, images, max_batch=max_batch, prepare=lambda batch: to_input(batch, backend.pixels)
-    )
-
-
-def run_inputs(
-    backend: Backend,
-    inputs: npt.NDArray[Any],
-    *,
-    max_batch: int,
-    prepare: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] = lambda batch: batch,
-) -> npt.NDArray[np.float32]:
-    """Computes the logits of any number of inputs of the graph, in batches.
-
-    Copies of the last input fill a batch that is smaller than the backend's smallest batch.
-
-    Args:
-        backend: a loaded model file.
-        inputs: [N, ...], one or more: the graph's inputs [N, 3, S, S], or the inputs of `prepare`.
-        max_batch: batch size, unless the backend's largest batch is smaller.
-        prepare: converts a batch to the graph's input.
+        are_inputs: whether the images are [N, 3, S, S], as the graph takes them.
 
     Returns:
         [N, C], float32.
@@ -146,11 +121,12 @@ def run_inputs(
     low, high = backend.batches
     size = max(low, max_batch if high is None else min(high, max_batch))
     rows = []
-    for start in range(0, len(inputs), size):
-        batch = inputs[start : start + size]
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
         missing = low - len(batch)
         padded = np.concatenate([batch, batch[-1:].repeat(missing, 0)]) if missing > 0 else batch
-        rows.append(backend.run(prepare(padded))[: len(batch)])
+        inputs = padded if are_inputs else to_input(padded, backend.pixels)
+        rows.append(backend.run(inputs)[: len(batch)])
     return np.concatenate(rows)
 
 
