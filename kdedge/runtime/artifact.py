@@ -364,11 +364,8 @@ class Artifact(_Shared):
         Raises:
             ResourceError: the file cannot be written.
         """
-        optional = {
-            "open_classes": self.open_classes,
-            "temperature": self.temperature,
-            "none_of_these": self.none_of_these,
-        }
+        optional = ("open_classes", "temperature", "none_of_these")
+        records = {name: getattr(self, name) for name in optional}
         values: dict[str, Any] = {
             "format": ARTIFACT_FORMAT,
             "kdedge": __version__,
@@ -376,7 +373,7 @@ class Artifact(_Shared):
             "class_names": list(self.class_names),
             **self.input_record(),
             "output": {"name": self.output_name, "head": self.head},
-            **{name: record.to_dict() for name, record in optional.items() if record is not None},
+            **{name: record.to_dict() for name, record in records.items() if record is not None},
             "gates": self.gates.to_dict(),
             "files": [file.to_dict() for file in self.files],
             "others": self.others,
