@@ -51,8 +51,7 @@ def distill_student(
     Returns:
         The student's run.
     """
-    job = student_with_trained_teacher(loaded, workspace, resume=resume)
-    job = _replace_weak_teacher(job, resume=resume, keep_teacher=keep_teacher)
+    job = _student_of_good_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
@@ -78,16 +77,22 @@ def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) 
             "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
             "  Set it to the number of crops to store of each image, for example 4."
         )
-    job = student_with_trained_teacher(loaded, workspace, resume=resume)
-    filler = _replace_weak_teacher(job, resume=resume).filler
+    filler = _student_of_good_teacher(loaded, workspace, resume=resume).filler
     assert filler is not None  # views is refused if the teacher is a file
     filler.fill()
     return filler.store
 
 
-def student_with_trained_teacher(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool
+def _student_of_good_teacher(
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool = False
 ) -> Job:
+    """The job of the recipe's student, with another teacher if its own did not learn."""
+    job = _student_of_own_teacher(loaded, workspace, resume=resume)
+    other = _recipe_with_better_teacher(loaded, job.teacher, job.choice, keep=keep_teacher)
+    return job if other is None else _student_of_own_teacher(other, workspace, resume=resume)
+
+
+def _student_of_own_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> Job:
     """The job of the recipe's student with its teacher, which is trained first if it is missing.
 
     If the teacher has to be trained, one student step runs first: its errors come before the wait.
@@ -147,19 +152,6 @@ def _train_missing_teacher(stage: str, job: Job, *, resume: bool) -> RunFolder:
             f" {changed_input(other, job)}."
         )
     return _run_stage(stage, job, resume=resume)
-
-
-def _replace_weak_teacher(student: Job, *, resume: bool, keep_teacher: bool = False) -> Job:
-    """The student's job, with another teacher if its own did not learn."""
-    setup = student.setup
-    other = _recipe_with_better_teacher(
-        setup.loaded, student.teacher, setup.choice, keep=keep_teacher
-    )
-    return (
-        student
-        if other is None
-        else student_with_trained_teacher(other, setup.workspace, resume=resume)
-    )
 
 
 def _recipe_with_better_teacher(
