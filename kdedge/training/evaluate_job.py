@@ -10,7 +10,7 @@ import torch
 
 from kdedge.data.images import Images
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.records.evaluation import BalanceResult, EvalDetails, EvalResult, UnlabeledResult
+from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult
 from kdedge.records.record import if_readable
 from kdedge.runs.balance import balance_of
 from kdedge.runs.measure import (
@@ -60,22 +60,22 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
     labeled = None if job.teacher is None else job.truly_labeled
     if labeled is not None and labeled.has_labels_of(len(job.classes.names)):
         ridge, _ = ridge_on_labels(job.setup, labeled)
-        ridge = MethodModel(ridge.setup, ridge.method, find_balance(job, ridge))
-        results["labels_alone"] = measure_accuracy(ridge, test, job.classes)
+        results["labels_alone"] = measure_accuracy(in_balance(job, ridge), test, job.classes)
     if job.setup.backbone.has_text_encoder:
         zero_shot = zero_shot_model(job)
         logits = zero_shot.logits_of(test, what="evaluating images")
         results["zeroshot"] = measure_logits(logits, test, job.classes)
-        balanced = MethodModel(zero_shot.setup, zero_shot.method, find_balance(job, zero_shot))
+        balanced = in_balance(job, zero_shot)
         if balanced.offsets is not None and balanced.offsets.any():
             logits = logits - balanced.offsets.cpu()
             results["zeroshot_balanced"] = measure_logits(logits, test, job.classes)
     return results
 
 
-def find_balance(job: Job, model: MethodModel) -> BalanceResult | None:
-    """Computes the offsets of a model of the job's classes; None if the recipe has no `balance`."""
-    return balance_of(model, job.setup.recipe, job.classes, job.setup.workspace)
+def in_balance(job: Job, model: MethodModel) -> MethodModel:
+    """A model of the job's classes with offsets; the same model if the recipe has no `balance`."""
+    balance = balance_of(model, job.setup.recipe, job.classes, job.setup.workspace)
+    return model if balance is None else MethodModel(model.setup, model.method, balance)
 
 
 def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:

@@ -20,7 +20,6 @@ from kdedge.messages import option
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
-from kdedge.runs.model import MethodModel
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.process import threads_with_workers
@@ -29,7 +28,7 @@ from kdedge.training.closed_form import fit
 from kdedge.training.evaluate_job import (
     count_cost,
     evaluations,
-    find_balance,
+    in_balance,
     unlabeled_result,
     warn_of_failure,
 )
@@ -271,10 +270,9 @@ def _write_skipped_images(run: RunFolder, job: Job) -> None:
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     """Writes the trained weights and evaluates them."""
     write_weights(run, job.setup, job.method, vectors_hash=job.vectors_hash())
-    balance = find_balance(job, job.model())
-    if balance is not None:
-        write_json(run.balance, balance.to_dict())
-    model = MethodModel(job.setup, job.method, balance)
+    model = in_balance(job, job.model())
+    if model.balance is not None:
+        write_json(run.balance, model.balance.to_dict())
     results = evaluations(job, model)
     if results:
         write_evaluations(run, results)
