@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.prompts import INIT_STD, prompted_text_features, prompted_texts, text_width
+from kdedge.clip.prompts import INIT_STD, prompted_text_features, text_width
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
@@ -53,6 +53,7 @@ class Settings(RoundsSettings):
         description="Pseudo-labels per class at most: the most confident images predicted as it.",
     )
 
+    context_init: ClassVar[str] = ""  # the contexts start from random values
     n_rounds: ClassVar[int] = 1  # pseudo-labels are chosen once
 
     def choose_labels(
@@ -75,11 +76,6 @@ class Method(TextPromptMethod):
         shape = (settings.n_runs, settings.n_ctx, text_width(backbone))
         contexts = INIT_STD * torch.randn(shape, generator=inputs.generator)
         self.module = nn.ParameterDict({"contexts": contexts.to(backbone.device)})
-
-    def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes "<context> NAME.", with placeholders for the context."""
-        n_ctx = self._settings.n_ctx
-        return prompted_texts(self._backbone, names, n_ctx=n_ctx, context_init="", setting="n_ctx")
 
     def text_features_of_runs(self, texts: TokenizedTexts) -> Tensor:
         """[R, C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
