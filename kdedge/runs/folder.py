@@ -72,6 +72,7 @@ class RunFolder(TrainingFolder):
     unlabeled_evaluation = _File("eval_unlabeled.json")  # measurements on images without labels
     balance = _File("balance.json")  # offsets of the logits
     references = _File("references.json")  # what a teacher is compared with, and its own accuracy
+    _lock_file = _File(".lock")
 
     @classmethod
     def create(
@@ -209,10 +210,6 @@ class RunFolder(TrainingFolder):
     def update(self, **changes: Any) -> None:
         """Changes keys of provenance.json."""
         write_json(self.provenance, {**self.read_provenance().to_dict(), **changes})
-
-    @property
-    def _lock_file(self) -> Path:
-        return self.path / ".lock"
 
     @property
     def is_in_use(self) -> bool:
