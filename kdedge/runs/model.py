@@ -40,7 +40,7 @@ from kdedge.runs.weights import (
 )
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes, classes_of
-from kdedge.setup.data import DataPart, RecipeData
+from kdedge.setup.data import RecipeData
 from kdedge.setup.method import settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace, set_up_device
@@ -325,10 +325,6 @@ class RunModel(MethodModel):
     def data(self) -> RecipeData:
         """Reads its recipe's images."""
         return RecipeData(self.recipe, self.data_classes, self.setup.workspace)
-
-    def images(self, key: DataPart) -> Images | None:
-        """The images of its recipe under `data.<key>`; None if it has none."""
-        return self.data.load(key)
 
     def labels_of(self, images: Images) -> list[int | None]:
         """The classes of images as positions in `class_names`; None for classes not in it."""

@@ -46,7 +46,7 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
         value = temperature_of_labels(logits, np.array(model.labels_of(sample)))
     else:
         where = "data.unlabeled"
-        pool, teacher = model.images("unlabeled"), load_teacher_of(model)
+        pool, teacher = model.data.load("unlabeled"), load_teacher_of(model)
         free = pool and [i for i in pool.indices if pool.digests[i] not in exclude_digests]
         if pool is None or not free or teacher is None:
             raise DataError(
