@@ -40,7 +40,7 @@ def pseudo_label(
         method: `zeroshot`, `teacher` (the recipe's), or a method; teachers and methods are trained
             first unless a finished run exists. If zero-shot CLIP or ridge is better on a trained
             teacher's labeled images, it is used instead, as in `distill`. None for the teacher if
-            the recipe has one and labeled images, else `zeroshot`.
+            the recipe has one and what it learns from, else `zeroshot`.
         overrides: keys of the recipe with other values.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -58,8 +58,9 @@ def pseudo_label(
     check_at_least(1, per_class=per_class)
     loaded = load_recipe(recipe, overrides)
     if method is None:
-        has_teacher = None not in (loaded.recipe.teacher, loaded.recipe.data.labeled)
-        method = "teacher" if has_teacher else "zeroshot"
+        teacher, has_labels = loaded.recipe.teacher, loaded.recipe.data.labeled is not None
+        learns = teacher is None or (teacher.is_trained and teacher.method != "zeroshot")
+        method = "zeroshot" if learns and not has_labels else "teacher"
     with training_workspace(loaded, root, device, ray=ray) as workspace:
         from kdedge.training.pseudo_label_file import make_pseudo_label_file
 

@@ -61,7 +61,7 @@ def _parameter(target: Target) -> str:
     "--classes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File of class names, one per line, to export instead of the run's: fewer, in another"
-    " order, or new ones, which need the teacher's run. Nothing is trained.",
+    " order, or new ones, which need class vectors and the teacher's run. Nothing is trained.",
 )
 @click.option(
     "--head",

@@ -22,7 +22,7 @@ from kdedge.records.tables import decimals
     help="Model that labels the images: teacher, the recipe's; zeroshot; or a method. Teacher and"
     " method are trained first unless a finished run exists. As distill does,"
     " zero-shot CLIP or ridge replaces a trained teacher if it is better on its labeled images."
-    " [default: teacher if the recipe has one and labeled images, else zeroshot]",
+    " [default: teacher if the recipe has one and what it learns from, else zeroshot]",
 )
 @count_option(
     "--per-class",

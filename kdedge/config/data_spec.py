@@ -170,7 +170,7 @@ class UnlabeledSpec(SourceSpec):
         description="Images that are not trained on, as a percentage or a count, chosen by the seed"
         " and the images' contents. If there is no data.test, agreement with the teacher is"
         " measured on these images; without them, on images that were trained on. `kdedge init`"
-        " writes 5% if there are no test images. Default: none, all images are trained on.",
+        " writes 5% unless there are test images and labels of every class. Default: none.",
     )
     include_test: bool | None = Field(
         None,
@@ -202,7 +202,7 @@ class DataSpec(Strict):
         " shots are drawn after those of data.labeled, from the same random stream.",
     )
     test: SourceSpec | None = Field(
-        None, description="Labeled images that accuracy is measured on. They are never trained on."
+        None, description="Labeled images that accuracy is measured on."
     )
     split: Literal["all", "base-to-novel"] = Field(
         "all",

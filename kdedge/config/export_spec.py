@@ -45,7 +45,8 @@ class ExportSpec(Strict):
         False,
         description="Calibrate the scores: divide the logits by a fitted temperature, so that of"
         " predictions with a score of 80 % about 80 % are right. It is fitted to data.validation,"
-        " else to data.labeled, else to the teacher's predictions on data.unlabeled, and folded"
+        " else to data.labeled if the model was not trained on it, else to the teacher's"
+        " predictions on data.unlabeled, and folded"
         " into the graph. The predicted classes do not change.",
     )
     none_of_these: KnownShare | None = Field(

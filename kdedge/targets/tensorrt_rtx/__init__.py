@@ -24,5 +24,5 @@ TARGET = Target(
     backend="tensorrt-rtx",
     preference=20,
     is_engine=True,
-    remark="Builds on Linux and Windows on x86-64, for RTX GPUs since Ampere.",
+    remark="Builds on Linux on x86-64, for RTX GPUs since Ampere.",
 )
