@@ -41,6 +41,6 @@ def __dir__() -> list[str]:
     from importlib.util import find_spec
 
     needs = {"kdedge.training.": "torch", "kdedge.serving.": "uvicorn"}
-    missing = tuple(room for room, package in needs.items() if find_spec(package) is None)
+    missing = tuple(prefix for prefix, package in needs.items() if find_spec(package) is None)
     names = [name for name, module in _modules().items() if not module.startswith(missing)]
     return sorted(["__version__", *names])

@@ -205,11 +205,11 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):  # stdout's reader has ended (`| head`)
         return 141  # a shell's code for SIGPIPE
-    told = error if isinstance(error, KdedgeError) else _as_kdedge_error(error, arguments, run_log)
+    shown = error if isinstance(error, KdedgeError) else _as_kdedge_error(error, arguments, run_log)
     size = torchrun.world_size()
     which = f" (process {torchrun.rank() + 1} of {size})" if size > 1 else ""
-    click.echo(f"{colored(f'kdedge{which}:', 'red', sys.stderr)} {told}", err=True)
-    return told.exit_code
+    click.echo(f"{colored(f'kdedge{which}:', 'red', sys.stderr)} {shown}", err=True)
+    return shown.exit_code
 
 
 def _as_kdedge_error(
