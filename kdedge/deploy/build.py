@@ -108,7 +108,7 @@ def build_files(
     names = []
     for precision, source in sources.items():
         file = planned_file(target, precision)
-        artifact = _with_file(artifact, target, file, source, inputs)
+        artifact = _write_if_missing(artifact, target, file, source, inputs)
         names.append(file.name)
     if artifact != before:
         artifact = renew_model_card(artifact)
@@ -133,7 +133,7 @@ def _check_can_build_here(
         ) from error
 
 
-def _with_file(
+def _write_if_missing(
     artifact: Artifact,
     target: Target,
     file: PlannedFile,

@@ -64,7 +64,7 @@ def write_classes(
         ResourceError: the file cannot be written.
     """
     classes = OpenClasses(matrix_name(1), vectors.shape[1], scale)
-    return _with_matrix(artifact, _matrix_rows(vectors, scale), classes)
+    return _write_matrix(artifact, _matrix_rows(vectors, scale), classes)
 
 
 def write_changed_classes(
@@ -121,7 +121,7 @@ def write_changed_classes(
         file = next(name for name in versions if not (folder / name).exists())
         artifact = dataclasses.replace(artifact, class_names=names)
         classes = dataclasses.replace(classes, file=file, changes=changes)
-        artifact = _with_matrix(artifact, matrix, classes)
+        artifact = _write_matrix(artifact, matrix, classes)
         artifact.save()
         return renew_model_card(artifact)
 
@@ -162,7 +162,7 @@ def changed_names(
     return names
 
 
-def _with_matrix(artifact: Artifact, matrix: Matrix, classes: OpenClasses) -> Artifact:
+def _write_matrix(artifact: Artifact, matrix: Matrix, classes: OpenClasses) -> Artifact:
     """Writes the matrix into the artifact's folder; returns the artifact that lists it."""
     write_atomic(artifact.path / classes.file, matrix_bytes(matrix))
     return dataclasses.replace(artifact.with_others(classes.file), open_classes=classes)

@@ -28,7 +28,7 @@ from kdedge.deploy.build import ExportInputs, build_file, with_parity
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.int8_images import CalibrationSet, choose_calibration_images, read_pixels
 from kdedge.deploy.known_images import choose_known_images
-from kdedge.deploy.model_card import with_model_card
+from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.reference import Float32Reference, run_reference
 from kdedge.errors import DataError
@@ -148,7 +148,7 @@ def _write_files(
     by_kdedge = {"tool": "kdedge", "version": __version__, **facts}
     float32 = folder / onnx_build.FLOAT32.name
     write = functools.partial(trace, model)
-    artifact = _with_file(artifact, onnx_build.FLOAT32, write, inputs, by_torch)
+    artifact = _write_file(artifact, onnx_build.FLOAT32, write, inputs, by_torch)
     if known is not None:
         listed = artifact.with_others(GAUSSIANS_FILE)
         artifact = dataclasses.replace(listed, none_of_these=known.about)
@@ -165,14 +165,14 @@ def _write_files(
         if images is None:
             images = to_input(_range_pixels(trained, unused, reference), spec.pixels)
         write = functools.partial(to_fp16, float32, images=images[:N_RANGE_IMAGES])
-        artifact = _with_file(artifact, onnx_build.FP16, write, inputs, by_kdedge)
+        artifact = _write_file(artifact, onnx_build.FP16, write, inputs, by_kdedge)
     if "int8" in precisions:
         choosing = to_input(held_out.pixels, spec.pixels)
         artifact = _with_int8(artifact, inputs, choosing, trace, by_kdedge, spec.int8_minutes)
     write_smoke_set(folder / SMOKE_SET, reference.smoke_set, artifact.output_name)
     provenance = {**artifact.provenance, "gflops": {"folded": 2 * gmacs}}  # not in file metadata
     listed = artifact.with_others(SMOKE_SET)
-    artifact = with_model_card(dataclasses.replace(listed, provenance=provenance))
+    artifact = write_model_card(dataclasses.replace(listed, provenance=provenance))
     artifact.save()
     return artifact, inputs
 
@@ -234,7 +234,7 @@ def _metadata(artifact: Artifact, model: FoldedModel) -> dict[str, Any]:
     }
 
 
-def _with_file(
+def _write_file(
     artifact: Artifact,
     file: PlannedFile,
     write: Callable[[Path], object],
@@ -307,8 +307,8 @@ def _with_int8(
         trace(best.model, graph)
         write = functools.partial(to_int8, graph, calibration=images, layers=best.layers)
         searched = {**facts, "search": record}
-        artifact = _with_file(artifact, onnx_build.INT8, write, inputs, searched)
+        artifact = _write_file(artifact, onnx_build.INT8, write, inputs, searched)
         # Centers and corrected biases are for fixed ranges; CPU files compute a range per call
         trace(best.exact, exact)
         write = functools.partial(to_int8_cpu, exact, calibration=images)
-        return _with_file(artifact, onnx_build.INT8_CPU, write, inputs, facts)
+        return _write_file(artifact, onnx_build.INT8_CPU, write, inputs, facts)

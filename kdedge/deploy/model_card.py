@@ -19,7 +19,7 @@ EXAMPLE = "example.py"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
 
 
-def with_model_card(artifact: Artifact) -> Artifact:
+def write_model_card(artifact: Artifact) -> Artifact:
     """Writes the model card and the example; returns the artifact that lists them.
 
     Raises:
