@@ -66,9 +66,9 @@ from kdedge.inference.results import (
     ClassScore as ClassScore,
     NonFiniteLogits as NonFiniteLogits,
     Prediction as Prediction,
-    UnreadableImage as UnreadableImage,
 )
 from kdedge.progress import progress_to as progress_to
+from kdedge.runtime.preprocess import UnreadableImage as UnreadableImage
 from kdedge.runtime.process import compute_threads as compute_threads
 from kdedge.records.evaluation import EvalResult as EvalResult, UnlabeledResult as UnlabeledResult
 from kdedge.runs.provenance import Provenance as Provenance

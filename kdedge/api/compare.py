@@ -19,12 +19,12 @@ from kdedge.evaluation.comparison import (
     predicted_class,
 )
 from kdedge.inference.classify import Classifier
-from kdedge.inference.results import UnreadableImage
 from kdedge.messages import option, some_of
 from kdedge.progress import progress
 from kdedge.records.tables import images_text
 from kdedge.runs.find import RunOrArtifact
 from kdedge.runtime.artifact import model_file_at
+from kdedge.runtime.preprocess import UnreadableImage
 
 log = logging.getLogger(__name__)
 

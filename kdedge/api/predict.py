@@ -12,11 +12,12 @@ from kdedge.api.model import load
 from kdedge.errors import DataError, check_at_least
 from kdedge.inference.classify import Classifier
 from kdedge.inference.lines import Lines, shown_classes
-from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage, no_scores
+from kdedge.inference.results import NonFiniteLogits, Prediction, Result, no_scores
 from kdedge.progress import progress
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runs.find import RunOrArtifact
 from kdedge.runtime.artifact import Precision
+from kdedge.runtime.preprocess import UnreadableImage
 
 
 class Predictions(Tabled, list[Result]):

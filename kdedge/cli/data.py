@@ -14,7 +14,7 @@ from kdedge.cli._output import given_options, json_option, next_line, print_resu
 from kdedge.data.survey import Survey
 from kdedge.data.verify import Verification
 from kdedge.errors import DataError
-from kdedge.inference.results import UnreadableImage
+from kdedge.runtime.preprocess import UnreadableImage
 
 _MAX_NAMED = 20
 

@@ -22,16 +22,10 @@ from kdedge.errors import DataError, explained
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import FORMATS, Lines, column_widths, shown_classes
 from kdedge.inference.pictures import PictureFolder
-from kdedge.inference.results import (
-    NonFiniteLogits,
-    Prediction,
-    Result,
-    UnreadableImage,
-    best_name,
-    no_scores,
-)
+from kdedge.inference.results import NonFiniteLogits, Prediction, Result, best_name, no_scores
 from kdedge.progress import progress_to
 from kdedge.records.tables import images_text
+from kdedge.runtime.preprocess import UnreadableImage
 
 log = logging.getLogger(__name__)
 

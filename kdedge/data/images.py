@@ -14,10 +14,9 @@ from kdedge.data.scan_cache import ImageFacts, ScanCache
 from kdedge.data.sources import ImageSource, Joined
 from kdedge.errors import DataError
 from kdedge.files import sha256_json, write_atomic
-from kdedge.inference.results import UnreadableImage
 from kdedge.messages import some_of
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.preprocess import ImageError
+from kdedge.runtime.preprocess import ImageError, UnreadableImage
 
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
 _MAX_TASKS = 10_000

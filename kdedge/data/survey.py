@@ -11,11 +11,11 @@ from kdedge.config.fields import HUB
 from kdedge.data.images import Scan, check_limit, scan
 from kdedge.data.sources import ImageSource, csv_list, folder, huggingface, parquet, webdataset
 from kdedge.errors import DataError
-from kdedge.inference.results import UnreadableImage
 from kdedge.messages import name_some
 from kdedge.progress import progress
 from kdedge.records.record import Record
 from kdedge.records.tables import Table, Tabled
+from kdedge.runtime.preprocess import UnreadableImage
 
 
 @dataclass(frozen=True)

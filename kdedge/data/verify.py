@@ -11,11 +11,11 @@ from kdedge.data.images import scan
 from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError
 from kdedge.files import sha256_file
-from kdedge.inference.results import UnreadableImage
 from kdedge.messages import option
 from kdedge.progress import progress
 from kdedge.records.record import Record
 from kdedge.records.tables import Table, Tabled
+from kdedge.runtime.preprocess import UnreadableImage
 
 
 @dataclass(frozen=True)

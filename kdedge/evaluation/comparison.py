@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from kdedge.files import printable
 from kdedge.inference.lines import visible
-from kdedge.inference.results import NonFiniteLogits, Prediction, UnreadableImage, best_name
+from kdedge.inference.results import NonFiniteLogits, Prediction, best_name
 from kdedge.messages import some_of
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE
+from kdedge.runtime.preprocess import UnreadableImage
 
 # A difference counts as shown if its p-value is below this, the usual level of a test
 ALPHA = 0.05

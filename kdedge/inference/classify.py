@@ -16,13 +16,7 @@ from PIL import Image
 
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.choose import choose_and_load
-from kdedge.inference.results import (
-    ClassScore,
-    NonFiniteLogits,
-    Prediction,
-    Result,
-    UnreadableImage,
-)
+from kdedge.inference.results import ClassScore, NonFiniteLogits, Prediction, Result
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact, model_file_at
 from kdedge.runtime.backend import (
     Backend,
@@ -34,7 +28,7 @@ from kdedge.runtime.backend import (
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.none_of_these import Gaussians, read_gaussians
 from kdedge.runtime.open_classes import class_logits, graph_of
-from kdedge.runtime.preprocess import ImageError, decode_image, resize_and_crop
+from kdedge.runtime.preprocess import ImageError, UnreadableImage, decode_image, resize_and_crop
 from kdedge.targets.registry import load_file
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdedge.files import printable
-from kdedge.inference.results import Prediction, Result, UnreadableImage, best_name
+from kdedge.inference.results import Prediction, Result, best_name
+from kdedge.runtime.preprocess import UnreadableImage
 
 FORMATS = ("text", "csv", "jsonl")
 _MAX_KEY_COLUMN = 60

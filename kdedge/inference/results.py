@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kdedge.errors import RecipeError
 from kdedge.runtime.none_of_these import NONE
+from kdedge.runtime.preprocess import UnreadableImage
 
 
 class ClassScore(NamedTuple):
@@ -37,19 +38,6 @@ class Prediction:
     top: tuple[ClassScore, ...]
     is_none: bool = False
     known_percent: float | None = None
-
-
-@dataclass(frozen=True)
-class UnreadableImage:
-    """An image that cannot be read or decoded.
-
-    Attributes:
-        key: identifies the image, such as its path.
-        reason: why, as a sentence without a full stop.
-    """
-
-    key: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,19 @@ class ImageError(DataError):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class UnreadableImage:
+    """An image that cannot be read or decoded.
+
+    Attributes:
+        key: identifies the image, such as its path.
+        reason: why, as a sentence without a full stop.
+    """
+
+    key: str
+    reason: str
+
+
 Side = Annotated[int, Field(ge=1, le=4096)]
 Mean = tuple[float, float, float]
 Std = tuple[Positive, Positive, Positive]

@@ -18,9 +18,10 @@ from kdedge.api.model import LoadedModel, load
 from kdedge.cli.main import run
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.classify import Classifier
-from kdedge.inference.results import Prediction, UnreadableImage
+from kdedge.inference.results import Prediction
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import Artifact, artifact_at
+from kdedge.runtime.preprocess import UnreadableImage
 from kdedge.targets.registry import load_file
 
 MakeArtifact = Callable[..., Artifact]

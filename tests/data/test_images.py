@@ -6,7 +6,7 @@ import pytest
 
 from kdedge.data.images import Images, check_limit, concatenated, scan, write_skipped_csv
 from kdedge.errors import DataError
-from kdedge.inference.results import UnreadableImage
+from kdedge.runtime.preprocess import UnreadableImage
 
 
 @pytest.mark.parametrize("n_cores", [1, 3])

@@ -18,10 +18,10 @@ from PIL import Image
 
 from kdedge.errors import RecipeError
 from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.results import NonFiniteLogits, Prediction, UnreadableImage
+from kdedge.inference.results import NonFiniteLogits, Prediction
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.backend import run_batches, softmax, to_input
-from kdedge.runtime.preprocess import ImageError, decode_image, resize_and_crop
+from kdedge.runtime.preprocess import ImageError, UnreadableImage, decode_image, resize_and_crop
 
 MakeArtifact = Callable[..., Artifact]
 ByHand = Callable[[bytes, Artifact], np.ndarray]
