@@ -110,22 +110,16 @@ def verify_client(
     Raises:
         GateError: an answer differs (`result` has the check), or the file does not have one for
             each image.
-        RecipeError: the artifact has no such file.
-        DataError: there is no artifact or no smoke set, a file has changed since the export, or the
-            answers cannot be read.
+        DataError: there is no artifact, no such file of it or no smoke set, a file has changed
+            since the export, or the answers cannot be read.
     """
     from kdedge.deploy.client import check_answers
 
     opened = open_artifact(artifact, root=root)
-    files = {known.name: known for known in opened.files}
-    names = ("model.image.onnx", "model.onnx") if file is None else (file,)
-    model_file = next((files[name] for name in names if name in files), None)
-    if model_file is None:
-        raise RecipeError(
-            f"{opened.path} has no {names[-1]}; it has: {', '.join(files) or 'no model files'}."
-            "\n  Name one of them."
-        )
-    return check_answers(opened, home_path(answers), file=model_file)
+    if file is None:
+        has_pixels = any(known.name == "model.image.onnx" for known in opened.files)
+        file = "model.image.onnx" if has_pixels else "model.onnx"
+    return check_answers(opened, home_path(answers), file=opened.file(file))
 
 
 @torch_as_before()

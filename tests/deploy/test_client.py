@@ -179,7 +179,7 @@ def test_wrong_artifacts_and_files_are_told(artifact: Artifact, tmp_path: Path) 
         kdedge.verify_client(tmp_path, answers)
     with pytest.raises(DataError, match="cannot be read: no such file"):
         kdedge.verify_client(artifact, tmp_path / "nowhere")
-    with pytest.raises(RecipeError, match=r"has no model\.xml; it has: model\.onnx"):
+    with pytest.raises(DataError, match=r"has no model file 'model\.xml'; it has model\.onnx"):
         kdedge.verify_client(artifact, answers, file="model.xml")
     (artifact.path / "model.onnx").write_bytes(b"other")
     with pytest.raises(DataError, match="has changed since the export"):
