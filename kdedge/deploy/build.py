@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,12 +123,11 @@ def _check_can_build_here(
     except SetupError as error:
         if not target.is_engine or target.source != "ONNX file":
             raise
-        int8 = " --int8" if "int8" in precisions else ""
+        command = target.export_command(artifact.path, int8="int8" in precisions)
         raise SetupError(
             f"{error}\n"
             f"  The artifact {artifact.path} is complete without engines. To build them, copy it to"
-            f" the device and run there: kdedge export {shlex.quote(str(artifact.path))}"
-            f" {target.flag}{int8}"
+            f" the device and run there: {command}"
         ) from error
 
 

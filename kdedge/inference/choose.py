@@ -160,8 +160,7 @@ def _fits(file: ModelFile, gpu_size: int | None) -> bool:
 def _export_command(artifact: Artifact, target: Target, file: ModelFile) -> str:
     """The command that builds and measures such a file, from the artifact if possible."""
     source = str(artifact.path) if target.source == "ONNX file" else "RUN"
-    flags = [target.flag, *(["--int8"] if file.precision == "int8" else [])]
-    return shlex.join(["kdedge", "export", source, *flags])
+    return target.export_command(source, int8=file.precision == "int8")
 
 
 def _warn(

@@ -6,6 +6,7 @@ package with the same modules.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,11 @@ class Target:
         kind = "" if precision == "fp32" else f".{precision}"
         data = None if self.data is None else self.data.replace("*", kind)
         return PlannedFile(self.files.replace("*", kind), precision, self.device, data)
+
+    def export_command(self, what: str | Path, *, int8: bool) -> str:
+        """The command that builds a file of the target from an artifact or a run."""
+        flags = [self.flag, "--int8"] if int8 else [self.flag]
+        return shlex.join(["kdedge", "export", str(what), *flags])
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
+from kdedge.packages import Package
 from kdedge.runtime.artifact import PixelType
 from kdedge.runtime.process import number_of_threads
-from kdedge.targets.base import Package
 
 _NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate")
 

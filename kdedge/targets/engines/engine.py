@@ -8,7 +8,6 @@ be one more package on the device.
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,14 +101,13 @@ class Engine:
         if self._engine is None:
             keys = ("tool", "version", "device", "compute_capability")
             built = " ".join(str(built_with[key]) for key in keys if built_with.get(key))
-            int8 = " --int8" if ".int8." in self._path.name else ""
+            command = target.export_command(self._path.parent, int8=".int8." in self._path.name)
             raise SetupError(
                 f"{self._path} cannot be loaded by {where}:"
                 f" {'; '.join(reasons) or _first(self._log.errors)}.\n"
                 f"  It was built with: {built or 'unknown'}.\n"
                 "  An engine runs only with the TensorRT version and the kind of GPU that it was"
-                " built for. Build it on this machine:"
-                f" kdedge export {shlex.quote(str(self._path.parent))} {target.flag}{int8}"
+                f" built for. Build it on this machine: {command}"
             )
 
     def _prepare(self) -> None:

@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdedge.errors import SetupError
+from kdedge.packages import Package
 from kdedge.runtime.machine import is_jetson
-from kdedge.targets.base import Package
 
 log = logging.getLogger(__name__)
 
