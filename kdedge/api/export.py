@@ -362,8 +362,8 @@ def _from_run(
             needed.update(chosen)
     artifact, inputs = export_artifact(
         trained,
-        precisions=_with_fp16(needed),
-        wanted=_with_fp16({"int8"} if request.cpu else ()),
+        precisions=needed,
+        wanted={"fp16", "int8"} if request.cpu else set(),
         output=None if output is None else home_path(output),
     )
     made = [file.name for file in artifact.files if file.precision in needed]
