@@ -53,7 +53,7 @@ def run_suite(
     """
     check_at_least(1, jobs=jobs)
     root = runs_folder(root)
-    state = _open(home_path(file), home_path(suites), root)
+    state = open_suite(home_path(file), home_path(suites), root)
     from kdedge.suite.export import export_students
     from kdedge.suite.runner import Runner, check_failed
     from kdedge.suite.tables import write_tables
@@ -115,7 +115,7 @@ class SuiteResult:
         return "".join([*tables, *(f"<br>{html.escape(note)}" for note in self.notes)])
 
 
-def _open(file: Path, suites: Path, root: Path) -> SuiteState:
+def open_suite(file: Path, suites: Path, root: Path) -> SuiteState:
     """Reads a suite and plans its cells, without looking at their state."""
     need_training_packages("Training")
     from kdedge.config.suite import load_suite
@@ -124,10 +124,3 @@ def _open(file: Path, suites: Path, root: Path) -> SuiteState:
 
     plan = make_plan(load_suite(file))
     return SuiteState(plan, suites / plan.loaded.suite.name, root.absolute())
-
-
-def suite_state(file: Path, suites: Path, root: Path) -> SuiteState:
-    """Reads the state of each cell of a suite; runs nothing."""
-    state = _open(file, suites, root)
-    state.read()
-    return state

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.api.suite import run_suite, suite_state
+from kdedge.api.suite import open_suite, run_suite
 from kdedge.cli._options import count_option, folder_option, run_options
 from kdedge.cli._output import given_options, next_line, print_result, show_result, table
 
@@ -53,7 +53,7 @@ def command(
     A failed cell does not stop the others. The first failed cell gives the exit code.
     """
     if dry_run:
-        _list_cells(suite_state(file, suites, root), as_json=as_json)
+        _list_cells(open_suite(file, suites, root), as_json=as_json)
         return
     show_result(
         lambda: run_suite(file, suites=suites, root=root, **options),
@@ -71,6 +71,7 @@ def _print(result: SuiteResult, *, as_json: bool) -> None:
 def _list_cells(state: SuiteState, *, as_json: bool) -> None:
     from kdedge.suite.tables import cell_record
 
+    state.read()
     cells = [cell_record(cell, outcome) for cell, outcome in state.outcomes.items()]
     left = sum(cell["status"] != "finished" for cell in cells)
     keys = ("recipe", "row", "seed", "status")
