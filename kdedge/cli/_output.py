@@ -63,23 +63,20 @@ def colored(text: str, color: str, stream: IO[str] | None) -> str:
     return click.style(text, fg=color) if text and has_color else text
 
 
-def next_line(command: str, what: str | Path, *options: str) -> str:
+def next_line(
+    *words: str | Path, overrides: Mapping[str, Any] | None = None, given: Collection[str] = ()
+) -> str:
     """Returns the line with the command to run next, quoted for a shell.
 
     Args:
-        command: name of the command.
-        what: its argument: a recipe or a run folder.
-        options: its options, as `same_options` returns them.
+        words: the command, its arguments, and options that this command line does not have.
+        overrides: keys of the recipe that it sets.
+        given: names of the parameters whose options it repeats if they were given to this command.
     """
-    return f"Next: {shlex.join(['kdedge', command, str(what), *options])}"
-
-
-def same_options(overrides: Mapping[str, Any]) -> list[str]:
-    """This command's `--set`, `--runs` and `--device`, for a next one on the same recipe."""
     from kdedge.config.load import override_texts
 
-    options = [word for text in override_texts(overrides) for word in ("--set", text)]
-    return [*options, *given_options("root", "device")]
+    keys = [word for text in override_texts(overrides or {}) for word in ("--set", text)]
+    return f"Next: {shlex.join(['kdedge', *map(str, words), *keys, *given_options(*given)])}"
 
 
 def given_options(*names: str) -> list[str]:

@@ -8,7 +8,7 @@ import click
 
 from kdedge.api.check import check
 from kdedge.cli._options import run_options, set_option, size_option
-from kdedge.cli._output import given_options, next_line, print_result, same_options, table_text
+from kdedge.cli._output import next_line, print_result, table_text
 
 
 @click.command("check")
@@ -25,7 +25,7 @@ def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: An
     """
     preflight = check(recipe, overrides=overrides, **options)
     has_student = any(finding.what.startswith("student") for finding in preflight.findings)
-    same = [*given_options("size"), *same_options(overrides)]
-    following = next_line("distill" if has_student else "teach", recipe, *same)
+    name, given = "distill" if has_student else "teach", ("size", "root", "device")
+    following = next_line(name, recipe, overrides=overrides, given=given)
     text = "\n".join([table_text(preflight.table), *preflight.notes, following])
     print_result(preflight, as_json=as_json, text=text)

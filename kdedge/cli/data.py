@@ -87,7 +87,7 @@ def show(name: str, data: Path, as_json: bool) -> None:
         sha256 = "" if file.sha256 is None else f"\n  SHA-256 {file.sha256}"
         blocks.append(f"{file.path}: {is_here}\n  {file.by_hand}{sha256}")
     if missing:
-        blocks.append(next_line("data", "fetch", name, *given_options("data")))
+        blocks.append(next_line("data", "fetch", name, given=["data"]))
     print_result(record, as_json=as_json, text="\n\n".join(blocks))
 
 
@@ -108,7 +108,7 @@ def fetch(name: str, data: Path, as_json: bool) -> None:
         text = f"{fetched.folder} has all of {name} already."
     if fetched.kept:
         text += f"\nNo longer needed: {', '.join(str(fetched.folder / k) for k in fetched.kept)}"
-    text += f"\n{next_line('data', 'verify', name, *given_options('data'))}"
+    text += f"\n{next_line('data', 'verify', name, given=['data'])}"
     print_result(fetched, as_json=as_json, text=text)
 
 

@@ -10,7 +10,7 @@ import click
 from kdedge import torchrun
 from kdedge.api.arguments import role_keys
 from kdedge.cli._options import run_options, size_option, training_options
-from kdedge.cli._output import next_line, print_result, same_options
+from kdedge.cli._output import next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.config.student_sizes import student_size
@@ -55,8 +55,9 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
         size = options["size"]
         size_keys = {} if size is None else student_size(size).overrides("ridge")
         seed = role_keys("student", {"seed": options["seed"]})
-        same = same_options(merged(size_keys, options["overrides"], seed))
-        following = next_line("train", recipe, "--method", "ridge", *same)
+        keys = merged(size_keys, options["overrides"], seed)
+        words = ("train", recipe, "--method", "ridge")
+        following = next_line(*words, overrides=keys, given=("root", "device"))
     text = f"{run_text(runs, used=used)}\n{following}"
     record: dict[str, Any] = {
         "teacher": run_record(runs[0]) if len(runs) > 1 else None,

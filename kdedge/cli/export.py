@@ -12,7 +12,6 @@ import click
 from kdedge.cli._options import path_option, run_options, set_option
 from kdedge.cli._output import (
     Brief,
-    given_options,
     help_all_option,
     next_line,
     print_result,
@@ -137,7 +136,7 @@ def command(run: str | None, as_json: bool, **options: Any) -> None:
         following = next_line("predict", artifact.path, "IMAGE")
         if options["output"] is None and named_artifact(run, options["root"]) is None:
             given = run or artifact.provenance["run"]  # the latter is only found in its own root
-            following = next_line("report", given, *given_options("root"))
+            following = next_line("report", given, given=["root"])
         print_result({}, as_json=False, text=following)
 
 

@@ -9,7 +9,7 @@ import click
 
 from kdedge.api.pseudo_label import pseudo_label
 from kdedge.cli._options import count_option, file_option, ray_option, run_options, set_option
-from kdedge.cli._output import next_line, print_result, same_options
+from kdedge.cli._output import next_line, print_result
 from kdedge.config.load import load_recipe, merged
 from kdedge.records.tables import decimals
 
@@ -68,6 +68,6 @@ def command(
     following = ("distill", recipe) if has_both else ("train", recipe, "--method", "coop")
     if has_both and not recipe_uses_labels(given):
         kept = merged(kept, {"student.settings.labeled_weight": 1.0})
-    same = same_options(merged(kept, {"data.pseudo_labels": path}))
-    lines.append(next_line(*following, *same))
+    kept = merged(kept, {"data.pseudo_labels": path})
+    lines.append(next_line(*following, overrides=kept, given=("root", "device")))
     print_result(file, as_json=as_json, text="\n".join(lines))

@@ -9,7 +9,7 @@ import click
 
 from kdedge.api.suite import open_suite, run_suite
 from kdedge.cli._options import count_option, folder_option, run_options
-from kdedge.cli._output import given_options, next_line, print_result, show_result, table
+from kdedge.cli._output import next_line, print_result, show_result, table
 
 if TYPE_CHECKING:
     from kdedge.api.suite import SuiteResult
@@ -78,8 +78,8 @@ def _list_cells(state: SuiteState, *, as_json: bool) -> None:
     rows = [[str(cell[key]) for key in keys] for cell in cells]
     listing = table(rows, header=["recipe", "method", "seed", "state"], align="llrl")
     # Without --dry-run
-    again = given_options("suites", "jobs", "root", "device", "export")
-    following = next_line("suite", state.plan.loaded.path, *again)
+    again = ("suites", "jobs", "root", "device", "export")
+    following = next_line("suite", state.plan.loaded.path, given=again)
     record = {"suite": state.plan.loaded.suite.name, "left": left, "cells": cells}
     text = f"{listing}\n{left} of {len(cells)} cells are left.\n{following}"
     print_result(record, as_json=as_json, text=text)

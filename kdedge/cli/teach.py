@@ -9,7 +9,7 @@ import click
 from kdedge import torchrun
 from kdedge.api.arguments import role_keys
 from kdedge.cli._options import SHORTHANDS, ray_option, run_options, training_options
-from kdedge.cli._output import next_line, print_result, same_options
+from kdedge.cli._output import next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.runs.find import finished_runs
@@ -37,7 +37,8 @@ def command(recipe: str, is_stored: bool, ray: bool, as_json: bool, **options: A
     if ray and not is_stored:
         raise click.UsageError("--ray works only with --store: add --store.")
     keys = role_keys("teacher", {name: options[name] for name in SHORTHANDS})
-    distilling = next_line("distill", recipe, *same_options(merged(options["overrides"], keys)))
+    keys = merged(options["overrides"], keys)
+    distilling = next_line("distill", recipe, overrides=keys, given=("root", "device"))
     if is_stored:
         store = fill_teacher_store(recipe, ray=ray, **options)
         if torchrun.rank() == 0:
