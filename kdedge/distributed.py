@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kdedge import torchrun
 from kdedge.errors import ResourceError, is_out_of_memory
-from kdedge.messages import option
+from kdedge.messages import option, same_call
 
 _T = TypeVar("_T")
 
@@ -159,8 +159,8 @@ def _explain_lost_process() -> Iterator[None]:
         raise ResourceError(
             f"Another of the {dist.get_world_size()} processes of this training has ended, and the"
             " others cannot go on without it.\n"
-            "  Its own message says why. Continue from the last checkpoint by the same command with"
-            f" {option('--resume')}."
+            f"  Its own message says why. {same_call()} with {option('--resume', 'resume=True')} to"
+            " continue from the last checkpoint."
         ) from error
 
 

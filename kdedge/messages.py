@@ -14,12 +14,19 @@ def option(flag: str, argument: str | None = None) -> str:
     """An option in a message: `--batch-size` on the command line, `batch_size` from Python.
 
     Args:
-        flag: the flag.
-        argument: the argument of the public function, if it has another name.
+        flag: the flag, or the flag and its value: `--device cpu` is `device="cpu"` from Python.
+        argument: what a caller writes in Python, if it is something else: `resume=True`.
     """
     if ON_COMMAND_LINE.get():
         return flag
-    return argument or flag.removeprefix("--").replace("-", "_")
+    name, _, value = flag.removeprefix("--").partition(" ")
+    name = name.replace("-", "_")
+    return argument or (f'{name}="{value}"' if value else name)
+
+
+def same_call() -> str:
+    """The beginning of a sentence that asks to repeat the command or the call."""
+    return option("Run the same command", "Make the same call")
 
 
 def first_line(error: BaseException) -> str:

@@ -192,7 +192,7 @@ class _Worker:
         if self._do is None:
             if __version__ != self._version:
                 raise SetupError(
-                    f"The worker has kdedge {__version__}, and the command {self._version}.\n"
+                    f"The worker has kdedge {__version__}, and this call {self._version}.\n"
                     "  Install the same version on all nodes of the cluster."
                 )
             open_worker, paths = _ray().get(self._work[0])
@@ -230,7 +230,7 @@ def _connect(ray: Any) -> None:
     except Exception as error:  # Ray also raises bare `Exception`s, such as on a busy machine
         otherwise = "or try again when the machine is less busy."
         if address:
-            otherwise = "or unset RAY_ADDRESS to start one for this command."
+            otherwise = "or unset RAY_ADDRESS to start one for this call."
         raise SetupError(
             f"No Ray cluster could be used at {address or 'this machine'}: {_last_line(error)}\n"
             f"  Start one with `ray start --head` and set RAY_ADDRESS to its HOST:PORT, {otherwise}"

@@ -168,7 +168,7 @@ def change_classes(
         if run is None:
             raise RecipeError(
                 "The vectors of new classes are made by the teacher of a run.\n"
-                f"  Name the artifact's run: {option('--from', 'run')} RUN."
+                f"  Name the artifact's run: {option('--from RUN', 'run=RUN')}."
             )
         need_training_packages("Making class vectors")
         folder = find_run(run, runs_folder(root, run))

@@ -299,7 +299,8 @@ def _from_artifact(path: Path, request: _Request, wrong: Sequence[str]) -> _Expo
         options = [option(target.flag, f'targets=["{target.name}"]') for target in from_onnx]
         raise RecipeError(
             f"{path} is an artifact. Name what to build from it: {', '.join(options)},"
-            f" {option('--cpu')}, {option('--triton')} DIR or {option('--browser')} DIR."
+            f" {option('--cpu', 'cpu=True')}, {option('--triton DIR')} or"
+            f" {option('--browser DIR')}."
         )
     if request.precisions and not (request.targets or request.triton or request.browser):
         given = " and ".join(option(f"--{precision}") for precision in request.precisions)

@@ -16,7 +16,7 @@ from kdedge.data.unpack import unpack
 from kdedge.errors import DataError, ResourceError, SetupError, explain_os_error, explained
 from kdedge.files import check_room, sha256_file
 from kdedge.locks import lock_file
-from kdedge.messages import first_line
+from kdedge.messages import first_line, same_call
 from kdedge.packages import need
 from kdedge.progress import progress, readable_bytes
 from kdedge.records.record import Record
@@ -113,8 +113,8 @@ def _download(mirror: HubArchive, folder: Path) -> Path:
         if not isinstance(error, OSError) or not error.errno:
             raise _download_error(url, error) from error
         raise ResourceError(
-            f"{explain_os_error(error, part)}\n  The downloaded part is kept; run the same"
-            " command again to continue."
+            f"{explain_os_error(error, part)}\n  {same_call()} again to continue: the"
+            " downloaded part is kept."
         ) from error
     if mirror.sha256 is not None:
         with progress(f"checking {part.name}", part.stat().st_size, in_bytes=True) as advance:

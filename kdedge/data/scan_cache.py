@@ -106,7 +106,7 @@ class ScanCache:
                     oldest.unlink(missing_ok=True)
         except (InUseError, ResourceError, OSError) as error:
             log.info(
-                "The scan of the images is not cached, so the next command repeats it:"
+                "The scan of the images is not cached, so the next use repeats it:"
                 f" {first_line(error)}"
             )
 

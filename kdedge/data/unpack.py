@@ -87,5 +87,5 @@ def _check_size(archive: Path, n_bytes: int) -> None:
             " size. Archives that are made to fill disks do that.\n"
             "  If you trust it, unpack it by hand."
         )
-    remedy = "Free some space and run the command again; the archive is kept."
+    remedy = "Free some space and try again; the archive is kept."
     check_room(archive.parent, n_bytes, f"unpacking {archive.name}", remedy=remedy)

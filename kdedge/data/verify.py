@@ -74,7 +74,8 @@ class Verification(Record, Tabled):
     def notes(self) -> Sequence[str]:
         """The differences from the published set, or that there are none."""
         is_read = any(part.unreadable is not None for part in self.parts)
-        more = "" if is_read else f" {option('--images', 'read_images')} decodes the images, too."
+        reading = "" if is_read else option("--images", "read_images=True")
+        more = f" {reading} decodes the images, too." if reading else ""
         return self.problems or (f"All as published.{more}",)
 
 

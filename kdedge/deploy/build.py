@@ -250,7 +250,7 @@ def _existing_entry(artifact: Artifact, name: str, source: ModelFile | None) -> 
         raise DataError(
             f"{path} exists, but is not listed as built from this"
             f" {'model' if source is None else source.name}.\n"
-            "  It is not overwritten: delete it and run the command again."
+            "  It is not overwritten: delete it and try again."
         )
     artifact.checked(name)
     log.info(f"Keeping {name}, which was built from this {source.name}.")

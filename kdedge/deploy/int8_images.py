@@ -211,5 +211,5 @@ def _decoded(source: ImageSource, index: int) -> Image.Image:
     except ImageError as error:
         raise DataError(
             f"{source.items[index].key}: {error.reason}; the image was readable before.\n"
-            "  Run the command again when the images no longer change."
+            "  Try again when the images no longer change."
         ) from error

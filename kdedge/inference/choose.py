@@ -195,7 +195,7 @@ def _nothing_runs(artifact: Artifact, failures: Sequence[_Failure]) -> SetupErro
     if len({str(error) for *_, error in ordered}) == 1:
         return ordered[0][2]
     lines = "\n".join(f"  {file.name}: {first_line(error)}" for _, file, error in ordered)
-    remedy = f"Run again with {option('--backend')} NAME to see how to fix one of them."
+    remedy = f"Run again with {option('--backend NAME')} to see how to fix one of them."
     for target, _, error in ordered:
         if isinstance(error, MissingPackage) and not target.is_engine:
             remedy = f"The simplest fix on any machine: {str(error).rpartition(': ')[2]}"
@@ -211,7 +211,7 @@ def _nothing_fits(
         known = ", ".join(precisions)
         return RecipeError(f'There is no precision "{precision}".\n  There are: {known}.')
     lines = [
-        f"  {file.name}: it missed its gate; to use it add {option('--precision')} {file.precision}"
+        f"  {file.name}: it missed its gate; to use it add {option(f'--precision {known}')}"
         for known in precisions
         for file in rank_files(artifact, precision=known, backend=backend)
     ]

@@ -419,9 +419,7 @@ def load_run(
             not trained.
     """
     if not run.is_finished:
-        raise RecipeError(
-            f"{run.path} is not finished.\n  Finish it: resume it with its own command."
-        )
+        raise RecipeError(f"{run.path} is not finished.\n  Resume it, or name a finished run.")
     loaded = load_recipe(run.recipe, overrides)
     stored = load_class_vectors(run.class_vectors)
     trained = load_recipe(run.recipe) if overrides else loaded

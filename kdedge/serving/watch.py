@@ -298,7 +298,7 @@ def _reference(classifier: Classifier, drift: str | None) -> DriftReference | No
     except DataError as error:
         reason = str(error)
     if drift == "artifact":
-        raise DataError(f"{reason}\n  Take the start of the stream: {option('--drift')} stream.")
+        raise DataError(f"{reason}\n  Take the start of the stream: {option('--drift stream')}.")
     return None
 
 

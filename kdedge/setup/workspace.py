@@ -120,7 +120,7 @@ def parse_device(name: str | torch.device | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     name = str(name)  # also of a torch.device
-    given = f"{option('--device')} {name}"
+    given = option(f"--device {name}")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise RecipeError(f"{given} is not a device.\n  Use cpu, cuda or cuda:0.")
     if name == "cpu":
@@ -128,7 +128,7 @@ def parse_device(name: str | torch.device | None) -> torch.device:
     if not torch.cuda.is_available():
         raise SetupError(
             f"{given}: PyTorch finds no CUDA device on this machine.\n"
-            f"  Use {option('--device')} cpu, or run `kdedge doctor` to see why."
+            f"  Use {option('--device cpu')}, or run `kdedge doctor` to see why."
         )
     n_gpus, number = torch.cuda.device_count(), torch.device(name).index
     if number is not None and number >= n_gpus:

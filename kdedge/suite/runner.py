@@ -20,6 +20,7 @@ from typing import Any
 
 from kdedge.errors import CellsFailed, DataError, Interrupted, explained, signum_of
 from kdedge.locks import lock_file
+from kdedge.messages import same_call
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import read_record
@@ -132,7 +133,7 @@ class Runner:
             raise Interrupted(
                 f"Interrupted{' in ' if labels else ''}{labels};"
                 f" {n_finished} of {len(self._cells)} cells are finished.\n"
-                "  Run the same command to continue.",
+                f"  {same_call()} to continue.",
                 signum=signum,
             ) from error
         except BaseException:
@@ -258,6 +259,6 @@ def check_failed(state: SuiteState) -> None:
     raise CellsFailed(
         f"{len(failed)} of {len(outcomes)} cells failed.\n"
         + "\n".join(lines)
-        + "\n  Run the same command to try them again; finished cells are kept.",
+        + f"\n  {same_call()} to try them again; finished cells are kept.",
         exit_code=code if code > 0 else 128 - code,  # a negative code is minus the signal
     )

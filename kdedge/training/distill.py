@@ -183,7 +183,7 @@ def _recipe_with_better_teacher(
     usable = [name for name in better if not (needs_vectors and name == "ridge")]  # ridge has none
     method = job.choice.name
     chosen = max(usable or better, key=better.__getitem__)
-    flag = option("--keep-teacher")
+    flag = option("--keep-teacher", "keep_teacher=True")
     if keep:
         remedy = f"Using it anyway, because of {flag}."
     elif not usable:

@@ -15,7 +15,7 @@ from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable, write_pseudo_labels
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import refuse_existing, sha256_json
-from kdedge.messages import first_line, option
+from kdedge.messages import first_line, option, same_call
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run
@@ -161,6 +161,6 @@ def _trained_model(
         return load_run(newest(root, key=key) or run_job(job, resume=resume), workspace)
     except Interrupted as error:
         raise Interrupted(
-            f"{first_line(error)}.\n  Run the same command again: it resumes from there.",
+            f"{first_line(error)}.\n  {same_call()} again: it resumes from there.",
             signum=error.signum,
         ) from error

@@ -16,7 +16,7 @@ from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shards
 from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
-from kdedge.messages import option
+from kdedge.messages import option, same_call
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
@@ -137,7 +137,7 @@ def _choose_run(job: Job, key: str, *, resume: bool) -> tuple[RunFolder, bool]:
         log.info(f"{waiting.path}: resuming where it stopped.")
         return waiting, True
     if waiting is not None:
-        why = f"was interrupted; add {option('--resume')} to continue it"
+        why = f"was interrupted; add {option('--resume', 'resume=True')} to continue it"
         if waiting.is_in_use:
             why = "is in use by another process"
         log.info(f"{waiting.path} {why}. Starting a new run.")
@@ -214,7 +214,7 @@ def _status(run: RunFolder, job: Job, is_resumed: bool) -> Iterator[None]:
         run.mark("interrupted")
         raise Interrupted(
             f"Interrupted in {run.path}.\n"
-            f"  Run the same command with {option('--resume')} to go on from there.",
+            f"  {same_call()} with {option('--resume', 'resume=True')} to go on from there.",
             signum=signum_of(error),
         ) from error
     except BaseException:

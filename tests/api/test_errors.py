@@ -18,6 +18,7 @@ import kdedge
 from kdedge import errors
 from kdedge.cli.main import run
 from kdedge.messages import ON_COMMAND_LINE, option
+from kdedge.runs.folder import RunFolder
 
 pytest.importorskip("torch")
 
@@ -129,8 +130,29 @@ def test_an_override_from_python_is_named_as_one() -> None:
 def test_a_message_names_arguments_in_python_and_flags_on_a_command_line() -> None:
     context = copy_context()
     context.run(ON_COMMAND_LINE.set, True)
-    for one, expected in ((("--batch-size",), "batch_size"), (("--runs", "root"), "root")):
+    for one, expected in (
+        (("--batch-size",), "batch_size"),
+        (("--runs", "root"), "root"),
+        (("--device cuda:1",), 'device="cuda:1"'),
+    ):
         assert (option(*one), context.run(option, *one)) == (expected, one[0])
+
+
+def test_a_message_from_python_says_what_to_write_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        RunFolder.create(tmp_path, "line3", role=role, recipe_text="name: line3\n", provenance={})
+        for role in ("student", "teacher")
+    ]
+    with pytest.raises(kdedge.RecipeError, match="Finish one with resume=True, or name one"):
+        kdedge.open_run("line3", root=tmp_path)
+    runs[1].finish()
+    with pytest.raises(kdedge.RecipeError, match="Finish it with resume=True, or name "):
+        kdedge.open_run("line3", root=tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(kdedge.SetupError, match=r'^device="cuda": .*\n  Use device="cpu", or run'):
+        kdedge.demo(device="cuda")
 
 
 # Names

@@ -78,7 +78,7 @@ def test_a_set_is_fetched_and_is_then_as_published(kdedge, tmp_path):
     assert out.endswith("\n\nAll as published.\n")
     _, out, _ = kdedge("verify", "small")
     assert out.endswith("\n\nAll as published. --images decodes the images, too.\n")
-    assert "\nAll as published. read_images decodes the images" in str(verify_set("small"))
+    assert "\nAll as published. read_images=True decodes the images" in str(verify_set("small"))
     code, out, _ = kdedge("fetch", "small")
     assert (code, out.splitlines()[0]) == (0, "data/sun397 has all of small already.")
 

@@ -249,7 +249,7 @@ def test_a_disk_that_fills_up_keeps_what_came(
     hub.give(PATH, file_server.Answer(bytes(1 << 20)))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
     with pytest.raises(
-        ResourceError, match=r"the disk is full.*\n.*\n.*run the same command again to continue"
+        ResourceError, match=r"the disk is full.*\n.*\n.*Make the same call again to continue"
     ):
         fetch_files(root=disk)
     assert (disk / SUN397.folder / "m.zip.part").exists()

@@ -246,7 +246,7 @@ def test_an_engine_that_is_not_of_this_graph_is_in_the_way(artifact: Artifact) -
         build_files(newer, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     assert str(caught.value) == (
         f"{path} exists, but is not listed as built from this model.fp16.onnx.\n"
-        "  It is not overwritten: delete it and run the command again."
+        "  It is not overwritten: delete it and try again."
     )
     assert snapshot(artifact.path) == before
 

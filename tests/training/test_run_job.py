@@ -47,8 +47,10 @@ def test_of_several_finished_runs_the_one_that_finished_last_is_taken(tmp_path: 
 
 @pytest.mark.parametrize(("ended_by", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
 def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
-    tmp_path: Path, ended_by: type[BaseException], code: int
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ended_by: type[BaseException], code: int
 ) -> None:
+    caplog.set_level("INFO")
+
     class Ending:
         items = (Item("a.png", 0),)
 
@@ -66,7 +68,11 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
     with pytest.raises(Interrupted) as caught:
         run_job(job, resume=False)
     assert caught.value.exit_code == code
+    assert "Make the same call with resume=True to go on" in str(caught.value)
     assert RunFolder(tmp_path / "runs/x/01", "baseline").read_provenance().status == "interrupted"
+    with pytest.raises(Interrupted):
+        run_job(job, resume=False)
+    assert "was interrupted; add resume=True to continue it." in caplog.text
 
 
 def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(

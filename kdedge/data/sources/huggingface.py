@@ -85,7 +85,7 @@ def _fetch(datasets: Any, place: str, part: str) -> Any:
     except ConnectionError as error:
         raise SetupError(
             f"{place} cannot be downloaded: {first_line(error)}.\n"
-            "  Run the command with a connection to the Hub, or copy the dataset here and name its"
+            "  Try again with a connection to the Hub, or copy the dataset here and name its"
             " Parquet files as parquet."
         ) from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:

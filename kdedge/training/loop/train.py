@@ -33,7 +33,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, Interrupted, ResourceError
-from kdedge.messages import option
+from kdedge.messages import option, same_call
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import TrainingFolder
 from kdedge.runs.provenance import TrainingSummary
@@ -315,7 +315,7 @@ class Training:
     def _interrupted(self, signum: int) -> Interrupted:
         return Interrupted(
             f"Interrupted at {self._place(self.step)}; the state is in {self._newest}.\n"
-            f"  Run the same command with {option('--resume')} to go on from there.",
+            f"  {same_call()} with {option('--resume', 'resume=True')} to go on from there.",
             signum=signum,
         )
 
