@@ -32,15 +32,19 @@ def load_for(
     role: Role,
     recipe: AnyRecipe,
     overrides: Overrides | None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
     *,
     size: str | None = None,
-    **options: int | float | None,
 ) -> LoadedRecipe:
     """Loads a recipe with a student size, overrides and the options of `role_keys`; the last wins.
 
     Raises:
         RecipeError: the recipe is wrong, or there is no such size.
     """
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     keys = merged(overrides or {}, role_keys(role, options))
     if size is not None:
         student = load_recipe(recipe, keys).recipe.student

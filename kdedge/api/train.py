@@ -61,9 +61,7 @@ def teach(
         >>> teacher = kdedge.teach("line3.yaml", epochs=2)
         >>> print(teacher.result)
     """
-    loaded = load_for(
-        "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
-    )
+    loaded = load_for("teacher", recipe, overrides, epochs, batch_size, lr, seed)
     with training_workspace(loaded, root, device, warn_for=["teacher"]) as workspace:
         from kdedge.training.run_job import run_job
         from kdedge.training.teach import teacher_job
@@ -112,9 +110,7 @@ def fill_teacher_store(
             not see a file.
         ResourceError: memory or disk ran out.
     """
-    loaded = load_for(
-        "teacher", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
-    )
+    loaded = load_for("teacher", recipe, overrides, epochs, batch_size, lr, seed)
     with training_workspace(loaded, root, device, ray=ray) as workspace:
         from kdedge.training.distill import store_features
 
@@ -174,8 +170,7 @@ def distill(
         >>> ridge = {"student.method": "ridge", "student.settings": {}, "student.views": 1}
         >>> print(kdedge.distill("line3.yaml", overrides=ridge))
     """
-    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-    loaded = load_for("student", recipe, overrides, size=size, **options)
+    loaded = load_for("student", recipe, overrides, epochs, batch_size, lr, seed, size=size)
     with training_workspace(loaded, root, device, warn_for=["teacher", "student"]) as workspace:
         from kdedge.training.distill import distill_student
 
@@ -220,9 +215,7 @@ def train(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    loaded = load_for(
-        "baseline", recipe, overrides, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
-    )
+    loaded = load_for("baseline", recipe, overrides, epochs, batch_size, lr, seed)
     with training_workspace(loaded, root, device) as workspace:
         from kdedge.setup.method import warn_of_unused_optim
         from kdedge.training.run_job import run_job
