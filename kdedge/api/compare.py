@@ -119,41 +119,9 @@ def _compare_models(
             f"The two class lists have no name in common. Old: {shown[0]}. New: {shown[1]}.\n"
             "  Compare artifacts of the same classes."
         )
-    label_names = tuple(dict.fromkeys((*names[0], *names[1])))  # old classes keep their positions
-    compared, unreadable = _classify(models, paths, label_names if reads_labels else None, batch)
-    described = [
-        ComparedModel(
-            str(model.artifact.path / model.file.name),
-            model.file.precision,
-            model.backend.describe(),
-            len(model.artifact.class_names),
-        )
-        for model in models
-    ]
-    comparison = compare_predictions(
-        compared, *described, old_names=names[0], new_names=names[1], unreadable=unreadable
-    )
-    if reads_labels and comparison.labeled is None:
-        raise DataError(
-            "No image has a label of a class that both artifacts have.\n  Name a folder with a"
-            " subfolder for each class, a CSV list with labels, or shards with cls members."
-        )
-    return comparison
-
-
-def _classify(
-    models: Sequence[Classifier],
-    paths: Sequence[str],
-    label_names: Sequence[str] | None,
-    batch: int | None,
-) -> tuple[list[ComparedImage], list[UnreadableImage]]:
-    """Classifies the images with the old and the new model; also returns the unreadable ones.
-
-    Raises:
-        DataError: no image can be read.
-    """
-    n_old = len(models[0].artifact.class_names)
-    inputs = open_inputs(paths, label_names=label_names, n_positions=n_old)
+    # Old classes keep their positions
+    label_names = tuple(dict.fromkeys((*names[0], *names[1]))) if reads_labels else None
+    inputs = open_inputs(paths, label_names=label_names, n_positions=len(names[0]))
     items, *copies = tee(inputs, 3)
     streams = [
         classifier.classify_many(((item.key, item.image) for item in own), batch=batch)
@@ -179,4 +147,21 @@ def _classify(
             f"None of {images_text(len(unreadable))} can be read.\n  The first is"
             f" {unreadable[0].key}: {unreadable[0].reason}."
         )
-    return compared, unreadable
+    described = [
+        ComparedModel(
+            str(model.artifact.path / model.file.name),
+            model.file.precision,
+            model.backend.describe(),
+            len(model.artifact.class_names),
+        )
+        for model in models
+    ]
+    comparison = compare_predictions(
+        compared, *described, old_names=names[0], new_names=names[1], unreadable=unreadable
+    )
+    if reads_labels and comparison.labeled is None:
+        raise DataError(
+            "No image has a label of a class that both artifacts have.\n  Name a folder with a"
+            " subfolder for each class, a CSV list with labels, or shards with cls members."
+        )
+    return comparison
