@@ -107,8 +107,24 @@ def build_files(
     names = []
     for precision, source in sources.items():
         file = planned_file(target, precision)
-        artifact = _write_if_missing(artifact, target, file, source, inputs)
         names.append(file.name)
+        entry = _existing_entry(artifact, file.name, source)
+        if entry is None:
+            request = BuildRequest(
+                artifact,
+                artifact.path,
+                model=None if inputs is None else inputs.model,
+                onnx_path=None if source is None else artifact.checked(source.name),
+                images=inputs.calibration if inputs and file.precision == "int8" else None,
+            )
+            build = functools.partial(build_module(target).build, file, request)
+            artifact, entry = build_file(artifact, target, file, build, source=source)
+            artifact.save()
+        if entry.parity is None:
+            measured = _with_parity_if_runnable(artifact, target, entry, inputs)
+            if measured != entry:
+                artifact = artifact.with_files(measured)
+                artifact.save()
     if artifact != before:
         artifact = renew_model_card(artifact)
     return artifact, tuple(names)
@@ -129,34 +145,6 @@ def _check_can_build_here(
             f"  The artifact {artifact.path} is complete without engines. To build them, copy it to"
             f" the device and run there: {command}"
         ) from error
-
-
-def _write_if_missing(
-    artifact: Artifact,
-    target: Target,
-    file: PlannedFile,
-    source: ModelFile | None,
-    inputs: ExportInputs | None,
-) -> Artifact:
-    """Builds a file if it is missing, and compares it if it was not; saves the artifact."""
-    entry = _existing_entry(artifact, file.name, source)
-    if entry is None:
-        request = BuildRequest(
-            artifact,
-            artifact.path,
-            model=None if inputs is None else inputs.model,
-            onnx_path=None if source is None else artifact.checked(source.name),
-            images=inputs.calibration if inputs and file.precision == "int8" else None,
-        )
-        build = functools.partial(build_module(target).build, file, request)
-        artifact, entry = build_file(artifact, target, file, build, source=source)
-        artifact.save()
-    if entry.parity is None:
-        measured = _with_parity_if_runnable(artifact, target, entry, inputs)
-        if measured != entry:
-            artifact = artifact.with_files(measured)
-            artifact.save()
-    return artifact
 
 
 def add_cpu_files(
