@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,11 +85,9 @@ class _Export:
         if self.run is not None:
             record_export(self.run, self.artifact.path)
         precision = request.precisions[0] if request.precisions else None
-        if request.triton is not None:
-            write = partial(write_triton, precision=precision, built=self.names)
-            self._write_folder(write, request.triton)
-        if request.browser is not None:
-            self._write_folder(partial(write_browser, precision=precision), request.browser)
+        write = partial(write_triton, precision=precision, built=self.names)
+        self._write_folder(write, request.triton)
+        self._write_folder(partial(write_browser, precision=precision), request.browser)
 
     def _build(self, target: Target) -> None:
         """Builds a target's files."""
@@ -116,9 +114,11 @@ class _Export:
             choice = fastest_on_cpu(self.artifact, not_tried=missing)
             self.artifact = renew_model_card(keep_choice(self.artifact, choice))
 
-    def _write_folder(self, write: Callable[[Artifact, Path], Path], folder: str | Path) -> None:
+    def _write_folder(
+        self, write: Callable[[Artifact, Path], Path], folder: str | Path | None
+    ) -> None:
         """Writes a folder with one of the files; after an error it might get another file."""
-        if not self.failed:
+        if folder is not None and not self.failed:
             with self._keeping_errors():
                 log.info(f"Wrote {write(self.artifact, home_path(folder))}")
 
@@ -251,19 +251,14 @@ def export(
         raise RecipeError(f"A page needs a file with preprocessing.\n  Add {flag}.")
     with torch_as_before():
         if existing is None:
-            made = _from_run(
-                find_run(run, root),
-                overrides or {},
-                {**recipe_options, "precisions": asked or None},
-                request,
-                classes=classes,
-                output=output,
-                device=device,
-            )
+            options = {**recipe_options, "precisions": asked or None}
+            keys = {f"export.{key}": value for key, value in options.items() if value is not None}
+            keys = merged(overrides or {}, keys)
+            made = _from_run(find_run(run, root), keys, request, classes, output, device)
         else:
             run_options = {"classes": classes, "output": output, "device": device, **recipe_options}
-            given = [name for name, value in run_options.items() if value is not None]
-            wrong = [option(f"--{name.replace('_', '-')}") for name in given]
+            given = [key.replace("_", "-") for key in run_options if run_options[key] is not None]
+            wrong = [option(f"--{name}") for name in given]
             wrong += [*(overrides or ()), *(t.label for t in requested if t not in chosen)]
             made = _from_artifact(existing, request, wrong)
         path = made.artifact.path
@@ -330,17 +325,15 @@ def precisions_of(target: Target, precisions: Set[Precision]) -> list[Precision]
 def _from_run(
     run: RunFolder,
     overrides: Overrides,
-    options: Mapping[str, object],
     request: _Request,
-    *,
     classes: str | Path | Sequence[str] | None,
     output: str | Path | None,
     device: str | None,
 ) -> _Export:
     """Writes a run's artifact, with the ONNX files that the targets are built from.
 
-    `options` are keys of the recipe's `export`, of which None stands for the recipe's value. The
-    other arguments are those of `export`.
+    `overrides` has all keys of the recipe that are given. `classes`, `output` and `device` are
+    those of `export`.
     """
     need_training_packages("Folding a run")
     from kdedge.deploy.build import warn_where_unbuildable
@@ -351,8 +344,7 @@ def _from_run(
 
     workspace = run_workspace(run, device)
     names = None if classes is None else given_class_names(classes)
-    given = {f"export.{key}": value for key, value in options.items() if value is not None}
-    trained = load_run(run, workspace, overrides=merged(overrides, given), names=names)
+    trained = load_run(run, workspace, overrides=overrides, names=names)
     check_has_class_vectors(trained.setup.choice, "be exported")
     precisions = _with_fp16(trained.recipe.export.precisions)
     needed: set[Precision] = {"fp32", *precisions}
