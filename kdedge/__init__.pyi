@@ -1,6 +1,12 @@
 """The names of the Python API, and the modules that have them; `__init__.py` reads them here."""
 
-from kdedge.api.about import doctor as doctor, list_methods as list_methods, schema as schema
+from kdedge.api.about import (
+    Diagnosis as Diagnosis,
+    Methods as Methods,
+    doctor as doctor,
+    list_methods as list_methods,
+    schema as schema,
+)
 from kdedge.api.artifact import (
     change_classes as change_classes,
     cpu_choice as cpu_choice,

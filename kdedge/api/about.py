@@ -6,7 +6,8 @@ import importlib
 import logging
 import platform
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,9 @@ from kdedge.errors import KdedgeError, SetupError
 from kdedge.messages import first_line
 from kdedge.methods import registry
 from kdedge.packages import PACKAGES, Package
+from kdedge.progress import readable_bytes
+from kdedge.records.record import Record
+from kdedge.records.tables import Table, Tabled
 from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 from kdedge.targets.registry import list_targets, target_records
@@ -23,52 +27,201 @@ from kdedge.targets.registry import list_targets, target_records
 log = logging.getLogger(__name__)
 
 
-def doctor() -> dict[str, Any]:
-    """Shows what this machine has and what each step still needs, as plain values.
+@dataclass(frozen=True)
+class MachineFacts:
+    """What kdedge runs on; None for what is not known.
+
+    Attributes:
+        kdedge: its version.
+        python: Python's version.
+        system: the operating system.
+        cpu: the CPU's model.
+        cpu_cores: number of logical cores.
+        memory_bytes: total memory.
+        disk_free_bytes: free space of the current folder's disk.
+    """
+
+    kdedge: str
+    python: str
+    system: str
+    cpu: str
+    cpu_cores: int
+    memory_bytes: int | None
+    disk_free_bytes: int
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """A GPU.
+
+    Attributes:
+        name: its name.
+        memory_bytes: total memory.
+        compute_capability: major and minor version, such as 8.7.
+        cuda: the CUDA version of torch; None if torch is missing or was built without.
+    """
+
+    name: str
+    memory_bytes: int
+    compute_capability: str
+    cuda: str | None
+
+
+@dataclass(frozen=True)
+class CudaFacts:
+    """The GPUs that CUDA programs can use.
+
+    Attributes:
+        devices: the driver's GPUs.
+        problem: why there is none, or why torch cannot use them; None if it can.
+    """
+
+    devices: tuple[GpuFacts, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class PackageFacts:
+    """An optional package.
+
+    Attributes:
+        version: the installed version; None if it is missing.
+        purpose: what needs it.
+        install: the command that installs it; None if it is installed.
+    """
+
+    version: str | None
+    purpose: str
+    install: str | None
+
+
+@dataclass(frozen=True)
+class Diagnosis(Record, Tabled):
+    """What a machine has, and what each step still needs.
+
+    Attributes:
+        machine: the machine.
+        cuda: its GPUs.
+        packages: the optional packages, by the name under which they are imported.
+        problems: installed packages that cannot work here, a sentence each.
+    """
+
+    machine: MachineFacts
+    cuda: CudaFacts
+    packages: dict[str, PackageFacts]
+    problems: tuple[str, ...]
+
+    @property
+    def table(self) -> Table:
+        """The machine and its GPUs."""
+        devices, problem = self.cuda.devices, self.cuda.problem
+        rows = [*_named(self.machine)]
+        rows += [("GPU", ", ".join(map(" ".join, _named(device)))) for device in devices]
+        if problem is not None:
+            rows.append(("torch", problem) if devices else ("GPU", f"none: {problem}"))
+        return Table("", (), rows, align="l")
+
+    @property
+    def tables(self) -> list[Table]:
+        """The machine, and the packages."""
+        header = ("package", "version", "for", "install with")
+        rows = [
+            [name, one.version or "missing", one.purpose, one.install or ""]
+            for name, one in self.packages.items()
+        ]
+        return [self.table, Table("", header, rows, align="l")]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """The problems."""
+        return self.problems
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """A method that a recipe can name.
+
+    Attributes:
+        label: its name in tables.
+        paper: arXiv number of its paper, or of a related one.
+        about: what it does, one sentence.
+        labels: whether it is trained on labels.
+        unlabeled_images: whether it is trained on unlabeled images.
+        novel_class_names: whether it is trained on the names of classes without labels.
+        losses: the losses that its settings can name, each with its description.
+    """
+
+    label: str
+    paper: str
+    about: str
+    labels: bool
+    unlabeled_images: bool
+    novel_class_names: bool
+    losses: dict[str, str]
+
+
+class Methods(Tabled, dict[str, MethodFacts | None]):
+    """The methods by name, printed as a table; None for a method that cannot be loaded."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {
+            name: {} if one is None else {k: v for k, v in asdict(one).items() if v != {}}
+            for name, one in self.items()
+        }
+
+    @property
+    def table(self) -> Table:
+        """A row for each method."""
+        rows = []
+        for name, one in self.items():
+            cells = ["?"] * 4 + [""]
+            if one is not None:
+                needs = (one.labels, one.unlabeled_images, one.novel_class_names)
+                marks = ("yes" if needed else "-" for needed in needs)
+                cells = [one.label, *marks, one.about.removeprefix(f"{one.label}: ")]
+            rows.append([name, *cells])
+        header = ("method", "label", "labels", "unlabeled", "novel names", "")
+        return Table("", header, rows, align="l")
+
+    @property
+    def tables(self) -> list[Table]:
+        """The methods, and the losses of each that has some."""
+        losses = {name: one.losses for name, one in self.items() if one and one.losses}
+        return [self.table] + [
+            Table("", (f"loss of {name}", ""), [*each.items()], align="l")
+            for name, each in losses.items()
+        ]
+
+
+def doctor() -> Diagnosis:
+    """Shows what this machine has and what each step still needs.
 
     Nothing is installed, and the network is not used.
-
-    Returns:
-        `machine`, `cuda` with its devices, `packages` with versions and how to install missing
-        ones, and `problems`, a list of texts.
     """
     packages = {
-        package.module: {
-            "version": package.version,
-            "purpose": package.purpose,
-            "install": None if package.version else package.install_line,
-        }
-        for package in optional_packages()
+        one.module: PackageFacts(
+            one.version, one.purpose, None if one.version else one.install_line
+        )
+        for one in optional_packages()
     }
-    problems = [target.find_problem() for target in list_targets()]
-    return {
-        "machine": {
-            "kdedge": __version__,
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            "cpu": cpu_model(),
-            "cpu_cores": cpu_cores(),
-            "memory_bytes": memory_bytes(),
-            "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
-        },
-        "cuda": _cuda(has_torch=packages["torch"]["version"] is not None),
-        "packages": packages,
-        "problems": [problem for problem in problems if problem is not None],
-    }
+    machine = MachineFacts(
+        __version__, platform.python_version(), platform.platform(), cpu_model(), cpu_cores(),
+        memory_bytes(), shutil.disk_usage(Path.cwd()).free,
+    )  # fmt: skip
+    cuda = _cuda(has_torch=packages["torch"].version is not None)
+    problems = filter(None, [target.find_problem() for target in list_targets()])
+    return Diagnosis(machine, cuda, packages, tuple(problems))
 
 
-def list_methods() -> dict[str, dict[str, Any]]:
+def list_methods() -> Methods:
     """Lists the methods that a recipe can name, and what each is trained on.
 
-    Returns:
-        By name: `label`, `paper`, `about`, whether it is trained on `labels`, `unlabeled_images`
-        and `novel_class_names`, and the `losses` that its settings can name. A method that cannot
-        be loaded has an empty entry, and a warning says why.
+    A method that cannot be loaded is None, and a warning says why.
     """
     modules = _loaded_methods("only the names are listed")
-    return {
-        name: describe(modules[name]) if name in modules else {} for name in registry.list_methods()
-    }
+    names = registry.list_methods()
+    return Methods({n: describe(modules[n]) if n in modules else None for n in names})
 
 
 def schema() -> dict[str, Any]:
@@ -91,23 +244,23 @@ def optional_packages() -> tuple[Package, ...]:
     return tuple({p.module: p for p in (*PACKAGES.values(), *target_packages)}.values())
 
 
-def _cuda(*, has_torch: bool) -> dict[str, Any]:
+def _named(record: Any) -> Iterator[tuple[str, str]]:
+    """Yields the name and text of each value that is known; bytes get a unit."""
+    for key, value in asdict(record).items():
+        if value is not None:
+            shown = readable_bytes(value) if key.endswith("_bytes") else str(value)
+            yield key.removesuffix("_bytes").replace("_", " "), shown
+
+
+def _cuda(*, has_torch: bool) -> CudaFacts:
     """The driver's GPUs, and the reason if torch is installed and cannot use them."""
-    torch_cuda, problem = _cuda_of_torch() if has_torch else (None, None)
+    cuda, problem = _cuda_of_torch() if has_torch else (None, None)
     try:
         gpus = find_gpus()
     except SetupError as error:
-        return {"devices": [], "problem": first_line(error)}
-    devices = [
-        {
-            "name": gpu.name,
-            "memory_bytes": gpu.memory_bytes,
-            "compute_capability": gpu.compute_capability,
-            "cuda": torch_cuda,
-        }
-        for gpu in gpus
-    ]
-    return {"devices": devices, "problem": problem}
+        return CudaFacts((), first_line(error))
+    devices = [GpuFacts(x.name, x.memory_bytes, x.compute_capability, cuda) for x in gpus]
+    return CudaFacts(tuple(devices), problem)
 
 
 def _cuda_of_torch() -> tuple[str | None, str | None]:
@@ -136,19 +289,14 @@ def _loaded_methods(effect: str) -> dict[str, ModuleType]:
     return modules
 
 
-def describe(module: ModuleType) -> dict[str, Any]:
-    """A method's declared facts, and the losses that its settings can name, if any."""
+def describe(module: ModuleType) -> MethodFacts:
+    """A method's declared facts."""
     from kdedge.methods.losses import ChosenLosses
 
-    declared = module.METHOD
-    facts = {
-        "label": declared.label,
-        "paper": declared.paper,
-        "about": (module.__doc__ or "").partition("\n")[0],
-        **asdict(declared.main_data_needs),
-    }
+    declared, about = module.METHOD, (module.__doc__ or "").partition("\n")[0]
+    needs, losses = asdict(declared.main_data_needs), {}
     field = module.Settings.model_fields.get("losses")
     kind = None if field is None else field.annotation
     if isinstance(kind, type) and issubclass(kind, ChosenLosses):
-        facts["losses"] = {name: str(loss.description) for name, loss in kind.model_fields.items()}
-    return facts
+        losses = {name: str(loss.description) for name, loss in kind.model_fields.items()}
+    return MethodFacts(declared.label, declared.paper, about, **needs, losses=losses)

@@ -28,18 +28,21 @@ LOGGER = "kdedge"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def print_result(record: Any, *, as_json: bool, text: str = "") -> None:
+def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None:
     """Prints a command's result on stdout.
 
     Args:
         record: plain values, or an object with `to_dict`.
         as_json: print the record as one JSON object.
-        text: printed if `as_json` is False.
+        text: printed if `as_json` is False; None for the tables and notes of a `Tabled` record.
     """
     values = record.to_dict() if hasattr(record, "to_dict") else record
     if as_json:
         click.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
         return
+    if text is None:
+        blocks = [*map(table_text, record.tables), "\n".join(record.notes)]
+        text = "\n\n".join(filter(None, blocks))
     # Only the last line names the next command
     before, mark, following = text.rpartition("Next:")
     click.echo(f"{before}{colored(mark, 'green', sys.stdout)}{following}")

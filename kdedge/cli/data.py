@@ -11,13 +11,7 @@ import click
 from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
 from kdedge.cli._options import folder_option
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
-from kdedge.data.survey import Survey
-from kdedge.data.verify import Verification
 from kdedge.errors import DataError
-from kdedge.runtime.preprocess import UnreadableImage
-
-_MAX_NAMED = 20
-
 
 _data_option = folder_option(
     "--data",
@@ -120,7 +114,7 @@ def fetch(name: str, data: Path, as_json: bool) -> None:
 def verify(name: str, read_images: bool, data: Path, as_json: bool) -> None:
     """Compare a benchmark set's counts, class names and split with the published ones."""
     verification = verify_set(name, data, read_images=read_images)
-    print_result(verification, as_json=as_json, text=_verification_text(verification))
+    print_result(verification, as_json=as_json)
     if verification.problems:
         remedy = "Fetch what is missing"
         if not open_set(name, data).missing:
@@ -147,33 +141,4 @@ def scan(source: str, as_json: bool) -> None:
     folder, or hf://datasets/OWNER/NAME. Nothing is written, except that the datasets package copies
     Parquet files and datasets of the Hub into its cache.
     """
-    survey = scan_images(source)
-    print_result(survey, as_json=as_json, text=_survey_text(survey))
-
-
-def _verification_text(verification: Verification) -> str:
-    parts = verification.table
-    facts = [["folder", str(verification.folder)], ["classes", str(verification.n_classes)]]
-    blocks = [table(facts)]
-    if parts.rows:
-        blocks.append(table(parts.rows, header=parts.header, align=parts.align))
-    unreadable = [image for part in verification.parts for image in part.unreadable or ()]
-    if unreadable:
-        blocks.append(_name_some(unreadable))
-    return "\n\n".join([*blocks, "\n".join(verification.notes)])
-
-
-def _survey_text(survey: Survey) -> str:
-    blocks = [table(survey.table.rows)]
-    if survey.classes:
-        classes = [[name, f"{count:,}"] for name, count in survey.classes]
-        blocks.append(table(classes, header=("class", "images"), align="lr"))
-    if survey.unreadable:
-        blocks.append(_name_some(survey.unreadable))
-    return "\n\n".join(blocks)
-
-
-def _name_some(images: tuple[UnreadableImage, ...] | list[UnreadableImage]) -> str:
-    lines = [f"{image.key}: {image.reason}" for image in images[:_MAX_NAMED]]
-    more = len(images) - _MAX_NAMED
-    return "\n".join([*lines, f"and {more} more; --json has them all"] if more > 0 else lines)
+    print_result(scan_images(source), as_json=as_json)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import click
 
 from kdedge.api.about import list_methods
-from kdedge.cli._output import json_option, print_result, table
-
-_DATA_NEEDS = ("labels", "unlabeled_images", "novel_class_names")
-_HEADER = ("method", "label", "labels", "unlabeled", "novel names", "")
+from kdedge.cli._output import json_option, print_result
 
 
 @click.command("methods")
@@ -21,13 +18,4 @@ def command(as_json: bool) -> None:
     unlabeled: images of data.unlabeled. novel names: also the names of classes without labels.
     The losses that a student's settings can name follow. `kdedge schema` lists all settings.
     """
-    record = list_methods()
-    rows, losses = [], []
-    for name, about in record.items():
-        marks = [("yes" if about[key] else "-") if about else "?" for key in _DATA_NEEDS]
-        label = about.get("label", "?")
-        rows.append([name, label, *marks, about.get("about", "").removeprefix(f"{label}: ")])
-        if "losses" in about:
-            losses.append(table(list(about["losses"].items()), header=(f"loss of {name}", "")))
-    text = "\n\n".join([table(rows, header=_HEADER), *losses])
-    print_result(record, as_json=as_json, text=text)
+    print_result(list_methods(), as_json=as_json)

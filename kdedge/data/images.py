@@ -125,6 +125,11 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
     )
 
 
+def with_reasons(images: Iterable[UnreadableImage]) -> list[str]:
+    """The first 20 images, each with the reason, and the number of others."""
+    return some_of((f"{image.key}: {image.reason}" for image in images), 20)
+
+
 def write_skipped_csv(path: Path, skipped: Mapping[str, Iterable[UnreadableImage]]) -> None:
     """Writes the list of skipped images: a heading, then one `source,key,reason` row per image.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kdedge.config.fields import HUB
-from kdedge.data.images import Scan, check_limit, scan
+from kdedge.data.images import Scan, check_limit, scan, with_reasons
 from kdedge.data.sources import ImageSource, csv_list, folder, huggingface, parquet, webdataset
 from kdedge.errors import DataError
 from kdedge.messages import name_some
@@ -53,6 +53,17 @@ class Survey(Record, Tabled):
         """The kind of source, and the summary."""
         rows = [["images" if i == 0 else "", line] for i, line in enumerate(self.lines())]
         return Table("", (), [["source", self.kind], *rows], align="l")
+
+    @property
+    def tables(self) -> list[Table]:
+        """The summary, and the number of images of each class."""
+        rows = [[name, f"{count:,}"] for name, count in self.classes]
+        return [self.table, *([Table("", ("class", "images"), rows)] if rows else [])]
+
+    @property
+    def notes(self) -> list[str]:
+        """The unreadable images, each with the reason."""
+        return with_reasons(self.unreadable)
 
     @property
     def absent(self) -> list[str]:

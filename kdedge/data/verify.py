@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, MissingPartsError
-from kdedge.data.images import scan
+from kdedge.data.images import scan, with_reasons
 from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError
 from kdedge.files import sha256_file
@@ -71,12 +71,19 @@ class Verification(Record, Tabled):
         return Table("", ("part", "images", "missing", "classes", "unreadable"), rows)
 
     @property
+    def tables(self) -> list[Table]:
+        """The set, and its parts."""
+        rows = [["folder", str(self.folder)], ["classes", str(self.n_classes)]]
+        return [Table("", (), rows, align="l"), *([self.table] if self.parts else [])]
+
+    @property
     def notes(self) -> Sequence[str]:
-        """The differences from the published set, or that there are none."""
+        """The unreadable images, and the differences from the published set, if there are any."""
         is_read = any(part.unreadable is not None for part in self.parts)
         reading = "" if is_read else option("--images", "read_images=True")
         more = f" {reading} decodes the images, too." if reading else ""
-        return self.problems or (f"All as published.{more}",)
+        unreadable = [image for part in self.parts for image in part.unreadable or ()]
+        return [*with_reasons(unreadable), *(self.problems or [f"All as published.{more}"])]
 
 
 def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verification:

@@ -79,15 +79,21 @@ class Tabled:
         raise NotImplementedError
 
     @property
+    def tables(self) -> Sequence[Table]:
+        """All that it prints, if that is more than one table."""
+        return (self.table,)
+
+    @property
     def notes(self) -> Sequence[str]:
         """Lines below the printed table."""
         return ()
 
     def __str__(self) -> str:
-        return "\n".join([str(self.table), *self.notes])
+        return "\n".join(["\n\n".join(map(str, self.tables)), *self.notes])
 
     def _repr_html_(self) -> str:
-        return self.table.as_html() + "".join(f"<br>{html.escape(note)}" for note in self.notes)
+        tables = "<br>".join(table.as_html() for table in self.tables)
+        return tables + "".join(f"<br>{html.escape(note)}" for note in self.notes)
 
 
 def decimals(value: float | None) -> str:

@@ -156,7 +156,7 @@ def test_a_scan_prints_classes_sizes_and_what_is_unreadable(kdedge, tmp_path):
     (tmp_path / "images/dog/2.png").write_bytes(b"")
     code, out, err = kdedge("scan", "images")
     assert (code, err) == (0, "")
-    assert out.startswith(f"{scan_images('images')}\n\nclass")
+    assert out.startswith(f"{scan_images('images').table}\n\nclass")
     assert "images  4, of 7x12 and 8x12 and 1 other sizes, shorter side 7 to 9\n" in out
     assert "1 of 4 cannot be read, such as dog/2.png\n" in out
     assert "cat         2\ndog         2\n" in out
