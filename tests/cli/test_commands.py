@@ -119,6 +119,9 @@ def test_methods_lists_the_folder_with_labels_first_lines_and_what_they_see():
     assert listed["promptkd"]["about"].startswith("PromptKD: ")
     assert listed["promptkd"]["unlabeled_images"]
     assert {"kl", "feature"} <= listed["promptkd"]["losses"].keys()
+    found = about.list_methods()
+    assert found.to_dict() == listed
+    assert re.search(r"^promptsrc +PromptSRC +yes +- +- ", str(found), re.MULTILINE)
     assert listed["promptsrc"] == {
         "label": "PromptSRC",
         "paper": "arXiv:2307.06948",
