@@ -235,7 +235,7 @@ class App:
                 length = request.headers.get(LENGTH_HEADER)
                 parse = partial(parse_request, body, length, model.artifact)
                 parsed = await loop.run_in_executor(self._parsing, parse)
-                prepare = partial(parsed.prepare, model, self._limits.pixels)
+                prepare = partial(parsed.prepare, model, self._limits.pixels, deadline)
                 logits = model.classifier.as_logits(await self._outputs(model, prepare, deadline))
         if not np.isfinite(logits).all():
             raise HTTPException(500, "the model gives NaN or infinity")

@@ -7,8 +7,10 @@ Inference-Header-Content-Length.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -71,12 +73,13 @@ class InferRequest:
 
     Attributes:
         id: the request's id, which the answer repeats; None if there is none.
-        prepare: (model, max_pixels) -> the graph's input, [N, 3, S, S].
+        prepare: (model, max_pixels, deadline) -> the graph's input, [N, 3, S, S]. It decodes no
+            image after the deadline, a time of `time.monotonic`, but raises asyncio.TimeoutError.
         is_binary: whether the answer's logits are binary data.
     """
 
     id: str | None
-    prepare: Callable[[ServedModel, int], npt.NDArray[Any]]
+    prepare: Callable[[ServedModel, int, float], npt.NDArray[Any]]
     is_binary: bool
 
 
@@ -158,7 +161,7 @@ def _datatype(artifact: Artifact) -> str:
 
 def _read_input(
     tensor: _Input, binary: bytes, artifact: Artifact
-) -> Callable[[ServedModel, int], npt.NDArray[Any]]:
+) -> Callable[[ServedModel, int, float], npt.NDArray[Any]]:
     """Checks a request's input; returns `InferRequest.prepare`.
 
     Raises:
@@ -171,13 +174,20 @@ def _read_input(
         raise _bad("there is binary data, but the input has no binary_data_size")
     if tensor.name == FILES_NAME:
         files = _read_files(tensor, binary)
-        return lambda model, max_pixels: np.concatenate(
-            [model.prepare(file, max_pixels=max_pixels) for file in files]
-        )
+
+        def prepare(model: ServedModel, max_pixels: int, deadline: float) -> npt.NDArray[Any]:
+            rows = []
+            for file in files:
+                if time.monotonic() > deadline:  # nobody waits for the answer
+                    raise asyncio.TimeoutError
+                rows.append(model.prepare(file, max_pixels=max_pixels))
+            return np.concatenate(rows)
+
+        return prepare
     if tensor.name != INPUT_NAME:
         raise _bad(f"there is no such input; there are {INPUT_NAME} and {FILES_NAME}")
     pixels = _read_pixels(tensor, binary, artifact)
-    return lambda model, max_pixels: pixels
+    return lambda *_: pixels
 
 
 def _read_files(tensor: _Input, binary: bytes) -> list[bytes]:

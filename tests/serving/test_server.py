@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import logging
 import shutil
 import socket
@@ -128,6 +129,29 @@ def test_an_answer_that_takes_too_long_is_given_up_and_what_waits_is_not_compute
     device.gate.set()
     assert send(server).result().status == 200
     assert device.sizes == [1, 1]
+
+
+def test_images_of_a_request_that_was_given_up_are_not_decoded(
+    gated: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    decoded: list[bytes] = []
+
+    def decode(_: ServedModel, file: bytes, **__: Any) -> np.ndarray:
+        decoded.append(file)
+        assert gate.wait(20)
+        return np.zeros((1, 3, 16, 16), np.float32)
+
+    server, _ = gated(timeout=0.3)
+    monkeypatch.setattr(ServedModel, "prepare", decode)
+    given = {"name": "image_bytes", "shape": [2], "datatype": "BYTES"}
+    body = json.dumps({"inputs": [given | {"parameters": {"binary_data_size": 10}}]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(body))}
+    files = b"\x01\x00\x00\x00a\x01\x00\x00\x00b"
+    assert ask(server.url, "/v2/models/colors/infer", body + files, headers).status == 503
+    gate.set()
+    server.close()
+    assert decoded == [b"a"]
 
 
 def test_a_model_that_fails_is_said_to_have_failed_and_the_server_goes_on(
