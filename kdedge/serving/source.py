@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import threading
 import time
 from collections import deque
@@ -193,30 +194,39 @@ def new_files(
     """
     before: ImageStamps = {}
     number = 0
+    lost_at: float | None = None
     while True:
-        while os.path.isdir(folder):  # noqa: PTH112 - a network drive may raise errors
+        try:
             present = image_stamps(folder)
-            if present:  # an empty folder may be a share that is not mounted now
-                seen = {path: stamp for path, stamp in seen.items() if path in present}
-            for path, stamp in present.items():
-                if stamp == before.get(path) and stamp != seen.get(path):
-                    seen[path] = stamp
-                    number += 1
-                    if (number - 1) % every == 0:
-                        yield Frame(number, partial(read_file, path), file=printable(path.name))
-            before = present
+        except OSError as error:
+            if lost_at is None:
+                lost_at = time.monotonic()
+                yield event("lost", reason=os_reason(error))
             time.sleep(every_s)
-        lost_at = time.monotonic()
-        yield event("lost", reason="no such file or directory")
-        while not os.path.isdir(folder):  # noqa: PTH112
-            time.sleep(every_s)
-        yield event("back", after_s=round(time.monotonic() - lost_at, 1))
+            continue
+        if lost_at is not None:
+            yield event("back", after_s=round(time.monotonic() - lost_at, 1))
+            lost_at = None
+        if present:  # an empty folder may be a share that is not mounted now
+            seen = {path: stamp for path, stamp in seen.items() if path in present}
+        for path, stamp in present.items():
+            if stamp == before.get(path) and stamp != seen.get(path):
+                seen[path] = stamp
+                number += 1
+                if (number - 1) % every == 0:
+                    yield Frame(number, partial(read_file, path), file=printable(path.name))
+        before = present
+        time.sleep(every_s)
 
 
 def image_stamps(folder: Path) -> ImageStamps:
-    """Time of change and size of each image file in a folder, the oldest first."""
+    """Time of change and size of each image file in a folder, the oldest first.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
     stamps: ImageStamps = {}
-    for path in folder.glob("*"):
+    for path in folder.iterdir():  # glob would hide that the folder may not be read
         extension = path.suffix[1:].lower()
         is_image = extension in IMAGE_EXTENSIONS or extension in more_extensions()
         if is_image and not path.name.startswith("."):
@@ -224,7 +234,7 @@ def image_stamps(folder: Path) -> ImageStamps:
                 status = path.stat()
             except OSError:  # deleted meanwhile
                 continue
-            if status.st_size and path.is_file():
+            if status.st_size and stat.S_ISREG(status.st_mode):
                 stamps[path] = (status.st_mtime_ns, status.st_size)
     return dict(sorted(stamps.items(), key=lambda item: item[1]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 import threading
@@ -138,6 +139,22 @@ def test_a_folder_that_vanishes_is_lost_once_and_comes_back(folder: Path) -> Non
     assert back["event"] == "back"
     assert 0.2 < back["after_s"] < 60
     assert file == "z.jpg"
+
+
+def test_a_folder_that_cannot_be_listed_is_lost_until_it_can(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    files: Iterator[Any] = new_files(folder, {}, every=1, every_s=0.01)
+    assert {next(files).file, next(files).file} == {"old.jpg", "older.png"}
+    with monkeypatch.context() as share:
+        share.setattr("os.listdir", fail)
+        share.setattr("os.scandir", fail)
+        lost = next(files)
+    assert (lost["event"], lost["reason"]) == ("lost", "stale file handle")
+    assert next(files)["event"] == "back"
 
 
 # A folder that image files drop into
