@@ -27,7 +27,7 @@ class OnnxImageSession(OnnxSession):
         """[B, 3, S, S] -> [B, C], or features [B, D]; images of this size are not resized."""
         rows = images.transpose(0, 2, 3, 1)  # [B, S, S, 3]
         if rows.dtype != np.uint8:
-            rows = np.rint(rows * np.float32(255)).astype(np.uint8)
+            rows = np.rint(rows.clip(0, 1) * np.float32(255)).astype(np.uint8)  # no byte wraps
         return np.concatenate([self.run_image(row) for row in rows])
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

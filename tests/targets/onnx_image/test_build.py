@@ -195,6 +195,13 @@ def test_it_answers_as_the_pixel_file_does_after_pillow(built: Artifact, noise: 
     np.testing.assert_allclose(whole.logits(squares), plain.logits(squares), atol=1e-4)
 
 
+def test_values_that_overshoot_are_black_and_white(built: Artifact) -> None:
+    session = run.load(built.path / "model.image.onnx", n_threads=1)
+    edges = np.zeros((2, 3, SIZE, SIZE), np.float32)
+    edges[1] = 1
+    np.testing.assert_array_equal(session.run(edges * 1.04 - 0.02), session.run(edges))
+
+
 def test_it_is_not_used_unless_it_is_asked_for(built: Artifact) -> None:
     classifier = Classifier.load(built.path, n_threads=1)
     assert classifier.file.target != "onnx-image"
