@@ -80,11 +80,15 @@ async function startCamera() {
   }
   const number = ++pictures;
   const video = at("video");
+  at("camera").disabled = true; // a second click while the browser asks would open another stream
   try {
     camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     throw new Error(`The camera cannot be opened: ${error.message}.`);
+  } finally {
+    at("camera").disabled = false;
   }
+  if (number !== pictures) return stopCamera(); // a picture was chosen meanwhile
   video.srcObject = camera;
   await video.play();
   at("camera").textContent = "Stop";
