@@ -119,6 +119,8 @@ def open_frames(text: str, *, every: int, existing: bool) -> FrameSource:
     name = without_password(text) if is_live else printable(text)
     if existing and kind != "folder":
         raise RecipeError(f"existing is for a folder, and {name} is a {kind}.\n  Leave it out.")
+    if not is_live:  # wherever this process goes
+        text = str(Path(text).absolute())
     if kind == "folder":
         seen = {} if existing else image_stamps(Path(text))  # before new files can arrive
         files = new_files(Path(text), seen, every=every)
