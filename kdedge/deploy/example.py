@@ -26,8 +26,9 @@ from PIL import Image, ImageOps
 
 def read_rgb(path: str) -> Image.Image:
     """Reads an image as 8-bit RGB: upright, transparent parts over white."""
-    image = Image.open(path)
-    image.load()
+    with Path(path).open("rb") as file:  # given a path, Pillow turns some TIFF files wrongly
+        image = Image.open(file)
+        image.load()
     turned = ImageOps.exif_transpose(image)
     if turned.mode.startswith("I"):  # gray of 8 or 16 bits, which Pillow would clip at 255
         values = np.asarray(turned).astype(np.int64)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from kdedge.deploy.ship import file_to_ship, predict_flags
 from kdedge.inference.choose import choose_and_load, rank_files
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
+from kdedge.runtime.preprocess import decode_image
 
 ELSEWHERE = CpuMachine("Other CPU", ("amx_int8",), 2)
 
@@ -119,3 +123,16 @@ def test_nothing_ships_if_every_file_missed_its_gate(with_int8: Artifact) -> Non
     artifact = dataclasses.replace(chosen(with_int8), files=missed)
     assert rank_files(artifact) == []
     assert file_to_ship(artifact, None) is None
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
+def test_the_example_turns_an_uncompressed_tiff_as_predict_does(tmp_path: Path, mode: str) -> None:
+    pytest.importorskip("onnxruntime")
+    from kdedge.deploy.example import read_rgb
+
+    path, exif = tmp_path / "a.tif", Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    gradient = np.add.outer(np.arange(30) * 3, np.arange(50)).astype(np.uint8)
+    Image.fromarray(gradient).convert(mode).save(path, exif=exif)
+    wanted = np.asarray(decode_image(path.read_bytes()))
+    np.testing.assert_array_equal(np.asarray(read_rgb(str(path))), wanted)
