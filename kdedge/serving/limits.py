@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from kdedge.errors import RecipeError, check_at_least
 
+# Pillow refuses images of more than twice its `MAX_IMAGE_PIXELS`, 178,956,970
+_MOST_MEGAPIXELS = 178
+
 
 @dataclass(frozen=True)
 class RequestLimits:
@@ -15,7 +18,8 @@ class RequestLimits:
     Attributes:
         max_megabytes: size of a request's body, 10^6 bytes. All bodies in memory together may have
             eight times this size.
-        max_megapixels: size of an image, 10^6 pixels. Larger images are refused by their header.
+        max_megapixels: size of an image, 10^6 pixels, up to 178. Larger images are refused by their
+            header.
         max_requests: number of requests that wait for an answer.
         timeout: seconds from a request's headers to its answer.
     """
@@ -28,6 +32,11 @@ class RequestLimits:
     def __post_init__(self) -> None:
         names = ("max_megabytes", "max_megapixels", "max_requests")
         check_at_least(1, **{name: getattr(self, name) for name in names})
+        if self.max_megapixels > _MOST_MEGAPIXELS:
+            raise RecipeError(
+                f"max_megapixels is {self.max_megapixels}; Pillow decodes {_MOST_MEGAPIXELS} at"
+                " most."
+            )
         if not (math.isfinite(self.timeout) and self.timeout > 0):
             raise RecipeError(f"timeout is {self.timeout}; it must be above 0 seconds.")
 

@@ -273,6 +273,7 @@ def test_a_process_that_goes_elsewhere_serves_the_same_artifact(
         ({"threads": 0}, "1 or more"),
         ({"precision": "int8"}, "has no int8 file"),
         ({"max_requests": 0}, "max_requests is 0"),
+        ({"max_megapixels": 179}, "max_megapixels is 179; Pillow decodes 178 at most"),
         ({"timeout": 0}, "timeout is 0"),
         ({"timeout": float("nan")}, "timeout is nan"),
     ],
