@@ -5,10 +5,12 @@ Nothing heavy is imported here; a command's module is imported when the command 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import importlib
 import io
+import json
 import os
 import platform
 import signal
@@ -162,6 +164,12 @@ def _leave_signals_to_the_system() -> None:
         signal.signal(signum, signal.SIG_DFL)
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Writes what stdout's encoding lacks as JSON does, so that JSON lines stay valid."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line after `kdedge`, returns its exit code; messages go to stderr."""
     instruction = os.environ.get("_KDEDGE_COMPLETE")
@@ -171,7 +179,8 @@ def run(arguments: Sequence[str]) -> int:
         return shell_complete(cli, {}, "kdedge", "_KDEDGE_COMPLETE", instruction)
     before = ON_COMMAND_LINE.set(True)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+        codecs.register_error("kdedge", _escaped)
+        sys.stdout.reconfigure(errors="kdedge")
     try:
         with cli.make_context("kdedge", list(arguments)) as ctx:
             cli.invoke(ctx)

@@ -93,6 +93,15 @@ def test_csv_has_a_heading_and_the_same_columns_in_every_row(kdedge: Run) -> Non
     assert all(None not in row and None not in row.values() for row in rows)
 
 
+def test_jsonl_is_valid_where_stdout_is_not_utf_8(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    image = (work / "pics/a.jpg").rename(work / "gr\u00fcn \U0001f600.jpg").name
+    out, _ = start("predict", "art", image, "--format", "jsonl").communicate()
+    assert json.loads(out.decode("latin-1"))["image"] == image
+
+
 def test_jsonl_is_one_object_a_line(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics", "--format", "jsonl", "--top", "99")
     assert kdedge("predict", "art", "pics", "--json", "--top", "99").out == done.out
