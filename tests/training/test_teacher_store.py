@@ -56,6 +56,13 @@ def test_features_are_two_bytes_a_value_and_mapped_from_their_files(tmp_path: Pa
         assert all(str(file) in MAPS.read_text() for file, _ in store.mapped)
 
 
+def test_autocast_changes_no_features(tmp_path: Path) -> None:
+    store, _ = filling.fill(tmp_path)
+    expected = filling.features_of(store)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(filling.features_of(store), expected)
+
+
 def test_more_files_than_the_kernel_maps_are_read_into_memory(tmp_path: Path) -> None:
     first = filling.fill(tmp_path)[0]
     expected = filling.features_of(first)

@@ -310,4 +310,5 @@ class OutputStore:
         """
         numbers = self._numbers[np.searchsorted(self.indices, positions)]
         places = self._places[view - 1, numbers].tolist()
-        return torch.stack([self.mapped[at // _FILE][1][at % _FILE] for at in places]).float()
+        # CPU autocast to bfloat16 refuses to stack float16
+        return torch.stack([self.mapped[at // _FILE][1][at % _FILE].float() for at in places])
