@@ -134,7 +134,8 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
     share = trained.accuracy_percent / 100
     result = f"is right on {trained.accuracy_percent:.2f} % of {n_images:,} test images"
     keys = "the method's settings"
-    remedy = f"Change {keys if job.choice.is_closed_form else f'optim.lr, optim.epochs or {keys}'}."
+    trains = job.choice.why_no_gradients is None
+    remedy = f"Change {f'optim.lr, optim.epochs or {keys}' if trains else keys}."
     if trained.only_class is not None:
         problem = f"predicts {trained.only_class!r} for every test image."
         images = job.data.images or job.test
