@@ -113,7 +113,7 @@ def fit_gaussians(
         predicted: [N], the predicted class of each image.
 
     Raises:
-        DataError: all outputs are equal, or none is finite.
+        DataError: all outputs of each predicted class are equal, or none is finite.
     """
     is_finite = np.isfinite(outputs).all(axis=1)
     values, predicted = outputs[is_finite].astype(np.float64), predicted[is_finite]
@@ -125,9 +125,9 @@ def fit_gaussians(
     variance = np.trace(covariance) / n_outputs
     if not variance > 0:
         raise DataError(
-            '"None of these": the model gives the same outputs for all known images, or none that'
-            " are finite.\n"
-            "  Check data.unlabeled: it needs real images of the deployment."
+            '"None of these": known images of one predicted class do not differ in their outputs,'
+            " there is only one image of each predicted class, or no output is finite.\n"
+            "  Check data.unlabeled: it needs real images of the deployment, several of each class."
         )
     distance = (covariance**2).sum() - n_outputs * variance**2  # squared distance to the target
     noise = ((centered**2).sum(axis=1) ** 2).sum() / n_images - (covariance**2).sum()

@@ -83,10 +83,15 @@ def test_an_image_without_finite_outputs_has_no_part_in_them() -> None:
     np.testing.assert_array_equal(found.means, expected.means)
 
 
-@pytest.mark.parametrize("value", [1.0, np.nan])
-def test_outputs_that_are_all_equal_or_not_finite_are_refused(value: float) -> None:
-    with pytest.raises(DataError, match="the same outputs for all known images"):
-        fit_gaussians(np.full((30, 4), value, np.float32), np.zeros(30, int))
+@pytest.mark.parametrize(
+    ("outputs", "predicted"),
+    [(np.ones((3, 4)), [0] * 3), (np.full((3, 4), np.nan), [0] * 3), (np.eye(3), [0, 1, 2])],
+)
+def test_outputs_that_do_not_differ_within_a_class_are_refused(
+    outputs: np.ndarray, predicted: list[int]
+) -> None:
+    with pytest.raises(DataError, match="there is only one image of each predicted class, or no"):
+        fit_gaussians(outputs.astype(np.float32), np.array(predicted))
 
 
 def test_the_other_half_keeps_the_share_of_further_images_as_the_same_half_does_not() -> None:
