@@ -171,10 +171,15 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
     absent = set(label_of.values()) - set(present)
     if setup.choice.is_closed_form and absent:
         names = [setup.classes.names[setup.train_classes[label]] for label in sorted(absent)]
+        remedies = {
+            "teacher": "set teacher.method: promptsrc",
+            "student": "leave student.settings.labeled_weight out",
+            "baseline": "choose another method",
+        }
         raise DataError(
-            f"{setup.choice.name} knows classes by their labels alone, and {len(names)} of"
-            f" {len(label_of)} have none: {', '.join(some_of(names))}.\n  Label images of each"
-            " class, take these out of the class list, or set teacher.method: promptsrc."
+            f"{setup.choice.name} needs labels of every class that it learns from labels, and"
+            f" {len(names)} of {len(label_of)} have none: {', '.join(some_of(names))}.\n  Label"
+            f" images of each class, take these out of the class list, or {remedies[setup.role]}."
         )
     settings, needs = setup.choice.settings, setup.choice.data_needs
     if absent and (settings.learns_from_labels or not needs.novel_class_names):

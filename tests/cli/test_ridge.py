@@ -93,7 +93,13 @@ def test_offsets_are_those_of_the_pool_that_the_recipe_names(kdedge: Run) -> Non
 
 def test_a_class_without_labels_is_named(kdedge: Run) -> None:
     shutil.rmtree("labeled/dog")
-    kdedge("distill", "r.yaml", *options(*OWN)).fails(3, "labels alone, and 1 of 4 have none: dog.")
+    for command, remedy in {
+        ("teach",): "set teacher.method: promptsrc",
+        ("distill",): "leave student.settings.labeled_weight out",
+        ("train", "--method=ridge"): "choose another method",
+    }.items():
+        done = kdedge(*command, "r.yaml", *options(*OWN))
+        done.fails(3, "from labels, and 1 of 4 have none: dog.", f", or {remedy}.\n")
 
 
 def test_black_training_images_are_named_and_the_headline_tells(kdedge: Run) -> None:
