@@ -24,8 +24,8 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
     """Fits a temperature to labeled images, or to the teacher's predictions on unlabeled ones.
 
     The labeled images are `data.validation` or, if the model was not trained on them, the labeled
-    images that the recipe draws. If there are neither, the temperature makes the mean confidence on
-    the unlabeled images equal to the model's agreement with the teacher.
+    images that the recipe draws. If these are not of two classes, the temperature makes the mean
+    confidence on the unlabeled images equal to the model's agreement with the teacher.
 
     Args:
         model: the run's model.
@@ -50,10 +50,10 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
         free = pool and [i for i in pool.indices if pool.digests[i] not in exclude_digests]
         if pool is None or not free or teacher is None:
             raise DataError(
-                f"{model.run.path}: to calibrate its scores, there are neither labeled images, nor"
-                " unlabeled images to spare with a teacher.\n"
-                "  Add data.validation to the recipe, as it may be trained on data.labeled; or"
-                " leave export.calibrate out."
+                f"{model.run.path}: to calibrate its scores, there are neither labeled images of"
+                " two classes, nor unlabeled images to spare with a teacher.\n"
+                "  Add data.validation with images of each class, as it may be trained on"
+                " data.labeled; or leave export.calibrate out."
             )
         images = pool.only(free)
         sample = images.spread(_MAX_IMAGES)
@@ -81,7 +81,8 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
         exclude_digests: SHA-256 of images that are left out.
 
     Returns:
-        The images, each with a label, and their key in the recipe; None if there are none.
+        The images, each with a label, and their key in the recipe; None unless they are of two
+        classes or more, since one class's labels say nothing of the others' scores.
     """
     recipe, setup = model.recipe, model.setup
     data = model.data
@@ -95,4 +96,5 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
     labels = dict(zip(images.indices, model.labels_of(images), strict=True))
     usable = [i for i in images.indices if labels[i] is not None]
     usable = [i for i in usable if images.digests[i] not in exclude_digests]
-    return (images.only(usable), f"data.{key}") if usable else None
+    n_classes = len({labels[i] for i in usable})
+    return (images.only(usable), f"data.{key}") if n_classes > 1 else None

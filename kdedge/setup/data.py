@@ -113,20 +113,11 @@ class RecipeData:
 
         Raises:
             RecipeError: the recipe has no labeled images.
-            DataError: fewer than two of these classes have labels.
         """
         images = self.require("labeled", f"a {role} learns from labeled images")
         spec = self._recipe.data.labeled
         assert spec is not None  # `require` ensures it
-        chosen = self._few_shot(images, spec, self._stream()).of_classes(self._classes.labeled)
-        if len(set(chosen.class_labels().values())) < min(2, len(self._classes.labeled)):
-            which = "" if self._recipe.data.split == "all" else "base "
-            raise DataError(
-                f"data.labeled has images of {len(set(chosen.class_labels().values()))} of the"
-                f" {len(self._classes.labeled)} {which}classes, and a {role} needs two or"
-                " more.\n  Add images of other classes."
-            )
-        return chosen
+        return self._few_shot(images, spec, self._stream()).of_classes(self._classes.labeled)
 
     def test(self, selection: str) -> Images | None:
         """The test images; None if the recipe has none.

@@ -148,13 +148,25 @@ def _training_data(setup: RoleSetup) -> TrainingData:
 
 
 def labeled_data(setup: RoleSetup) -> TrainingData:
-    """The labeled images, and the images with pseudo-labels of the recipe's file."""
+    """The labeled images, and the images with pseudo-labels of the recipe's file.
+
+    Raises:
+        DataError: labeled images are of fewer than two classes, or a method in closed form lacks
+            labels of a class.
+    """
     spec = setup.recipe.data
     label_of = {label: position for position, label in enumerate(setup.train_classes)}
     labeled = None
     if spec.labeled is not None or spec.pseudo_labels is None:
         labeled = setup.data.drawn_labeled(setup.role)
         labels = {index: label_of[label] for index, label in labeled.class_labels().items()}
+        n_present, n_classes = len(set(labels.values())), len(setup.classes.labeled)
+        if n_present < min(2, n_classes):
+            which = "" if spec.split == "all" else "base "
+            raise DataError(
+                f"data.labeled has images of {n_present} of the {n_classes} {which}classes, and a"
+                f" {setup.role} needs two or more.\n  Add images of other classes."
+            )
         labeled = replace(labeled, train_labels=labels)
     if spec.pseudo_labels is None:
         data = TrainingData(labeled)

@@ -115,6 +115,15 @@ def test_labels_that_no_temperature_fits_leave_the_scores_as_they_are(
     assert "no temperature fits the 8 images of data.labeled" in caplog.text
 
 
+def test_labels_of_one_class_leave_the_calibration_to_the_teacher(project: Path) -> None:
+    from kdedge.runs.temperature import fit_temperature
+
+    for path in Path("labeled").glob("[!c]*"):
+        shutil.rmtree(path)
+    fitted = fit_temperature(open_run(project), exclude_digests=())
+    assert fitted.fitted_to == "teacher"
+
+
 def test_labels_that_a_model_was_trained_on_do_not_calibrate_it(
     project: Path, kdedge: Kdedge
 ) -> None:
@@ -308,7 +317,7 @@ def test_new_classes_keep_the_limit_and_none_may_not_be_one(project: Path, kdedg
         (("--none-of-these", "99.9%"), 3, "needs 1998 or more unlabeled images, but 40 are left"),
         (("--none-of-these", "95%", "--set", "data.unlabeled=null"), 3, "but 0 are left"),
         (("--calibrate", "--set", "data.labeled=null", "--set", "data.unlabeled=null"), 3,
-         "there are neither labeled images, nor unlabeled images to spare"),
+         "there are neither labeled images of two classes, nor unlabeled images to spare"),
         (("--none-of-these", "90%", "--classes", "names.txt"), 2, '"none", which is the'),
     ],
 )  # fmt: skip
