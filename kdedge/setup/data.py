@@ -136,7 +136,7 @@ class RecipeData:
         return images
 
     def drawn_validation(self) -> Images:
-        """The labeled images that choose the epoch.
+        """The labeled images that choose the epoch, or one of two students.
 
         Both draws come from one random stream, in which the labeled images are drawn first.
 
@@ -303,11 +303,11 @@ class RecipeData:
         return Images(source, tuple(digests), skipped, digests)
 
     def _check_selects(self, images: Images, key: DataPart) -> None:
-        """Checks that a source has images of labeled classes to choose the epoch."""
+        """Checks that a source has images of labeled classes, which choose epoch or student."""
         if not images.of_classes(self._classes.labeled).indices:
             raise DataError(
                 f"data.{key} has no image of a base class, and only base classes may choose the"
-                " epoch.\n  Add images of the first half of the class list."
+                " epoch or the student.\n  Add images of the first half of the class list."
             )
 
 

@@ -102,6 +102,7 @@ def _student_of_own_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resum
         _log_teacher("Teacher 1/2", loaded, student.teacher_run)
         return student
     with working("trying a step of the student"):
+        one_pass_job(student)  # raises errors of the validation images, too
         trial_steps(student, 1)
     return with_teacher_run(_train_missing_teacher("Teacher 1/2", missing, resume=resume), student)
 
@@ -205,15 +206,16 @@ def _recipe_with_better_teacher(
 def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> bool:
     """Whether the student of one pass is better than the trained one.
 
-    The worse one's run records the better one. The accuracy on `data.validation` decides, mean over
-    classes. If there are no such images, the agreement with the teacher decides.
+    The worse one's run records the better one. The accuracy on the images that `data.validation`
+    draws decides, mean over labeled classes. If there are no such images, the agreement with the
+    teacher decides.
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
     images = setup.data.alone
     models = [load_run(run, workspace) for run in (ridge, trained)]
-    labeled = images.load("validation")
-    if labeled is not None:
+    if setup.recipe.data.validation is not None:
+        labeled = images.drawn_validation().of_classes(classes.labeled)
         scores = [measure_accuracy(m, labeled, classes)[0].mean_over_classes for m in models]
         does, where = "is right", f"{len(labeled.indices)} images of data.validation"
     else:

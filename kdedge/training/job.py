@@ -26,6 +26,7 @@ from kdedge.runs.balance import check_balance
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel
 from kdedge.setup.classes import Classes
+from kdedge.setup.data import RecipeData
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits
@@ -253,18 +254,28 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
     """
     images, selection = setup.data, setup.choice.optim.selection
     check_balance(setup.recipe, setup.classes, images)
-    validation = images.drawn_validation() if selection == "validation" else None
-    job = Job(setup, data, images.test(selection), validation)
-    if job.test is not None and job.validation is not None:
-        shared = job.validation.shared_with(job.test)
-        if shared:
-            raise RecipeError(
-                f"data.validation and data.test share {len(shared)} images, for example"
-                f" {job.validation.source.items[shared[0]].key}.\n"
-                "  Selecting an epoch on test images makes the test accuracy too high: use other"
-                " images as data.validation."
-            )
-    return job
+    test = images.test(selection)
+    validation = validation_images(images, test) if selection == "validation" else None
+    return Job(setup, data, test, validation)
+
+
+def validation_images(data: RecipeData, test: Images | None) -> Images:
+    """The validation images, drawn, to select an epoch or a student.
+
+    Raises:
+        RecipeError: they are missing, or some are test images.
+        DataError: they have no image of a labeled class.
+    """
+    images = data.drawn_validation()
+    shared = () if test is None else images.shared_with(test)
+    if shared:
+        raise RecipeError(
+            f"data.validation and data.test share {len(shared)} images, for example"
+            f" {images.source.items[shared[0]].key}.\n"
+            "  Selecting an epoch or a student on test images makes the test accuracy too high:"
+            " use other images as data.validation."
+        )
+    return images
 
 
 def job_key(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:

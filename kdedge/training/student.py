@@ -26,7 +26,14 @@ from kdedge.setup.method import (
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.file_teacher import FileTeacher
-from kdedge.training.job import Job, TrainingData, make_job, n_stored_views, view_seed
+from kdedge.training.job import (
+    Job,
+    TrainingData,
+    make_job,
+    n_stored_views,
+    validation_images,
+    view_seed,
+)
 from kdedge.training.output_store.fill import StoreFiller
 from kdedge.training.output_store.store import OutputStore
 from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
@@ -96,7 +103,12 @@ def with_teacher(student: Job, teacher: Teacher) -> Job:
 
 
 def one_pass_job(student: Job) -> Job | None:
-    """The ridge student that `student.one_pass_first` asks for; None if it does not apply."""
+    """The ridge student that `student.one_pass_first` asks for; None if it does not apply.
+
+    Raises:
+        RecipeError: some validation images, which choose one of the two students, are test images.
+        DataError: the validation images have no image of a labeled class.
+    """
     loaded, teacher = student.setup.loaded, student.teacher
     spec = loaded.recipe.needed_student()
     # With these settings, the ridge student would be larger than the trained one
@@ -105,6 +117,8 @@ def one_pass_job(student: Job) -> Job | None:
     is_unjudged = student.choice.data_needs.labels and loaded.recipe.data.validation is None
     if not spec.one_pass_first or student.choice.is_closed_form or is_reduced or is_unjudged:
         return None
+    if loaded.recipe.data.validation is not None:
+        validation_images(student.setup.data, student.test)  # raises errors before the training
     outputs = "logits" if student.choice.settings.has_own_class_vectors else "features"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     recipe = loaded.recipe.model_copy(update={"student": spec.model_copy(update=other)})

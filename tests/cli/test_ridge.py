@@ -215,10 +215,17 @@ def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge:
     replaced.write_text(replaced.read_text().replace('"role"', '"kind"'))
     assert "runs/tiny/02" in kdedge("eval").out
     # Labels decide where there are some; both students guess here, and the recipe's own is kept
-    judged = kdedge("distill", "r.yaml", *options(*stuck, "data.validation={folder: test}"))
-    assert "Using the trained student runs/tiny/04: of 20 images of data.validation" in judged.err
+    few = "data.validation={folder: labeled, shots: 1}"
+    judged = kdedge("distill", "r.yaml", *options(*stuck, few))
+    assert "Using the trained student runs/tiny/04: of 2 images of data.validation" in judged.err
     assert read("runs/tiny/02/provenance.json")["replaced_by"] == "tiny/04"
     assert "runs/tiny/04" in kdedge("eval").out
+    for folder, code, message in (("test", 2, "share 20 images"), ("pool", 3, "in a class folder")):
+        wrong = ("name=new", "student.one_pass_first=true", f"data.validation={{folder: {folder}}}")
+        for command in ("check", "distill"):
+            done = kdedge(command, "r.yaml", *options(*wrong))
+            assert (done.code, message in done.err) == (code, True)
+    assert not Path("runs/new").exists()  # no teacher was trained before
     # A student of another recipe is not taken, though it is the same
     assert kdedge("distill", "r.yaml", *options(*stuck, "name=other")).code == 0
     assert read("runs/other/01/provenance.json")["method"] == "ridge"
