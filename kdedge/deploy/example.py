@@ -32,7 +32,7 @@ def read_rgb(path: str) -> Image.Image:
     turned = ImageOps.exif_transpose(image)
     if turned.mode.startswith("I"):  # gray of 8 or 16 bits, which Pillow would clip at 255
         values = np.asarray(turned).astype(np.int64)
-        is_16_bit = turned.mode != "I" or image.format in ("PNG", "PPM") or values.max() > 255
+        is_16_bit = turned.mode != "I" or image.format in ("PNG", "PPM") or np.max(values) > 255
         gray = (values + 128) // 257 if is_16_bit else values
         gray[values == image.info.get("transparency")] = 255
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")

@@ -75,9 +75,9 @@ class ScoreSummary:
     @classmethod
     def of(cls, frames: Sequence[ScoredFrame]) -> ScoreSummary:
         """Summarizes frames."""
-        best = [int(frame.scores.argmax()) for frame in frames]
+        best = [int(np.argmax(frame.scores)) for frame in frames]
         return cls(
-            100 * float(np.mean([frame.scores.max() for frame in frames])),
+            100 * float(np.mean([np.max(frame.scores) for frame in frames])),
             100 * float(np.mean([frame.is_none for frame in frames])),
             100 * np.bincount(best, minlength=len(frames[0].scores)) / len(frames),
         )

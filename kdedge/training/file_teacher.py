@@ -45,8 +45,8 @@ class FileTeacher:
         self.vectors_hash = sha256_json([keys, contents])
         # Logarithms, which ridge learns. A 0 is a rounded value: a far smaller one than all others
         # would be most of what it learns
-        smallest = min(1e-4, float(probabilities[probabilities > 0].min()))
-        self._logits = torch.from_numpy(probabilities).clamp_min(smallest).log()
+        values = torch.from_numpy(probabilities)
+        self._logits = values.clamp_min(values[values > 0].min().clamp(max=1e-4)).log()
         self._row_of_key = {key: row for row, key in enumerate(keys)}
         self._row_of_contents = {
             unlabeled.digests[index]: row for row, index in enumerate(unlabeled.indices)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import kdedge
 from kdedge.deploy.parity import warn_of_failed_gates
@@ -132,26 +133,29 @@ def test_an_answer_that_takes_too_long_is_given_up_and_what_waits_is_not_compute
 
 
 def test_images_of_a_request_that_was_given_up_are_not_decoded(
-    gated: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+    gated: Any, ask: Any, color_file: ColorFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    decoded: list[bytes] = []
+    opened: list[Any] = []
+    pillow_opens = Image.open
 
-    def decode(_: ServedModel, file: bytes, **__: Any) -> np.ndarray:
-        decoded.append(file)
+    def slow(file: Any, *arguments: Any, **options: Any) -> Any:
+        opened.append(file)
         assert gate.wait(20)
-        return np.zeros((1, 3, 16, 16), np.float32)
+        return pillow_opens(file, *arguments, **options)
 
     server, _ = gated(timeout=0.3)
-    monkeypatch.setattr(ServedModel, "prepare", decode)
+    monkeypatch.setattr(Image, "open", slow)
+    picture = color_file("red")
+    file = len(picture).to_bytes(4, "little") + picture
     given = {"name": "image_bytes", "shape": [2], "datatype": "BYTES"}
-    body = json.dumps({"inputs": [given | {"parameters": {"binary_data_size": 10}}]}).encode()
+    sizes = {"parameters": {"binary_data_size": 2 * len(file)}}
+    body = json.dumps({"inputs": [given | sizes]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(body))}
-    files = b"\x01\x00\x00\x00a\x01\x00\x00\x00b"
-    assert ask(server.url, "/v2/models/colors/infer", body + files, headers).status == 503
+    assert ask(server.url, "/v2/models/colors/infer", body + 2 * file, headers).status == 503
     gate.set()
     server.close()
-    assert decoded == [b"a"]
+    assert len(opened) == 1
 
 
 def test_a_model_that_fails_is_said_to_have_failed_and_the_server_goes_on(

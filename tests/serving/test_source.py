@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_listed_is_lost_until_it_can(
 def test_a_process_that_goes_elsewhere_watches_the_same_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdedge.serving.source.time.sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.chdir(folder.parent)
     source = open_frames(folder.name, every=1, existing=True)
     monkeypatch.chdir("/")

@@ -38,7 +38,7 @@ def test_the_chosen_gpu_is_torchs_current_one(
 
 
 def test_a_gpu_that_is_not_there_is_a_matter_of_the_machine(two_gpus: list[Any]) -> None:
-    expected = r"cuda:7: there is no such GPU(?s:.)*cuda:0 \(GPU 0\), cuda:1 \(GPU 1\)"
+    expected = r'device="cuda:7": there is no such GPU(?s:.)*cuda:0 \(GPU 0\), cuda:1 \(GPU 1\)'
     with pytest.raises(SetupError, match=expected):
         set_up_device("cuda:7")
     assert two_gpus == []

@@ -311,7 +311,7 @@ def _output_shifts(
     outputs = [f"{name}/shift" for name in convs]
     means = zip(*run_outputs(measured, outputs, images), strict=True)  # [B, O, 1, 1] of each batch
     return {
-        name: np.concatenate(batches).mean(axis=(0, 2, 3))
+        name: np.concatenate(batches).mean(axis=(0, 2, 3), dtype=np.float32)
         for name, batches in zip(convs, means, strict=True)
     }
 
