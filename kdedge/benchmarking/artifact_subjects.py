@@ -36,6 +36,7 @@ def artifact_subjects(
     """
     targets = {target.name for target in list_targets() if target.backend is not None}
     # All files compute one model; the export counted its operations
+    is_changed = artifact.open_classes is not None and artifact.open_classes.changes
     operations = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
     return [
         Subject(
@@ -47,7 +48,9 @@ def artifact_subjects(
             n_bytes=file.n_bytes,
             gmacs_image=operations.get("gmacs"),
             gmacs_call=0.0,
-            accuracy=None if file.parity is None else _accuracy(file.parity, original),
+            accuracy=None
+            if file.parity is None or is_changed
+            else _accuracy(file.parity, original),
             gate=file.gate,
             load=functools.partial(_load, artifact, file, n_threads),
         )

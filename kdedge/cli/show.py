@@ -117,7 +117,9 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
     to_ship = {}
     if shipped is not None:
         cost = ", not timed; kdedge export --cpu times it" if shipped.processor == "CPU" else ""
-        cost = f", {digits(shipped.time.p50_ms)} ms" if shipped.time else cost
+        if shipped.time is not None:
+            doubt = "" if shipped.time.doubt is None else ", in doubt"
+            cost = f", {digits(shipped.time.p50_ms)} ms{doubt}"
         to_ship[f"for a {shipped.processor}, ship"] = f"{shipped.file.name}{cost}"
     dtype = artifact.input_record()["input"]["dtype"]
     size = artifact.preprocess.size_px

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,5 +56,17 @@ def command(artifact: Path, source: str, **options: Any) -> None:
     from kdedge.api.serve import watch
 
     with contextlib.closing(watch(artifact, source, **options)) as events:
+        _end_last_line()
         for event in events:
             click.echo(json.dumps(event, ensure_ascii=False))
+
+
+def _end_last_line() -> None:
+    """Ends the last line of the file that stdout appends to, if a full disk took only a part."""
+    with (
+        contextlib.suppress(OSError, AttributeError),  # stdout is closed, or no file
+        Path(f"/proc/self/fd/{sys.stdout.fileno()}").open("rb") as file,
+    ):
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            click.echo()

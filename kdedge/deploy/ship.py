@@ -53,8 +53,14 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
     # Of the same size, too: the records also have files of other artifacts and earlier exports
     known = (files[0].name, files[0].n_bytes)
     rows = [] if speed is None else [r for r in speed.rows if (r.model, r.n_bytes) == known]
-    machine = "" if speed is None else str(speed.device["cpu"])
-    return FileToShip(files[0], rows[0].alone(1) if rows else None, machine, choice)
+    if speed is None or not rows:
+        return FileToShip(files[0], None, "", choice)
+    device = speed.device
+    machine = device["cpu"]
+    if rows[0].device == "GPU":
+        named = [gpu["name"] for gpu in device.get("gpus", ())]  # NVML lists none on a Jetson
+        machine = next(iter(named), device.get("jetson", {}).get("board", "a GPU"))
+    return FileToShip(files[0], rows[0].alone(1), str(machine), choice)
 
 
 def predict_flags(artifact: Artifact, file: ModelFile) -> list[str]:

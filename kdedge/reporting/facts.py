@@ -167,9 +167,9 @@ class ModelRecords:
     @property
     def only_class(self) -> str | None:
         """The class that the model predicts for every image, if there is one."""
-        exported = {} if self.artifact is None else self.artifact.provenance
-        details = self.own_details
-        return exported.get("predicts_only") or (None if details is None else details.only_class)
+        if self.own_details is not None:
+            return self.own_details.only_class
+        return None if self.artifact is None else self.artifact.provenance.get("predicts_only")
 
     @property
     def weakest_class(self) -> WeakestClass | None:

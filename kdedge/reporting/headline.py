@@ -56,7 +56,7 @@ def headline_of(records: ModelRecords) -> str | None:
     if records.only_class is not None:
         sentences.append(f"But it predicts {records.only_class!r} for every image.")
     if records.artifact is not None and not records.is_loss:
-        sentences += _files(records.artifact, records.ship)
+        sentences += _files(records.artifact, records.ship, records.own)
     return "\n".join(sentences)
 
 
@@ -238,7 +238,7 @@ def _interval(n_right: float, n_images: int) -> str:
     return "" if n_images >= FEW_TEST_IMAGES else f"95 % interval: {low:.0f} to {high:.0f} %"
 
 
-def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
+def _files(artifact: Artifact, shipped: FileToShip | None, own: EvalResult | None) -> list[str]:
     """Size, gate, agreement, time of the file to ship; which files missed their gates."""
     parts = []
     if shipped is not None:
@@ -263,8 +263,7 @@ def _files(artifact: Artifact, shipped: FileToShip | None) -> list[str]:
         parts.append(
             f"{' and '.join(missed)} missed {gates} used only if you ask for that precision."
         )
-    hashes = artifact.provenance.get("hashes", {})
-    if hashes.get("exported_class_list") != hashes.get("class_list"):
+    if own is not None and {*own.per_class} != {*artifact.class_names}:
         n_classes = len(artifact.class_names)
         parts.append(f"The accuracy is not that of the {n_classes} exported classes.")
     if artifact.none_of_these is not None:
@@ -282,4 +281,6 @@ def _failed_figure(parity: ParityResult, precision: Precision, gates: Gates) -> 
         without_drop, precision, gates
     ):
         return f"{drop:.1f} points less accurate"
-    return f"{parity.agreement_percent:.1f} %"
+    if parity.n_nonfinite:
+        return f"NaN or infinity for {images_text(parity.n_nonfinite)}"
+    return f"{parity.agreement_percent:.2f} %"

@@ -272,13 +272,16 @@ def _unlabeled(result: UnlabeledResult | None) -> list[Block | None]:
 
 def _comparison(named: Sequence[tuple[str, RunRecords]]) -> Chapter:
     """The chapter that compares several runs."""
-    accuracies = [
-        (f"{run_name}: {_label(records, name)}", result)
-        for run_name, records in named
-        for name, result in sorted_results(records.run, records.results).items()
-    ]
+    accuracies, shown = [], set()
+    for run_name, records in named:
+        for name, result in sorted_results(records.run, records.results).items():
+            label = _label(records, name)
+            known = (label, repr(result.to_dict()))  # such as a common teacher
+            if name == records.run.role != "teacher" or known not in shown:
+                accuracies.append((f"{run_name}: {label}", result))
+            shown.add(known)
     blocks: dict[str, list[Block | None]] = {
-        "Accuracy": [accuracy_table(_without_repetitions(rows)) for rows in by_images(accuracies)],
+        "Accuracy": [accuracy_table(rows) for rows in by_images(accuracies)],
         "Speed": [*_common_speed(named)],
     }
     return Chapter(
@@ -287,15 +290,6 @@ def _comparison(named: Sequence[tuple[str, RunRecords]]) -> Chapter:
         subtitle=", ".join(name for name, _ in named),
         sections=_non_empty(blocks, is_folded=False),
     )
-
-
-def _without_repetitions(rows: Sequence[tuple[str, EvalResult]]) -> list[tuple[str, EvalResult]]:
-    """The rows without repetitions of a model and its result, such as a common teacher."""
-    unique: dict[tuple[str, str], tuple[str, EvalResult]] = {}
-    for label, result in rows:
-        model = label.partition(": ")[2]
-        unique.setdefault((model, repr(result.to_dict())), (label, result))
-    return list(unique.values())
 
 
 def _common_speed(named: Sequence[tuple[str, RunRecords]]) -> list[Block]:

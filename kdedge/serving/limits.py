@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from kdedge.errors import RecipeError, check_at_least
 
-# Pillow refuses images of more than twice its `MAX_IMAGE_PIXELS`, 178,956,970
-_MOST_MEGAPIXELS = 178
-
 
 @dataclass(frozen=True)
 class RequestLimits:
@@ -32,10 +29,9 @@ class RequestLimits:
     def __post_init__(self) -> None:
         names = ("max_megabytes", "max_megapixels", "max_requests")
         check_at_least(1, **{name: getattr(self, name) for name in names})
-        if self.max_megapixels > _MOST_MEGAPIXELS:
+        if self.max_megapixels > 178:  # twice Pillow's `MAX_IMAGE_PIXELS` are 178,956,970
             raise RecipeError(
-                f"max_megapixels is {self.max_megapixels}; Pillow decodes {_MOST_MEGAPIXELS} at"
-                " most."
+                f"max_megapixels is {self.max_megapixels}; Pillow decodes 178 at most."
             )
         if not (math.isfinite(self.timeout) and self.timeout > 0):
             raise RecipeError(f"timeout is {self.timeout}; it must be above 0 seconds.")

@@ -215,6 +215,21 @@ def test_a_folder_is_watched_until_a_signal_and_each_file_has_a_line(
     assert "Traceback" not in running.stderr
 
 
+def test_a_file_that_ends_within_a_line_goes_on_with_a_new_one() -> None:
+    """As after a full disk, by a service that appends to the file and is started again."""
+    write_video(Path("v.avi"), ["red"])
+    lines = Path("events.jsonl")
+    lines.write_text('{"event": "end"}\n{"event": "fra')
+    command = [sys.executable, "-m", "kdedge", "watch", "art", "v.avi"]
+    env = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    with lines.open("ab") as file:
+        subprocess.run(command, stdout=file, env=env, timeout=60, check=True)
+    first, broken, *others = lines.read_text().splitlines()
+    assert (first, broken) == ('{"event": "end"}', '{"event": "fra')
+    found = [json.loads(line)["event"] for line in others]
+    assert (found[0], found[-1]) == ("start", "end")
+
+
 def test_a_reader_that_ends_ends_it_quietly() -> None:
     """As by `| head`: the line that finds no reader is that of the second file."""
     Path("in").mkdir()
