@@ -42,8 +42,8 @@ def main(output: Path) -> int:
         for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
             shutil.copy(ROOT / name, pages / name.lower())
         shutil.copy(ROOT / "benchmarks" / "README.md", pages / "results.md")
-        for picture in (ROOT / "benchmarks").glob("*.svg"):
-            shutil.copy(picture, pages)
+        for image in (ROOT / "benchmarks").glob("*.svg"):
+            shutil.copy(image, pages)
         for page in pages.rglob("*.md"):  # links that also work in the repository
             text = page.read_text(encoding="utf-8").replace("../benchmarks/README.md", "results.md")
             text = text.replace("../CONTRIBUTING.md", "contributing.md").replace("../docs/", "")

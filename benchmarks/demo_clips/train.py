@@ -45,7 +45,7 @@ from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.builtin import TOKEN_TABLE, draw_token_table
 from kdedge.clip.text import encode_text, tokenize
 from kdedge.clip.vision import encode_image
-from kdedge.data.drawings import CLEAN, COLORS, SHAPES, TEXTURES, draw_picture
+from kdedge.data.drawings import CLEAN, COLORS, SHAPES, TEXTURES, draw_image
 from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
 
 Attributes = tuple[str, str, str]  # texture, color, shape; "" where a caption does not say
@@ -99,12 +99,12 @@ PLANS = {
 }
 
 
-def draw_pictures(attributes: list[Attributes], *, seed: int) -> Tensor:
+def draw_images(attributes: list[Attributes], *, seed: int) -> Tensor:
     """Clean pictures in the models' size: [N, 3, 32, 32], uint8."""
     rng = np.random.default_rng([1000, seed])
     pictures = []
     for texture, color, shape in attributes:
-        picture = draw_picture(rng, color=color, texture=texture, shape=shape, camera=CLEAN)
+        picture = draw_image(rng, color=color, texture=texture, shape=shape, camera=CLEAN)
         pictures.append(resize(Image.fromarray(picture)))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
@@ -234,7 +234,7 @@ def evaluation_sets() -> dict[str, tuple[Tensor, Tensor]]:
     files = [source.read(index) for index in range(len(labels))]
     dim = np.stack([resize(Image.open(io.BytesIO(file))) for file in files])
     return {
-        "clean": (draw_pictures(attributes, seed=2), torch.tensor(labels)),
+        "clean": (draw_images(attributes, seed=2), torch.tensor(labels)),
         "demo": (torch.from_numpy(dim).permute(0, 3, 1, 2), torch.tensor(labels)),
     }
 
@@ -249,7 +249,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     attributes = [GRID[index % len(GRID)] for index in range(N_PICTURES)]
-    pictures = draw_pictures(attributes, seed=1)
+    pictures = draw_images(attributes, seed=1)
     for name in arguments.names:
         model = train(PLANS[name], pictures, attributes)
         state = model.state_dict()

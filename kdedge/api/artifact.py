@@ -19,7 +19,7 @@ from kdedge.runtime.process import torch_as_before
 
 if TYPE_CHECKING:
     from kdedge.deploy.classes import NewClasses
-    from kdedge.deploy.client import ClientCheck, Pictures
+    from kdedge.deploy.client import ClientCheck, ImageFormat
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def write_smoke_images(
     artifact: RunOrArtifact,
     folder: str | Path,
     *,
-    pictures: Pictures = "ppm",
+    image_format: ImageFormat = "ppm",
     root: str | Path | None = None,
 ) -> list[Path]:
     """Writes the images of an artifact's smoke set, for a client program to classify.
@@ -67,7 +67,7 @@ def write_smoke_images(
     Args:
         artifact: an artifact or a run (its newest artifact): the object, folder, or a run's name.
         folder: a new folder.
-        pictures: format of the images, `ppm` or `png`; both are lossless.
+        image_format: format of the images, `ppm` or `png`; both are lossless.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
 
     Returns:
@@ -81,7 +81,7 @@ def write_smoke_images(
     from kdedge.deploy.client import write_images
 
     given = open_artifact(artifact, root=root)
-    return write_images(given, home_path(folder), pictures=pictures)
+    return write_images(given, home_path(folder), image_format=image_format)
 
 
 def verify_client(

@@ -193,7 +193,7 @@ def export(
         cpu: make and measure all files that run on a CPU. `predict` and `load` then take the
             fastest one that passed its gate, on machines like this; `cpu_choice` has the table.
         triton: a new folder for a model repository of Triton.
-        browser: a new folder for a page that classifies pictures in a browser.
+        browser: a new folder for a page that classifies images in a browser.
         classes: class names to export instead of the run's, or a file with one name per line. They
             may be fewer or in another order; new ones need the teacher's run.
         head: `scores` for logits; `argmax` for their ranking alone. None: as the recipe says.

@@ -127,7 +127,7 @@ def open_inputs(
         if is_folder:
             source = folder.open_source(path, **labels)
             has_videos = any(is_video(Path(f"_{kind}")) for kind in source.left_out)
-            if has_videos or folder.has_pictures(source.left_out):
+            if has_videos or folder.has_images(source.left_out):
                 skipped = folder.left_out_text(source.left_out)
                 remedy = "\n  To classify a video, give its path." if has_videos else ""
                 log.warning(f"{path}: skipped files: {skipped}.{remedy}")

@@ -99,7 +99,7 @@ def _parameter(target: Target) -> str:
 @path_option("--triton", help="Write a model repository for Triton into this new folder.")
 @path_option(
     "--browser",
-    help="Write a page that classifies pictures and the camera in a browser into this new folder;"
+    help="Write a page that classifies images and the camera in a browser into this new folder;"
     " needs the file of --with-preprocess.",
 )
 @set_option

@@ -21,8 +21,8 @@ from kdedge.cli._options import artifact_options, count_option, file_option, fol
 from kdedge.errors import DataError, explained
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import FORMATS, Lines, column_widths, shown_classes
-from kdedge.inference.pictures import PictureFolder
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, best_name, no_scores
+from kdedge.inference.saved_images import SavedImages
 from kdedge.progress import progress_to
 from kdedge.records.tables import images_text
 from kdedge.runtime.preprocess import UnreadableImage
@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 @folder_option(
     "--save",
     metavar="DIR",
-    help="Save each picture with its prediction below it in this new or empty folder.",
+    help="Save each image with its prediction below it in this new or empty folder.",
 )
 @count_option(
     "--uncertain",
@@ -124,8 +124,8 @@ def command(
             columns=column_widths(keys or (), names) if is_shown else (0, 0),
             tells_none=classifier.tells_none,
         )
-        pictures = None if save is None else PictureFolder(save)
-        writer = _ResultWriter(lines, write, pictures, uncertain)
+        saved = None if save is None else SavedImages(save)
+        writer = _ResultWriter(lines, write, saved, uncertain)
         results = results_of(inputs, classifier, top=top, batch=batch)
         try:
             with contextlib.closing(results):  # its progress bar ends before the counts are logged
@@ -138,12 +138,12 @@ def command(
 
 @dataclass
 class _ResultWriter:
-    """Writes a line and a picture for each result: at once, or the least certain ones at the end.
+    """Writes a line and an image for each result: at once, or the least certain ones at the end.
 
     Attributes:
         lines: formats the results.
         write: writes a line.
-        pictures: where pictures are saved; None if they are not.
+        saved: where images are saved; None if they are not.
         n_least_certain: number of predictions to write; None for all.
         counts: results so far of each kind.
         n_none: images so far that show none of the classes.
@@ -152,7 +152,7 @@ class _ResultWriter:
 
     lines: Lines
     write: Callable[[str], None]
-    pictures: PictureFolder | None
+    saved: SavedImages | None
     n_least_certain: int | None
     counts: Counter[type[Result]] = field(default_factory=Counter)
     n_none: int = 0
@@ -183,10 +183,10 @@ class _ResultWriter:
             self.write(heading)
         self._is_begun = True
         self.write(self.lines.line(result))
-        if self.pictures is not None and isinstance(result, Prediction):
+        if self.saved is not None and isinstance(result, Prediction):
             is_named = self.n_least_certain is None  # the least certain ones are to be labeled
             shown = shown_classes(result, self.lines.min_score) if is_named else None
-            self.pictures.save(item.name, item.image, shown)
+            self.saved.save(item.name, item.image, shown)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ def command(artifact: Path, **options: Any) -> None:
     POST /predict     an image -> JSON with its classes
     /v2               the Open Inference Protocol, for tritonclient and others
     /metrics          counts for Prometheus
-    /                 a page to drop a picture on, or to open the camera
+    /                 a page to drop an image on, or to open the camera
 
     ARTIFACT may be a run: its newest artifact is served. When the artifact changes, or the run has
     a newer one, it is checked and served without a pause; a damaged one is refused.

@@ -12,7 +12,7 @@ from kdedge.cli._options import path_option, runs_option
 from kdedge.cli._output import json_option, print_result, show_result
 
 if TYPE_CHECKING:
-    from kdedge.deploy.client import Pictures
+    from kdedge.deploy.client import ImageFormat
 
 
 @click.command("verify")
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     help="Write the images of the smoke set into this new folder, for the program to classify.",
 )
 @click.option(
-    "--pictures",
+    "--image-format",
     type=click.Choice(["ppm", "png"]),
     default="ppm",
     show_default=True,
@@ -42,7 +42,7 @@ def command(
     artifact: Path,
     answers: Path | None,
     images: Path | None,
-    pictures: Pictures,
+    image_format: ImageFormat,
     file: str | None,
     root: Path,
     as_json: bool,
@@ -62,7 +62,7 @@ def command(
     if (answers is None) == (images is None):
         raise click.UsageError("Give either ANSWERS or --images DIR.")
     if images is not None:
-        written = write_smoke_images(artifact, images, pictures=pictures, root=root)
+        written = write_smoke_images(artifact, images, image_format=image_format, root=root)
         paths = [str(path) for path in written]
         print_result(paths, as_json=as_json, text=f"Wrote {len(paths)} images into {images}.")
         return

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE_PX = 64
-"""Width and height of a picture."""
+"""Width and height of an image."""
 
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.12, 0.12),
@@ -30,7 +30,7 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 
 Floats = NDArray[np.floating[Any]]
-"""Float arrays: [H, W] maps, or [H, W, 3] pictures with values 0-1."""
+"""Float arrays: [H, W] maps, or [H, W, 3] images with values 0-1."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Camera:
     """How a camera changes a scene.
 
     Attributes:
-        gain: lowest and highest brightness factor; drawn for each picture.
+        gain: lowest and highest brightness factor; drawn for each image.
         cast: RGB factors of the light's color.
         blur_passes: how often a 3x3 binomial filter runs.
         noise: half width of the triangular noise, in units of full brightness.
@@ -57,10 +57,10 @@ DIM = Camera(gain=(0.4, 0.6), cast=(1.0, 0.85, 0.6), blur_passes=1, noise=0.05)
 """A dim camera in yellow light, slightly out of focus: what the demo's users have."""
 
 
-def draw_picture(
+def draw_image(
     rng: np.random.Generator, *, color: str, texture: str, shape: str, camera: Camera
 ) -> NDArray[np.uint8]:
-    """Draws a picture whose object has the three attributes; all else is random.
+    """Draws an image whose object has the three attributes; all else is random.
 
     Args:
         rng: draws everything but the attributes.
@@ -206,17 +206,17 @@ def _second_color(texture: str, across: Floats, along: Floats) -> Floats:
 def _photograph(rng: np.random.Generator, scene: Floats, camera: Camera) -> NDArray[np.uint8]:
     """The scene as seen by the camera."""
     light = np.array(camera.cast, np.float32) * np.float32(_uniform(rng, *camera.gain))
-    picture = scene * light
+    image = scene * light
     for _ in range(camera.blur_passes):
-        picture = _blur(picture)
-    noise = rng.random((2, *picture.shape), dtype=np.float32)
-    picture += np.float32(camera.noise) * (noise[0] - noise[1])
-    pixels: NDArray[np.uint8] = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+        image = _blur(image)
+    noise = rng.random((2, *image.shape), dtype=np.float32)
+    image += np.float32(camera.noise) * (noise[0] - noise[1])
+    pixels: NDArray[np.uint8] = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
     return pixels
 
 
-def _blur(picture: Floats) -> Floats:
+def _blur(image: Floats) -> Floats:
     """A 3x3 binomial filter; border pixels are repeated outward."""
-    padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16

@@ -1,4 +1,4 @@
-"""Writes a page that classifies pictures in a browser."""
+"""Writes a page that classifies images in a browser."""
 
 from __future__ import annotations
 

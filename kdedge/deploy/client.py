@@ -30,7 +30,7 @@ from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import softmax
 from kdedge.targets.registry import load_file
 
-Pictures = Literal["ppm", "png"]
+ImageFormat = Literal["ppm", "png"]
 
 # Largest difference of a score, in percentage points; pixels that differ by 1 of 255 cause less.
 # A label is right if the score of its class is within this distance of the best.
@@ -94,13 +94,13 @@ class _ClientLine(BaseModel):
     rgb_mean: tuple[float, float, float] | None = None
 
 
-def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> list[Path]:
+def write_images(artifact: Artifact, folder: Path, *, image_format: ImageFormat) -> list[Path]:
     """Writes the smoke set's images, which a client classifies, into a new folder.
 
     Args:
         artifact: the artifact, with a smoke set.
         folder: the folder, which must not exist.
-        pictures: format of the images; both formats are lossless.
+        image_format: format of the images; both formats are lossless.
 
     Raises:
         RecipeError: the folder exists.
@@ -108,7 +108,7 @@ def write_images(artifact: Artifact, folder: Path, *, pictures: Pictures) -> lis
         ResourceError: the folder cannot be written.
     """
     smoke = _uncropped_part(load_smoke_set(artifact))
-    names = [f"{number:03}.{pictures}" for number in range(len(smoke.images))]
+    names = [f"{number:03}.{image_format}" for number in range(len(smoke.images))]
     with new_folder(folder) as new:
         for name, image in zip(names, smoke.uncropped(), strict=True):
             Image.fromarray(image).save(new.part / name)

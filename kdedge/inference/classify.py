@@ -279,8 +279,8 @@ class Classifier:
         usable = [(key, pixels) for key, pixels in images if not isinstance(pixels, ImageError)]
         answers: Iterator[Result] = iter(())
         if usable:
-            keys, pictures = zip(*usable, strict=True)
-            answers = iter(self.results(keys, self._outputs(pictures), top=top))
+            keys, prepared = zip(*usable, strict=True)
+            answers = iter(self.results(keys, self._outputs(prepared), top=top))
         return [
             UnreadableImage(key, pixels.reason) if isinstance(pixels, ImageError) else next(answers)
             for key, pixels in images

@@ -33,12 +33,12 @@ class Card:
 
     Attributes:
         image: the image's key.
-        picture: a thumbnail as a data URI; None if the image could not be read.
+        thumbnail: a data URI; None if the image could not be read.
         lines: lines of text, such as its label and the models' predictions.
     """
 
     image: str
-    picture: str | None
+    thumbnail: str | None
     lines: Sequence[str]
 
 

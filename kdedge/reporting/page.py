@@ -33,7 +33,7 @@ from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section, Text
 from kdedge.reporting.exported import exported_blocks, ship_blocks
 from kdedge.reporting.figures import training_curves
 from kdedge.reporting.headline import headline_of, verdict_of
-from kdedge.reporting.pictures import changed_cards, sample_cards
+from kdedge.reporting.image_cards import changed_cards, sample_cards
 from kdedge.reporting.run_records import RunRecords
 from kdedge.reporting.speed import front_plots, speed_blocks
 from kdedge.runs.results import model_label, sorted_results

@@ -365,7 +365,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 HEIF_REMEDY = "pip install 'kdedge[heif]'"
 
 # Extensions of image files that this machine may be unable to read, each with a remedy or ""
-UNREAD_PICTURES = {
+UNREAD_FORMATS = {
     **dict.fromkeys(_HEIF, HEIF_REMEDY),
     **dict.fromkeys(_AVIF, "Pillow 11.3 or later reads it"),
     **dict.fromkeys((*_JPEG_2000, "jxl", "svg", "eps", "pdf", "ico"), ""),

@@ -272,8 +272,8 @@ def _warning(change: Drift) -> str:
         f"the last {change.n_frames} frames are unlike the reference ({change.statistic}): mean"
         f" score {now.mean_score_percent:.1f} % instead of {before.mean_score_percent:.1f} %,"
         f" none of the classes {now.none_percent:.1f} % instead of {before.none_percent:.1f} %.\n"
-        "  Look at the camera and its pictures; predictions may be wrong until it is as before, or"
-        " the student has learned the new pictures."
+        "  Look at the camera and its images; predictions may be wrong until it is as before, or"
+        " the student has learned the new images."
     )
 
 

@@ -18,7 +18,7 @@ from kdedge.data.classes import benchmark_root
 from kdedge.data.images import Images, check_limit, concatenated, scan
 from kdedge.data.open import open_source
 from kdedge.data.sources import ImageSource, WithoutLabels
-from kdedge.data.sources.folder import has_pictures, left_out_text
+from kdedge.data.sources.folder import has_images, left_out_text
 from kdedge.data.split import few_shot
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DataError, RecipeError
@@ -266,7 +266,7 @@ class RecipeData:
         left_out = getattr(images.source, "left_out", {})
         if left_out:
             log.log(
-                logging.WARNING if has_pictures(left_out) else logging.INFO,
+                logging.WARNING if has_images(left_out) else logging.INFO,
                 f"data.{key}: files that are not read as images are skipped:"
                 f" {left_out_text(left_out)}.",
             )

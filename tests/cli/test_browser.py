@@ -231,7 +231,7 @@ def test_what_is_no_picture_is_said_and_the_next_picture_is_answered(
     opened.set_input_files("#file", str(tmp_path / "broken.png"))
     opened.wait_for_selector("#error:not([hidden])")
     said = opened.inner_text("#error")
-    assert said == "broken.png is not a picture that this browser can read."
+    assert said == "broken.png is not an image that this browser can read."
     Image.new("RGB", (20, 20), (0, 0, 250)).save(tmp_path / "blue.png")
     assert choose(opened, tmp_path / "blue.png")[0][0] == "<b>blue</b>"
     assert not opened.query_selector("#error").is_visible()

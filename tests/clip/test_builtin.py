@@ -16,7 +16,7 @@ from kdedge.clip.builtin import BUILTIN_MODELS, builtin_model, draw_token_table
 from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.data.decoding import normalizer
-from kdedge.data.drawings import CLEAN, draw_picture
+from kdedge.data.drawings import CLEAN, draw_image
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
 from kdedge.errors import RecipeError
@@ -91,7 +91,7 @@ def clean_pictures(backbone: Backbone, n: int) -> Tensor:
     for index in range(n):
         texture, color, shape = NAMES[index % len(NAMES)].split()
         rng = np.random.default_rng([77, index])
-        picture = draw_picture(rng, color=color, texture=texture, shape=shape, camera=CLEAN)
+        picture = draw_image(rng, color=color, texture=texture, shape=shape, camera=CLEAN)
         images.append(np.array(resize_and_crop(Image.fromarray(picture), backbone.preprocess)))
     pixels = torch.from_numpy(np.stack(images))
     return normalizer(backbone.preprocess, torch.device("cpu"))(pixels)

@@ -75,13 +75,13 @@ def written(answers: list[Any] | str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("pictures", ["ppm", "png"])
+@pytest.mark.parametrize("image_format", ["ppm", "png"])
 def test_the_images_are_those_of_the_smoke_set(
-    artifact: Artifact, tmp_path: Path, pictures: Any
+    artifact: Artifact, tmp_path: Path, image_format: Any
 ) -> None:
-    paths = kdedge.write_smoke_images(artifact, tmp_path / "images", pictures=pictures)
+    paths = kdedge.write_smoke_images(artifact, tmp_path / "images", image_format=image_format)
     smoke = read_smoke_set(artifact.path / SMOKE_SET)
-    assert paths == sorted((tmp_path / "images").glob(f"*.{pictures}"))
+    assert paths == sorted((tmp_path / "images").glob(f"*.{image_format}"))
     for path, image in zip(paths, smoke.uncropped(), strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
     with pytest.raises(RecipeError, match="exists"):

@@ -24,8 +24,8 @@ from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult,
 from kdedge.reporting.blocks import Plot
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import headline_of, verdict_of
+from kdedge.reporting.image_cards import changed_cards
 from kdedge.reporting.page import make_chapters, write_report
-from kdedge.reporting.pictures import changed_cards
 from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation, write_evaluations
@@ -344,10 +344,10 @@ def test_without_their_folder_worst_images_are_names(make_run: MakeRun, tmp_path
     run = make_run()
     (tmp_path / "pool").rename(tmp_path / "elsewhere")
     assert "data:image/jpeg" not in said(run)
-    assert "Card(image='0.png', picture=None" in said(run)
-    assert re.search(r"No pictures: \S*pool does not exist", said(run))
+    assert "Card(image='0.png', thumbnail=None" in said(run)
+    assert re.search(r"No images: \S*pool does not exist", said(run))
     run.recipe.write_text(re.sub(r", test: \{.*?\}", "", run.recipe.read_text()))
-    assert "No pictures: the recipe does not name these images" in said(run)
+    assert "No images: the recipe does not name these images" in said(run)
 
 
 def test_one_class_is_enough(make_run: MakeRun) -> None:
@@ -598,9 +598,9 @@ def test_a_picture_stands_beside_its_own_two_answers(make_run: MakeRun) -> None:
         ("gone.png", ["dog → no finite scores", "distance 1.0000"]),
         ("1.png", ["cat in both", "distance 0.1000"]),
     ]
-    assert first_pixel(changed.cards[0].picture) == [0, 40, 200]
-    assert changed.cards[1].picture is None
-    assert first_pixel(changed.cards[2].picture) == [90, 40, 200]
+    assert first_pixel(changed.cards[0].thumbnail) == [0, 40, 200]
+    assert changed.cards[1].thumbnail is None
+    assert first_pixel(changed.cards[2].thumbnail) == [90, 40, 200]
     assert "1 of these images no longer exist" in changed.caption
     assert changed_cards(records.artifact, records.artifact.files[0], records.recipe) is None
     int8 = records.artifact.files[1]
@@ -631,8 +631,8 @@ def test_an_image_of_a_smoke_set_is_found_by_its_number(make_run: MakeRun, tmp_p
         others={SMOKE_SET: hashlib.sha256(smoke.read_bytes()).hexdigest()},
     )
     changed = changed_cards(artifact, artifact.files[0], None)
-    assert [first_pixel(one.picture) for one in changed.cards[:2]] == [[50] * 3, [100] * 3]
-    assert changed.cards[2].picture is None
+    assert [first_pixel(one.thumbnail) for one in changed.cards[:2]] == [[50] * 3, [100] * 3]
+    assert changed.cards[2].thumbnail is None
 
 
 def test_a_sample_has_its_picture_its_answers_and_its_class(
@@ -662,7 +662,7 @@ def test_a_sample_has_its_picture_its_answers_and_its_class(
         *("Wrong", "Lowest confidence", "Right")
     ]
     assert right.cards[0].lines == ["cat, 75\u00a0%", "right", "teacher: cat"]
-    assert first_pixel(right.cards[0].picture) == [0, 40, 200]
+    assert first_pixel(right.cards[0].thumbnail) == [0, 40, 200]
     assert wrong.cards[0].lines == ["cat, 60\u00a0%", "is dog", "teacher: dog"]
-    assert first_pixel(wrong.cards[0].picture) == [90, 40, 200]
-    assert unsure.cards[0].picture is None
+    assert first_pixel(wrong.cards[0].thumbnail) == [90, 40, 200]
+    assert unsure.cards[0].thumbnail is None

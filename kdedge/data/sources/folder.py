@@ -11,7 +11,7 @@ from kdedge.data.sources import IMAGE_EXTENSIONS, FileSource, Item, LabelIndex
 from kdedge.errors import DataError, os_reason
 from kdedge.files import printable
 from kdedge.messages import name_some, some_of
-from kdedge.runtime.preprocess import UNREAD_PICTURES, more_extensions
+from kdedge.runtime.preprocess import UNREAD_FORMATS, more_extensions
 
 # Names that operating systems leave in folders, in lower case
 _SYSTEM_FILES = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")
@@ -58,21 +58,21 @@ def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> F
 
 
 def left_out_text(left_out: Mapping[str, int]) -> str:
-    """Describes how many files of each kind were skipped, and how to read pictures among them."""
+    """Describes how many files of each kind were skipped, and how to read images among them."""
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
     more = sum(n for _, n in kinds[_MAX_NAMED:])
     counts = ", ".join(f"{n} {kind}" for kind, n in kinds[:_MAX_NAMED])
     remedies = [
-        f"{kind}: {UNREAD_PICTURES[kind[1:]]}"
+        f"{kind}: {UNREAD_FORMATS[kind[1:]]}"
         for kind in sorted(left_out)
-        if UNREAD_PICTURES.get(kind[1:])
+        if UNREAD_FORMATS.get(kind[1:])
     ]
     return "; ".join([counts + (f" and {more} others" if more else ""), *remedies])
 
 
-def has_pictures(left_out: Mapping[str, int]) -> bool:
-    """Whether there are pictures among the skipped files."""
-    return any(kind[1:] in UNREAD_PICTURES for kind in left_out)
+def has_images(left_out: Mapping[str, int]) -> bool:
+    """Whether there are images among the skipped files."""
+    return any(kind[1:] in UNREAD_FORMATS for kind in left_out)
 
 
 def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:

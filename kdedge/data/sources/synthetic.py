@@ -1,4 +1,4 @@
-"""Drawn pictures without download: textured shapes, as seen by a dim camera in yellow light.
+"""Drawn images without download: textured shapes, as seen by a dim camera in yellow light.
 
 The demo uses it. The novel classes recombine the colors, textures and shapes of the base classes,
 so a prompt that adapts to the camera on the base classes helps on the novel classes.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from kdedge.data.drawings import DIM, draw_picture
+from kdedge.data.drawings import DIM, draw_image
 from kdedge.data.sources import ImageSource, Item
 
 CLASS_NAMES = (
@@ -45,7 +45,7 @@ CLASS_NAMES = (
 )
 """In label order: the base half, then the novel half."""
 
-_PART_SIZES = {"train": 120, "val": 20, "test": 40}  # pictures per class
+_PART_SIZES = {"train": 120, "val": 20, "test": 40}  # images per class
 _PART_SEEDS = {"train": 1, "val": 2, "test": 4}
 _JPEG_QUALITY = 92
 
@@ -54,7 +54,7 @@ def open_source(*, part: str, labeled: bool) -> ImageSource:
     """Opens a part of the set "shapes".
 
     Args:
-        part: "train" (120 pictures per class), "val" (20) or "test" (40).
+        part: "train" (120 images per class), "val" (20) or "test" (40).
         labeled: whether the items have labels.
     """
     n_classes = len(CLASS_NAMES)
@@ -67,21 +67,21 @@ def open_source(*, part: str, labeled: bool) -> ImageSource:
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """A part of the set "shapes"; pictures are drawn when they are read.
+    """A part of the set "shapes"; images are drawn when they are read.
 
     Attributes:
         part: "train", "val" or "test".
-        items: one item per picture; classes alternate.
+        items: one item per image; classes alternate.
     """
 
     part: str
     items: tuple[Item, ...]
 
     def read(self, i: int) -> bytes:
-        """Draws picture `i`, the same at every call; returns a JPEG file."""
+        """Draws image `i`, the same at every call; returns a JPEG file."""
         texture, color, shape = CLASS_NAMES[i % len(CLASS_NAMES)].split()
         rng = np.random.default_rng([_PART_SEEDS[self.part], i])
-        picture = draw_picture(rng, color=color, texture=texture, shape=shape, camera=DIM)
+        image = draw_image(rng, color=color, texture=texture, shape=shape, camera=DIM)
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        Image.fromarray(image).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return buffer.getvalue()

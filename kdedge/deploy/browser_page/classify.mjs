@@ -100,13 +100,13 @@ export async function loadClassifier(say = () => {}) {
     return { logits: Array.from(await logits.getData()), ms: performance.now() - began };
   }
 
-  let busy = Promise.resolve(); // a session runs one picture at a time
+  let busy = Promise.resolve(); // a session runs one image at a time
   return {
     name: settings.name,
     about: `${settings.class_names.length} classes, ${provider === "webgpu" ? "WebGPU" : "WebAssembly"}${remark}`,
     async classify(pixels) {
       const { logits, ms } = await (busy = busy.catch(() => {}).then(() => run(pixels)));
-      if (!logits.every(Number.isFinite)) throw new Error("The model gives NaN or infinity for this picture.");
+      if (!logits.every(Number.isFinite)) throw new Error("The model gives NaN or infinity for this image.");
       const highest = Math.max(...logits);
       const exps = logits.map((logit) => Math.exp(logit - highest));
       const sum = exps.reduce((total, one) => total + one, 0);

@@ -1,13 +1,13 @@
-// The page: a picture or the camera in, the model's classes out.
+// The page: an image or the camera in, the model's classes out.
 
 import { loadClassifier } from "./classify.mjs";
 
-const MOST_PIXELS = 16e6; // larger pictures are made smaller first: the graph needs 40 bytes a pixel
+const MOST_PIXELS = 16e6; // larger images are made smaller first: the graph needs 40 bytes a pixel
 const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
 const context = canvas.getContext("2d", { willReadFrequently: true });
 let camera = null; // the stream of a running camera
-let pictures = 0; // a picture that was chosen later wins
+let images = 0; // an image that was chosen later wins
 
 function say(text) {
   at("status").textContent = text;
@@ -49,14 +49,14 @@ function draw(source, width, height) {
 
 async function classifyFile(file) {
   stopCamera();
-  const number = ++pictures;
+  const number = ++images;
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
-    throw new Error(`${file.name} is not a picture that this browser can read.`);
+    throw new Error(`${file.name} is not an image that this browser can read.`);
   }
-  if (number !== pictures) return;
+  if (number !== images) return;
   const { width, height } = bitmap;
   const factor = Math.min(1, Math.sqrt(MOST_PIXELS / (width * height)));
   const size = [width, height].map((side) => Math.max(1, Math.floor(side * factor)));
@@ -65,7 +65,7 @@ async function classifyFile(file) {
   bitmap.close();
   const result = await classifier.classify(pixels);
   const note = factor < 1 ? `; made smaller, to ${size.join(" x ")} pixels` : "";
-  if (number === pictures) show(result, note);
+  if (number === images) show(result, note);
 }
 
 function stopCamera() {
@@ -78,7 +78,7 @@ async function startCamera() {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new Error("The camera needs https:// or localhost.");
   }
-  const number = ++pictures;
+  const number = ++images;
   const video = at("video");
   at("camera").disabled = true; // a second click while the browser asks would open another stream
   try {
@@ -88,12 +88,12 @@ async function startCamera() {
   } finally {
     at("camera").disabled = false;
   }
-  if (number !== pictures) return stopCamera(); // a picture was chosen meanwhile
+  if (number !== images) return stopCamera(); // an image was chosen meanwhile
   video.srcObject = camera;
   await video.play();
   at("camera").textContent = "Stop";
   camera.getVideoTracks()[0].addEventListener("ended", stopCamera);
-  while (camera && number === pictures) {
+  while (camera && number === images) {
     if (video.videoWidth) show(await classifier.classify(draw(video, video.videoWidth, video.videoHeight)));
     await new Promise(requestAnimationFrame);
   }

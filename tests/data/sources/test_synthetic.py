@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.data.drawings import CLEAN, COLORS, SHAPES, TEXTURES, Camera, draw_picture
+from kdedge.data.drawings import CLEAN, COLORS, SHAPES, TEXTURES, Camera, draw_image
 from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
 
 PARTS = ("train", "val", "test")
@@ -25,7 +25,7 @@ def pixels(data: bytes) -> np.ndarray:
 def draw(seed: int, camera: Camera = CLEAN, **attributes: str) -> np.ndarray:
     chosen = {"color": "red", "texture": "plain", "shape": "circle", **attributes}
     rng = np.random.default_rng([seed])
-    return draw_picture(rng, camera=camera, **chosen).astype(np.float32)
+    return draw_image(rng, camera=camera, **chosen).astype(np.float32)
 
 
 def test_an_item_is_the_same_picture_at_every_call_and_in_any_order() -> None:

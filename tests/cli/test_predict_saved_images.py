@@ -1,4 +1,4 @@
-"""`kdedge predict`: saved pictures, the least certain images, videos."""
+"""`kdedge predict`: saved images, the least certain images, videos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kdedge.errors import RecipeError, ResourceError
-from kdedge.inference.pictures import PictureFolder
+from kdedge.inference.saved_images import SavedImages
 
 pytestmark = pytest.mark.usefixtures("work")
 
@@ -23,7 +23,7 @@ COLORS = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 
 @pytest.fixture
 def work(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, the current one, with an artifact and pictures, one of them broken."""
+    """A folder, the current one, with an artifact and images, one of them broken."""
     device.write_artifact(tmp_path / "art")
     for name, color in (("a", (250, 10, 10)), ("sub/a", (9, 9, 9)), ("z", (90, 80, 80))):
         device.write_picture(tmp_path / f"pics/{name}.jpg", color)
@@ -67,14 +67,14 @@ def test_pictures_are_saved_with_a_band_below_them_and_none_replaces_another(kde
     band = picture[picture.shape[1] * 24 // 30 :]
     assert (band > 200).any()
     assert np.median(band) < 20
-    PictureFolder(Path("new/out")).save("tall", Image.new("RGB", (9, 70_000)), [("red", "90 %")])
+    SavedImages(Path("new/out")).save("tall", Image.new("RGB", (9, 70_000)), [("red", "90 %")])
     assert len(np.asarray(Image.open("new/out/tall.jpg"))) == 65_500
 
 
 def test_a_picture_that_another_program_saved_meanwhile_stays(work: Path) -> None:
     (work / "a.jpg").write_text("of the other")
     with pytest.raises(ResourceError, match="file exists"):
-        PictureFolder(work).save("a.jpg", b"mine", None)
+        SavedImages(work).save("a.jpg", b"mine", None)
     assert (work / "a.jpg").read_text() == "of the other"
 
 

@@ -19,7 +19,7 @@ _MAX_SIDE_PX = 65_500  # Pillow's limit for JPEG
 _MAX_NAME_BYTES = 200  # file systems take 255; the rest is for a number
 
 
-class PictureFolder:
+class SavedImages:
     """A folder of saved images.
 
     Args:
@@ -46,14 +46,14 @@ class PictureFolder:
         if isinstance(data, bytes) and classes is None:
             self._write(name, data)
             return
-        picture = decode_input(data)
-        if isinstance(picture, ImageError):  # since it was classified
+        decoded = decode_input(data)
+        if isinstance(decoded, ImageError):  # since it was classified
             return
         if classes is not None:
-            picture = with_text(picture, ["  ".join(texts) for texts in classes])
-        picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
+            decoded = with_text(decoded, ["  ".join(texts) for texts in classes])
+        decoded.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=92)
+        decoded.save(file, "JPEG", quality=92)
         self._write(str(Path(name).with_suffix(".jpg")), file.getvalue())
 
     def _write(self, name: str, data: bytes) -> None:

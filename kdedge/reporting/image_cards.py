@@ -34,7 +34,7 @@ def sample_cards(
 
     Args:
         groups: samples by title.
-        recipe: names the folders of the images; None shows cards without pictures.
+        recipe: names the folders of the images; None shows cards without thumbnails.
         is_test: whether the samples are test images; else they are unlabeled images.
     """
     keys = {sample.image for group in groups.values() for sample in group}
@@ -97,13 +97,13 @@ def changed_cards(artifact: Artifact, file: ModelFile, recipe: LoadedRecipe | No
     return Cards(f"{file.name} against the float32 model", cards, caption)
 
 
-def _changed_card(entry: WorstImage, picture: str | None, label: str | None) -> Card:
+def _changed_card(entry: WorstImage, thumbnail: str | None, label: str | None) -> Card:
     predicted = entry.predicted_class or "no finite scores"
     same = predicted == entry.reference_class
     lines = [f"{predicted} in both" if same else f"{entry.reference_class} → {predicted}"]
     lines += [] if label is None else [f"is {label}"]
     lines += [] if entry.distance is None else [f"distance {entry.distance:.4f}"]
-    return Card(entry.image, picture, lines)
+    return Card(entry.image, thumbnail, lines)
 
 
 def _read_all(thumbnails: Iterator[tuple[str, _Thumbnail]]) -> tuple[dict[str, _Thumbnail], str]:
@@ -111,7 +111,7 @@ def _read_all(thumbnails: Iterator[tuple[str, _Thumbnail]]) -> tuple[dict[str, _
     try:
         return dict(thumbnails), ""
     except KdedgeError as error:
-        return {}, f" No pictures: {' '.join(str(error).split())}"
+        return {}, f" No images: {' '.join(str(error).split())}"
 
 
 def _from_smoke_set(artifact: Artifact, keys: Collection[str]) -> Iterator[tuple[str, _Thumbnail]]:
