@@ -129,7 +129,9 @@ ZIPPED = zip_bytes(("images/a", os.urandom(5000)))
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not an archive", ZIPPED[:3000], ZIPPED[:100] + bytes(50) + ZIPPED[150:]]
+    "data",
+    [b"", b"not an archive", ZIPPED[:3000], ZIPPED[:100] + bytes(50) + ZIPPED[150:]],
+    ids=["empty", "text", "cut", "damaged"],
 )
 def test_an_archive_that_is_cut_short_or_damaged_leaves_nothing(data, run, folder):
     with pytest.raises(DataError, match=r"a\.zip cannot be unpacked: .*\n *Remove it"):
