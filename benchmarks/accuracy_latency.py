@@ -1,4 +1,4 @@
-"""A picture of a run's newest `kdedge bench`: each model's accuracy against its latency.
+"""A plot of a run's newest `kdedge bench`: each model's accuracy against its latency.
 
 kdedge bench RUN
 python benchmarks/accuracy_latency.py RUN benchmarks/accuracy-latency.svg

@@ -1,4 +1,4 @@
-"""A picture of a suite's students: harmonic mean against the seconds of their runs.
+"""A plot of a suite's students: harmonic mean against the seconds of their runs.
 
 kdedge suite benchmarks/suites/time-to-accuracy.yaml
 python benchmarks/time_to_accuracy.py suites/time-to-accuracy benchmarks/time-to-accuracy.svg

@@ -23,7 +23,7 @@ RECIPE = """\
 name: vit-b16
 classes: [{names}]
 data:
-  unlabeled: {{folder: {pictures}}}
+  unlabeled: {{folder: {images}}}
 teacher: {{method: zeroshot, backbone: ViT-B-16, weights: {weights}}}
 student: {{method: promptkd, backbone: ViT-B-16, weights: {weights}}}
 optim: {{epochs: 1, batch_size: 8, warmup_epochs: 0}}
@@ -33,7 +33,7 @@ gates: {{agreement: {{fp16: 0%, int8: 0%}}, max_drop: 100}}
 
 
 def make(folder: Path) -> None:
-    """Writes random ViT-B/16 weights in OpenAI's layout, pictures and a recipe, and distills."""
+    """Writes random ViT-B/16 weights in OpenAI's layout, images and a recipe, and distills."""
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16"), quick_gelu=True)
@@ -46,16 +46,16 @@ def make(folder: Path) -> None:
     }
     torch.save(state, folder / "vit-b16.pt")
     rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for number in range(128):
         small = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
         Image.fromarray(small).resize((224, 224), Image.Resampling.BICUBIC).save(
-            folder / "pictures" / f"{number}.png"
+            folder / "images" / f"{number}.png"
         )
     names = ", ".join(f"place {number}" for number in range(397))
     recipe = folder / "vit-b16.yaml"
     recipe.write_text(
-        RECIPE.format(names=names, pictures=folder / "pictures", weights=folder / "vit-b16.pt")
+        RECIPE.format(names=names, images=folder / "images", weights=folder / "vit-b16.pt")
     )
     command = [sys.executable, "-m", "kdedge", "distill", str(recipe)]
     subprocess.run([*command, "--runs", str(folder / "runs")], check=True)

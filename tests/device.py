@@ -146,8 +146,8 @@ def artifact(tmp_path: Path) -> Artifact:
     return write_artifact(tmp_path / "artifact")
 
 
-def write_picture(path: Path, color: tuple[int, int, int], *, side_px: int = 24) -> Path:
-    """Writes a picture of one color."""
+def write_image(path: Path, color: tuple[int, int, int], *, side_px: int = 24) -> Path:
+    """Writes an image of one color."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (side_px + 6, side_px), color).save(path, quality=95)
     return path
@@ -155,8 +155,8 @@ def write_picture(path: Path, color: tuple[int, int, int], *, side_px: int = 24)
 
 @pytest.fixture(scope="session")
 def paint() -> Callable[..., Path]:
-    """Writes a picture of one color."""
-    return write_picture
+    """Writes an image of one color."""
+    return write_image
 
 
 @pytest.fixture

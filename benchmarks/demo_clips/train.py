@@ -1,18 +1,18 @@
-"""Trains the two tiny CLIPs that `kdedge demo` brings along, on clean drawn pictures with captions.
+"""Trains the two tiny CLIPs that `kdedge demo` brings along, on clean drawn images with captions.
 
     python benchmarks/demo_clips/train.py [--folder DIR] [NAME ...]
 
 Writes `<name>.json` and `<name>.safetensors` to `kdedge/clip/builtin`, and prints zero-shot
-accuracies. The pictures are drawn by the code of the synthetic set, over its full grid of
+accuracies. The images are drawn by the code of the synthetic set, over its full grid of
 attributes, through a good camera. Loss: CLIP's (Radford et al. 2021, arXiv:2103.00020), except that
-every true caption of a picture in the batch is a target, since most captions name some attributes
-only and are true of many pictures.
+every true caption of an image in the batch is a target, since most captions name some attributes
+only and are true of many images.
 
 In half of the steps random tokens stand where prompts will: a large CLIP hardly notices a few
 tokens of no meaning among its hundreds, so that prompt learning can start from random ones; one
 with 17 tokens has to learn that.
 
-The shipped files took ten minutes on one core. Their zero-shot accuracy on the demo's pictures,
+The shipped files took ten minutes on one core. Their zero-shot accuracy on the demo's images,
 whose test part was drawn anew since, is in benchmarks/README.md; on clean ones it was, base /
 novel, percent:
 
@@ -52,7 +52,7 @@ Attributes = tuple[str, str, str]  # texture, color, shape; "" where a caption d
 
 FOLDER = Path(__file__).parents[2] / "kdedge" / "clip" / "builtin"
 GRID: list[Attributes] = [(t, c, s) for t in TEXTURES for c in COLORS for s in SHAPES]
-NAMED = (  # the attributes that a caption names: a picture gets one caption from each row
+NAMED = (  # the attributes that a caption names: an image gets one caption from each row
     ((1, 1, 1),),
     ((1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)),
 )
@@ -100,7 +100,7 @@ PLANS = {
 
 
 def draw_images(attributes: list[Attributes], *, seed: int) -> Tensor:
-    """Clean pictures in the models' size: [N, 3, 32, 32], uint8."""
+    """Clean images in the models' size: [N, 3, 32, 32], uint8."""
     rng = np.random.default_rng([1000, seed])
     pictures = []
     for texture, color, shape in attributes:
@@ -110,12 +110,12 @@ def draw_images(attributes: list[Attributes], *, seed: int) -> Tensor:
 
 
 def resize(picture: Image.Image) -> np.ndarray:
-    """A square picture in the models' size, as in kdedge's preprocessing."""
+    """A square image in the models' size, as in kdedge's preprocessing."""
     return np.asarray(picture.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC))
 
 
 def normalize(pictures: Tensor) -> Tensor:
-    """uint8 pictures -> what an image encoder takes."""
+    """uint8 images -> what an image encoder takes."""
     mean, std = torch.tensor(OPENAI_DATASET_MEAN), torch.tensor(OPENAI_DATASET_STD)
     return (pictures.float() / 255 - mean[:, None, None]) / std[:, None, None]
 
@@ -138,7 +138,7 @@ def write_captions(
 
 
 def true_captions(pictures: list[Attributes], captions: list[Attributes]) -> Tensor:
-    """[B, T]: 1 where a caption is true of a picture, else 0."""
+    """[B, T]: 1 where a caption is true of an image, else 0."""
     words = sorted({word for caption in captions for word in caption if word})
     has = torch.tensor([[word in picture for word in words] for picture in pictures]).float()
     names = torch.tensor([[word in caption for word in words] for caption in captions]).float()
@@ -227,7 +227,7 @@ def zero_shot(model: open_clip.CLIP, pictures: Tensor, labels: Tensor) -> tuple[
 
 
 def evaluation_sets() -> dict[str, tuple[Tensor, Tensor]]:
-    """Clean pictures of the demo's classes, and the demo's own test pictures."""
+    """Clean images of the demo's classes, and the demo's own test images."""
     source = open_source(part="test", labeled=True)
     labels = [item.label for item in source.items if item.label is not None]
     attributes = [tuple(CLASS_NAMES[label].split()) for label in labels]

@@ -36,7 +36,7 @@ gates: {agreement: {fp16: 0%, int8: 0%}, max_drop: 100}
 """A student of two epochs hardly prefers one class: rounding changes its mind."""
 
 
-def _draw_picture(path: Path, *, label: int, number: int, side_px: int = 40) -> None:
+def _draw_image(path: Path, *, label: int, number: int, side_px: int = 40) -> None:
     """Draws stripes, wider with the label, in a color of the number's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([label, number])
@@ -48,16 +48,16 @@ def _draw_picture(path: Path, *, label: int, number: int, side_px: int = 40) -> 
 
 
 @pytest.fixture(scope="session")
-def draw_picture() -> Callable[..., None]:
-    """Draws a picture into a file."""
-    return _draw_picture
+def draw_image() -> Callable[..., None]:
+    """Draws an image into a file."""
+    return _draw_image
 
 
 @pytest.fixture(scope="session")
 def blank_project(
     tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[..., Path], tiny_sizes: dict
 ) -> Path:
-    """Recipe, class list, pictures and two CLIPs; to be copied and not to be changed."""
+    """Recipe, class list, images and two CLIPs; to be copied and not to be changed."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "r.yaml").write_text(RECIPE)
     (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
@@ -66,13 +66,11 @@ def blank_project(
     shutil.copy(write_clip(tiny_sizes), folder / "student.pt")
     for label, name in enumerate(CLASS_NAMES):
         for number in range(6):
-            _draw_picture(folder / "labeled" / name / f"{number}.jpg", label=label, number=number)
+            _draw_image(folder / "labeled" / name / f"{number}.jpg", label=label, number=number)
         for number in range(5):
-            _draw_picture(folder / "test" / name / f"{number}.jpg", label=label, number=10 + number)
+            _draw_image(folder / "test" / name / f"{number}.jpg", label=label, number=10 + number)
         for number in range(10):
-            _draw_picture(
-                folder / "pool" / f"{label}_{number}.jpg", label=label, number=20 + number
-            )
+            _draw_image(folder / "pool" / f"{label}_{number}.jpg", label=label, number=20 + number)
     return folder
 
 
@@ -223,7 +221,7 @@ def public_layout(load_module: Callable[..., ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def device(load_module: Callable[..., ModuleType]) -> ModuleType:
-    """Makes artifacts that name the color of a picture, and pictures; the module's own copy."""
+    """Makes artifacts that name the color of an image, and images; the module's own copy."""
     pytest.importorskip("onnxruntime")
     return load_module("device")
 

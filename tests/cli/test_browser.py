@@ -60,7 +60,7 @@ def artifact(device: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ar
 
 @pytest.fixture
 def telling(artifact: Artifact, tmp_path: Path) -> Artifact:
-    """The artifact with "none of these", for which no picture of class green is known."""
+    """The artifact with "none of these", for which no image of class green is known."""
     folder = tmp_path / "telling"
     shutil.copytree(artifact.path, folder)
     rng = np.random.default_rng(5)
@@ -170,7 +170,7 @@ def choose(tab: Any, file: Path) -> list[tuple[str, float]]:
     return answers(tab)
 
 
-def test_pictures_of_any_size_are_answered_as_predict_answers_them(
+def test_images_of_any_size_are_answered_as_predict_answers_them(
     opened: Any, artifact: Artifact, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
@@ -198,7 +198,7 @@ def test_pictures_of_any_size_are_answered_as_predict_answers_them(
     assert not opened.query_selector("#error").is_visible()
 
 
-def test_a_picture_of_none_of_the_classes_is_answered_none_as_predict_answers_it(
+def test_an_image_of_none_of_the_classes_is_answered_none_as_predict_answers_it(
     telling: Artifact, browser: Any, modules: Path, tmp_path: Path
 ) -> None:
     page = write_browser(telling, tmp_path / "telling_page").parent
@@ -224,7 +224,7 @@ def test_a_picture_of_none_of_the_classes_is_answered_none_as_predict_answers_it
         tab.close()
 
 
-def test_what_is_no_picture_is_said_and_the_next_picture_is_answered(
+def test_what_is_no_image_is_said_and_the_next_image_is_answered(
     opened: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")

@@ -43,14 +43,14 @@ def changed(device: Any, **parts: Any) -> Iterator[None]:
 
 @pytest.fixture
 def work(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: an old artifact, a new one that takes green for blue, and pictures."""
+    """The current folder: an old artifact, a new one that takes green for blue, and images."""
     device.write_artifact(tmp_path / "old")
     with changed(device, WEIGHT=device.WEIGHT[:, [0, 2, 1, 3]]):
         device.write_artifact(tmp_path / "new")
     for name, color in COLORS.items():
         for number in range(3):
             shade = tuple(max(0, value - 2 * number) for value in color)
-            device.write_picture(tmp_path / f"pics/{name.replace(' ', '_')}/{number}.png", shade)
+            device.write_image(tmp_path / f"pics/{name.replace(' ', '_')}/{number}.png", shade)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -144,10 +144,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_signal_after_training_loses_nothing_either(
-    project: Path, start: Start, draw_picture: Callable[..., None], reference: dict[str, bytes]
+    project: Path, start: Start, draw_image: Callable[..., None], reference: dict[str, bytes]
 ) -> None:
-    # Large pictures: measuring takes long enough to be interrupted
-    draw_picture(project / "large.jpg", label=0, number=0, side_px=1200)
+    # Large images: measuring takes long enough to be interrupted
+    draw_image(project / "large.jpg", label=0, number=0, side_px=1200)
     enlarge = lambda _, to: shutil.copy(project / "large.jpg", to)  # noqa: E731
     shutil.copytree(project / "labeled", project / "large", copy_function=enlarge)
     command = (*DISTILL, "--set", "data.test.folder=large")

@@ -409,7 +409,7 @@ def test_on_a_terminal_the_columns_are_aligned(
     device.write_artifact(Path("art"))
     colors = {"a.jpg": (250, 10, 10), "sub/b.png": (0, 230, 0), "z.jpg": (3, 0, 0)}
     for name, color in colors.items():
-        device.write_picture(Path("pics", name), color)
+        device.write_image(Path("pics", name), color)
     lines = run_shown("predict", "art", "pics", on_terminal=True).splitlines()
     good = [line for line in lines if line.endswith("%")]
     assert len({len(line) for line in good}) == 1

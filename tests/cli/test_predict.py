@@ -33,11 +33,11 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def work(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, the current one, with an artifact and pictures, one of them broken."""
+    """A folder, the current one, with an artifact and images, one of them broken."""
     device.write_artifact(tmp_path / "art")
-    device.write_picture(tmp_path / "pics/a.jpg", (250, 10, 10))
-    device.write_picture(tmp_path / "pics/sub/b.png", (0, 230, 0))
-    device.write_picture(tmp_path / "pics/z.jpg", (3, 0, 0))
+    device.write_image(tmp_path / "pics/a.jpg", (250, 10, 10))
+    device.write_image(tmp_path / "pics/sub/b.png", (0, 230, 0))
+    device.write_image(tmp_path / "pics/z.jpg", (3, 0, 0))
     (tmp_path / "pics/broken.jpg").write_bytes((tmp_path / "pics/a.jpg").read_bytes()[:-40])
     (tmp_path / "pics/notes.txt").write_text("no image")
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,7 @@ def work(device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the current one, with an artifact and images, one of them broken."""
     device.write_artifact(tmp_path / "art")
     for name, color in (("a", (250, 10, 10)), ("sub/a", (9, 9, 9)), ("z", (90, 80, 80))):
-        device.write_picture(tmp_path / f"pics/{name}.jpg", color)
+        device.write_image(tmp_path / f"pics/{name}.jpg", color)
     (tmp_path / "pics/broken.jpg").write_bytes(b"no picture")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -57,7 +57,7 @@ def saved(folder: str) -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-def test_pictures_are_saved_with_a_band_below_them_and_none_replaces_another(kdedge: Run) -> None:
+def test_images_are_saved_with_a_band_below_them_and_none_replaces_another(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics", "pics/sub/a.jpg", "--save", "new/out", "--top", "2")
     assert done.code == 0, done.err
     assert done.err.endswith("\nWrote new/out\n")
@@ -71,7 +71,7 @@ def test_pictures_are_saved_with_a_band_below_them_and_none_replaces_another(kde
     assert len(np.asarray(Image.open("new/out/tall.jpg"))) == 65_500
 
 
-def test_a_picture_that_another_program_saved_meanwhile_stays(work: Path) -> None:
+def test_an_image_that_another_program_saved_meanwhile_stays(work: Path) -> None:
     (work / "a.jpg").write_text("of the other")
     with pytest.raises(ResourceError, match="file exists"):
         SavedImages(work).save("a.jpg", b"mine", None)
@@ -85,7 +85,7 @@ def test_a_long_name_in_another_script_is_cut_between_two_characters(kdedge: Run
     assert f"類類類類_{'別' * 60}x.jpg" in saved("../out")
 
 
-def test_a_folder_without_pictures_is_not_made(
+def test_a_folder_without_images_is_not_made(
     kdedge: Run, small_disk: Callable[[int], Path]
 ) -> None:
     unread = kdedge("predict", "art", "pics/broken.jpg", "--save", "new/out")

@@ -91,10 +91,10 @@ def test_a_warm_store_serves_other_seeds_losses_and_class_lists() -> None:
 
 
 def test_an_image_that_was_added_is_the_only_one_that_the_teacher_sees(
-    trained: Path, kdedge: Any, draw_picture: Callable[..., None]
+    trained: Path, kdedge: Any, draw_image: Callable[..., None]
 ) -> None:
     distilled("student.views=1")
-    draw_picture(trained / "pool/new.jpg", label=1, number=99)
+    draw_image(trained / "pool/new.jpg", label=1, number=99)
     command = ("check", *TAUGHT, "--set", "student.views=1")
     assert "1 of 41 crops to compute" in kdedge(*command).out
     _, teacher = distilled("student.views=1")
@@ -104,7 +104,7 @@ def test_an_image_that_was_added_is_the_only_one_that_the_teacher_sees(
     alone, teacher = distilled("student.views=1", "seed=3", "student.view_seed=1", "name=alone")
     assert teacher.n_images == 41
     assert again.weights.read_bytes() == alone.weights.read_bytes()
-    draw_picture(trained / "pool/0_00.jpg", label=1, number=98)  # before most others
+    draw_image(trained / "pool/0_00.jpg", label=1, number=98)  # before most others
     done = kdedge("distill", *TAUGHT, "--set", "student.views=1", "--set", "student.view_seed=1")
     assert "Computing 41 of 42 crops." in done.err
     assert len(stores()) == 1

@@ -306,14 +306,14 @@ def test_a_warm_up_that_takes_all_epochs_is_said(kdedge: Run) -> None:
     assert "warning: The baseline's warm-up covers all of its epochs (1)," in done.err
 
 
-def draw_tests(draw_picture: Any, n_images: int, *, label: Callable[[int], int]) -> None:
+def draw_tests(draw_image: Any, n_images: int, *, label: Callable[[int], int]) -> None:
     for index, name in enumerate(("cat", "dog", "red fox", "school bus")):
         for number in range(n_images):
-            draw_picture(Path(f"test/{name}/{number}.jpg"), label=label(index), number=number)
+            draw_image(Path(f"test/{name}/{number}.jpg"), label=label(index), number=number)
 
 
-def test_a_model_no_better_than_guessing_is_warned_of(kdedge: Run, draw_picture: Any) -> None:
-    draw_tests(draw_picture, 25, label=lambda index: (index + 1) % 4)
+def test_a_model_no_better_than_guessing_is_warned_of(kdedge: Run, draw_image: Any) -> None:
+    draw_tests(draw_image, 25, label=lambda index: (index + 1) % 4)
     done = kdedge("train", "r.yaml", "--method", "zeroshot")
     assert done.code == 0
     assert re.search(
@@ -323,9 +323,9 @@ def test_a_model_no_better_than_guessing_is_warned_of(kdedge: Run, draw_picture:
     )
 
 
-def test_a_model_that_always_answers_the_same_is_warned_of(kdedge: Run, draw_picture: Any) -> None:
+def test_a_model_that_always_answers_the_same_is_warned_of(kdedge: Run, draw_image: Any) -> None:
     shutil.rmtree("test")
-    draw_tests(draw_picture, 1, label=lambda index: 0)  # one picture
+    draw_tests(draw_image, 1, label=lambda index: 0)  # one image
     done = kdedge("train", "r.yaml", "--method", "zeroshot")
     assert done.code == 0
     assert "warning: The baseline predicts '" in done.err

@@ -46,7 +46,7 @@ def work(device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def picture(color: str, seed: int = 0) -> Image.Image:
-    """A picture of a color, with spots that tell one from another."""
+    """An image of a color, with spots that tell one from another."""
     rng = np.random.default_rng(seed)
     spots = rng.normal(0, 25, (4, 6, 1)).repeat(8, 0).repeat(8, 1)
     return Image.fromarray((np.array(COLORS[color]) + spots).clip(0, 255).astype(np.uint8))

@@ -81,7 +81,7 @@ def class_vectors(backbone: Backbone) -> Tensor:
 
 
 def accuracy(image_features: Tensor, vectors: Tensor) -> float:
-    """Percent, over all 24 classes; picture i has class i % 24."""
+    """Percent, over all 24 classes; image i has class i % 24."""
     labels = torch.arange(len(image_features)) % len(NAMES)
     return 100 * float(((image_features @ vectors.T).argmax(dim=1) == labels).float().mean())
 
@@ -98,7 +98,7 @@ def clean_pictures(backbone: Backbone, n: int) -> Tensor:
 
 
 @torch.no_grad()
-def test_zero_shot_knows_the_classes_on_clean_pictures(backbone: Backbone) -> None:
+def test_zero_shot_knows_the_classes_on_clean_images(backbone: Backbone) -> None:
     found = accuracy(
         backbone.image_features(clean_pictures(backbone, 240)), class_vectors(backbone)
     )

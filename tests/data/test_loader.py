@@ -290,7 +290,7 @@ def test_evaluation_keeps_the_order_and_the_device_preprocessing(source):
 
 
 def every_pixel_value(side=16):
-    """A picture in which each channel has all values there are."""
+    """An image in which each channel has all values there are."""
     values = np.arange(side * side, dtype=np.uint8).reshape(side, side)
     return Image.fromarray(np.stack([values, values.T, values[::-1]], axis=-1))
 

@@ -20,7 +20,7 @@ PREPROCESS = Preprocess(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 class Pictures:
-    """Gray pictures in memory; a picture's class is its gray level's decade."""
+    """Gray images in memory; an image's class is its gray level's decade."""
 
     def __init__(self, levels: list[int]) -> None:
         self._files = [png(level) for level in levels]

@@ -21,7 +21,7 @@ from kdedge.runtime.preprocess import Preprocess, decode_image
 
 
 class Pictures:
-    """Gray pictures in memory."""
+    """Gray images in memory."""
 
     def __init__(self, name: str, n_images: int) -> None:
         self.items = [Item(f"{name}{index}", None) for index in range(n_images)]

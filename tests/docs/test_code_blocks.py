@@ -226,7 +226,7 @@ def listed(part: str) -> str:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders and files of "Your own images", red and blue pictures; and the clone's examples."""
+    """Folders and files of "Your own images", red and blue images; and the clone's examples."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "classes.txt").write_text("red\nblue\n")
     (folder / "other.txt").write_text("blue\nred\n")

@@ -33,7 +33,7 @@ def _installed() -> None:
 
 
 def jpeg(seed: int, side_px: int = 30) -> bytes:
-    """A picture of one color with some noise."""
+    """An image of one color with some noise."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, 3) + rng.normal(0, 20, (side_px, side_px + seed, 3))
     file = io.BytesIO()
@@ -241,7 +241,7 @@ def test_a_backend_of_several_threads_runs_one_call_at_a_time(artifact: Artifact
     assert (backend.n_calls, backend.n_disturbed) == (20, 0)
 
 
-def test_a_decoded_picture_counts_as_its_file_does(artifact: Artifact) -> None:
+def test_a_decoded_image_counts_as_its_file_does(artifact: Artifact) -> None:
     classifier = Classifier.load(artifact.path)
     assert classified(classifier, decode_image(jpeg(3))) == classified(classifier, jpeg(3))
 

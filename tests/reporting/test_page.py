@@ -68,7 +68,7 @@ def said(*runs: RunFolder) -> str:
 
 
 def plots(*runs: RunFolder) -> list[str]:
-    """Names of the pictures that it would have."""
+    """Names of the images that it would have."""
     chapters = make_chapters([run_records(run) for run in runs])
     blocks = [b for chapter in chapters for section in chapter.sections for b in section.blocks]
     return [block.name for block in blocks if isinstance(block, Plot)]
@@ -590,7 +590,7 @@ def first_pixel(uri: str | None) -> list[int]:
     return np.asarray(Image.open(io.BytesIO(data)))[0, 0].round(-1).tolist()
 
 
-def test_a_picture_stands_beside_its_own_two_answers(make_run: MakeRun) -> None:
+def test_an_image_stands_beside_its_own_two_answers(make_run: MakeRun) -> None:
     records = run_records(make_run(["cat", "dog"], only="artifact"))
     changed = changed_cards(records.artifact, records.artifact.files[1], records.recipe)
     assert [(card.image, card.lines) for card in changed.cards] == [
@@ -635,7 +635,7 @@ def test_an_image_of_a_smoke_set_is_found_by_its_number(make_run: MakeRun, tmp_p
     assert changed.cards[2].thumbnail is None
 
 
-def test_a_sample_has_its_picture_its_answers_and_its_class(
+def test_a_sample_has_its_image_its_answers_and_its_class(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
     run = make_run(["cat", "dog"], only="eval")

@@ -61,7 +61,7 @@ def test_importing_the_devices_side_loads_no_engine_and_nothing_heavy() -> None:
 
 @pytest.fixture
 def predict(artifact: Artifact, paint: Callable[..., Path], tmp_path: Path) -> str:
-    """Lines that run `kdedge predict` on a folder of pictures."""
+    """Lines that run `kdedge predict` on a folder of images."""
     pytest.importorskip("onnxruntime")
     paint(tmp_path / "pictures/a.png", (250, 0, 0))
     paint(tmp_path / "pictures/b.png", (0, 0, 250))
@@ -81,7 +81,7 @@ def test_predicting_loads_nothing_heavy_and_works_without(
 def test_comparing_works_where_torch_and_onnx_cannot_be_imported(
     predict: str, artifact: Artifact
 ) -> None:
-    del predict  # it has painted the pictures
+    del predict  # it has painted the images
     pictures = str(artifact.path.parent / "pictures")
     arguments = ["compare", str(artifact.path), str(artifact.path), pictures, "--json"]
     what = f"from kdedge.cli.main import run\ncode = run({arguments!r})"

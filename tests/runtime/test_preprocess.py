@@ -241,7 +241,7 @@ def test_lab_images_are_refused_though_pillow_would_convert_them():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
-def test_the_first_picture_of_many_is_taken(kind):
+def test_the_first_image_of_many_is_taken(kind):
     _skip_without(kind)
     frames = [Image.new("RGB", (64, 64), color) for color in ("#ff0000", "#00ff00")]
     options = {"lossless": True} if kind == "WEBP" else {}

@@ -1,4 +1,4 @@
-"""Servers of the small artifact that names the color of a picture, and what asks them."""
+"""Servers of the small artifact that names the color of an image, and what asks them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _ask() -> Callable[..., Answer]:
 
 @pytest.fixture(scope="session")
 def color_file() -> Callable[[str], bytes]:
-    """Gives the JPEG file of a picture of one color."""
+    """Gives the JPEG file of an image of one color."""
 
     def make(name: str) -> bytes:
         file = io.BytesIO()

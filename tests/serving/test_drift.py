@@ -38,7 +38,7 @@ def draw(
 def play(
     monitor: DriftMonitor, scenes: list[ScoredFrame], *, length: int = 20
 ) -> list[tuple[int, Drift]]:
-    """Shows each image for several frames, each time with another picture."""
+    """Shows each image for several frames, each time with another image."""
     found, n = [], 0
     for number, one in enumerate(scenes):
         image = Image.new("L", (16, 16), 20 * (number % 12))
@@ -171,7 +171,7 @@ def test_a_p_value_below_a_tenth_comes_in_a_tenth_of_the_cases() -> None:
         assert np.mean(np.array(p_values) < level) == pytest.approx(level, abs=0.06)
 
 
-def test_noise_and_small_movement_are_the_same_scene_and_another_picture_is_not() -> None:
+def test_noise_and_small_movement_are_the_same_scene_and_another_image_is_not() -> None:
     rng = np.random.default_rng(10)
     pixels = rng.normal(128, 40, (4, 4)).repeat(16, 0).repeat(16, 1)
     monitor = DriftMonitor(None, n_frames=1, n_learned=50, has_none=False)

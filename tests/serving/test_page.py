@@ -1,4 +1,4 @@
-"""The page in a real browser: a chosen picture, a dropped one, and the camera get their class."""
+"""The page in a real browser: a chosen image, a dropped one, and the camera get their class."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_dropped_file_gets_its_classes(page: Any, color_file: Callable[[str], 
 
 def test_the_camera_is_classified_until_it_is_closed(page: Any) -> None:
     page.click("#camera")
-    first_class(page, "green")  # Chromium's camera without a camera is a green picture
+    first_class(page, "green")  # Chromium's camera without a camera is a green image
     page.wait_for_function("() => document.querySelector('#video').videoWidth > 0")
     page.click("#camera")
     page.wait_for_selector("#video", state="hidden")

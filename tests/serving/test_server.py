@@ -62,7 +62,7 @@ def pool() -> Any:
 
 @pytest.fixture
 def send(ask: Any, pool: Any, color_file: ColorFile) -> Callable[..., Future[Any]]:
-    """Sends a picture of a color from another thread; gives the future answer."""
+    """Sends an image of a color from another thread; gives the future answer."""
 
     def start(server: Any, color: str = "red") -> Future[Any]:
         return pool.submit(ask, server.url, "/predict", color_file(color))

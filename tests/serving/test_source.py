@@ -28,7 +28,7 @@ EVERY_S = 0.3
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with two old pictures."""
+    """A folder with two old images."""
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("old.jpg", "older.png"):
@@ -265,7 +265,7 @@ def test_every_nth_frame_is_taken() -> None:
     items.close()
 
 
-def test_a_frame_that_is_no_picture_is_given_with_its_reason() -> None:
+def test_a_frame_that_is_no_image_is_given_with_its_reason() -> None:
     def broken() -> Image.Image:
         raise ImageError("its frames are too large")
 

@@ -69,7 +69,7 @@ def plan_of(tmp_path: Path, write_recipe: Callable[..., Path]) -> Callable[..., 
 def images_and_weights(
     tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[..., Path], tiny_sizes: dict
 ) -> Path:
-    """What the recipe names: two small CLIPs, and four pictures of each class in each folder."""
+    """What the recipe names: two small CLIPs, and four images of each class in each folder."""
     project = tmp_path_factory.mktemp("filled")
     rng = np.random.default_rng(0)
     for folder in FOLDERS:
@@ -86,7 +86,7 @@ def images_and_weights(
 
 
 def _copy_into(source: Path, target: Path) -> None:
-    """Copies a project; weights and pictures, which no test writes into, are linked."""
+    """Copies a project; weights and images, which no test writes into, are linked."""
 
     def copy(file: str, to: str) -> None:
         Path(to).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ AUGMENT = Augmentation(1, 0.5, flip=True)
 
 
 class Drawn:
-    """Small pictures that are drawn when they are read."""
+    """Small images that are drawn when they are read."""
 
     def __init__(self, n_images: int = N_IMAGES) -> None:
         self.items: Sequence[Item] = [Item(f"image-{i}", None) for i in range(n_images)]

@@ -33,7 +33,7 @@ READ_S = 0.03
 RECIPE = """\
 name: tiny
 classes: [dark, bright]
-data: {labeled: {folder: pictures}}
+data: {labeled: {folder: images}}
 teacher:
   weights: WEIGHTS
   settings: {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}
@@ -49,7 +49,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def job(tmp_path: Path, tiny_weights: Path) -> Job:
     """A teacher that is to be trained for 5 epochs of 4 steps."""
     for number in range(16):
-        file = tmp_path / "pictures" / ("dark", "bright")[number % 2] / f"{number}.png"
+        file = tmp_path / "images" / ("dark", "bright")[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(number)
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
@@ -161,7 +161,7 @@ def test_the_time_of_all_is_that_of_teacher_store_and_student(
     job: Job, tmp_path: Path, tiny_weights: Path
 ) -> None:
     student = f"student: {{weights: {tiny_weights}, settings: {{prompt_depth: 2}}, views: 1}}\n"
-    pool = "data: {unlabeled: {folder: pictures}, labeled"
+    pool = "data: {unlabeled: {folder: images}, labeled"
     text = (tmp_path / "r.yaml").read_text().replace("data: {labeled", pool)
     (tmp_path / "r.yaml").write_text(text + student)
     long = load_recipe(

@@ -16,7 +16,7 @@ from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 
 
 def prepared(preprocess: Preprocess) -> torch.Tensor:
-    """[1, 3, H, W] of a smooth picture."""
+    """[1, 3, H, W] of a smooth image."""
     ramp = np.linspace(0, 255, 96, dtype=np.uint8)
     pixels = np.stack(
         [np.tile(ramp, (96, 1)), np.tile(ramp[:, None], (1, 96)), np.full((96, 96), 90)], -1

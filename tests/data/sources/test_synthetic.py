@@ -1,4 +1,4 @@
-"""The synthetic set: repeatable pictures, labels by position, novel classes of known attributes."""
+"""The synthetic set: repeatable images, labels by position, novel classes of known attributes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(seed: int, camera: Camera = CLEAN, **attributes: str) -> np.ndarray:
     return draw_image(rng, camera=camera, **chosen).astype(np.float32)
 
 
-def test_an_item_is_the_same_picture_at_every_call_and_in_any_order() -> None:
+def test_an_item_is_the_same_image_at_every_call_and_in_any_order() -> None:
     first = open_source(part="train", labeled=True)
     forward = [first.read(i) for i in range(8)]
     second = pickle.loads(pickle.dumps(open_source(part="train", labeled=False)))
@@ -45,7 +45,7 @@ def test_drawing_does_not_use_or_change_numpys_global_generator() -> None:
     assert (np.random.get_state()[1] == before).all()
 
 
-def test_a_picture_has_the_pinned_mean_color() -> None:
+def test_an_image_has_the_pinned_mean_color() -> None:
     """Pinned, so that no change of the drawings passes unseen: the demo's CLIPs were made for them.
 
     One gray level of tolerance leaves room for other JPEG decoders, not for another scene.
@@ -55,12 +55,12 @@ def test_a_picture_has_the_pinned_mean_color() -> None:
 
 
 @pytest.mark.parametrize(("part", "per_class"), [("train", 120), ("val", 20), ("test", 40)])
-def test_every_class_has_as_many_pictures_as_the_others(part: str, per_class: int) -> None:
+def test_every_class_has_as_many_images_as_the_others(part: str, per_class: int) -> None:
     source = open_source(part=part, labeled=True)
     assert [item.label for item in source.items] == [*range(24)] * per_class
 
 
-def test_no_picture_is_in_two_parts() -> None:
+def test_no_image_is_in_two_parts() -> None:
     sources = [open_source(part=part, labeled=True) for part in PARTS]
     files = [source.read(i) for source in sources for i in range(48)]
     assert len(set(files)) == len(files)
@@ -89,7 +89,7 @@ def test_each_half_has_classes_that_differ_in_one_attribute_only() -> None:
 
 @pytest.mark.parametrize("texture", TEXTURES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_attribute_changes_the_picture_and_nothing_outside_the_object(
+def test_every_attribute_changes_the_image_and_nothing_outside_the_object(
     texture: str, shape: str
 ) -> None:
     red = draw(3, texture=texture, shape=shape)
