@@ -135,7 +135,7 @@ class Table:
     def _choose_images(self, n_images: int) -> None:
         """Images for ranges, to choose by, and to compare on: no content is in two of them."""
         trained = self._trained
-        pool, test = trained.images("unlabeled"), trained.images("test")
+        pool, test = trained.data.load("unlabeled"), trained.data.load("test")
         assert pool is not None, "the run's recipe has no unlabeled images"
         compared = pool if test is None else test
         compared = compared.only(

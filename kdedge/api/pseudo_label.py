@@ -58,9 +58,13 @@ def pseudo_label(
     check_at_least(1, per_class=per_class)
     loaded = load_recipe(recipe, overrides)
     if method is None:
-        teacher, has_labels = loaded.recipe.teacher, loaded.recipe.data.labeled is not None
-        learns = teacher is None or (teacher.is_trained and teacher.method != "zeroshot")
-        method = "zeroshot" if learns and not has_labels else "teacher"
+        from kdedge.setup.method import choose_method
+
+        teacher, data = loaded.recipe.teacher, loaded.recipe.data
+        is_unable = teacher is None or teacher.file is not None
+        if teacher and teacher.is_trained and data.labeled is None and data.pseudo_labels is None:
+            is_unable = choose_method(loaded, "teacher").data_needs.labels
+        method = "zeroshot" if is_unable else "teacher"
     with training_workspace(loaded, root, device, ray=ray) as workspace:
         from kdedge.training.pseudo_label_file import make_pseudo_label_file
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -333,6 +334,7 @@ class ClosedFormData:
         labeled: yields a slice of the labeled images, with labels [B].
         label_counts: [C_labeled], labeled images of each class.
         group: the processes that share the unlabeled images.
+        autocast: context for the encoder's forward pass alone: what is solved is not rounded.
     """
 
     unlabeled: Callable[[slice], Iterator[tuple[Tensor, Tensor, Tensor]]]
@@ -342,6 +344,7 @@ class ClosedFormData:
     labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]
     label_counts: Tensor
     group: ProcessGroup = SINGLE_PROCESS
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def n_labeled(self) -> int:

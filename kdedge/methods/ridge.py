@@ -239,7 +239,7 @@ class Method(ClosedFormMethod):
         """Fits the regression to labeled images; leave-one-out chooses the settings."""
         module = self.module
         n_classes = len(self._train_classes)
-        blocks, labels = self._gathered(data.labeled(slice(0, _MAX_ROWS)))
+        blocks, labels = self._gathered(data, data.labeled(slice(0, _MAX_ROWS)))
         labels = labels.to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
@@ -266,9 +266,17 @@ class Method(ClosedFormMethod):
         n_single = int((data.label_counts == 1).sum())  # of all labels, not only these
         return self._label_record(best, data.n_labeled, n_single)
 
-    def _gathered(self, batches: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _encode(self, data: ClosedFormData, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_blocks], float32, in the precision of the recipe."""
+        with data.autocast():
+            blocks: Tensor = self._blocks(images)
+        return blocks
+
+    def _gathered(
+        self, data: ClosedFormData, batches: Iterable[tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
         """The block features of images, and what comes with them, of all batches."""
-        parts = [(self._blocks(images), *others) for images, *others in batches]
+        parts = [(self._encode(data, images), *others) for images, *others in batches]
         blocks, *others = (torch.cat(part) for part in zip(*parts, strict=True))
         _check_finite(blocks)
         return blocks, *others
@@ -293,7 +301,7 @@ class Method(ClosedFormMethod):
         n_columns, n_classes = chosen.n_columns, len(self._train_classes)
         sums = NormalEquations(n_columns, n_classes, self.module.mean.device)
         for images, labels in data.labeled(slice(None)):
-            rows = self.module.rows(self._blocks(images))[:, :n_columns]
+            rows = self.module.rows(self._encode(data, images))[:, :n_columns]
             labels = labels.to(rows.device)
             sums.add(rows, F.one_hot(labels, n_classes), data.equal_classes(labels))
         return sums.solve(chosen.lam)
@@ -341,7 +349,8 @@ class Method(ClosedFormMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         n = data.n_held_out
-        blocks, features, logits = self._gathered(data.unlabeled(slice(0, data.n_standardize)))
+        first = data.unlabeled(slice(0, data.n_standardize))
+        blocks, features, logits = self._gathered(data, first)
         self.module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
         sums = self._unlabeled_sums(data, blocks[n:], self._target(features[n:], logits[n:]))
         n_unlabeled = sums.n_rows
@@ -362,7 +371,7 @@ class Method(ClosedFormMethod):
         share = data.group.shard(len(blocks))
         sums.add(self.module.rows(blocks[share]), targets[share])
         for images, features, logits in data.unlabeled_shard(slice(data.n_standardize, None)):
-            sums.add(self.module.rows(self._blocks(images)), self._target(features, logits))
+            sums.add(self.module.rows(self._encode(data, images)), self._target(features, logits))
         sums.reduce(data.group.all_reduce_sum)
         return sums
 
@@ -434,7 +443,7 @@ class Method(ClosedFormMethod):
             labels = labels.to(device)
             targets = size * (F.one_hot(labels, n_classes).double() - 1 / n_classes)
             weights = self._settings.labeled_weight * data.equal_classes(labels)
-            sums.add(self.module.rows(self._blocks(images)), targets, weights)
+            sums.add(self.module.rows(self._encode(data, images)), targets, weights)
 
     def class_vectors(self) -> Tensor:
         """[C, D], the teacher's class vectors; for logits [C, C], unit vectors."""

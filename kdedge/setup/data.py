@@ -132,7 +132,7 @@ class RecipeData:
         if selection != "test":
             return self.load("test")
         images = self.require("test", "selection: test chooses the epoch on it")
-        self._check_selects(images, "test")
+        self.check_selects(images, "test")
         return images
 
     def drawn_validation(self) -> Images:
@@ -142,7 +142,6 @@ class RecipeData:
 
         Raises:
             RecipeError: the recipe has no validation images.
-            DataError: no image is of a labeled class.
         """
         images = self.require("validation", "selection: validation chooses the epoch on it")
         spec, labeled = self._recipe.data.validation, self._recipe.data.labeled
@@ -150,9 +149,7 @@ class RecipeData:
         stream = self._stream()
         if spec.shots is not None and labeled is not None and labeled.shots is not None:
             self._few_shot(self._readable(labeled, "labeled"), labeled, stream)
-        chosen = self._few_shot(images, spec, stream)
-        self._check_selects(chosen, "validation")
-        return chosen
+        return self._few_shot(images, spec, stream)
 
     def _stream(self) -> random.Random:
         """The protocol seeds Python's global generator; a separate one gives the same stream."""
@@ -302,7 +299,7 @@ class RecipeData:
         digests = {position: facts.digest for position, facts in result.readable.items()}
         return Images(source, tuple(digests), skipped, digests)
 
-    def _check_selects(self, images: Images, key: DataPart) -> None:
+    def check_selects(self, images: Images, key: DataPart) -> None:
         """Checks that a source has images of labeled classes, which choose epoch or student."""
         if not images.of_classes(self._classes.labeled).indices:
             raise DataError(

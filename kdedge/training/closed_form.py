@@ -42,8 +42,7 @@ def fit(job: Job) -> dict[str, Any]:
 def _fit(job: Job) -> dict[str, Any]:
     """Fits a job's method without a run; returns the record of `ClosedFormMethod.fit`."""
     assert isinstance(job.method, ClosedFormMethod)
-    with MixedPrecision(job.choice.optim.precision, job.device).autocast():
-        return job.method.fit(_closed_form_data(job))
+    return job.method.fit(_closed_form_data(job))
 
 
 def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, float | None]:
@@ -109,6 +108,7 @@ def _closed_form_data(job: Job) -> ClosedFormData:
         labeled=labeled_part,
         label_counts=counts,
         group=group,
+        autocast=MixedPrecision(job.choice.optim.precision, job.device).autocast,
     )
 
 

@@ -11,6 +11,7 @@ from kdedge.errors import RecipeError
 from kdedge.messages import option
 from kdedge.methods.base import Teacher
 from kdedge.progress import working
+from kdedge.records.tables import images_text
 from kdedge.runs.find import newest
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
@@ -216,8 +217,10 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
     models = [load_run(run, workspace) for run in (ridge, trained)]
     if setup.recipe.data.validation is not None:
         labeled = images.drawn_validation().of_classes(classes.labeled)
-        scores = [measure_accuracy(m, labeled, classes)[0].mean_over_classes for m in models]
-        does, where = "is right", f"{len(labeled.indices)} images of data.validation"
+        results = [measure_accuracy(m, labeled, classes)[0] for m in models]
+        # Of base to novel, all images are of base classes, which are told from base classes
+        scores = [r.mean_over_classes if r.base is None else r.base for r in results]
+        does, where = "is right", f"{images_text(len(labeled.indices))} of data.validation"
     else:
         sample = unlabeled_sample(images)
         assert sample is not None  # the students were trained on unlabeled images

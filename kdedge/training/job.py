@@ -267,6 +267,7 @@ def validation_images(data: RecipeData, test: Images | None) -> Images:
         DataError: they have no image of a labeled class.
     """
     images = data.drawn_validation()
+    data.check_selects(images, "validation")
     shared = () if test is None else images.shared_with(test)
     if shared:
         raise RecipeError(

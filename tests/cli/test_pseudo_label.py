@@ -111,13 +111,13 @@ def test_the_teacher_labels_where_there_are_labels_to_train_it(kdedge: Run, trai
     assert ours == theirs
     assert lines_of("turned.jsonl")[0]["made_by"] != lines_of(LABELS)[0]["made_by"]
     without = ("--set", "data.labeled=null", "--set", "data.split=all")
-    more = ("-o", "other.jsonl", *without)
-    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", *more)
-    assert "by zeroshot." in done.out
-    untrained = ("--set", "teacher={method: zeroshot, weights: teacher.pt}")
-    more = ("-o", "untrained.jsonl", *without, *untrained)
-    done = kdedge("pseudo-label", "r.yaml", "--per-class", "3", *more)
-    assert "by teacher." in done.out
+    for key, expected in (
+        ("teacher.weights=teacher.pt", "zeroshot"),  # its method learns from labels
+        ("teacher={method: zeroshot, weights: teacher.pt}", "teacher"),
+        ("teacher={file: r.yaml}", "zeroshot"),
+    ):
+        more = ("--per-class", "3", "-o", f"{len(key)}.jsonl", "--set", key, *without)
+        assert f"by {expected}." in kdedge("pseudo-label", "r.yaml", *more).out
 
 
 def test_a_teacher_that_cannot_teach_the_student_labels_all_the_same(

@@ -160,7 +160,9 @@ def test_features_serve_classes_without_labels_and_later_ones(kdedge: Run) -> No
     balance = "balance={prior: uniform}"
     assert kdedge("distill", "r.yaml", *options(*chosen, balance)).code == 0
     Path("few.txt").write_text("forklift\ncat\nred fox\n")
-    few = ["--classes", "few.txt", "--calibrate", *options("data.labeled=null")]
+    shutil.copytree("test/red fox", "novel/red fox")  # of one class: calibration does without it
+    alone = options("data.labeled=null", "data.validation={folder: novel}")
+    few = ["--classes", "few.txt", "--calibrate", *alone]
     for name, option in (("open", ["--open-classes"]), ("plain", []), ("few", few)):
         sooner = options("export.batch=1")  # is traced in a third of the time
         kdedge("export", "tiny/02", "--output", name, *option, *sooner).succeeds()
@@ -214,12 +216,15 @@ def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge:
     replaced = Path("runs/tiny/03/provenance.json")  # in the words of version 0.2
     replaced.write_text(replaced.read_text().replace('"role"', '"kind"'))
     assert "runs/tiny/02" in kdedge("eval").out
-    # Labels decide where there are some; both students guess here, and the recipe's own is kept
+    # Labels decide where there are some; base classes are told from base classes
     few = "data.validation={folder: labeled, shots: 1}"
+    assert "is right on 100.0 %" in kdedge("distill", "r.yaml", *options(*stuck, few)).err
+    shutil.copytree("labeled/cat", "cats/cat")  # which both know: the recipe's own is kept
+    few = "data.validation={folder: cats, shots: 1}"
     judged = kdedge("distill", "r.yaml", *options(*stuck, few))
-    assert "Using the trained student runs/tiny/04: of 2 images of data.validation" in judged.err
-    assert read("runs/tiny/02/provenance.json")["replaced_by"] == "tiny/04"
-    assert "runs/tiny/04" in kdedge("eval").out
+    assert "Using the trained student runs/tiny/05: of 1 image of data.validation" in judged.err
+    assert read("runs/tiny/02/provenance.json")["replaced_by"] == "tiny/05"
+    assert "runs/tiny/05" in kdedge("eval").out
     for folder, code, message in (("test", 2, "share 20 images"), ("pool", 3, "in a class folder")):
         wrong = ("name=new", "student.one_pass_first=true", f"data.validation={{folder: {folder}}}")
         for command in ("check", "distill"):

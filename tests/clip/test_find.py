@@ -84,20 +84,14 @@ def builtin(_: Path) -> BackboneSpec:
     return BackboneSpec("kdedge-demo-student", "builtin")
 
 
-def with_config(vision: dict[str, Any]) -> Callable[[Path], BackboneSpec]:
+def with_config(
+    vision: dict[str, Any], *, custom_text: bool = False
+) -> Callable[[Path], BackboneSpec]:
     def write(folder: Path) -> BackboneSpec:
-        (folder / "c.json").write_text(json.dumps(config(vision)))
-        save_file(draw(CLIP(**config(vision))), folder / "w.safetensors")
-        return BackboneSpec(None, str(folder / "w.safetensors"), folder / "c.json", False)
-
-    return write
-
-
-def beside_another_text_encoder(vision: dict[str, Any]) -> Callable[[Path], BackboneSpec]:
-    def write(folder: Path) -> BackboneSpec:
-        sizes = config(vision, no_causal_mask=True)
-        (folder / "c.json").write_text(json.dumps({**sizes, "custom_text": True}))
-        save_file(draw(CustomTextCLIP(**sizes)), folder / "w.safetensors")
+        kind, text = (CustomTextCLIP, {"no_causal_mask": True}) if custom_text else (CLIP, {})
+        sizes = config(vision, **text)
+        (folder / "c.json").write_text(json.dumps({**sizes, "custom_text": custom_text}))
+        save_file(draw(kind(**sizes)), folder / "w.safetensors")
         return BackboneSpec(None, str(folder / "w.safetensors"), folder / "c.json", False)
 
     return write
@@ -123,8 +117,8 @@ KINDS: dict[str, Callable[[Path], BackboneSpec]] = {
     "ResNet": with_config(RESNET),
     "average pooling": with_config({**VIT, "pool_type": "avg"}),
     "position indices in no file": with_config(RELPOS),
-    "ViT beside another text encoder": beside_another_text_encoder(VIT),
-    "ConvNeXt beside another text encoder": beside_another_text_encoder(CONVNEXT),
+    "ViT beside another text encoder": with_config(VIT, custom_text=True),
+    "ConvNeXt beside another text encoder": with_config(CONVNEXT, custom_text=True),
     "timm ViT": of_timm("test_vit"),
     "timm ResNet": of_timm("test_resnet"),
     "timm position indices in no file": of_timm("test_vit_relpos"),

@@ -202,11 +202,14 @@ def test_with_batch_one_a_result_comes_before_the_next_image_is_asked_for(
         assert asked == list(range(i + 1))
 
 
-def test_a_consumer_that_stops_leaves_no_thread(artifact: Artifact) -> None:
+@pytest.mark.parametrize("n_threads", [1, None])
+def test_a_consumer_that_stops_leaves_no_thread(artifact: Artifact, n_threads: int | None) -> None:
     before = threading.active_count()
     images = ((str(i), jpeg(i % 5)) for i in range(1000))
-    results = Classifier.load(artifact.path).classify_many(images)
+    results = Classifier.load(artifact.path, n_threads=n_threads).classify_many(images)
     next(results)
+    if n_threads is not None:  # it also bounds those that decode
+        assert threading.active_count() == before + n_threads
     results.close()
     assert threading.active_count() == before
 
@@ -253,15 +256,6 @@ def test_an_answer_that_is_not_finite_is_no_prediction(
     classifier = Classifier.load(tmp_path)
     (result,) = classifier.classify_many([("a", jpeg(1))])
     assert result == NonFiniteLogits("a", "the model gives NaN or infinity")
-
-
-def test_a_number_of_threads_bounds_those_that_decode(artifact: Artifact) -> None:
-    before = threading.active_count()
-    images = ((str(i), jpeg(i % 5)) for i in range(100))
-    results = Classifier.load(artifact.path, n_threads=1).classify_many(images)
-    next(results)
-    assert threading.active_count() == before + 1
-    results.close()
 
 
 def test_a_file_of_a_fixed_batch_names_the_key_that_sets_it(artifact: Artifact) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -158,6 +159,17 @@ def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
     spread = theirs - theirs.mean(dim=1, keepdim=True)
     error = method.forward_features(images()) - spread
     assert error.square().mean() < 0.2 * spread.square().mean()
+
+
+def test_a_lower_precision_rounds_the_encoder_and_not_the_choice(tiny_backbone: Backbone) -> None:
+    method, given = build(tiny_backbone, is_student=True), data(tiny_backbone, n_labels=0)
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    with torch.no_grad():
+        record = method.fit(replace(given, autocast=autocast))
+        held_out, _, theirs = next(given.unlabeled(slice(0, given.n_held_out)))
+        with autocast():
+            blocks = method._blocks(held_out)
+    assert record["divergence"] == method._divergence(blocks, theirs)
 
 
 def test_classes_that_the_teacher_takes_no_image_for_are_named(tiny_backbone: Backbone) -> None:

@@ -518,21 +518,16 @@ def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
     gpus = replace(int8, name="gpu.onnx", device="gpu", gate="passed")
     parity = replace(int8.parity, agreement_percent=97.4, n_nonfinite=0)
     cpus = replace(int8, gate="missed", parity=parity)
-    nans = replace(int8, gate="missed")
     plain = replace(plain, gate="passed", parity=replace(int8.parity, agreement_percent=100.0))
     shipped = "passed its gate: {} MB, it agrees with the student on"
+    missed = "i8.onnx ({}) missed its gate, and is used only if you ask for that precision."
     for files, expected in [
         (
             (plain, gpus, cpus),
-            f"model.onnx {shipped.format(2)} 100.0 % of 40 images.\n"
-            "i8.onnx (97.40 %) missed its gate, and is used only if you ask for that precision.",
+            f"model.onnx {shipped.format(2)} 100.0 % of 40 images.\n{missed.format('97.40 %')}",
         ),
         ((replace(cpus, gate="passed"), gpus), f"i8.onnx {shipped.format(1)} 97.4 % of 40 images."),
-        (
-            (nans,),
-            "i8.onnx (NaN or infinity for 1 image) missed its gate, and is used only if you ask for"
-            " that precision.",
-        ),
+        ((replace(int8, gate="missed"),), missed.format("NaN or infinity for 1 image")),
     ]:
         replace(artifact, files=files).save()
         assert str(headline_of(model_records(run))).endswith(
