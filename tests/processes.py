@@ -119,7 +119,8 @@ def _start_server(place: Path) -> None:
         listening.bind(str(address))
         listening.listen()
         listening.set_inheritable(True)
-        command = [sys.executable, "-W", "error", __file__, str(listening.fileno())]
+        ours = (__file__, str(listening.fileno()))
+        command = [sys.executable, "-Werror", "-Wignore:The image decoding", *ours]
         # No seek is tried where what is forked has another stdin and stdout
         files = os.pipe()
         # No Popen, which asks that its process has ended: it may outlive this worker

@@ -53,7 +53,7 @@ def serve(
         host: the address to listen on. The default takes requests of this machine alone.
         port: the port; 0 for a free one.
         max_megabytes: largest body of a request, 10^6 bytes; all together have eight times that.
-        max_megapixels: largest image, 10^6 pixels; a larger one is refused before it is decoded.
+        max_megapixels: largest image, 10^6 pixels, 178 at most; a larger one is not decoded.
         max_requests: requests that wait at once; more are answered with 503.
         timeout: seconds of a request, from its headers to its answer.
         precision: as in `kdedge.load`, and so are `backend` and `threads`.

@@ -84,8 +84,8 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     if run is not None and unfinished is not None:
         raise RecipeError(
             f"{unfinished.path}, a student, is not finished.\n"
-            f"  Finish it with {option('--resume', 'resume=True')}, or name {run.path} for the"
-            f" {run.role}."
+            f"  Finish its training with {option('--resume', 'resume=True')}, or name {run.path}"
+            f" for the {run.role}."
         )
     return run
 
@@ -183,7 +183,7 @@ def _unknown_run(path: Path, root: Path) -> RecipeError:
     if unfinished:
         return RecipeError(
             f"{path} has no finished run in {root}: {', '.join(unfinished)}.\n"
-            f"  Finish one with {option('--resume', 'resume=True')}, or name one with its number."
+            f"  Train on with {option('--resume', 'resume=True')}, or name a run with its number."
         )
     if model_file_at(path) is not None:
         return RecipeError(f"{path} is a file of an artifact.\n  Name its folder: {path.parent}")

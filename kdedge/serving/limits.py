@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from kdedge.errors import RecipeError, check_at_least
+from kdedge.messages import option
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class RequestLimits:
         names = ("max_megabytes", "max_megapixels", "max_requests")
         check_at_least(1, **{name: getattr(self, name) for name in names})
         if self.max_megapixels > 178:  # twice Pillow's `MAX_IMAGE_PIXELS` are 178,956,970
-            raise RecipeError(
-                f"max_megapixels is {self.max_megapixels}; Pillow decodes 178 at most."
-            )
+            what = option("--max-megapixels")
+            raise RecipeError(f"{what} is {self.max_megapixels}; Pillow decodes 178 at most.")
         if not (math.isfinite(self.timeout) and self.timeout > 0):
-            raise RecipeError(f"timeout is {self.timeout}; it must be above 0 seconds.")
+            what = option("--timeout")
+            raise RecipeError(f"{what} is {self.timeout}; it must be above 0 seconds.")
 
     @property
     def body_bytes(self) -> int:

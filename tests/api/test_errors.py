@@ -145,10 +145,10 @@ def test_a_message_from_python_says_what_to_write_there(
         RunFolder.create(tmp_path, "line3", role=role, recipe_text="name: line3\n", provenance={})
         for role in ("student", "teacher")
     ]
-    with pytest.raises(kdedge.RecipeError, match="Finish one with resume=True, or name one"):
+    with pytest.raises(kdedge.RecipeError, match="Train on with resume=True, or name a run"):
         kdedge.open_run("line3", root=tmp_path)
     runs[1].finish()
-    with pytest.raises(kdedge.RecipeError, match="Finish it with resume=True, or name "):
+    with pytest.raises(kdedge.RecipeError, match="Finish its training with resume=True, or"):
         kdedge.open_run("line3", root=tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(kdedge.SetupError, match=r'^device="cuda": .*\n  Use device="cpu", or run'):

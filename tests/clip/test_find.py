@@ -84,9 +84,7 @@ def builtin(_: Path) -> BackboneSpec:
     return BackboneSpec("kdedge-demo-student", "builtin")
 
 
-def with_config(
-    vision: dict[str, Any], *, custom_text: bool = False
-) -> Callable[[Path], BackboneSpec]:
+def with_config(vision: dict[str, Any], *, custom_text: bool = False) -> Any:
     def write(folder: Path) -> BackboneSpec:
         kind, text = (CustomTextCLIP, {"no_causal_mask": True}) if custom_text else (CLIP, {})
         sizes = config(vision, **text)
