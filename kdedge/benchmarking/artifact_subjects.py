@@ -35,8 +35,8 @@ def artifact_subjects(
         original: accuracy of the exported model on all its test images; None if unknown.
     """
     targets = {target.name for target in list_targets() if target.backend is not None}
-    # All files compute one model; the export counted its operations
     is_changed = artifact.open_classes is not None and artifact.open_classes.changes
+    # All files compute one model; the export counted its operations
     operations = next((f.built_with for f in artifact.files if "gmacs" in f.built_with), {})
     return [
         Subject(

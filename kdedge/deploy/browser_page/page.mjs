@@ -7,7 +7,7 @@ const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
 const context = canvas.getContext("2d", { willReadFrequently: true });
 let camera = null; // the stream of a running camera
-let images = 0; // an image that was chosen later wins
+let latest = 0; // the number of the image or camera that was chosen last
 
 function say(text) {
   at("status").textContent = text;
@@ -49,14 +49,14 @@ function draw(source, width, height) {
 
 async function classifyFile(file) {
   stopCamera();
-  const number = ++images;
+  const number = ++latest;
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
     throw new Error(`${file.name} is not an image that this browser can read.`);
   }
-  if (number !== images) return;
+  if (number !== latest) return;
   const { width, height } = bitmap;
   const factor = Math.min(1, Math.sqrt(MOST_PIXELS / (width * height)));
   const size = [width, height].map((side) => Math.max(1, Math.floor(side * factor)));
@@ -65,7 +65,7 @@ async function classifyFile(file) {
   bitmap.close();
   const result = await classifier.classify(pixels);
   const note = factor < 1 ? `; made smaller, to ${size.join(" x ")} pixels` : "";
-  if (number === images) show(result, note);
+  if (number === latest) show(result, note);
 }
 
 function stopCamera() {
@@ -78,7 +78,7 @@ async function startCamera() {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new Error("The camera needs https:// or localhost.");
   }
-  const number = ++images;
+  const number = ++latest;
   const video = at("video");
   at("camera").disabled = true; // a second click while the browser asks would open another stream
   try {
@@ -88,12 +88,12 @@ async function startCamera() {
   } finally {
     at("camera").disabled = false;
   }
-  if (number !== images) return stopCamera(); // an image was chosen meanwhile
+  if (number !== latest) return stopCamera(); // an image was chosen meanwhile
   video.srcObject = camera;
   await video.play();
   at("camera").textContent = "Stop";
   camera.getVideoTracks()[0].addEventListener("ended", stopCamera);
-  while (camera && number === images) {
+  while (camera && number === latest) {
     if (video.videoWidth) show(await classifier.classify(draw(video, video.videoWidth, video.videoHeight)));
     await new Promise(requestAnimationFrame);
   }
