@@ -89,7 +89,7 @@ def import_checkpoint(
         file,
         Workspace(root, set_up_device(device)),
         name=name,
-        spec=BackboneSpec(backbone, weights, None if config is None else Path(config), quick_gelu),
+        spec=BackboneSpec(backbone, weights, None if config is None else home_path(config), quick_gelu),
         class_names=() if classes is None else given_class_names(classes),
         teacher=None if teacher is None else find_run(teacher, root),
         is_exact=exact,

@@ -11,6 +11,7 @@ from kdedge.config.data_spec import ClassesSpec, DataSpec
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import check_class_names, load_class_names
 from kdedge.data.split import base_novel
+from kdedge.files import home_path
 from kdedge.methods.registry import DataNeeds
 
 
@@ -77,6 +78,6 @@ def given_class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
         DataError: a name is twice in the list, or cannot be used.
     """
     if isinstance(classes, str | Path):
-        return load_class_names(ClassesSpec(file=Path(classes).absolute()), data=DataSpec())
+        return load_class_names(ClassesSpec(file=home_path(classes).absolute()), data=DataSpec())
     check_class_names(classes, "classes")
     return tuple(classes)

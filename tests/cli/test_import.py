@@ -141,12 +141,15 @@ def test_an_import_that_does_not_fit_says_why_and_leaves_no_run(
     assert not list(Path("runs").glob("public/*"))
 
 
-def test_python_takes_names_and_runs_too(
-    teacher_checkpoint: Path, student_checkpoint: Path
+def test_python_takes_files_of_the_home_folder_and_runs_too(
+    teacher_checkpoint: Path, student_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = Path("classes.txt").read_text().splitlines()
-    file = str(teacher_checkpoint.rename("model (1).pth"))
-    teacher = api.import_checkpoint(file, "promptsrc", weights="teacher.pt", classes=names)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    file = f"~/{teacher_checkpoint.rename('model (1).pth')}"
+    with pytest.raises(api.DataError, match="are one class name"):
+        api.import_checkpoint(file, "promptsrc", weights="teacher.pt", classes=["cat", "cat"])
+    classes = "~/classes.txt"
+    teacher = api.import_checkpoint(file, "promptsrc", weights="teacher.pt", classes=classes)
     assert (teacher.name, teacher.role) == ("model-1--promptsrc/01", "teacher")
     student = api.import_checkpoint(
         student_checkpoint, "promptkd", weights="student.pt", teacher=api.open_run("tiny/01")
