@@ -155,7 +155,7 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     features = method.forward_features
     tensors: list[Tensor] = [*method.module.parameters(), *backbone.visual.parameters()]
     cached = []
-    if setup.choice.settings.has_class_vectors:
+    if setup.choice.settings.classifier != "own_logits":
         vectors, scale = method.class_vectors(), method.scale
         cached = [_with_vectors(label, features, vectors, scale, backbone, tensors)]
     if not isinstance(method, TextPromptMethod):

@@ -42,6 +42,7 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.runtime.preprocess import Preprocess
 
 EncoderName = Literal["image", "text"]
+Classifier = Literal["own_vectors", "teacher_vectors", "encoder", "own_logits"]
 
 
 class MethodSettings(Strict):
@@ -51,31 +52,22 @@ class MethodSettings(Strict):
     """
 
     @property
-    def has_class_vectors(self) -> bool:
-        """Whether logits are cosines of image features with one vector per class.
+    def classifier(self) -> Classifier:
+        """How logits arise from an image.
 
-        If not, `own_logits` computes them. Such a method can be trained and evaluated, but neither
-        exported nor a teacher.
+        * `own_vectors`: cosines of its features with class vectors that the method makes;
+        * `teacher_vectors`: cosines with its teacher's, so that not any teacher will do;
+        * `encoder`: its features are the logits, and the class vectors are unit vectors. Such a
+          model can only teach students without `teacher_vectors`;
+        * `own_logits`: the method's function of that name. Such a method can be trained and
+          evaluated, but neither exported nor a teacher.
         """
-        return True
-
-    @property
-    def features_are_logits(self) -> bool:
-        """Whether the image features are the logits, and the class vectors are unit vectors.
-
-        Such a model can only teach students that need no class vectors.
-        """
-        return False
+        return "own_vectors"
 
     @property
     def is_class_specific(self) -> bool:
         """Whether trained tensors belong to single classes; new class names then have none."""
-        return self.features_are_logits
-
-    @property
-    def has_own_class_vectors(self) -> bool:
-        """Whether a student needs no class vectors of its teacher, so that any teacher will do."""
-        return self.features_are_logits
+        return self.classifier == "encoder"
 
     @property
     def learns_from_labels(self) -> bool:
@@ -450,7 +442,7 @@ class BaseMethod(ABC):
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph.
 
-        Called only if `settings.has_class_vectors` is false.
+        Called only if `settings.classifier` is `own_logits`.
         """
         raise NotImplementedError
 

@@ -24,7 +24,7 @@ from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.balance import class_shares
 from kdedge.data.batch import Batch
-from kdedge.methods.base import BaseMethod, MethodInputs, MethodSettings, StepOutput
+from kdedge.methods.base import BaseMethod, Classifier, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images
 
@@ -58,7 +58,7 @@ class Settings(MethodSettings):
         " Default: all classes are equally frequent.",
     )
 
-    has_class_vectors: ClassVar[bool] = False  # the adapter computes the logits
+    classifier: ClassVar[Classifier] = "own_logits"  # the adapter computes the logits
     is_class_specific: ClassVar[bool] = True  # the adapter has one output per class
 
 

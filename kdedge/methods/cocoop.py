@@ -18,7 +18,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, random_linear, text_width
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.methods.base import MethodInputs, MethodSettings
+from kdedge.methods.base import Classifier, MethodInputs, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -43,7 +43,7 @@ class Settings(MethodSettings):
         description="Words whose embeddings initialize the context; N(0, 0.02²) if they are few.",
     )
 
-    has_class_vectors: ClassVar[bool] = False  # each image has texts of its own
+    classifier: ClassVar[Classifier] = "own_logits"  # each image has texts of its own
 
 
 class MetaNet(nn.Module):

@@ -39,6 +39,7 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.base import (
     BaseMethod,
+    Classifier,
     EncoderName,
     ImageModules,
     MethodInputs,
@@ -219,9 +220,9 @@ class Settings(MethodSettings):
         return self.tune in ("lora", "prompts+lora")
 
     @property
-    def has_own_class_vectors(self) -> bool:
-        """True for class vectors of the student's own text encoder, instead of the teacher's."""
-        return self.class_vectors == "student"
+    def classifier(self) -> Classifier:
+        """Class vectors of the teacher, or of the student's own text encoder."""
+        return "own_vectors" if self.class_vectors == "student" else "teacher_vectors"
 
     @property
     def needs_text_encoder(self) -> bool:

@@ -41,6 +41,7 @@ from kdedge.clip.vision import BlockFeatures
 from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods.base import (
+    Classifier,
     ClosedFormData,
     ClosedFormMethod,
     ImageModules,
@@ -99,9 +100,9 @@ class Settings(MethodSettings):
     n_random: int = Field(2048, ge=0, description="Random features of a student; 0 for none.")
 
     @property
-    def features_are_logits(self) -> bool:
-        """True unless the outputs are a student's image features."""
-        return self.outputs == "logits"
+    def classifier(self) -> Classifier:
+        """The encoder, unless its outputs are a student's image features."""
+        return "encoder" if self.outputs == "logits" else "teacher_vectors"
 
     @property
     def learns_from_labels(self) -> bool:
@@ -226,7 +227,7 @@ class Method(ClosedFormMethod):
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], unit length, or [B, C] logits, by `outputs`."""
         outputs: Tensor = self.module(self._blocks(images))
-        return outputs if self._settings.features_are_logits else unit_length(outputs)
+        return outputs if self._settings.outputs == "logits" else unit_length(outputs)
 
     @torch.no_grad()
     def fit(self, data: ClosedFormData) -> dict[str, Any]:
@@ -410,7 +411,7 @@ class Method(ClosedFormMethod):
 
     def _target(self, features: Tensor, logits: Tensor) -> Tensor:
         """The regression's targets: image features, or centered logits."""
-        if not self._settings.features_are_logits:
+        if self._settings.outputs == "features":
             return features
         return logits - logits.mean(dim=1, keepdim=True)
 
@@ -422,7 +423,7 @@ class Method(ClosedFormMethod):
     def _divergence(self, blocks: Tensor, teacher_logits: Tensor) -> float:
         """Mean KL(teacher | student) in nats; NaN if there are no images."""
         outputs = self.module(blocks)
-        if not self._settings.features_are_logits:
+        if self._settings.outputs == "features":
             outputs = self.scale * unit_length(outputs) @ self._vectors.T
         log_probabilities = teacher_logits.to(outputs.device).log_softmax(dim=1)
         return float(
@@ -461,7 +462,7 @@ class Method(ClosedFormMethod):
         if module.text is not None and not module.text.weight.any():
             module.text = None
         encoder = RidgeEncoder(blocks, module)
-        return ImageModules(encoder, has_unit_length=not self._settings.features_are_logits)
+        return ImageModules(encoder, has_unit_length=self._settings.outputs == "features")
 
 
 class DualRidge:

@@ -130,7 +130,7 @@ class MethodModel:
     @torch.no_grad()
     def plain_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
-        if not self.setup.choice.settings.has_class_vectors:
+        if self.setup.choice.settings.classifier == "own_logits":
             return self.method.own_logits(images)
         return self.scale * self.forward_features(images) @ self.class_vectors().T
 
@@ -150,7 +150,7 @@ class MethodModel:
         def encoded(images: Tensor) -> Tensor:
             return unit_length(encode_image(self.setup.load_backbone().visual, images))
 
-        are_logits = self.setup.choice.settings.features_are_logits
+        are_logits = self.setup.choice.settings.classifier == "encoder"
         return self._outputs_of(images, encoded if are_logits else self.forward_features, what)
 
     @torch.no_grad()
@@ -231,7 +231,7 @@ class RunModel(MethodModel):
     def method(self) -> BaseMethod:  # type: ignore[override]  # can be set, unlike a property
         """The method with its trained tensors, frozen, in evaluation mode."""
         settings = self.setup.choice.settings
-        is_as_trained = settings.has_class_vectors or settings.is_class_specific
+        is_as_trained = settings.classifier != "own_logits" or settings.is_class_specific
         return self._trained_method(self.setup.classes if is_as_trained else self.classes)
 
     def _trained_method(self, classes: Classes) -> BaseMethod:
@@ -257,7 +257,7 @@ class RunModel(MethodModel):
             DataError: a name has no stored vector, and the teacher is missing or did not make the
                 stored ones.
         """
-        if not self.setup.choice.settings.has_class_vectors:
+        if self.setup.choice.settings.classifier == "own_logits":
             return torch.empty(len(self.class_names), 0, device=self.device)
         if self._has_stored_vectors:
             position = {name: row for row, name in enumerate(self.stored.class_names)}
@@ -284,7 +284,7 @@ class RunModel(MethodModel):
     def _has_stored_vectors(self) -> bool:
         """Whether every name has a stored vector, or the method has no class vectors."""
         is_known = set(self.class_names) <= set(self.stored.class_names)
-        return is_known or not self.setup.choice.settings.has_class_vectors
+        return is_known or self.setup.choice.settings.classifier == "own_logits"
 
     @cached_property
     def _teacher(self) -> RunModel:
@@ -298,7 +298,7 @@ class RunModel(MethodModel):
         new = [name for name in names if name not in stored]
         what = f"{len(new)} of {len(names)} class names have no stored vector, first {new[0]!r}"
         vectors_file = self.run.class_vectors
-        if self.setup.choice.settings.has_own_class_vectors:
+        if self.setup.choice.settings.classifier != "teacher_vectors":
             raise DataError(
                 f"{what}, and this student made its own (class_vectors: student): the teacher's"
                 " would not fit its image features.\n"
@@ -354,7 +354,7 @@ class RunModel(MethodModel):
         """The logits of `class_names`, whichever classes the method was built for."""
         logits = super().plain_logits(images)
         settings = self.setup.choice.settings
-        if settings.has_class_vectors or not settings.is_class_specific:
+        if settings.classifier != "own_logits" or not settings.is_class_specific:
             return logits
         position = self.setup.classes.positions(self.class_names)
         return logits[:, [position[name] for name in self.class_names]]

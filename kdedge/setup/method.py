@@ -140,7 +140,7 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
     Raises:
         RecipeError: the method has no class vectors.
     """
-    if not choice.settings.has_class_vectors:
+    if choice.settings.classifier == "own_logits":
         raise RecipeError(
             f"{choice.name} computes its logits without class vectors, so it cannot {use}.\n"
             "  Choose another method, such as promptsrc. To compare with this one, run"
@@ -173,7 +173,7 @@ def check_needs_no_vectors(student: MethodChoice, teacher: str) -> None:
     Raises:
         RecipeError: the student needs class vectors.
     """
-    if not student.settings.has_own_class_vectors:
+    if student.settings.classifier == "teacher_vectors":
         raise RecipeError(
             f"The teacher, {teacher}, has no class vectors, which {student.name} would compare"
             " images with.\n"

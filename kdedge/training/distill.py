@@ -181,7 +181,7 @@ def _recipe_with_better_teacher(
     better = {name: value for name, value in accuracies.items() if value > trained}
     if not better:
         return None
-    needs_vectors = student is not None and not student.settings.has_own_class_vectors
+    needs_vectors = student is not None and student.settings.classifier == "teacher_vectors"
     usable = [name for name in better if not (needs_vectors and name == "ridge")]  # ridge has none
     method = job.choice.name
     chosen = max(usable or better, key=better.__getitem__)

@@ -198,7 +198,7 @@ class Job:
 
     def vectors_hash(self) -> str:
         """Hash of what the class vectors depend on, with the tensors as they are now."""
-        if self.teacher is not None and not self.choice.settings.has_own_class_vectors:
+        if self.teacher is not None and self.choice.settings.classifier == "teacher_vectors":
             return self.teacher.vectors_hash
         return self.model().vectors_hash
 

@@ -119,7 +119,7 @@ def one_pass_job(student: Job) -> Job | None:
         return None
     if loaded.recipe.data.validation is not None:
         validation_images(student.setup.data, student.test)  # raises errors before the training
-    outputs = "logits" if student.choice.settings.has_own_class_vectors else "features"
+    outputs = "features" if student.choice.settings.classifier == "teacher_vectors" else "logits"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     recipe = loaded.recipe.model_copy(update={"student": spec.model_copy(update=other)})
     assert teacher is not None
@@ -145,7 +145,7 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             f" {given}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    if teacher.choice.settings.features_are_logits:
+    if teacher.choice.settings.classifier == "encoder":
         check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
     check_predicts(teacher, student.classes.names)
 
@@ -158,7 +158,7 @@ def check_predicts(model: RoleSetup, names: Sequence[str]) -> None:
     """
     known = {model.classes.names[label] for label in model.train_classes}
     unknown = [name for name in names if name not in known]
-    if unknown and model.choice.settings.features_are_logits:
+    if unknown and model.choice.settings.classifier == "encoder":
         raise RecipeError(
             f"{model.choice.name} was trained on {len(known)} of {len(names)} classes, without"
             f" {unknown[0]!r}: it cannot predict the others.\n"
@@ -231,7 +231,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         seed = view_seed(recipe)
         augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     dim = teacher.setup.backbone.embed_dim
-    if teacher.setup.role == "student" or teacher.setup.choice.settings.features_are_logits:
+    if teacher.setup.role == "student" or teacher.setup.choice.settings.classifier == "encoder":
         dim = teacher.class_vectors().shape[1]
     store = OutputStore(
         setup.workspace.root / ".cache" / "teacher_store",

@@ -87,7 +87,7 @@ def test_a_method_without_class_vectors_says_so_and_has_logits_of_its_own(
     name: str, build: Callable[..., Any]
 ) -> None:
     method = build(name)
-    assert not load_method(name).Settings().has_class_vectors
+    assert load_method(name).Settings().classifier == "own_logits"
     assert method.class_vectors().shape == (4, 0)
     logits = method.own_logits(images())
     assert (logits.shape, logits.requires_grad) == ((4, 4), False)
