@@ -1,10 +1,10 @@
 """The interface between the training loop and the methods.
 
 A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
-functions, and a class `Method`, a subclass of `BaseMethod`. Tables and the choice of images read
-`METHOD`, attributes of `Method` say what a training step needs, and properties of `Settings` say
-what depends on settings. The training loop knows no method by name; around it, `zeroshot` and
-`ridge` are the references for a teacher, and `ridge` is the student of one pass.
+functions, and a class `Method`, a subclass of `BaseMethod`. `METHOD` says what always holds for the
+method, and properties of `Settings` say what depends on settings. The training loop knows no method
+by name; around it, `zeroshot` and `ridge` are the references for a teacher, and `ridge` is the
+student of one pass.
 
 `METHOD` says what data it learns from, which decides the images of a batch:
 
@@ -364,17 +364,11 @@ class BaseMethod(ABC):
         module: holds exactly the tensors that training changes: parameters and buffers (batch-norm
             statistics). Checkpoints and run folders keep its state dict. The loop calls
             `module.train()` and `.eval()`.
-        needs_clean_images: whether batches also hold each image as evaluation prepares it
-            (`Batch.clean_images`).
-        learns_from_texts: whether it learns from sentences about the classes, a recipe's
-            `classes.texts`.
         half_precision: regular expression of names in `module`: what the paper's code keeps in half
             precision, by default the context of the first text layer.
     """
 
     module: nn.Module
-    needs_clean_images = False
-    learns_from_texts = False
     half_precision = r"(^|\.)contexts?$"
 
     def __init__(self, backbone: ImageBackbone, settings: Any, inputs: MethodInputs) -> None:
@@ -456,7 +450,7 @@ class BaseMethod(ABC):
 
 
 class ClosedFormMethod(BaseMethod):
-    """A method that `fit` solves in closed form; it is not trained by gradients."""
+    """A method that `fit` solves; its `METHOD` has `closed_form`."""
 
     @abstractmethod
     def fit(self, data: ClosedFormData) -> dict[str, Any]:

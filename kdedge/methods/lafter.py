@@ -51,6 +51,8 @@ METHOD = Declaration(
         crop_scale_min=0.2,
         strong_views=True,
     ),
+    needs_clean_images=True,
+    learns_from_texts=True,
 )
 
 TEXT_WEIGHT_DECAY = 0.01
@@ -156,8 +158,6 @@ class Method(BaseMethod):
     """LaFTer on a frozen backbone; its layer norms are copies."""
 
     module: TunedEncoder
-    needs_clean_images = True
-    learns_from_texts = True
     _backbone: Backbone
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:

@@ -57,6 +57,7 @@ METHOD = Declaration(
     paper="arXiv:2404.02285",
     data_needs=DataNeeds(labels=True),
     student_data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
+    closed_form=True,
 )
 
 IMPOSSIBLE = -1e4

@@ -135,7 +135,7 @@ class Job:
             Preparation(
                 setup.backbone.preprocess,
                 Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views),
-                with_clean=self.choice.module.Method.needs_clean_images,
+                with_clean=self.choice.module.METHOD.needs_clean_images,
             ),
             optim,
             seed=recipe.seed,

@@ -122,7 +122,7 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
     check_reads_pseudo_labels(setup.choice, setup.recipe)
     data = _training_data(setup)
     file = setup.recipe.classes.texts
-    if file is not None and setup.choice.module.Method.learns_from_texts:
+    if file is not None and setup.choice.module.METHOD.learns_from_texts:
         sentences = read_class_texts(file, setup.classes.names)
         hashes = {**data.hashes, "class_texts": sha256_json(sentences)}
         data = replace(data, sentences=sentences, hashes=hashes)
