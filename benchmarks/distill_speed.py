@@ -164,15 +164,13 @@ def make_setting(
     """Builds teacher and student for so many classes, and a store of the images' features."""
     names = [f"place number {index}" for index in range(n_classes)]
     common = {"template": "{}", "train_classes": range(1), "generator": torch.Generator()}
-    teacher = promptsrc.Method.build(
-        teacher_clip, promptsrc.Settings(), MethodInputs(names, **common)
-    )
+    teacher = promptsrc.Method(teacher_clip, promptsrc.Settings(), MethodInputs(names, **common))
     teacher.module.requires_grad_(False)
     stored = OnceTeacher(teacher)
-    student = promptkd.Method.build(
+    student = promptkd.Method(
         student_clip, promptkd.Settings(), MethodInputs(names, teacher=stored, **common)
     )
-    solved = ridge.Method.build(
+    solved = ridge.Method(
         student_clip,
         ridge.Settings(outputs="features"),
         MethodInputs(names, teacher=stored, **common),

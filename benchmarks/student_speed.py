@@ -58,7 +58,7 @@ def random_tower(name: str) -> ImageBackbone:
 
 def export(backbone: ImageBackbone, path: Path, **settings: Any) -> float:
     """Writes a student's ONNX file and gives its GFLOPs an image."""
-    student = promptkd.Method.build(
+    student = promptkd.Method(
         backbone,
         promptkd.Settings(**settings),
         MethodInputs(

@@ -261,7 +261,7 @@ def fold_student(tiny_backbone: Any) -> Callable[..., Any]:
     def make(backbone: Any = tiny_backbone, projector_depth: int = 2, **options: Any) -> Any:
         names = [f"class {index}" for index in range(5)]
         generator = torch.Generator().manual_seed(0)
-        student = promptkd.Method.build(
+        student = promptkd.Method(
             backbone,
             promptkd.Settings(prompt_depth=2, projector_depth=projector_depth),
             MethodInputs(names, "{}", range(5), generator, teacher=Teacher()),

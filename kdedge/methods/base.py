@@ -1,10 +1,10 @@
 """The interface between the training loop and the methods.
 
 A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
-functions, and a class `Method`, a subclass of `BaseMethod`. `METHOD` says what always holds for the
-method, and properties of `Settings` say what depends on settings. The training loop knows no method
-by name; around it, `zeroshot` and `ridge` are the references for a teacher, and `ridge` is the
-student of one pass.
+functions, and `Method`, a subclass of `BaseMethod` or a function that builds one. `METHOD` has what
+always holds, and properties of `Settings` have what depends on settings. The training loop knows no
+method by name; around it, `zeroshot` and `ridge` are the references for a teacher, and `ridge` is
+the student of one pass.
 
 `METHOD` says what data it learns from, which decides the images of a batch:
 
@@ -373,11 +373,6 @@ class BaseMethod(ABC):
 
     def __init__(self, backbone: ImageBackbone, settings: Any, inputs: MethodInputs) -> None:
         self._backbone, self._settings, self._inputs = backbone, settings, inputs
-
-    @classmethod
-    def build(cls, backbone: Any, settings: Any, inputs: MethodInputs) -> BaseMethod:
-        """Builds the method; a method that stands for another one overrides this."""
-        return cls(backbone, settings, inputs)
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The loss of one batch; the loop does the backward pass, clipping and the step.

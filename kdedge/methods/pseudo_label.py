@@ -126,12 +126,11 @@ def images_per_class(
     return max(1, round_number * (n_images // settings.rounds) // n_classes)
 
 
-class Method(BaseMethod):
-    """The learner on a frozen backbone, over all classes."""
+def make_learner(backbone: Backbone, settings: Settings, inputs: MethodInputs) -> BaseMethod:
+    """Builds the learner, over all classes; it treats pseudo-labels like labels."""
+    if settings.coop is not None:
+        return CoOp(backbone, settings.coop, inputs)
+    return PromptSRC(backbone, settings.promptsrc, inputs)
 
-    @classmethod
-    def build(cls, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> BaseMethod:
-        """Builds the learner, which treats pseudo-labels like labels."""
-        if settings.coop is not None:
-            return CoOp.build(backbone, settings.coop, inputs)
-        return PromptSRC.build(backbone, settings.promptsrc, inputs)
+
+Method = make_learner

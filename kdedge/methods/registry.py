@@ -43,7 +43,7 @@ class Declaration:
         label: the method's name in tables.
         paper: arXiv number of its paper, or of a related one if it has none.
         data_needs: the data that it learns from as a teacher or a baseline; None if it is always a
-            student, whose `build` gets a teacher.
+            student, which gets a teacher.
         student_data_needs: the data that it learns from as a student, besides its teacher; None if
             it cannot be one.
         optim: its authors' optimizer settings for it as a baseline; None if the recipe's `optim`

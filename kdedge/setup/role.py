@@ -107,7 +107,7 @@ class RoleSetup:
             class_vectors,
             sentences,
         )
-        built: BaseMethod = self.choice.module.Method.build(
+        built: BaseMethod = self.choice.module.Method(
             self.load_backbone(), self.choice.settings, inputs
         )
         return built

@@ -68,7 +68,7 @@ def make_student(
     vectors = unit_length(torch.randn(n_classes, teacher_dim, generator=generator))
     teacher = SimpleNamespace(scale=20.0, class_vectors=lambda: vectors)
     names = [f"class {index}" for index in range(n_classes)]
-    student = promptkd.Method.build(
+    student = promptkd.Method(
         backbone,
         promptkd.Settings(**{"n_ctx_vision": 2, "prompt_depth": 2, **chosen}),
         MethodInputs(
@@ -329,7 +329,7 @@ def test_open_classes_give_features_whose_products_with_the_class_vectors_are_th
 def test_methods_without_a_projector_fold_too(tiny_backbone: Backbone, method: str) -> None:
     module: Any = {"promptsrc": promptsrc, "zeroshot": zeroshot}[method]
     settings = {"prompt_depth_text": 2, "prompt_depth_vision": 2} if method == "promptsrc" else {}
-    built = module.Method.build(
+    built = module.Method(
         tiny_backbone,
         module.Settings(**settings),
         MethodInputs(
@@ -399,7 +399,7 @@ def test_vit_b16_with_397_classes_needs_less_than_clips_bare_image_encoder() -> 
 @pytest.mark.parametrize("head", ["scores", "argmax"])
 def test_lafters_norms_prompts_and_classifier_fold_exactly(head: str) -> None:
     backbone = make_clip(layer_scale=0.3)
-    built = lafter.Method.build(
+    built = lafter.Method(
         backbone,
         lafter.Settings(n_ctx_vision=5),
         MethodInputs(

@@ -69,7 +69,7 @@ def test_clips_encoders_need_what_the_formula_says_and_what_is_published(name: s
 def test_a_call_is_counted_as_matrix_products_and_leaves_torchs_fast_path(
     tiny_backbone: Any,
 ) -> None:
-    method = coop.Method.build(
+    method = coop.Method(
         tiny_backbone,
         coop.Settings(),
         MethodInputs(["cat", "dog"], "{}", range(2), torch.Generator()),

@@ -260,10 +260,10 @@ def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[
         if not module.METHOD.needs_teacher:
             teacher = None
         elif isinstance(teacher, Backbone):
-            teacher = zeroshot.Method.build(teacher, zeroshot.Settings(), inputs(len(names)))
+            teacher = zeroshot.Method(teacher, zeroshot.Settings(), inputs(len(names)))
         if teacher is not None:
             teacher.teacher_features = lambda images, _: teacher.forward_features(images)
-        return module.Method.build(
+        return module.Method(
             backbone,
             module.Settings(**{**case.settings, **settings}),
             inputs(n_trained or case.n_trained, teacher),

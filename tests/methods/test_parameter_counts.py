@@ -53,7 +53,7 @@ def test_a_method_trains_as_many_parameters_as_published(
     module = load_method(method)
     if "context_init" in module.Settings.model_fields:
         settings = {"context_init": "", **settings}
-    built = module.Method.build(
+    built = module.Method(
         empty_backbone(backbone),
         module.Settings(**settings),
         MethodInputs(

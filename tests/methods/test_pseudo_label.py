@@ -21,7 +21,7 @@ PROMPTSRC = {"prompt_depth_text": 2, "prompt_depth_vision": 2, "n_anchor_templat
 
 
 def build(backbone: Backbone, **chosen: Any) -> Any:
-    return pseudo_label.Method.build(
+    return pseudo_label.Method(
         backbone,
         pseudo_label.Settings(**chosen),
         MethodInputs(NAMES, "unused {}", range(4), torch.Generator().manual_seed(1)),

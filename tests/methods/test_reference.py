@@ -79,7 +79,7 @@ def deep_context(vectors: dict[str, Tensor], kind: str, depth: int) -> Tensor:
 def build(
     method: Any, backbone: Backbone, names: list[str], settings: Any, **arguments: Any
 ) -> Any:
-    return method.Method.build(
+    return method.Method(
         backbone,
         settings,
         MethodInputs(

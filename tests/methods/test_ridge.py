@@ -91,12 +91,12 @@ def build(backbone: Backbone, *, is_student: bool = False, **settings: Any) -> A
     shared: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(len(NAMES))}
     teacher = None
     if is_student:
-        teacher = zeroshot.Method.build(
+        teacher = zeroshot.Method(
             backbone,
             zeroshot.Settings(),
             MethodInputs(NAMES, generator=torch.Generator(), **shared),
         )
-    return ridge.Method.build(
+    return ridge.Method(
         backbone,
         ridge.Settings(n_random=16, **settings),
         MethodInputs(NAMES, teacher=teacher, generator=torch.Generator().manual_seed(1), **shared),

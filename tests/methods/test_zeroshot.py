@@ -26,7 +26,7 @@ def test_an_ensemble_averages_vectors_of_unit_length_and_scales_once_more(
     for template in template_list("ensemble7", TEMPLATE):
         raw = tiny_backbone.text_features_raw([template.format(x) for x in ("cat", "school bus")])
         total += raw / raw.norm(dim=1, keepdim=True)
-    method = Method.build(
+    method = Method(
         tiny_backbone,
         Settings(templates="ensemble7"),
         MethodInputs(["cat", "school_bus"], TEMPLATE, range(2), torch.Generator()),

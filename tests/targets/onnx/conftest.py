@@ -46,7 +46,7 @@ def folded_export(
     from kdedge.methods import promptkd
     from kdedge.targets.onnx.trace import write_onnx
 
-    student = promptkd.Method.build(
+    student = promptkd.Method(
         tiny_backbone,
         promptkd.Settings(prompt_depth=2),
         MethodInputs(
