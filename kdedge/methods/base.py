@@ -317,9 +317,8 @@ class ClosedFormData:
     Images are [B, 3, H, W] as evaluation prepares them, in an order that the seed draws.
 
     Attributes:
-        unlabeled: yields a slice of the unlabeled images, with the teacher's features
-            [B, D_teacher] and logits [B, C].
-        unlabeled_shard: the same, but only this process's shard of the slice.
+        unlabeled: yields a group's shard of a slice of the unlabeled images, with the teacher's
+            features [B, D_teacher] and logits [B, C].
         n_held_out: number of unlabeled images, from the first, that are held out to choose
             settings.
         n_standardize: number of unlabeled images, from the first, that standardize the features.
@@ -329,8 +328,7 @@ class ClosedFormData:
         autocast: context for the encoder's forward pass alone: what is solved is not rounded.
     """
 
-    unlabeled: Callable[[slice], Iterator[tuple[Tensor, Tensor, Tensor]]]
-    unlabeled_shard: Callable[[slice], Iterator[tuple[Tensor, Tensor, Tensor]]]
+    unlabeled: Callable[[slice, ProcessGroup], Iterator[tuple[Tensor, Tensor, Tensor]]]
     n_held_out: int
     n_standardize: int
     labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]

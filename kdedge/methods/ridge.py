@@ -39,6 +39,7 @@ from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
 from kdedge.clip.blocks import linear_of
 from kdedge.clip.vision import BlockFeatures
 from kdedge.data.balance import find_offsets
+from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods.base import (
     Classifier,
@@ -351,7 +352,7 @@ class Method(ClosedFormMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         n = data.n_held_out
-        first = data.unlabeled(slice(0, data.n_standardize))
+        first = data.unlabeled(slice(0, data.n_standardize), SINGLE_PROCESS)
         blocks, features, logits = self._gathered(data, first)
         self.module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
         sums = self._unlabeled_sums(data, blocks[n:], self._target(features[n:], logits[n:]))
@@ -372,7 +373,8 @@ class Method(ClosedFormMethod):
         sums = NormalEquations(out.in_features, out.out_features, blocks.device)
         share = data.group.shard(len(blocks))
         sums.add(self.module.rows(blocks[share]), targets[share])
-        for images, features, logits in data.unlabeled_shard(slice(data.n_standardize, None)):
+        rest = slice(data.n_standardize, None)
+        for images, features, logits in data.unlabeled(rest, data.group):
             sums.add(self.module.rows(self._encode(data, images)), self._target(features, logits))
         sums.reduce(data.group.all_reduce_sum)
         return sums

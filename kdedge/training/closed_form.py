@@ -13,6 +13,7 @@ from torch import Tensor
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
 from kdedge.data.views import ORDER, random_stream
+from kdedge.distributed import ProcessGroup
 from kdedge.methods.base import ClosedFormData, ClosedFormMethod
 from kdedge.runs.model import MethodModel
 from kdedge.setup.role import RoleSetup
@@ -92,33 +93,21 @@ def _closed_form_data(job: Job) -> ClosedFormData:
 
     unlabeled = _unlabeled_images(job)
     shuffled = _shuffled(job, unlabeled)
-    group = job.setup.workspace.group
 
-    def unlabeled_part(part: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return _with_teacher(job, unlabeled, shuffled[part])
-
-    def unlabeled_shard(part: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return _with_teacher(job, unlabeled, group.shard_of(shuffled[part]))
+    def unlabeled_part(part: slice, group: ProcessGroup) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        assert unlabeled is not None
+        for images, positions in _batches(job, unlabeled, group.shard_of(shuffled[part])):
+            yield (images, *_teacher_outputs(job, images, positions))
 
     return ClosedFormData(
         unlabeled_part,
-        unlabeled_shard,
         n_held_out=min(_MAX_HELD_OUT, len(shuffled) // 10),
         n_standardize=_N_STANDARDIZE,
         labeled=labeled_part,
         label_counts=counts,
-        group=group,
+        group=job.setup.workspace.group,
         autocast=MixedPrecision(job.choice.optim.precision, job.device).autocast,
     )
-
-
-def _with_teacher(
-    job: Job, images: Images | None, positions: Sequence[int]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of images, with the teacher's features and logits."""
-    assert images is not None
-    for batch, indices in _batches(job, images, positions):
-        yield (batch, *_teacher_outputs(job, batch, indices))
 
 
 def _unlabeled_images(job: Job) -> Images | None:

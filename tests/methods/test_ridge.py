@@ -118,7 +118,7 @@ def data(backbone: Backbone, *, n_labels: int = 24, spoil: bool = False) -> Clos
     texts = zeroshot.ensemble_text_features(backbone, NAMES, ["a photo of a {}."])
     assert teacher.class_vectors().shape == (4, 4)
 
-    def unlabeled(part: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def unlabeled(part: slice, _: Any = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for one in pixels[part].split(5):
             features = backbone.image_features(one)
             yield one, features, backbone.scale * features @ texts.T
@@ -128,7 +128,6 @@ def data(backbone: Backbone, *, n_labels: int = 24, spoil: bool = False) -> Clos
         yield from zip(pixels[chosen][part].split(5), labels[chosen][part].split(5), strict=True)
 
     return ClosedFormData(
-        unlabeled,
         unlabeled,
         n_held_out=4,
         n_standardize=12,
@@ -155,7 +154,8 @@ def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone, is_student=True)
     with torch.no_grad():
         method.fit(data(tiny_backbone, n_labels=0))
-        theirs = torch.cat([logits for *_, logits in data(tiny_backbone).unlabeled(slice(None))])
+        batches = data(tiny_backbone).unlabeled(slice(None), None)
+        theirs = torch.cat([logits for *_, logits in batches])
     spread = theirs - theirs.mean(dim=1, keepdim=True)
     error = method.forward_features(images()) - spread
     assert error.square().mean() < 0.2 * spread.square().mean()
@@ -166,7 +166,7 @@ def test_a_lower_precision_rounds_the_encoder_and_not_the_choice(tiny_backbone: 
     autocast = partial(torch.autocast, "cpu", torch.bfloat16)
     with torch.no_grad():
         record = method.fit(replace(given, autocast=autocast))
-        held_out, _, theirs = next(given.unlabeled(slice(0, given.n_held_out)))
+        held_out, _, theirs = next(given.unlabeled(slice(0, given.n_held_out), None))
         with autocast():
             blocks = method._blocks(held_out)
     assert record["divergence"] == method._divergence(blocks, theirs)
@@ -175,8 +175,8 @@ def test_a_lower_precision_rounds_the_encoder_and_not_the_choice(tiny_backbone: 
 def test_classes_that_the_teacher_takes_no_image_for_are_named(tiny_backbone: Backbone) -> None:
     plain = data(tiny_backbone, n_labels=0)
 
-    def unlabeled(part: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for pixels, features, logits in plain.unlabeled(part):
+    def unlabeled(part: slice, _: Any = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for pixels, features, logits in plain.unlabeled(part, None):
             yield pixels, features, logits - 1000 * torch.eye(len(NAMES))[1]
 
     with torch.no_grad():
