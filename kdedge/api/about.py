@@ -291,12 +291,11 @@ def _loaded_methods(effect: str) -> dict[str, ModuleType]:
 
 def describe(module: ModuleType) -> MethodFacts:
     """A method's declared facts."""
-    from kdedge.methods.losses import ChosenLosses
+    from kdedge.methods.losses import losses_model
 
     declared, about = module.METHOD, (module.__doc__ or "").partition("\n")[0]
     needs, losses = asdict(declared.main_data_needs), {}
     field = module.Settings.model_fields.get("losses")
-    kind = None if field is None else field.annotation
-    if isinstance(kind, type) and issubclass(kind, ChosenLosses):
-        losses = {name: str(loss.description) for name, loss in kind.model_fields.items()}
+    if field is not None and field.annotation is losses_model():
+        losses = {name: str(loss.description) for name, loss in losses_model().model_fields.items()}
     return MethodFacts(declared.label, declared.paper, about, **needs, losses=losses)

@@ -17,7 +17,14 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,12 +55,13 @@ from kdedge.methods.base import (
     StepOutput,
 )
 from kdedge.methods.losses import (
-    DEFAULT,
-    ChosenLosses,
     DistillationLoss,
+    LossSettings,
     Outputs,
-    chosen_losses_model,
+    choose_losses,
+    kl,
     load_loss,
+    losses_model,
 )
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images, is_splittable, labels_of
@@ -67,9 +75,9 @@ METHOD = Declaration(
 
 
 if TYPE_CHECKING:
-    Losses = ChosenLosses
+    Losses = dict[str, LossSettings]
 else:
-    Losses = chosen_losses_model()
+    Losses = Annotated[losses_model(), WrapValidator(choose_losses), PlainSerializer(dict)]
 
 
 class LoraSettings(MethodSettings):
@@ -172,7 +180,7 @@ class Settings(MethodSettings):
         " optim.labeled_batch_size; 0: no labels are used.",
     )
     losses: Losses = Field(
-        Losses.model_validate({DEFAULT: {}}),
+        {"kl": kl.Settings()},
         description="Distillation losses by name, each with its settings, whose weighted values are"
         " added: {kl: {weight: 200}, feature: {}}; default: kl, PromptKD's.",
     )
@@ -516,10 +524,10 @@ class Method(BaseMethod):
         scalars: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         with self._loss_precision(batch.images.device):
-            for name, weight in self._settings.losses.weights(n_classes).items():
+            for name, settings in self._settings.losses.items():
                 loss = cast(DistillationLoss, self.module.losses[name])
                 value = loss(outputs)
-                terms.append(weight * value)
+                terms.append(settings.weight_for(n_classes) * value)
                 logged = value.detach()
                 scalars |= loss.scalars(logged, n_classes) or {f"{name}_loss": logged}
             if batch.labeled is not None and labeled_features is not None:

@@ -15,15 +15,7 @@ from functools import cache, cached_property
 from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    create_model,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidatorFunctionWrapHandler, create_model
 from torch import Tensor, nn
 
 from kdedge.config.fields import Strict
@@ -105,9 +97,6 @@ class DistillationLoss(nn.Module):
         return {}
 
 
-DEFAULT = "kl"
-"""The loss of settings that name no loss: PromptKD's own."""
-
 _LOSSES = Plugins(
     noun="loss",
     package="kdedge.methods.losses",
@@ -138,42 +127,16 @@ def load_loss(name: str) -> ModuleType:
     return _LOSSES.load(name)
 
 
-class ChosenLosses(Strict):
+class Losses(Strict):
     """Losses that are added up, by name: `{kl: {weight: 200}, feature: {}}`.
 
     The order is kept, since it affects the rounding of the sum. Losses that are not chosen do not
     appear in dumped values, so that a package installed later changes no record.
     """
 
-    _names: tuple[str, ...] = PrivateAttr(())
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _keep_order(
-        cls, values: Any, handler: ModelWrapValidatorHandler[ChosenLosses]
-    ) -> ChosenLosses:
-        if isinstance(values, dict) and not values:
-            raise ValueError(f"must name at least one loss, such as {DEFAULT}: {{}}")
-        chosen = handler(values)
-        if isinstance(values, dict):
-            chosen._names = tuple(values)
-        return chosen
-
-    @model_serializer
-    def _dump(self) -> dict[str, Any]:
-        return {name: settings.model_dump(mode="json") for name, settings in self.items()}
-
-    def items(self) -> list[tuple[str, LossSettings]]:
-        """Name and settings of each loss, in the order of the recipe."""
-        return [(name, getattr(self, name)) for name in self._names]
-
-    def weights(self, n_classes: int) -> dict[str, float]:
-        """The factor of each loss in the sum, for C classes."""
-        return {name: settings.weight_for(n_classes) for name, settings in self.items()}
-
 
 @cache
-def chosen_losses_model() -> type[ChosenLosses]:
+def losses_model() -> type[Losses]:
     """The pydantic model with one field per loss, kdedge's own and those of installed packages.
 
     An installed package's loss that cannot be loaded is an error only if it is chosen.
@@ -187,7 +150,15 @@ def chosen_losses_model() -> type[ChosenLosses]:
         else:
             about = (module.__doc__ or "").partition("\n")[0]
             fields[name] = (module.Settings, Field(None, description=about))
-    return create_model("Losses", __base__=ChosenLosses, __doc__=ChosenLosses.__doc__, **fields)
+    return create_model("Losses", __base__=Losses, __doc__=Losses.__doc__, **fields)
+
+
+def choose_losses(values: Any, validate: ValidatorFunctionWrapHandler) -> dict[str, LossSettings]:
+    """Validates a recipe's losses; returns the settings of each, in the order of the recipe."""
+    if values == {}:
+        raise ValueError("must name at least one loss, such as kl: {}")
+    losses = validate(values)
+    return {name: getattr(losses, name) for name in values}
 
 
 def _unusable(message: str) -> Any:
