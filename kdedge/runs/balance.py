@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from kdedge.config.data_spec import BalanceSpec
-from kdedge.config.recipe import Recipe
 from kdedge.data.balance import careful_offsets, class_shares, find_offsets
 from kdedge.records.evaluation import BalanceResult
-from kdedge.setup.classes import Classes
 from kdedge.setup.data import RecipeData
-from kdedge.setup.workspace import Workspace
 
 if TYPE_CHECKING:
     from kdedge.runs.model import MethodModel
@@ -24,27 +21,23 @@ _MAX_IMAGES = 4000
 _WHY = "balance is found on unlabeled images"
 
 
-def balance_of(
-    model: MethodModel, recipe: Recipe, classes: Classes, workspace: Workspace
-) -> BalanceResult | None:
+def balance_of(model: MethodModel, data: RecipeData) -> BalanceResult | None:
     """Computes the offsets of a model's logits; None if the recipe has no `balance`.
 
     Args:
         model: gives the logits.
-        recipe: has prior and strength, and names the unlabeled and the labeled images.
-        classes: the class list of the images, which may be another than that of the logits.
-        workspace: reads the images.
+        data: the images of the recipe, which has prior and strength. Their class list may be
+            another than that of the logits.
 
     Raises:
         RecipeError: the prior misses a class, or the recipe has no unlabeled images.
         DivergedError: a logit is not finite.
     """
-    spec = recipe.balance
+    spec = data.recipe.balance
     if spec is None:
         return None
-    names = model.class_names
-    data = RecipeData(recipe, classes, workspace).alone
-    pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, classes, names)
+    names, data = model.class_names, data.alone
+    pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, names)
     sample = pool.spread(_MAX_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
@@ -57,26 +50,27 @@ def balance_of(
     )
 
 
-def check_balance(recipe: Recipe, classes: Classes, data: RecipeData) -> None:
+def check_balance(data: RecipeData) -> None:
     """Checks a recipe's `balance` before a training whose end needs it; opens no unlabeled images.
 
     Raises:
         RecipeError: as for `balance_of`.
     """
-    if recipe.balance is not None:
+    spec = data.recipe.balance
+    if spec is not None:
         data.check_named("unlabeled", _WHY)
-        _prior(recipe.balance, data, classes, classes.names)
+        _prior(spec, data, data.classes.names)
 
 
-def _prior(spec: BalanceSpec, data: RecipeData, of: Classes, names: Sequence[str]) -> Tensor | None:
-    """The expected shares of C names, [C], float64, by data of a class list; None for auto."""
+def _prior(spec: BalanceSpec, data: RecipeData, names: Sequence[str]) -> Tensor | None:
+    """The expected shares of C names, [C], float64; None for auto."""
     if spec.prior == "auto":
         return None
     if spec.prior == "uniform":
         return class_shares(None, names, "balance.prior")
     if spec.prior == "labels":
         labeled = data.require("labeled", "balance.prior is labels")
-        counts = Counter(of.names[label] for label in labeled.class_labels().values())
+        counts = Counter(data.classes.names[label] for label in labeled.class_labels().values())
         shares = torch.tensor([counts[name] + 1.0 for name in names], dtype=torch.float64)
         return shares / shares.sum()
     return class_shares(spec.prior, names, "balance.prior")

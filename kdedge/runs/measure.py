@@ -238,8 +238,8 @@ def _sample_of_run(model: RunModel) -> tuple[Images, str] | None:
     seed = recipe.seed if is_new else recorded.seed
     data = recipe.data.model_copy(update={"unlabeled": spec})
     recipe = recipe.model_copy(update={"data": data, "seed": seed})
-    workspace = model.setup.workspace
-    return unlabeled_sample(RecipeData(recipe, model.data_classes, workspace), is_new=is_new)
+    images = RecipeData(recipe, model.data.classes, model.setup.workspace)
+    return unlabeled_sample(images, is_new=is_new)
 
 
 def unlabeled_sample(data: RecipeData, *, is_new: bool = False) -> tuple[Images, str] | None:

@@ -206,8 +206,8 @@ class RunModel(MethodModel):
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
         classes: the class list of its logits and class vectors.
-        data_classes: the class list of its recipe's images.
-        recipe: its recipe with overrides, for measuring and exporting.
+        data: its recipe with overrides, for measuring and exporting, and the class list of the
+            images that this names.
         recorded_recipe: its recipe without overrides.
         stored: the class vectors that the run has stored.
         trained_hash: hash of its trained tensors.
@@ -216,11 +216,15 @@ class RunModel(MethodModel):
     run: RunFolder
     setup: RoleSetup
     classes: Classes
-    data_classes: Classes
-    recipe: Recipe
+    data: RecipeData
     recorded_recipe: Recipe
     stored: ClassVectors
     trained_hash: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """Its recipe with overrides."""
+        return self.data.recipe
 
     @property
     def backbone(self) -> ImageBackbone:
@@ -321,14 +325,9 @@ class RunModel(MethodModel):
             " distill again."
         )
 
-    @property
-    def data(self) -> RecipeData:
-        """Reads its recipe's images."""
-        return RecipeData(self.recipe, self.data_classes, self.setup.workspace)
-
     def labels_of(self, images: Images) -> list[int | None]:
         """The classes of images as positions in `class_names`; None for classes not in it."""
-        listed, position = self.data_classes.names, self.classes.positions(self.class_names)
+        listed, position = self.data.classes.names, self.classes.positions(self.class_names)
         labels = [images.source.items[index].label for index in images.indices]
         return [None if label is None else position.get(listed[label]) for label in labels]
 
@@ -348,7 +347,7 @@ class RunModel(MethodModel):
             of = (stored.prior, stored.strength, set(stored.offsets), own.unlabeled, own.labeled)
             if now == of:
                 return stored
-        return balance_of(self, self.recipe, self.data_classes, self.setup.workspace)
+        return balance_of(self, self.data)
 
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
@@ -428,7 +427,8 @@ def load_run(
     source = loaded if run.role == "student" else trained
     setup = set_up_role(source, run.role, workspace, classes=trained_classes)
     classes = trained_classes if names is None else classes_of(loaded.recipe, names)
-    data = trained_classes if data_names is None else classes_of(loaded.recipe, data_names)
+    data_classes = trained_classes if data_names is None else classes_of(loaded.recipe, data_names)
+    data = RecipeData(loaded.recipe, data_classes, workspace)
     trained_hash = check_stored_weights(run, setup, stored)
     new = [name for name in classes.names if name not in trained_classes.names]
     if new and setup.choice.settings.is_class_specific:
@@ -437,7 +437,7 @@ def load_run(
             " trains separate tensors for each class.\n"
             f"  Use names among its {len(trained_classes.names)}, or train again with the new list."
         )
-    return RunModel(run, setup, classes, data, loaded.recipe, trained.recipe, stored, trained_hash)
+    return RunModel(run, setup, classes, data, trained.recipe, stored, trained_hash)
 
 
 def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
@@ -486,7 +486,7 @@ def load_teacher_of(model: RunModel) -> RunModel | None:
         run = model.run.teacher_folder()
         if run is None:
             return None
-        workspace, listed = model.setup.workspace, model.data_classes.names
+        workspace, listed = model.setup.workspace, model.data.classes.names
         teacher = load_teacher(run, workspace, model.recipe, model.class_names, listed)
         _ = teacher.balance  # found now, so that its error leaves the teacher out, too
     except KdedgeError as error:

@@ -92,7 +92,7 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
         images, key = data.drawn_labeled(setup.role), "labeled"
     else:
         return None
-    images = images.of_classes(model.data_classes.labeled)
+    images = images.of_classes(data.classes.labeled)
     labels = dict(zip(images.indices, model.labels_of(images), strict=True))
     usable = [i for i in images.indices if labels[i] is not None]
     usable = [i for i in usable if images.digests[i] not in exclude_digests]

@@ -38,16 +38,18 @@ class RecipeData:
     """The image sources of a recipe, read for a class list.
 
     Few-shot draws share one random stream, as in the benchmark's protocol: labeled images first,
-    then validation images. Each object has its own stream.
+    then validation images. Each method starts it anew.
 
     Args:
+        workspace: caches scans; each of its processes reads a part of a source.
+
+    Attributes:
         recipe: names the sources.
         classes: the class list; labels are positions in it.
-        workspace: caches scans; each of its processes reads a part of a source.
     """
 
     def __init__(self, recipe: Recipe, classes: Classes, workspace: Workspace) -> None:
-        self._recipe, self._classes, self._workspace = recipe, classes, workspace
+        self.recipe, self.classes, self._workspace = recipe, classes, workspace
         self._group = workspace.group
 
     @property
@@ -64,7 +66,7 @@ class RecipeData:
             DataError: more images are unreadable than the recipe accepts, labels are needed and no
                 readable image has one, or labels and class names differ.
         """
-        spec: SourceSpec | None = getattr(self._recipe.data, key)
+        spec: SourceSpec | None = getattr(self.recipe.data, key)
         if spec is None:
             return None
         if isinstance(spec, UnlabeledSpec):
@@ -73,7 +75,7 @@ class RecipeData:
 
     def held_out(self) -> Images | None:
         """The held-out unlabeled images, without labeled ones unless all are; None without any."""
-        spec = self._recipe.data.unlabeled
+        spec = self.recipe.data.unlabeled
         if spec is None:
             return None
         held_out = self._unlabeled(spec, held_out=True)
@@ -101,7 +103,7 @@ class RecipeData:
         Raises:
             RecipeError: it does not; the message contains `why` it is needed.
         """
-        if getattr(self._recipe.data, key) is None:
+        if getattr(self.recipe.data, key) is None:
             raise RecipeError(
                 f"The recipe has no data.{key}, and {why}.\n  Add it; `kdedge schema` shows how."
             )
@@ -115,9 +117,9 @@ class RecipeData:
             RecipeError: the recipe has no labeled images.
         """
         images = self.require("labeled", f"a {role} learns from labeled images")
-        spec = self._recipe.data.labeled
+        spec = self.recipe.data.labeled
         assert spec is not None  # `require` ensures it
-        return self._few_shot(images, spec, self._stream()).of_classes(self._classes.labeled)
+        return self._few_shot(images, spec, self._stream()).of_classes(self.classes.labeled)
 
     def test(self, selection: str) -> Images | None:
         """The test images; None if the recipe has none.
@@ -144,7 +146,7 @@ class RecipeData:
             RecipeError: the recipe has no validation images.
         """
         images = self.require("validation", "selection: validation chooses the epoch on it")
-        spec, labeled = self._recipe.data.validation, self._recipe.data.labeled
+        spec, labeled = self.recipe.data.validation, self.recipe.data.labeled
         assert spec is not None  # `require` ensures it
         stream = self._stream()
         if spec.shots is not None and labeled is not None and labeled.shots is not None:
@@ -153,7 +155,7 @@ class RecipeData:
 
     def _stream(self) -> random.Random:
         """The protocol seeds Python's global generator; a separate one gives the same stream."""
-        return random.Random(self._recipe.seed)  # noqa: S311
+        return random.Random(self.recipe.seed)  # noqa: S311
 
     def _few_shot(self, images: Images, spec: LabeledSpec, stream: random.Random) -> Images:
         """The images that a source's `shots` draws, or all if it has no `shots`."""
@@ -181,7 +183,7 @@ class RecipeData:
             return images.only(()) if held_out else images
         n_copies = Counter(images.digests[i] for i in images.indices)
         held = set()
-        for digest in sorted(n_copies, key=lambda x: sha256_json([self._recipe.seed, x])):
+        for digest in sorted(n_copies, key=lambda x: sha256_json([self.recipe.seed, x])):
             if n_copies[digest] <= n_held:  # copies of an image stay together
                 held.add(digest)
                 n_held -= n_copies[digest]
@@ -189,7 +191,7 @@ class RecipeData:
 
     def _readable(self, spec: SourceSpec, key: DataPart) -> Images:
         """The readable images of a source, without test images; scanned once per workspace."""
-        data, names = self._recipe.data, self._classes.names
+        data, names = self.recipe.data, self.classes.names
         labeled = _needs_labels(spec)
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         tested = str(data.test) if key in ("labeled", "unlabeled") else ""
@@ -215,7 +217,7 @@ class RecipeData:
         return self._workspace.read_once(entry, read)
 
     def _open(self, spec: SourceSpec) -> ImageSource:
-        data, names = self._recipe.data, self._classes.names
+        data, names = self.recipe.data, self.classes.names
         labeled = _needs_labels(spec)
         try:
             return open_source(spec, class_names=names, labeled=labeled, data=data)
@@ -233,7 +235,7 @@ class RecipeData:
 
         A benchmark set keeps images that are also in its test set, since the protocol draws them.
         """
-        test_spec, is_set = self._recipe.data.test, spec.benchmark is not None
+        test_spec, is_set = self.recipe.data.test, spec.benchmark is not None
         if isinstance(spec, UnlabeledSpec):
             if spec.include_test or (is_set and spec.include_test is None):
                 return images
@@ -271,8 +273,8 @@ class RecipeData:
             return
         _warn_of_labels(images, key)
         present = set(images.class_labels().values())
-        among = range(len(self._classes.names)) if key == "test" else self._classes.labeled
-        absent = [self._classes.names[label] for label in among if label not in present]
+        among = range(len(self.classes.names)) if key == "test" else self.classes.labeled
+        absent = [self.classes.names[label] for label in among if label not in present]
         if present and absent:
             effect = "\n  Only the other classes are measured." if key == "test" else ""
             log.warning(
@@ -287,7 +289,7 @@ class RecipeData:
         with progress(f"reading data.{key}", shard.stop - shard.start, unit="images") as advance:
             part = scan(source, rows=shard, progress=advance, cache=self._workspace.scans)
         result = concatenated(group.all_gather(part))
-        spec = self._recipe.data
+        spec = self.recipe.data
         limit = to_count(spec.max_bad_images, len(source.items), math.ceil)
         check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
         skipped = result.unreadable
@@ -301,7 +303,7 @@ class RecipeData:
 
     def check_selects(self, images: Images, key: DataPart) -> None:
         """Checks that a source has images of labeled classes, which choose epoch or student."""
-        if not images.of_classes(self._classes.labeled).indices:
+        if not images.of_classes(self.classes.labeled).indices:
             raise DataError(
                 f"data.{key} has no image of a base class, and only base classes may choose the"
                 " epoch or the student.\n  Add images of the first half of the class list."

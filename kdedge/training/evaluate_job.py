@@ -74,7 +74,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
 
 def in_balance(job: Job, model: MethodModel) -> MethodModel:
     """A model of the job's classes with offsets; the same model if the recipe has no `balance`."""
-    balance = balance_of(model, job.setup.recipe, job.classes, job.setup.workspace)
+    balance = balance_of(model, job.setup.data)
     return model if balance is None else MethodModel(model.setup, model.method, balance)
 
 

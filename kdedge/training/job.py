@@ -253,7 +253,7 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
         DataError: the validation images have no image of a labeled class.
     """
     images, selection = setup.data, setup.choice.optim.selection
-    check_balance(setup.recipe, setup.classes, images)
+    check_balance(images)
     test = images.test(selection)
     validation = validation_images(images, test) if selection == "validation" else None
     return Job(setup, data, test, validation)
