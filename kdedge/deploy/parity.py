@@ -258,14 +258,14 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
 def is_worse(measured: ParityResult, made: ParityResult) -> bool:
     """Whether a file agrees less on this machine than when it was made, beyond chance.
 
-    This is a one-sided binomial test at the level of 1 %, with the agreement of `made`.
+    This is Fisher's exact test, one-sided, at the level of 1 %: whether more of the images on which
+    the file differs are among the images here than chance would put there.
     """
-    n_agree = round(measured.n_images * measured.agreement_percent / 100)
-    share = made.agreement_percent / 100
-    p_value = sum(
-        math.comb(measured.n_images, n) * share**n * (1 - share) ** (measured.n_images - n)
-        for n in range(n_agree + 1)
-    )
+    counts = ((one.n_images, one.agreement_percent) for one in (measured, made))
+    here, before = (round(n * (1 - percent / 100)) for n, percent in counts)
+    n_here, n_before, n_differ = measured.n_images, made.n_images, here + before
+    fewer = sum(math.comb(n_here, n) * math.comb(n_before, n_differ - n) for n in range(here))
+    p_value = 1 - fewer / math.comb(n_here + n_before, n_differ)
     return measured.n_nonfinite > made.n_nonfinite or p_value < _MIN_P_VALUE
 
 

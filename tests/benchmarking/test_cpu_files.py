@@ -138,18 +138,18 @@ def test_a_file_that_passed_on_more_images_is_out_only_if_it_is_worse_here(
     assert "agreement 83.33 %" in str(found["model.onnx"])  # was compared on no other images
 
 
-@pytest.mark.parametrize(
-    ("percent", "n_nonfinite", "expected"),
-    [(98.5, 0, False), (95.5, 0, False), (95.0, 0, True), (100.0, 1, True)],
-)
+@pytest.mark.parametrize(("before", "n_differ"), [((100, 4900), 10), ((0, 500), 4)])
 def test_worse_is_what_chance_does_not_explain(
-    parity: Callable[..., Any], percent: float, n_nonfinite: int, expected: bool
+    parity: Callable[..., Any], before: tuple[int, int], n_differ: int
 ) -> None:
-    here = parity(agreement_percent=percent, n_nonfinite=n_nonfinite)  # of 200 images
+    percent = 100 * before[1] / sum(before)
+    made = parity(n_images=sum(before), agreement_percent=percent)
+    assert is_worse(parity(agreement_percent=100.0, n_nonfinite=1), made)
     stats = pytest.importorskip("scipy.stats")
-    chance = stats.binom.cdf(round(2 * here.agreement_percent), n=200, p=0.98)
-    assert is_worse(here, parity(n_images=5000, agreement_percent=98.0)) is expected
-    assert expected is bool(chance < 0.01 or here.n_nonfinite)
+    for n in range(12):  # of 200 images
+        chance = stats.fisher_exact([[n, 200 - n], before], alternative="greater").pvalue
+        assert is_worse(parity(agreement_percent=100 - n / 2), made) is bool(chance < 0.01)
+        assert (n >= n_differ) is bool(chance < 0.01)
 
 
 def test_a_damaged_file_is_out_and_the_others_are_measured(measurable: Artifact) -> None:
