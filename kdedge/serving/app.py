@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -30,7 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from kdedge.inference.lines import prediction_values
-from kdedge.inference.results import NonFiniteLogits
+from kdedge.inference.results import NonFiniteLogits, Prediction
 from kdedge.runtime.preprocess import ImageError
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, GraphOutputs, RequestImages, ServedModel
@@ -218,11 +217,7 @@ class App:
                 model = self.model
                 prepare = partial(model.prepare, image, max_pixels=self._limits.pixels)
                 outputs = await self._outputs(model, prepare, deadline)
-                (prediction,) = model.classifier.results([""], outputs, top=top)
-        if isinstance(prediction, NonFiniteLogits):
-            raise HTTPException(500, prediction.reason)
-        best = "" if prediction.is_none else prediction.top[0].class_name
-        self.metrics.classes.labels(best).inc()
+        (prediction,) = self._predictions(model, outputs, top=top)
         return JSONResponse(prediction_values(prediction, None))
 
     async def _infer(self, request: Request) -> Response:
@@ -236,11 +231,29 @@ class App:
                 parse = partial(parse_request, body, length, model.artifact)
                 parsed = await loop.run_in_executor(self._parsing, parse)
                 prepare = partial(parsed.prepare, model, self._limits.pixels, deadline)
-                logits = model.classifier.as_logits(await self._outputs(model, prepare, deadline))
-        if not np.isfinite(logits).all():
-            raise HTTPException(500, "the model gives NaN or infinity")
+                outputs = await self._outputs(model, prepare, deadline)
+        self._predictions(model, outputs, top=1)
+        logits = model.classifier.as_logits(outputs)
         content, headers = format_answer(self._name, parsed, logits)
         return Response(content, headers=headers)
+
+    def _predictions(
+        self, model: ServedModel, outputs: GraphOutputs, *, top: int
+    ) -> list[Prediction]:
+        """The predictions from a graph's outputs, which the metrics then count by class.
+
+        Raises:
+            HTTPException: the model gives NaN or infinity.
+        """
+        predictions = []
+        for result in model.classifier.results([""] * len(outputs), outputs, top=top):
+            if isinstance(result, NonFiniteLogits):
+                raise HTTPException(500, result.reason)
+            predictions.append(result)
+        for prediction in predictions:
+            best = "" if prediction.is_none else prediction.top[0].class_name
+            self.metrics.classes.labels(best).inc()
+        return predictions
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:

@@ -205,19 +205,21 @@ def test_the_page_takes_nothing_from_elsewhere(ask: Any, url: str) -> None:
 def test_metrics_count_requests_batches_and_classes(
     ask: Any, make_artifact: MakeArtifact, tmp_path: Path, color_file: ColorFile
 ) -> None:
+    red = np.broadcast_to(np.eye(3)[0][:, None, None], (2, 3, 16, 16))
     with kdedge.serve(make_artifact(tmp_path / "art"), port=0) as server:
         for color in ("red", "red", "blue"):
             ask(server.url, "/predict", color_file(color))
         ask(server.url, "/predict", b"none")
         ask(server.url, "/nothing")
+        ask(server.url, "/v2/models/colors/infer", json.dumps(tensor_request(red)))
         text = ask(server.url, "/metrics").body.decode()
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
     assert lines['kdedge_requests_total{code="200",path="/predict"}'] == "3.0"
     assert lines['kdedge_requests_total{code="400",path="/predict"}'] == "1.0"
     assert lines['kdedge_requests_total{code="404",path="other"}'] == "1.0"
-    assert lines['kdedge_predictions_total{class="red"}'] == "2.0"
+    assert lines['kdedge_predictions_total{class="red"}'] == "4.0"
     assert lines["kdedge_images_refused_total"] == "1.0"
-    assert lines["kdedge_batch_images_count"] == "3.0"
+    assert lines["kdedge_batch_images_count"] == "4.0"
     assert lines['kdedge_request_seconds_count{path="/predict"}'] == "4.0"
     assert lines["kdedge_requests_waiting"] == "0.0"
     assert float(lines["process_resident_memory_bytes"]) > 1e6
