@@ -89,7 +89,7 @@ class LoadedModelFile(LoadedSubject):
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
         self.runtime, _, gpu = backend.describe().removesuffix(" CPU").partition(" GPU ")
         self.gpu = 0 if gpu else None
-        self.batches = batch_limits(artifact, backend)
+        self.batches = batch_limits(backend, artifact.batches[1])
         self.inputs = ("on device", "image file")
         if isinstance(backend, DeviceTimed):
             self.inputs = ("on device", "copied", "image file")

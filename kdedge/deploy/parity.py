@@ -53,9 +53,7 @@ def predict_pixels(
     Returns:
         Logits, [N, C].
     """
-    smallest, largest = artifact.batches
-    size = max(smallest, min(largest, _BATCH))
-    return run_batches(backend, pixels, max_batch=size)
+    return run_batches(backend, pixels, max_batch=min(artifact.batches[1], _BATCH))
 
 
 def predict_each_way(

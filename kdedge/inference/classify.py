@@ -166,7 +166,7 @@ class Classifier:
     @property
     def max_batch(self) -> int:
         """Largest batch."""
-        return batch_limits(self.artifact, self.backend)[1]
+        return batch_limits(self.backend, self.artifact.batches[1])[1]
 
     def logits(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Computes the logits of images that are already resized and cropped.

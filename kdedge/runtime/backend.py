@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.runtime.artifact import Artifact, PixelType
+from kdedge.runtime.artifact import PixelType
 
 
 class Backend(Protocol):
@@ -95,11 +95,10 @@ def to_input(images: npt.NDArray[np.uint8], pixels: PixelType) -> npt.NDArray[An
     return planes if pixels == "uint8" else planes.astype(np.float32) / np.float32(255)
 
 
-def batch_limits(artifact: Artifact, backend: Backend) -> tuple[int, int]:
-    """Smallest and largest batch of an artifact's loaded file: within those of both."""
-    low, high = artifact.batches
-    lowest, highest = backend.batches
-    return max(low, lowest), high if highest is None else min(high, highest)
+def batch_limits(backend: Backend, max_batch: int) -> tuple[int, int]:
+    """Smallest and largest batch of a loaded file: `max_batch` images, if it takes as many."""
+    low, high = backend.batches
+    return low, max(low, min(max_batch, high or max_batch))
 
 
 def run_batches(
@@ -118,8 +117,7 @@ def run_batches(
     Returns:
         [N, C], float32.
     """
-    low, high = backend.batches
-    size = max(low, max_batch if high is None else min(high, max_batch))
+    low, size = batch_limits(backend, max_batch)
     rows = []
     for start in range(0, len(images), size):
         batch = images[start : start + size]
