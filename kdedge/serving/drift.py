@@ -209,20 +209,11 @@ class DriftMonitor:
         reference: the reference; None to learn it from the first observations of the stream.
         n_frames: frames per observation.
         has_none: whether the artifact detects images that show none of its classes.
-        n_learned: observations of a reference that is learned.
     """
 
-    def __init__(
-        self,
-        reference: DriftReference | None,
-        *,
-        n_frames: int,
-        has_none: bool,
-        n_learned: int = _N_LEARNED,
-    ) -> None:
+    def __init__(self, reference: DriftReference | None, *, n_frames: int, has_none: bool) -> None:
         self.reference = reference
         self._n_frames = n_frames
-        self._n_learned = n_learned
         self._has_none = has_none
         n_tests = len(_WINDOWS) * (len(_MEANS) + has_none)
         self._limit = FALSE_ALARMS_PER_FRAME * n_frames / n_tests
@@ -250,7 +241,7 @@ class DriftMonitor:
         self._scene = scene
         if self.reference is None:
             self._learned.append(scored)  # a single frame, since a mean varies less
-            if len(self._learned) == self._n_learned:
+            if len(self._learned) == _N_LEARNED:
                 self.reference, self._learned = DriftReference(self._learned), []
             return []
         self._last.append(frames)

@@ -136,7 +136,7 @@ def test_a_still_scene_counts_once(reference: DriftReference) -> None:
 
 def test_without_a_reference_it_is_learned_from_the_stream() -> None:
     rng = np.random.default_rng(7)
-    monitor = DriftMonitor(None, n_frames=1, n_learned=200, has_none=False)
+    monitor = DriftMonitor(None, n_frames=1, has_none=False)
     assert play(monitor, draw(rng, 199), length=1) == []
     assert monitor.reference is None
     assert play(monitor, draw(rng, 100), length=1) == []
@@ -174,7 +174,7 @@ def test_a_p_value_below_a_tenth_comes_in_a_tenth_of_the_cases() -> None:
 def test_noise_and_small_movement_are_the_same_scene_and_another_image_is_not() -> None:
     rng = np.random.default_rng(10)
     pixels = rng.normal(128, 40, (4, 4)).repeat(16, 0).repeat(16, 1)
-    monitor = DriftMonitor(None, n_frames=1, n_learned=50, has_none=False)
+    monitor = DriftMonitor(None, n_frames=1, has_none=False)
 
     def show(values: np.ndarray) -> None:
         monitor.add(*draw(rng, 1), Image.fromarray(values.clip(0, 255).astype(np.uint8)))
@@ -182,9 +182,9 @@ def test_noise_and_small_movement_are_the_same_scene_and_another_image_is_not() 
     show(pixels)
     show(pixels + rng.normal(0, 10, pixels.shape))
     show(np.roll(pixels, 1, axis=1))
-    for i in range(48):
+    for i in range(198):
         show(pixels[::-1] if i % 2 == 0 else pixels)
-    assert monitor.reference is None  # 49 scenes
+    assert monitor.reference is None  # 199 scenes
     show(pixels[::-1])
     assert monitor.reference is not None
 
