@@ -164,7 +164,7 @@ class BuildModule(Protocol):
 
 
 class RunModule(Protocol):
-    """A target's run.py; it imports no torch."""
+    """A target's run.py; it imports no torch, except for a runtime that needs torch."""
 
     def load(
         self,

@@ -45,12 +45,13 @@ class ExecuTorchModel(CpuModel):
         images = self._method.metadata.input_tensor_meta(0)
         self._set_input(images.sizes(), is_bytes=images.dtype() == _BYTE)
         self.batches = int(low), self.batches[1]
-        self._torch: Any = importlib.import_module("torch")
         _loaded.add(self)
 
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        import torch  # which the runtime itself needs
+
         # torch warns about arrays that are read-only
-        tensor = self._torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        tensor = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         logits: npt.NDArray[np.float32] = self._method.execute([tensor])[0].numpy()  # a copy
         return logits
 
