@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import need_training_packages
 from kdedge.config.load import Overrides, merged
@@ -20,7 +20,7 @@ from kdedge.messages import option
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.listing import record_export
-from kdedge.runtime.artifact import Artifact, Precision, load_artifact
+from kdedge.runtime.artifact import Artifact, Head, PixelType, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
 from kdedge.runtime.process import torch_as_before, warn_if_busy
 from kdedge.targets.base import Target
@@ -168,8 +168,8 @@ def export(
     triton: str | Path | None = None,
     browser: str | Path | None = None,
     classes: str | Path | Sequence[str] | None = None,
-    head: Literal["scores", "argmax"] | None = None,
-    pixels: Literal["float", "uint8"] | None = None,
+    head: Head | None = None,
+    pixels: PixelType | None = None,
     open_classes: bool | None = None,
     calibrate: bool | None = None,
     none_of_these: str | None = None,

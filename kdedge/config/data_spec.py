@@ -22,6 +22,7 @@ from kdedge.config.fields import (
     Template,
     percent_value,
 )
+from kdedge.records.evaluation import SplitName
 
 SOURCES = ("folder", "webdataset", "list", "parquet", "huggingface", "benchmark", "synthetic")
 """The keys that say where a source's images are; a source has exactly one of them."""
@@ -204,7 +205,7 @@ class DataSpec(Strict):
     test: SourceSpec | None = Field(
         None, description="Labeled images that accuracy is measured on."
     )
-    split: Literal["all", "base-to-novel"] = Field(
+    split: SplitName = Field(
         "all",
         description="all: train and test on every class. base-to-novel: use labels of the first"
         " half of the classes only, and test each half separately (arXiv:2203.05557, 4.1).",

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from kdedge.config.fields import Distinct, PercentText, Strict, percent_value
 from kdedge.records.evaluation import Gates
+from kdedge.runtime.artifact import Head, PixelType
 
 MAX_BATCH = 1024
 
@@ -31,7 +32,7 @@ class ExportSpec(Strict):
         " arithmetic. int8: explicit quantization (Q/DQ), which needs calibration images."
         " On a ViT int8 is often no faster than fp16, so measure both.",
     )
-    head: Literal["scores", "argmax"] = Field(
+    head: Head = Field(
         "scores",
         description="scores: the graph gives the student's logits. argmax: it skips L2"
         " normalization; the class ranking is unchanged, but there are no scores.",
@@ -54,7 +55,7 @@ class ExportSpec(Strict):
         description='Predict "none" for images unlike those of data.unlabeled. The limit of each'
         " file is set so that this share of data.unlabeled, such as 95%, still gets a class.",
     )
-    pixels: Literal["float", "uint8"] = Field(
+    pixels: PixelType = Field(
         "float",
         description="Input of the graph. float: float32 pixels, 0-1. uint8: 0-255,"
         " a quarter of the bytes to copy. The graph applies mean and std itself.",

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdedge.config.fields import Strict
+from kdedge.records.evaluation import Selection
 
 TrainingPrecision = Literal["fp32", "bf16", "fp16", "fp16-unscaled"]
 
@@ -99,7 +100,7 @@ class OptimSettings(Strict):
     checkpoint_every_s: float = Field(
         60.0, gt=0, description="Seconds between checkpoints; each epoch ends with one, too."
     )
-    selection: Literal["last", "validation", "test"] = Field(
+    selection: Selection = Field(
         "last",
         description="Which epoch's weights are kept. last: the last epoch's, or the average over"
         " epochs if the method averages. validation: the most accurate epoch's on data.validation;"

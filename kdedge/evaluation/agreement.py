@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DivergedError
 from kdedge.records.evaluation import ParityResult, WorstImage
+from kdedge.runtime.artifact import Head
 from kdedge.runtime.backend import softmax
 
 N_WORST = 10
@@ -29,7 +30,7 @@ def measure_parity(
     class_names: Sequence[str],
     images: str,
     runtime: str,
-    head: Literal["scores", "argmax"],
+    head: Head,
 ) -> ParityResult:
     """Compares two models' logits image by image, independent of the images' order.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from kdedge.config.data_spec import ClassesSpec, DataSpec
 from kdedge.config.recipe import Recipe
@@ -13,6 +12,7 @@ from kdedge.data.classes import check_class_names, load_class_names
 from kdedge.data.split import base_novel
 from kdedge.files import home_path
 from kdedge.methods.registry import DataNeeds
+from kdedge.records.evaluation import SplitName
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Classes:
 
     names: tuple[str, ...]
     template: str
-    split: Literal["all", "base-to-novel"]
+    split: SplitName
     has_pseudo_labels: bool = False
 
     @property
