@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdedge.data.sources import MAX_FILE_BYTES, ImageSource, Item, csv_list, folder, read_file
+from kdedge.data.sources import ImageSource, Item, csv_list, folder, read_all, read_file
 from kdedge.errors import DataError, RecipeError, os_reason
 from kdedge.files import home_path
 from kdedge.inference.classify import ImageInput
@@ -111,8 +111,11 @@ def open_inputs(
         MissingPackage: a video is named and PyAV is not installed.
     """
     if tuple(paths) == ("-",):
-        data = sys.stdin.buffer.read(MAX_FILE_BYTES)
-        return iter([InputImage("stdin", "stdin.jpg", data)] if data else [])
+        try:
+            image: ImageInput = read_all(sys.stdin.buffer)
+        except ImageError as error:
+            image = error
+        return iter([InputImage("stdin", "stdin.jpg", image)] if image else [])
     labels: dict[str, Any] = {"class_names": label_names or (), "labeled": label_names is not None}
     parts: list[InputImages] = []
     for name in paths:

@@ -19,12 +19,13 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 import kdedge as package
+from kdedge.api.inputs import open_inputs
 
 pytestmark = pytest.mark.usefixtures("work")
 
@@ -187,6 +188,13 @@ def test_an_output_file_gets_the_lines_and_stdout_none(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics", "--format", "csv", "--output", "o.csv")
     assert (done.out, Path("o.csv").read_text()) == ("", wanted)
     assert done.err.rstrip().endswith("Wrote o.csv")
+
+
+def test_standard_input_may_be_no_larger_than_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = SimpleNamespace(buffer=SimpleNamespace(read=bytes), isatty=lambda: False)
+    monkeypatch.setattr("sys.stdin", endless)
+    (found,) = open_inputs(["-"])
+    assert "larger than 512 MiB" in str(found.image)
 
 
 def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
 from kdedge.errors import DataError, os_reason
@@ -163,9 +163,18 @@ def read_file(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            return read_all(file)
     except OSError as error:
         raise ImageError(f"cannot be read: {os_reason(error)}") from error
+
+
+def read_all(file: BinaryIO) -> bytes:
+    """Reads an image from an open file or from standard input.
+
+    Raises:
+        ImageError: there are too many bytes for a photo.
+    """
+    data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"larger than {MAX_FILE_BYTES >> 20} MiB, too large for a photo")
     return data

@@ -65,7 +65,7 @@ def test_missing_files_are_named_with_their_lines(folder):
         "image,class\na.jpg,cat\n",
         "Class Name,Image Path\ncat,a.jpg\n",
         '"filename","label"\n"a.jpg","cat"\n',
-        "file;category\na.jpg;cat\n",
+        "\nfile;category\na.jpg;cat\n",
         "id\timg\ttarget\n1\ta.jpg\tcat\n",
         "path,split,label,notes\na.jpg,train,cat,\n",
         "path,kind\na.jpg,cat\n",
