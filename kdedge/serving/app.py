@@ -233,26 +233,22 @@ class App:
                 prepare = partial(parsed.prepare, model, self._limits.pixels, deadline)
                 outputs = await self._outputs(model, prepare, deadline)
         self._predictions(model, outputs, top=1)
-        logits = model.classifier.as_logits(outputs)
-        content, headers = format_answer(self._name, parsed, logits)
+        content, headers = format_answer(self._name, parsed, model.classifier.as_logits(outputs))
         return Response(content, headers=headers)
 
-    def _predictions(
-        self, model: ServedModel, outputs: GraphOutputs, *, top: int
-    ) -> list[Prediction]:
+    def _predictions(self, model: ServedModel, outputs: GraphOutputs, top: int) -> list[Prediction]:
         """The predictions from a graph's outputs, which the metrics then count by class.
 
         Raises:
             HTTPException: the model gives NaN or infinity.
         """
-        predictions = []
-        for result in model.classifier.results([""] * len(outputs), outputs, top=top):
-            if isinstance(result, NonFiniteLogits):
-                raise HTTPException(500, result.reason)
-            predictions.append(result)
-        for prediction in predictions:
-            best = "" if prediction.is_none else prediction.top[0].class_name
-            self.metrics.classes.labels(best).inc()
+        results = model.classifier.results([""] * len(outputs), outputs, top=top)
+        reasons = [one.reason for one in results if isinstance(one, NonFiniteLogits)]
+        if reasons:
+            raise HTTPException(500, reasons[0])
+        predictions = [one for one in results if isinstance(one, Prediction)]
+        for one in predictions:
+            self.metrics.classes.labels("" if one.is_none else one.top[0].class_name).inc()
         return predictions
 
     @contextlib.contextmanager
