@@ -80,7 +80,7 @@ def throughputs(named: Sequence[NamedRow]) -> Table:
     )
     rows = []
     for label, row in named:
-        times = [row.alone(batch) for batch in batches]
+        times = [row.without_file(batch) for batch in batches]
         if any(times):
             cells = ["-" if m is None else m.marked(m.images_per_second) for m in times]
             rows.append([label, *cells])

@@ -60,7 +60,7 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
     if rows[0].device == "GPU":
         named = [gpu["name"] for gpu in device.get("gpus", ())]  # NVML lists none on a Jetson
         machine = next(iter(named), device.get("jetson", {}).get("board", "a GPU"))
-    return FileToShip(files[0], rows[0].alone(1), str(machine), choice)
+    return FileToShip(files[0], rows[0].without_file(1), str(machine), choice)
 
 
 def predict_flags(artifact: Artifact, file: ModelFile) -> list[str]:

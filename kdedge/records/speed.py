@@ -209,7 +209,7 @@ class SpeedRow(ModelFacts):
         matching = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
         return next(matching, None)
 
-    def alone(self, batch: int) -> Measurement | None:
+    def without_file(self, batch: int) -> Measurement | None:
         """The measurement without reading a file: on the device, else with copies."""
         return self.at(batch, "on device") or self.at(batch, "copied")
 

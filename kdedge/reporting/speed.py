@@ -41,7 +41,7 @@ def front_plots(rows: Sequence[NamedRow], name: str) -> list[Plot]:
         points = []
         for label, entry in group:
             row = dict(rows)[label]
-            time = row.alone(batch)
+            time = row.without_file(batch)
             if time is not None and time.doubt is None:
                 kind = "engine" if row.model.endswith(".engine") else "file"
                 kind = "model" if row.n_bytes is None else kind

@@ -36,7 +36,7 @@ def balance_of(model: MethodModel, data: RecipeData) -> BalanceResult | None:
     spec = data.recipe.balance
     if spec is None:
         return None
-    names, data = model.class_names, data.alone
+    names, data = model.class_names, data.in_one_process
     pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, names)
     sample = pool.spread(_MAX_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)

@@ -53,7 +53,7 @@ class RecipeData:
         self._group = workspace.group
 
     @property
-    def alone(self) -> RecipeData:
+    def in_one_process(self) -> RecipeData:
         """The same, for a process that reads alone, such as rank 0 at the end of a run."""
         data = copy.copy(self)
         data._group = SINGLE_PROCESS

@@ -150,7 +150,7 @@ def _file(row: SpeedRow, path: Path, result: EvalResult | None) -> dict[str, Any
     counts 2 per multiply-add. `is_on_front` is whether the file is on the Pareto front of files
     with the same images, and `doubt` why it is not ranked.
     """
-    time, accuracy = row.alone(1), row.accuracy
+    time, accuracy = row.without_file(1), row.accuracy
     doubt = row.problem or ("it was not measured at batch 1" if time is None else time.doubt)
     if row.gate == "missed":
         doubt = doubt or "it missed its gates"

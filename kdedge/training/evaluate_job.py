@@ -95,7 +95,7 @@ def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
     """Evaluates a student on unlabeled images if there are no test images; else None."""
     if job.teacher is None or job.test is not None:
         return None
-    sample = unlabeled_sample(job.setup.data.alone)
+    sample = unlabeled_sample(job.setup.data.in_one_process)
     if sample is None:
         return None
     return measure_without_labels(model, *sample, teacher=job.teacher)

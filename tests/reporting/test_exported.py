@@ -77,7 +77,7 @@ def test_the_file_to_ship_has_the_time_of_bench(make_run: MakeRun) -> None:
     other = replace(speed.rows[1], model="model.onnx", n_bytes=1)  # of another artifact
     rows = [replace(speed.rows[0], model="model.onnx", n_bytes=plain.n_bytes)]
     speed = replace(speed, rows=(other, *rows, *speed.rows[1:]))
-    assert file_to_ship(artifact, speed) == (plain, rows[0].alone(1), "A processor", None)
+    assert file_to_ship(artifact, speed) == (plain, rows[0].without_file(1), "A processor", None)
     assert file_to_ship(artifact, None) == (plain, None, "", None)
     for_gpus = replace(artifact, files=(replace(int8, device="gpu"), int8))
     assert file_to_ship(for_gpus, None) == (int8, None, "", None)
