@@ -76,6 +76,7 @@ def import_checkpoint(
         if value is not None and (kind, extra) != ("promptsrc", "exact"):
             raise RecipeError(f"{extra} has no effect on a {kind} checkpoint.\n  Leave it out.")
     file, root = home_path(file), runs_folder(root)
+    config = None if config is None else home_path(config)
     # A browser names a second download "model (1).pth"
     name = name or f"{re.sub('[^A-Za-z0-9_-]+', '-', file.name.split('.')[0])}-{kind}"
     check_name(name)
@@ -89,7 +90,7 @@ def import_checkpoint(
         file,
         Workspace(root, set_up_device(device)),
         name=name,
-        spec=BackboneSpec(backbone, weights, None if config is None else home_path(config), quick_gelu),
+        spec=BackboneSpec(backbone, weights, config, quick_gelu),
         class_names=() if classes is None else given_class_names(classes),
         teacher=None if teacher is None else find_run(teacher, root),
         is_exact=exact,
