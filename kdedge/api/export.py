@@ -19,7 +19,6 @@ from kdedge.locks import lock_itself
 from kdedge.messages import option
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
-from kdedge.runs.listing import record_export
 from kdedge.runtime.artifact import Artifact, Head, PixelType, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
 from kdedge.runtime.process import torch_as_before, warn_if_busy
@@ -82,8 +81,6 @@ class _Export:
             self._build(target)
         if request.cpu:
             self._choose_for_cpu()
-        if self.run is not None:
-            record_export(self.run, self.artifact.path)
         precision = request.precisions[0] if request.precisions else None
         write = partial(write_triton, precision=precision, built=self.names)
         self._write_folder(write, request.triton)

@@ -10,9 +10,12 @@ import click
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.cli._results import megabytes
+from kdedge.records.record import if_readable
 from kdedge.records.tables import decimals
 from kdedge.runs.find import runs_in
-from kdedge.runs.listing import summary_of
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance
+from kdedge.runs.results import read_unlabeled, stored_evaluation
 
 
 @click.command("runs")
@@ -27,9 +30,37 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
     images. Without test images, it is the agreement with the teacher (agrees).
     """
     runs = [pair for pair in runs_in(root) if name in (None, pair[0].path.parent.name)]
-    rows = [summary_of(run, record) for run, record in runs]
+    rows = [_summary(run, record) for run, record in runs]
     text = _text(rows) if rows else f"There is no run{f' of {name}' if name else ''} in {root}."
     print_result({"runs": rows}, as_json=as_json, text=text)
+
+
+def _summary(run: RunFolder, record: Provenance) -> dict[str, Any]:
+    """Returns a run as plain values: status, accuracy, size, exports."""
+    result = stored_evaluation(run).get(run.role)
+    unlabeled = if_readable(read_unlabeled, run)
+    which = value = n_images = None
+    if result is not None:
+        which = "all" if result.harmonic_mean is None else "HM"
+        value, n_images = result.main_accuracy, result.n_images
+    elif unlabeled is not None and unlabeled.agreement_percent is not None:
+        which = "agrees"
+        value, n_images = unlabeled.agreement_percent, unlabeled.n_images
+    was_killed = record.status == "running" and not run.is_in_use
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "role": run.role,
+        "method": record.method,
+        "status": "interrupted" if was_killed else str(record.status),
+        "started_at": record.started_at,
+        "command": record.command,
+        "measure": which,
+        "percent": value,
+        "n_images": n_images,
+        "n_bytes": sum(run.sizes.values()),
+        "artifacts": [folder.name for folder in run.artifacts],
+    }
 
 
 def _text(records: list[dict[str, Any]]) -> str:

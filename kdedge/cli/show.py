@@ -17,7 +17,6 @@ from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
 from kdedge.runs.find import find_run, named_artifact
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.listing import changed_artifacts, sizes_of
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -55,7 +54,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
     record = run.read_provenance()
     measured = model_records(run)
     rows = labeled_results(run, measured.results)
-    sizes = sorted(sizes_of(run).items())
+    sizes = sorted(run.sizes.items())
     files = [[str(path.relative_to(run.path)), f"{n_bytes:,} bytes"] for path, n_bytes in sizes]
     size = megabytes(sum(n_bytes for _, n_bytes in sizes))
     summary = f"{len(files)} files, {size}; --all lists them, with settings, versions and hashes"
@@ -74,9 +73,6 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
     facts = {
         **record.facts,
         "artifacts": ", ".join(f"artifacts/{folder.name}" for folder in run.artifacts),
-        "changed since the export": ", ".join(
-            f"artifacts/{folder.name}" for folder in changed_artifacts(run)
-        ),
     }
     if is_whole:
         facts |= {

@@ -152,6 +152,16 @@ class RunFolder(TrainingFolder):
         """The folder in `artifacts` with the highest number; None if there is none."""
         return highest_number(self.artifacts)
 
+    @property
+    def sizes(self) -> dict[Path, int]:
+        """The bytes of every file except the lock; a training may delete some meanwhile."""
+        sizes: dict[Path, int] = {}
+        for folder, _, names in os.walk(self.path):  # passes over folders that are gone
+            for path in (Path(folder, name) for name in names if name != ".lock"):
+                with contextlib.suppress(OSError):
+                    sizes[path] = path.stat().st_size
+        return sizes
+
     def name_in(self, root: Path) -> str:
         """`name/NN` if `root` contains the run, else its absolute path."""
         return self.name if self.root.resolve() == root.resolve() else str(self.path.resolve())
