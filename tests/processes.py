@@ -259,9 +259,9 @@ def _serve() -> None:
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import kdedge.cli.main
+    import kdedge.runs.import_public
     import kdedge.runs.measure
     import kdedge.training.distill
-    import kdedge.training.import_public
     import kdedge.training.preflight  # noqa: F401
     from kdedge.clip.find import find_backbone
     from kdedge.clip.resolve import BackboneSpec

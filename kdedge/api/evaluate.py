@@ -71,9 +71,9 @@ def evaluate(
             if isinstance(measured, UnlabeledResult):
                 written = add_unlabeled(folder, measured)
             else:
-                written = add_evaluation(folder, *measured)
+                written = add_evaluation(folder, measured)
             for path in written:
                 log.info(f"Wrote {path}")
         except ResourceError as error:  # return the result all the same
             log.warning("%s", error)
-    return measured if isinstance(measured, UnlabeledResult) else measured[0]
+    return measured if isinstance(measured, UnlabeledResult) else measured.result

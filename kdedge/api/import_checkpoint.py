@@ -82,9 +82,9 @@ def import_checkpoint(
     check_name(name)
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec
+    from kdedge.runs.import_public import import_public
     from kdedge.setup.classes import given_class_names
     from kdedge.setup.workspace import Workspace, set_up_device
-    from kdedge.training.import_public import import_public
 
     run = import_public(
         file,

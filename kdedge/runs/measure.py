@@ -24,8 +24,6 @@ from kdedge.evaluation.accuracy import (
 )
 from kdedge.methods.base import Teacher
 from kdedge.records.evaluation import (
-    EvalDetails,
-    EvalResult,
     SampleImage,
     SampleKind,
     Selection,
@@ -39,6 +37,7 @@ from kdedge.runs.model import (
     load_teacher_of,
     warn_of_other_test_images,
 )
+from kdedge.runs.results import Evaluation
 from kdedge.runs.temperature import fit_temperature
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.data import RecipeData
@@ -57,7 +56,7 @@ _N_DIFFERENT = 6  # largest number of samples on which model and teacher differ
 
 def evaluate_run(
     run: RunFolder, workspace: Workspace, *, overrides: Mapping[str, Any] | None, with_samples: bool
-) -> tuple[EvalResult, EvalDetails] | UnlabeledResult:
+) -> Evaluation | UnlabeledResult:
     """Measures a finished run on the test images of its recipe, or if it has none, on unlabeled.
 
     Args:
@@ -113,7 +112,7 @@ def measure_accuracy(
     temperature: float | None = None,
     with_samples: bool = False,
     teacher: Teacher | None = None,
-) -> tuple[EvalResult, EvalDetails]:
+) -> Evaluation:
     """Evaluates a model on labeled images; base and novel images among names of their own half.
 
     Args:
@@ -126,11 +125,9 @@ def measure_accuracy(
         teacher: also classifies these few images if it can; None if there is none.
     """
     logits = model.logits_of(images, what="evaluating images")
-    result, details = measure_logits(
-        logits, images, classes, selection=selection, temperature=temperature
-    )
+    measured = measure_logits(logits, images, classes, selection=selection, temperature=temperature)
     if not with_samples:
-        return result, details
+        return measured
     scores, best = top_classes(logits)
     samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
     pairs = list(zip(_labels(images).tolist(), best[:, 0].tolist(), strict=True))
@@ -142,7 +139,7 @@ def measure_accuracy(
             by_teacher = None if outputs is None else outputs.argmax(dim=1).tolist()
         top = scores[chosen], best[chosen]
         samples[kind] = _sample_images(sample, top, names=classes.names, teacher_classes=by_teacher)
-    return result, replace(details, samples=samples)
+    return measured._replace(details=replace(measured.details, samples=samples))
 
 
 def measure_logits(
@@ -152,7 +149,7 @@ def measure_logits(
     *,
     selection: Selection = "last",
     temperature: float | None = None,
-) -> tuple[EvalResult, EvalDetails]:
+) -> Evaluation:
     """Evaluates the logits [N, C] of labeled images; see `measure_accuracy`."""
     labels = _labels(images)
     result = accuracy_result(
@@ -163,7 +160,7 @@ def measure_logits(
         error = calibration_error_percent(logits / temperature, labels)
         result = replace(result, temperature=temperature, calibrated_ece_percent=error)
     details = evaluation_details(logits, labels, class_names=classes.names, split=classes.split)
-    return result, details
+    return Evaluation(result, details)
 
 
 def _labels(images: Images) -> Tensor:

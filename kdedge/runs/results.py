@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from kdedge.files import write_atomic, write_json
 from kdedge.records.evaluation import (
@@ -19,7 +19,15 @@ from kdedge.records.evaluation import (
 from kdedge.records.record import if_readable, read_record
 from kdedge.runs.folder import RunFolder
 
-Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]
+
+class Evaluation(NamedTuple):
+    """A model's accuracies on labeled images, and the details behind them."""
+
+    result: EvalResult
+    details: EvalDetails
+
+
+Evaluations = Mapping[str, Evaluation]
 """Results by model: the run's own under its role, and others' on the same images."""
 
 _REMEDY = "`kdedge eval RUN` writes a new one."
@@ -33,8 +41,8 @@ def write_evaluations(run: RunFolder, evaluations: Evaluations) -> None:
     Raises:
         ResourceError: they cannot be written.
     """
-    results = {name: result for name, (result, _) in evaluations.items()}
-    _write(run, results, {name: details for name, (_, details) in evaluations.items()})
+    results = {name: measured.result for name, measured in evaluations.items()}
+    _write(run, results, {name: measured.details for name, measured in evaluations.items()})
 
 
 def _write(
@@ -53,7 +61,7 @@ def is_evaluated(run: RunFolder) -> bool:
     return run.role in stored_evaluation(run) and run.role in stored_details(run)
 
 
-def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
+def add_evaluation(run: RunFolder, measured: Evaluation) -> list[Path]:
     """Writes the evaluation of a run's own model if it is missing; returns the files written.
 
     Nothing is added to a record of another class list or test set.
@@ -64,9 +72,9 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     stored = stored_evaluation(run)
     known = stored_details(run)
     before = stored.get(run.role)
-    if before is not None and (run.role in known or not are_same_images(result, before)):
+    if before is not None and (run.role in known or not are_same_images(measured.result, before)):
         return []
-    return _write(run, {run.role: result, **stored}, {**known, run.role: details})
+    return _write(run, {run.role: measured.result, **stored}, {**known, run.role: measured.details})
 
 
 def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:

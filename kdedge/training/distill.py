@@ -217,7 +217,7 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
     models = [load_run(run, workspace) for run in (ridge, trained)]
     if setup.recipe.data.validation is not None:
         labeled = images.drawn_validation().of_classes(classes.labeled)
-        results = [measure_accuracy(m, labeled, classes)[0] for m in models]
+        results = [measure_accuracy(m, labeled, classes).result for m in models]
         # Base classes are told from each other alone, as where an epoch is selected
         scores = [r.mean_over_classes if r.base is None else r.base for r in results]
         does, where = "is right", f"{images_text(len(labeled.indices))} of data.validation"

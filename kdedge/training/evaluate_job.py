@@ -10,7 +10,7 @@ import torch
 
 from kdedge.data.images import Images
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.records.evaluation import EvalDetails, EvalResult, UnlabeledResult
+from kdedge.records.evaluation import UnlabeledResult
 from kdedge.records.record import if_readable
 from kdedge.runs.balance import balance_of
 from kdedge.runs.measure import (
@@ -20,7 +20,13 @@ from kdedge.runs.measure import (
     unlabeled_sample,
 )
 from kdedge.runs.model import MethodModel, RunModel
-from kdedge.runs.results import Evaluations, read_balance, stored_details, stored_evaluation
+from kdedge.runs.results import (
+    Evaluation,
+    Evaluations,
+    read_balance,
+    stored_details,
+    stored_evaluation,
+)
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
 
@@ -78,7 +84,7 @@ def in_balance(job: Job, model: MethodModel) -> MethodModel:
     return model if balance is None else MethodModel(model.setup, model.method, balance)
 
 
-def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | None:
+def _teacher_result(job: Job, test: Images) -> Evaluation | None:
     """The teacher's result: read from its run if images and balance are the same, else measured."""
     teacher = job.teacher
     if isinstance(teacher, RunModel) and teacher.balance == if_readable(read_balance, teacher.run):
@@ -86,7 +92,7 @@ def _teacher_result(job: Job, test: Images) -> tuple[EvalResult, EvalDetails] | 
         details = stored_details(teacher.run).get(teacher.run.role)
         images_hash, split = test.hash_with(job.classes.names), job.classes.split
         if result and details and (result.images_hash, result.split) == (images_hash, split):
-            return result, replace(details, samples=None)
+            return Evaluation(result, replace(details, samples=None))
     logits = None if teacher is None else teacher.logits_of(test, what="running the teacher")
     return None if logits is None else measure_logits(logits, test, job.classes)
 
@@ -128,8 +134,8 @@ def _cost(model: MethodModel) -> dict[str, float]:
 def warn_of_failure(job: Job, results: Evaluations) -> None:
     """Warns if a model guesses, or if training made it worse than zero-shot CLIP."""
     role = str(job.setup.role)
-    trained = results[role][1]
-    zero_shot = results["zeroshot"][1] if "zeroshot" in results else None
+    trained = results[role].details
+    zero_shot = results["zeroshot"].details if "zeroshot" in results else None
     n_images, n_classes = trained.n_images, len(trained.class_names)
     share = trained.accuracy_percent / 100
     result = f"is right on {trained.accuracy_percent:.2f} % of {n_images:,} test images"

@@ -295,7 +295,8 @@ def _validation(job: Job) -> Callable[[], float] | None:
 
     def validate() -> float:
         selection = job.choice.optim.selection
-        result, _ = measure_accuracy(job.model(), images, job.classes, selection=selection)
+        measured = measure_accuracy(job.model(), images, job.classes, selection=selection)
+        result = measured.result
         if result.split == "all":
             return result.all
         assert result.base is not None  # `RecipeData` ensures images of base classes

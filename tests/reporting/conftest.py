@@ -25,7 +25,7 @@ from kdedge.records.speed import Accuracy, Measurement, SpeedResult, SpeedRow
 from kdedge.reporting.page import write_report
 from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import write_evaluations
+from kdedge.runs.results import Evaluation, write_evaluations
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
 from kdedge.runtime.preprocess import Preprocess
@@ -176,7 +176,7 @@ def build_run(
         details = {"student": draw_details(names, 1), "zeroshot": draw_details(names, 2)}
         sample = SampleImage("0.png", ((names[0], 60.0),), None, names[0])
         details["student"] = replace(details["student"], samples={"right": (sample,)})
-        write_evaluations(run, {key: (result_of(d), d) for key, d in details.items()})
+        write_evaluations(run, {key: Evaluation(result_of(d), d) for key, d in details.items()})
     if "metrics" in parts:
         write_metrics(run)
     if "artifact" in parts:

@@ -28,7 +28,7 @@ from kdedge.reporting.image_cards import changed_cards
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import read_details, read_evaluation, write_evaluations
+from kdedge.runs.results import Evaluation, read_details, read_evaluation, write_evaluations
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
 from kdedge.runtime.none_of_these import NoneOfThese
 
@@ -648,7 +648,7 @@ def test_a_sample_has_its_image_its_answers_and_its_class(
         "wrong": (SampleImage("dog/0.png", (("cat", 60.0),), "dog", "dog"),),
         "most unsure": (SampleImage("dog/gone.png", (("dog", 50.5),), None, "dog"),),
     }
-    write_evaluations(run, {"student": (results, replace(details, samples=samples))})
+    write_evaluations(run, {"student": Evaluation(results, replace(details, samples=samples))})
     (chapter,) = make_chapters([run_records(run)])
     (section,) = [section for section in chapter.sections if section.title == "Images"]
     blocks: Any = section.blocks

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kdedge.records.evaluation import CalibrationBin, EvalDetails
+from kdedge.runs.results import Evaluation
 from kdedge.training.evaluate_job import warn_of_failure
 
 
@@ -50,8 +51,8 @@ def test_a_model_that_training_made_worse_is_warned_of(
     job = job_of("teacher")
     result: Any = None  # the accuracies of its halves are not asked for
     found = {
-        "teacher": (result, details(n_right, n_images)),
-        "zeroshot": (result, details(n_zero_shot, n_images)),
+        "teacher": Evaluation(result, details(n_right, n_images)),
+        "zeroshot": Evaluation(result, details(n_zero_shot, n_images)),
     }
     warn_of_failure(job, found)
     told = (
@@ -69,7 +70,9 @@ def test_a_model_of_one_class_is_told_of_with_remedies_that_the_method_has(
     job = job_of("student", why_no_gradients=why_no_gradients)
     one_class = replace(details(110, 1000), confusion=((0, 0, 500), (1, 0, 500)))
     result: Any = None
-    warn_of_failure(job, {"student": (result, one_class), "zeroshot": (result, one_class)})
+    warn_of_failure(
+        job, {"student": Evaluation(result, one_class), "zeroshot": Evaluation(result, one_class)}
+    )
     (message,) = caplog.messages
     assert message.startswith("The student predicts 'cat' for every test image.\n")
     assert "such as 0.jpg are black or of other classes" in message
@@ -79,7 +82,7 @@ def test_a_model_of_one_class_is_told_of_with_remedies_that_the_method_has(
 def test_a_model_that_guesses_is_told_of(caplog: Any) -> None:
     result: Any = None
     guessing = replace(details(110, 1000), confusion=((0, 0, 12), (0, 1, 900), (1, 0, 88)))
-    warn_of_failure(job_of("student"), {"student": (result, guessing)})
+    warn_of_failure(job_of("student"), {"student": Evaluation(result, guessing)})
     (message,) = caplog.messages
     assert "no better than guessing among 100 classes" in message
 
@@ -87,5 +90,5 @@ def test_a_model_that_guesses_is_told_of(caplog: Any) -> None:
 def test_a_model_without_zero_shot_results_is_not_compared(caplog: Any) -> None:
     job = job_of("student")
     result: Any = None
-    warn_of_failure(job, {"student": (result, details(110, 1000))})
+    warn_of_failure(job, {"student": Evaluation(result, details(110, 1000))})
     assert caplog.messages == []
