@@ -17,7 +17,6 @@ from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import refuse_existing, sha256_json
 from kdedge.messages import first_line, option, same_call
 from kdedge.runs.find import newest
-from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
@@ -42,7 +41,7 @@ class PseudoLabelFile:
         n_images: number of images with a pseudo-label.
         n_classes: number of classes with a pseudo-label.
         accuracy_percent: share of correct pseudo-labels; None if the source has no labels.
-        run: the method's run; None if it needs no training.
+        run: folder of the method's run; None if it needs no training.
     """
 
     path: Path
@@ -50,12 +49,12 @@ class PseudoLabelFile:
     n_images: int
     n_classes: int
     accuracy_percent: float | None
-    run: RunFolder | None
+    run: Path | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        run = None if self.run is None else str(self.run.path)
-        return {**vars(self), "path": str(self.path), "run": run}
+        paths = {"path": str(self.path), "run": None if self.run is None else str(self.run)}
+        return {**vars(self), **paths}
 
 
 def make_pseudo_label_file(
@@ -119,7 +118,7 @@ def make_pseudo_label_file(
         n_images=len(by_position),
         n_classes=len(set(by_position.values())),
         accuracy_percent=accuracy_percent(by_position, true_labels(loaded.recipe, classes, pool)),
-        run=model.run if isinstance(model, RunModel) else None,
+        run=model.run.path if isinstance(model, RunModel) else None,
     )
 
 
