@@ -277,7 +277,8 @@ def _comparison(named: Sequence[tuple[str, RunRecords]]) -> Chapter:
         for name, result in sorted_results(records.run, records.results).items():
             label = _label(records, name)
             known = (label, repr(result.to_dict()))  # such as a common teacher
-            if name == records.run.role != "teacher" or known not in shown:
+            is_own = name == records.run.role and name != "teacher"
+            if is_own or known not in shown:
                 accuracies.append((f"{run_name}: {label}", result))
             shown.add(known)
     blocks: dict[str, list[Block | None]] = {
