@@ -42,11 +42,8 @@ from kdedge.config.load import parse_overrides
 from kdedge.data.decoding import normalizer
 from kdedge.data.images import spread
 from kdedge.deploy.export import N_HELD_OUT
-from kdedge.deploy.int8_images import (
-    PixelArray,
-    choose_calibration_images,
-    read_pixels,
-)
+from kdedge.deploy.int8_images import choose_calibration_images
+from kdedge.deploy.pixels import PixelArray, read_pixels
 from kdedge.fold import FoldedModel, FoldRequest, fold
 from kdedge.progress import progress
 from kdedge.quantization.search import search

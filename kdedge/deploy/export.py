@@ -26,10 +26,11 @@ from kdedge import __version__
 from kdedge.data.images import Images, spread
 from kdedge.deploy.build import ExportInputs, build_file, with_parity
 from kdedge.deploy.classes import write_classes
-from kdedge.deploy.int8_images import CalibrationSet, choose_calibration_images, read_pixels
+from kdedge.deploy.int8_images import CalibrationSet, choose_calibration_images
 from kdedge.deploy.known_images import choose_known_images
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
+from kdedge.deploy.pixels import read_pixels
 from kdedge.deploy.reference import Float32Reference, run_reference
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs

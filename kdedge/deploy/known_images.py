@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from kdedge.config.fields import percent_value
 from kdedge.data.images import Images
-from kdedge.deploy.int8_images import PixelArray, draw_contents, read_different_pixels, read_images
 from kdedge.deploy.parity import predict_pixels
+from kdedge.deploy.pixels import PixelArray, draw_contents, read_different_pixels, read_images
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic
 from kdedge.runs.model import RunModel

@@ -14,8 +14,8 @@ from PIL import Image
 from kdedge.data.decoding import normalizer
 from kdedge.data.images import Images, spread
 from kdedge.data.loader import images_per_pass
-from kdedge.deploy.int8_images import read_images, read_pixels
 from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
+from kdedge.deploy.pixels import read_images, read_pixels
 from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent
 from kdedge.evaluation.agreement import measure_parity
