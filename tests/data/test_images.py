@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kdedge.data.images import Images, check_limit, concatenated, scan, write_skipped_csv
+from kdedge.data.images import Images, check_limit, concatenated, scan, spread, write_skipped_csv
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import UnreadableImage
 
@@ -83,3 +83,11 @@ def test_a_scan_in_parts_is_the_scan_of_all(source):
     source.files[7] = None
     parts = [scan(source, rows=slice(*ends)) for ends in ((0, 5), (5, 16), (16, 23))]
     assert concatenated(parts) == scan(source)
+
+
+@pytest.mark.parametrize(
+    ("n_items", "n_wanted", "expected"),
+    [(10, 4, [0, 2, 5, 7]), (6, 3, [0, 2, 4]), (3, 3, [0, 1, 2]), (2, 9, [0, 1]), (0, 5, [])],
+)
+def test_positions_are_spread_over_all_items(n_items, n_wanted, expected):
+    assert spread(n_items, n_wanted) == expected
