@@ -81,6 +81,7 @@ def fill_teacher_store(
     root: str | Path | None = None,
     device: str | None = None,
     resume: bool = False,
+    keep_teacher: bool = False,
     ray: bool = False,
 ) -> OutputStore:
     """Stores the teacher's features of `student.views` crops of each unlabeled image.
@@ -98,6 +99,7 @@ def fill_teacher_store(
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
+        keep_teacher: as for `distill`, which finds only the features of the teacher that it uses.
         ray: the workers of a Ray cluster read the images and fill the store, not this process.
 
     Returns:
@@ -114,7 +116,7 @@ def fill_teacher_store(
     with training_workspace(loaded, root, device, ray=ray) as workspace:
         from kdedge.training.distill import store_features
 
-        return store_features(loaded, workspace, resume=resume)
+        return store_features(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
 
 
 @torch_as_before()

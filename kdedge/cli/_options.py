@@ -40,6 +40,13 @@ device_option = click.option(
     help="Device: cpu, cuda or cuda:N. [default: cuda if available, else cpu]",
 )
 
+keep_teacher_option = click.option(
+    "--keep-teacher",
+    is_flag=True,
+    help="Use the trained teacher even if zero-shot CLIP or a ridge regression on its backbone is"
+    " better on the labeled images.",
+)
+
 ray_option = click.option(
     "--ray",
     is_flag=True,

@@ -9,7 +9,7 @@ import click
 
 from kdedge import torchrun
 from kdedge.api.arguments import role_keys
-from kdedge.cli._options import run_options, size_option, training_options
+from kdedge.cli._options import keep_teacher_option, run_options, size_option, training_options
 from kdedge.cli._output import next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
@@ -23,12 +23,7 @@ from kdedge.runs.find import finished_runs
 @click.argument("recipe")
 @size_option
 @training_options("student")
-@click.option(
-    "--keep-teacher",
-    is_flag=True,
-    help="Use the trained teacher even if zero-shot CLIP or a ridge regression on its backbone is"
-    " better on the labeled images.",
-)
+@keep_teacher_option
 @run_options
 def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     """Distill the student of RECIPE from its teacher, on unlabeled images.

@@ -8,7 +8,13 @@ import click
 
 from kdedge import torchrun
 from kdedge.api.arguments import role_keys
-from kdedge.cli._options import SHORTHANDS, ray_option, run_options, training_options
+from kdedge.cli._options import (
+    SHORTHANDS,
+    keep_teacher_option,
+    ray_option,
+    run_options,
+    training_options,
+)
 from kdedge.cli._output import next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
@@ -25,22 +31,33 @@ from kdedge.runs.find import finished_runs
     help="Also store the teacher's features of student.views crops of each unlabeled image, for"
     " distillation. A finished teacher of RECIPE is used again.",
 )
+@keep_teacher_option
 @ray_option
 @run_options
-def command(recipe: str, is_stored: bool, ray: bool, as_json: bool, **options: Any) -> None:
+def command(
+    recipe: str,
+    is_stored: bool,
+    keep_teacher: bool,
+    ray: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
 
     RECIPE is a file, or the name of a shipped recipe.
     """
     from kdedge.api.train import fill_teacher_store, teach
 
-    if ray and not is_stored:
-        raise click.UsageError("--ray works only with --store: add --store.")
+    for flag, is_given in {"--ray": ray, "--keep-teacher": keep_teacher}.items():
+        if is_given and not is_stored:
+            raise click.UsageError(f"{flag} works only with --store: add --store.")
     keys = role_keys("teacher", {name: options[name] for name in SHORTHANDS})
     keys = merged(options["overrides"], keys)
-    distilling = next_line("distill", recipe, overrides=keys, given=("root", "device"))
+    distilling = next_line(
+        "distill", recipe, overrides=keys, given=("root", "device", "keep_teacher")
+    )
     if is_stored:
-        store = fill_teacher_store(recipe, ray=ray, **options)
+        store = fill_teacher_store(recipe, keep_teacher=keep_teacher, ray=ray, **options)
         if torchrun.rank() == 0:
             text = f"{store}\n{distilling}"
             print_result({"store": store.to_dict()}, as_json=as_json, text=text)

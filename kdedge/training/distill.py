@@ -67,8 +67,10 @@ def distill_student(
     return student
 
 
-def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> OutputStore:
-    """Fills the teacher store for the recipe's distillation; trains a missing teacher first.
+def store_features(
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False, keep_teacher: bool = False
+) -> OutputStore:
+    """Fills the teacher store for the recipe's distillation; see `distill_student`.
 
     Raises:
         RecipeError: the recipe has no student, or its views are 0, so that nothing is stored.
@@ -78,14 +80,15 @@ def store_features(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) 
             "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
             "  Set it to the number of crops to store of each image, for example 4."
         )
-    filler = _student_of_good_teacher(loaded, workspace, resume=resume).filler
+    job = _student_of_good_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+    filler = job.filler
     assert filler is not None  # views is refused if the teacher is a file
     filler.fill()
     return filler.store
 
 
 def _student_of_good_teacher(
-    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool = False
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool
 ) -> Job:
     """The job of the recipe's student, with another teacher if its own did not learn."""
     job = _student_of_own_teacher(loaded, workspace, resume=resume)

@@ -185,7 +185,10 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     said = "Using ridge as the teacher; teacher.run=runs/tiny/01, or --keep-teacher of distill,"
     assert said in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
+    stored = kdedge("teach", "r.yaml", "--store", "--keep-teacher", *options(*stuck, ridge))
+    assert " --keep-teacher\n" in stored.succeeds().out
     kept = kdedge("distill", "r.yaml", "--keep-teacher", *options(*stuck, ridge)).succeeds()
+    assert read("runs/tiny/04/provenance.json")["hashes"]["teacher_store"][:16] in stored.out
     assert "On 16 labeled images" not in kept.err  # it is known
     assert read("runs/tiny/04/provenance.json")["teacher_run"] == "tiny/01"
     given = ("pseudo-label", "r.yaml", "--per-class=1", "--output=labels")
