@@ -18,7 +18,7 @@ from kdedge.files import check_writable, home_path
 from kdedge.locks import lock_itself
 from kdedge.messages import option
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
-from kdedge.runs.folder import RunFolder, runs_folder
+from kdedge.runs.folder import RunFolder, record_export, runs_folder
 from kdedge.runtime.artifact import Artifact, Head, PixelType, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
 from kdedge.runtime.process import torch_as_before, warn_if_busy
@@ -270,6 +270,8 @@ def export(
                     f" kdedge export {shlex.quote(str(path))} --help",
                     signum=signum_of(interrupt),
                 ) from interrupt
+            finally:
+                record_export(path)
     return made.result()
 
 

@@ -73,6 +73,9 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
     facts = {
         **record.facts,
         "artifacts": ", ".join(f"artifacts/{folder.name}" for folder in run.artifacts),
+        "changed since the export": ", ".join(
+            f"artifacts/{folder.name}" for folder in run.changed_artifacts
+        ),
     }
     if is_whole:
         facts |= {

@@ -34,21 +34,14 @@ from kdedge.runs.find import finished_runs
 @keep_teacher_option
 @ray_option
 @run_options
-def command(
-    recipe: str,
-    is_stored: bool,
-    keep_teacher: bool,
-    ray: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def command(recipe: str, is_stored: bool, ray: bool, as_json: bool, **options: Any) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
 
     RECIPE is a file, or the name of a shipped recipe.
     """
     from kdedge.api.train import fill_teacher_store, teach
 
-    for flag, is_given in {"--ray": ray, "--keep-teacher": keep_teacher}.items():
+    for flag, is_given in {"--ray": ray, "--keep-teacher": options["keep_teacher"]}.items():
         if is_given and not is_stored:
             raise click.UsageError(f"{flag} works only with --store: add --store.")
     keys = role_keys("teacher", {name: options[name] for name in SHORTHANDS})
@@ -57,11 +50,12 @@ def command(
         "distill", recipe, overrides=keys, given=("root", "device", "keep_teacher")
     )
     if is_stored:
-        store = fill_teacher_store(recipe, keep_teacher=keep_teacher, ray=ray, **options)
+        store = fill_teacher_store(recipe, ray=ray, **options)
         if torchrun.rank() == 0:
             text = f"{store}\n{distilling}"
             print_result({"store": store.to_dict()}, as_json=as_json, text=text)
         return
+    del options["keep_teacher"]
     used = finished_runs(options["root"])
     run = teach(recipe, **options)
     if torchrun.rank() > 0:

@@ -16,12 +16,20 @@ from typing import Any, Literal
 
 from kdedge import __version__
 from kdedge.errors import RecipeError, explained
-from kdedge.files import highest_number, home_path, new_folder, write_atomic, write_json
+from kdedge.files import (
+    highest_number,
+    home_path,
+    new_folder,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 from kdedge.locks import is_locked, lock_file
 from kdedge.packages import installed_version
 from kdedge.records.evaluation import Role
-from kdedge.records.record import read_record
+from kdedge.records.record import if_readable, read_record
 from kdedge.runs.provenance import Provenance
+from kdedge.runtime.artifact import ARTIFACT_FILE
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")
 
@@ -153,6 +161,13 @@ class RunFolder(TrainingFolder):
         return highest_number(self.artifacts)
 
     @property
+    def changed_artifacts(self) -> list[Path]:
+        """Artifacts whose `artifact.json` was changed, but not by kdedge; see `record_export`."""
+        known = _recorded_exports(self.path)
+        hashes = {folder: sha256_file(folder / ARTIFACT_FILE) for folder in self.artifacts}
+        return [one for one, found in hashes.items() if known.get(one.name, found) != found]
+
+    @property
     def sizes(self) -> dict[Path, int]:
         """The bytes of every file except the lock; a training may delete some meanwhile."""
         sizes: dict[Path, int] = {}
@@ -245,6 +260,24 @@ def read_provenance(file: Path) -> Provenance:
     """
     remedy = "It is the record of this run: restore it from a copy, or train again."
     return read_record(Provenance, file, remedy=remedy)
+
+
+def record_export(artifact: Path) -> None:
+    """Writes the hash of an artifact's record into its run, after kdedge has written the record.
+
+    An artifact outside of a run has no such hash.
+    """
+    folder = artifact.resolve()
+    run = folder.parent.parent
+    if folder.parent.name == "artifacts" and (run / "provenance.json").is_file():
+        hashes = {**_recorded_exports(run), folder.name: sha256_file(folder / ARTIFACT_FILE)}
+        write_json(run / "exports.json", hashes)
+
+
+def _recorded_exports(run: Path) -> dict[str, str]:
+    """The hashes that `record_export` wrote: artifact name -> SHA-256."""
+    file = run / "exports.json"
+    return (if_readable(read_record, dict[str, str], file) or {}) if file.exists() else {}
 
 
 def command_line() -> list[str]:

@@ -124,6 +124,13 @@ def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> N
             expected = 100 * ratio[entry["class"]] / kept
             assert entry["score_percent"] == pytest.approx(expected, abs=1e-2)
 
+    # `show` tells of a record that was changed by hand, but of no change by kdedge
+    kdedge("export", str(ARTIFACT), "--with-preprocess").succeeds()
+    assert "changed since" not in kdedge("show", "tiny/02").out
+    record = ARTIFACT / "artifact.json"
+    record.write_text(json.dumps({**read(record), "name": "other"}))
+    assert "changed since the export" in kdedge("show", "tiny/02").out
+
 
 @pytest.fixture
 def exported(exported_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
