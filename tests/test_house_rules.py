@@ -191,15 +191,3 @@ def test_a_wheel_holds_the_recipes_the_templates_and_the_demos_clips(tmp_path: P
     assert templates
     assert templates <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
-
-
-def test_the_core_loads_no_torch() -> None:
-    modules = ["kdedge", "kdedge.cli.main", "kdedge.config.load", "kdedge.runtime.preprocess"]
-    modules += ["kdedge.runs.find", "kdedge.cli.show", "kdedge.cli.distill"]
-    modules += ["kdedge.records.evaluation"]
-    heavy = ("torch", "torchvision", "open_clip", "tensorboard")
-    code = (
-        f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}];"
-        f" print([m for m in {heavy!r} if m in sys.modules])"
-    )
-    assert run("-c", code).strip() == "[]"

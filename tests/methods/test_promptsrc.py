@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ def test_the_averaging_weights_are_the_published_ones() -> None:
     for epoch, weight in expected.items():
         assert weights[epoch - 1] == pytest.approx(weight, abs=5e-4)
     assert weights[9] == pytest.approx(1.5e-6, rel=0.05)
+    wide = promptsrc.gaussian_weights(20, mean_epoch=15, std_epochs=2)
+    assert wide[16] / wide[14] == pytest.approx(math.exp(-1 / 2))
 
 
 @pytest.mark.parametrize("mean_epoch", [-1e6, 500, 1e6])

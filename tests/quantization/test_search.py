@@ -11,15 +11,11 @@ import torch
 
 from kdedge.errors import DataError
 from kdedge.progress import progress_to
-from kdedge.quantization.candidate import (
-    CalibratedModel,
-    Candidate,
-    layer_error,
-    round_weight,
-)
+from kdedge.quantization import fake
+from kdedge.quantization.candidate import CalibratedModel, Candidate, layer_error, round_weight
 from kdedge.quantization.fake import attach
 from kdedge.quantization.search import correct_biases, leave_in_float, score, search
-from kdedge.quantization.sites import observe_layers
+from kdedge.quantization.sites import SiteStatistics, observe_layers
 
 
 def observed(model: Any, sites: Any, images: torch.Tensor) -> Any:
@@ -112,6 +108,27 @@ def test_rounding_by_layer_loses_less_than_the_nearest_levels(
         assert layer_error(layer, rounded, fresh[name]) < 1.2 * layer_error(
             layer, layers[name], fresh[name]
         )
+
+
+@torch.no_grad()
+def test_each_column_takes_the_rounding_errors_of_all_before_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, mixing = (torch.randn(n, 200, generator=generator) for n in (300, 200))
+    layer, x = torch.nn.Linear(200, 4), x @ mixing
+    steps = fake.weight_scale(layer.weight)
+    levels = fake.weight_levels(layer.weight, steps).numpy()
+    nearest = fake.QuantizedLayer(0.5, steps.numpy(), levels)
+    seen = fake.fake_quantize(x, torch.tensor(0.5)).double()
+    moments = seen.T @ seen / 300
+    moments += 0.01 * moments.diagonal().mean() * torch.eye(200)
+    weight, expected = layer.weight.double(), torch.zeros(4, 200)
+    for i in range(200):
+        inverse = torch.linalg.inv(moments[i:, i:])
+        expected[:, i] = (weight[:, i] / steps).round().clamp(-127, 127)
+        errors = (weight[:, i] - expected[:, i] * steps) / inverse[0, 0]
+        weight[:, i:] -= errors[:, None] * inverse[0]
+    found = round_weight(layer, nearest, SiteStatistics(x, x.amin(0), x.amax(0))).levels
+    assert (found == expected.numpy()).all()
 
 
 @torch.no_grad()

@@ -13,12 +13,13 @@ import pytest
 import kdedge
 from kdedge.runtime.artifact import Artifact
 
-HEAVY = ("torch", "torchvision", "open_clip", "onnx", "webdataset", "scipy")
+HEAVY = ("torch", "torchvision", "open_clip", "tensorboard", "onnx", "webdataset", "scipy")
 LIGHT = [
     *("api.model", "runtime.artifact", "runtime.preprocess", "runtime.cuda"),
     *("inference.choose", "inference.classify", "targets.registry", "targets.onnx.run"),
     *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "serving.watch", "deploy.parity"),
     *("targets.tensorrt.build", "targets.tensorrt_rtx.build", "deploy.build"),
+    *("config.load", "runs.find", "cli.main", "cli.show", "cli.distill", "records.evaluation"),
 ]
 
 DRIVER = """
@@ -48,7 +49,7 @@ def drive(what: str, *, blocked: tuple[str, ...] = ()) -> tuple[str, dict[str, o
     return done.stdout, json.loads(done.stderr.splitlines()[-1])
 
 
-def test_importing_the_devices_side_loads_no_engine_and_nothing_heavy() -> None:
+def test_importing_the_devices_side_or_a_command_loads_no_engine_and_nothing_heavy() -> None:
     unwanted = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "av", *HEAVY)
     what = (
         f"from importlib import import_module\ncode = []\nfor name in {LIGHT}:\n"

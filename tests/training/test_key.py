@@ -74,4 +74,6 @@ def test_settings_without_effect_do_not_matter_and_are_named(
 def test_places_and_devices_matter_to_no_job(recipe: Path) -> None:
     same = ("student.weights=elsewhere.pt", "data.unlabeled.folder=elsewhere", "optim.n_workers=1")
     assert key(recipe, *same) == key(recipe)
-    assert key(recipe, "optim.lr=0.5") != key(recipe)
+    template = "classes={names: [dark, bright], template: 'a bad photo of a {}.'}"
+    for other in ("optim.lr=0.5", "data.split=base-to-novel", template):
+        assert key(recipe, other) != key(recipe)
