@@ -89,6 +89,9 @@ def test_offsets_are_those_of_the_pool_that_the_recipe_names(kdedge: Run) -> Non
     run, workspace = RunFolder.open(Path("runs/tiny/01")), Workspace(Path("runs"), CPU)
     model = load_run(run, workspace, overrides={"data.unlabeled.folder": "fewer"})
     assert model.balance.n_images == 9
+    strengths = ({"balance.strength": strength} for strength in (1, 0.5))
+    whole, half = (load_run(run, workspace, overrides=o).balance.offsets for o in strengths)
+    assert half == pytest.approx({name: offset / 2 for name, offset in whole.items()})
 
 
 def test_a_class_without_labels_is_named(kdedge: Run) -> None:
