@@ -73,6 +73,8 @@ def test_without_known_shares_a_models_preference_goes() -> None:
     offsets = careful_offsets(logits)
     expected = find_offsets(logits, torch.full((4,), 0.25))
     torch.testing.assert_close(offsets, expected - expected.median())
+    unsure = 0.5 * classified([100] * 4, bias=0) + torch.linspace(-1, 1, 4)
+    assert careful_offsets(unsure).any()
 
 
 def test_without_known_shares_an_unequal_pool_stays_as_it_is() -> None:
@@ -83,3 +85,5 @@ def test_without_known_shares_an_unequal_pool_stays_as_it_is() -> None:
 def test_without_known_shares_no_class_is_held_down_far() -> None:
     logits = 0.1 * classified([100] * 4, bias=0) + torch.tensor([3.0, 0, 0, 0])
     assert careful_offsets(logits).max() == 0.75
+    # Nothing keeps an overlooked class from being raised
+    assert careful_offsets(logits - torch.tensor([6.0, 0, 0, 0])).min() < -2

@@ -236,7 +236,7 @@ def test_no_layer_is_left_in_float_for_agreement_above_what_is_enough(
     )  # fmt: skip
     assert record["ended"] == "enough agreement for the layers left in float"
     assert record["steps"][-1]["step"] == "weights rounded by layer"
-    assert (len(best.layers), record["in_float"]) == (18, [])
+    assert (len(best.layers), record["in_float"], record["reached"]) == (18, [], False)
 
 
 def test_with_no_images_to_choose_by_the_first_candidate_is_the_result(

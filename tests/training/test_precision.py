@@ -108,14 +108,3 @@ def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> Non
         for name, parameter in module.named_parameters():
             torch.testing.assert_close(parameter.detach(), slow[name], rtol=1e-6, atol=1e-7)
     assert precision.state_dict() == {}
-
-
-def test_an_update_below_half_a_unit_in_the_last_place_is_lost_as_there() -> None:
-    module = nn.Module()
-    module.context = nn.Parameter(torch.ones(1))
-    precision = MixedPrecision("fp16-unscaled", CPU, [module.context])
-    optimizer = torch.optim.SGD(module.parameters(), lr=1e-5)
-    for _ in range(100):
-        module.context.grad = torch.ones(1)
-        precision.step(optimizer, is_finite=True)
-    assert module.context.item() == 1.0

@@ -38,13 +38,6 @@ def test_of_several_interrupted_runs_the_one_that_began_last_goes_on(tmp_path: P
     assert newest(tmp_path, key="k", is_finished=False) == last
 
 
-def test_of_several_finished_runs_the_one_that_finished_last_is_taken(tmp_path: Path) -> None:
-    last, first = create(tmp_path, "a"), create(tmp_path, "b")
-    first.finish()
-    last.finish()
-    assert newest(tmp_path, key="k") == last
-
-
 @pytest.mark.parametrize(("ended_by", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
 def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, ended_by: type[BaseException], code: int
