@@ -84,7 +84,7 @@ class ScanCache:
             return ImageFacts(digest, (int(width), int(height)))
         started_ns = time.time_ns()
         facts = _examine(source, i)
-        if stamp.is_settled(started_ns) and _stamp(location) == stamp:
+        if stamp.is_settled(started_ns):
             text = " ".join(map(str, (*stamp, facts.digest, *facts.size_px)))
             self._known[key] = self._new[key] = text
         return facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.config.load import load_recipe
 from kdedge.data.benchmarks import load_benchmark
+from kdedge.data.split import few_shot
+from kdedge.setup.classes import load_classes
+from kdedge.setup.data import RecipeData
+from kdedge.setup.workspace import Workspace
 
 Run = Callable[..., Any]
 
@@ -22,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("textures")
 DTD = load_benchmark("dtd")
 
 NAMES = ("banded", "blotchy", "zigzagged")
-N_IMAGES = {"train": 24, "val": 3, "test": 6}
+N_IMAGES = {"train": 24, "val": 30, "test": 6}
 CROSS = {
     "teacher.run": "runs/tiny/01",
     "data.split": "all",
@@ -99,3 +106,11 @@ def test_a_validation_part_of_few_shots_chooses_an_epoch(teach: Callable[..., An
     teach("teach", *options).succeeds()
     record = json.loads(Path("runs/dtd/01/provenance.json").read_text())
     assert record["summary"]["training"]["validation_percent"] is not None
+    # Labeled images are drawn first, then validation images, from one stream: CoOp's protocol
+    recipe = load_recipe(Path("runs/dtd/01/recipe.yaml")).recipe
+    data = RecipeData(recipe, load_classes(recipe), Workspace(Path("runs"), torch.device("cpu")))
+    stream, drawn = random.Random(recipe.seed), []
+    for part, shots in (("labeled", 2), ("validation", 1)):
+        labels = [item.label for item in data.load(part).source.items]
+        drawn = few_shot(labels, range(len(labels)), shots=shots, stream=stream)
+    assert list(data.drawn_validation().indices) == drawn

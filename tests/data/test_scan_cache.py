@@ -172,18 +172,6 @@ def test_what_has_just_been_written_is_not_kept(
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_image_that_changes_while_it_is_read_is_not_kept(images: Path, tmp_path: Path) -> None:
-    class Changing(Counted):
-        def read(self, i: int) -> bytes:
-            data = super().read(i)
-            if self.items[i].key == "0/03.png":
-                (images / "0" / "03.png").write_bytes(png(95))
-            return data
-
-    scan(Changing(opened(images)), cache=ScanCache(tmp_path / "cache"))
-    assert check(opened(images), ScanCache(tmp_path / "cache")) == 3
-
-
 def damage(kind: str, file: Path) -> None:
     data = file.read_bytes()
     if kind == "folder":

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from kdedge.config.optim_spec import OptimSettings
@@ -44,17 +42,6 @@ def test_a_constant_schedule_keeps_lr_after_the_warm_up() -> None:
     settings = OptimSettings(epochs=3, lr=0.1, schedule="constant")
     rates = [learning_rate(settings, epoch=epoch) for epoch in (1, 2, 3)]
     assert rates == [1e-5, 0.1, 0.1]
-
-
-@given(
-    epochs=st.integers(1, 30),
-    n_warmup=st.integers(0, 40),
-    schedule=st.sampled_from(["cosine", "constant"]),
-)
-def test_every_rate_lies_between_zero_and_lr(epochs: int, n_warmup: int, schedule: Any) -> None:
-    settings = OptimSettings(epochs=epochs, warmup_epochs=n_warmup, schedule=schedule)
-    for epoch in range(1, epochs + 1):
-        assert 0 < learning_rate(settings, epoch=epoch) <= settings.lr
 
 
 def test_sgd_couples_weight_decay_and_has_plain_momentum() -> None:
