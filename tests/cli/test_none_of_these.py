@@ -196,7 +196,8 @@ def test_eval_gives_the_calibration_error_before_and_after(project: Path, kdedge
     from kdedge.evaluation.accuracy import calibration_error_percent
 
     calibrate = ("--set", "export.calibrate=true", "--set", "data.labeled=null")
-    done = kdedge("eval", "tiny/02", *calibrate, "--json")
+    measured = ("--set", "data.validation={folder: test}")  # and so not what it is fitted on
+    done = kdedge("eval", "tiny/02", *calibrate, *measured, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     student = open_run(project)
