@@ -15,7 +15,7 @@ from kdedge.cli._options import (
     run_options,
     training_options,
 )
-from kdedge.cli._output import next_line, print_result
+from kdedge.cli._output import given_options, next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.runs.find import finished_runs
@@ -34,28 +34,28 @@ from kdedge.runs.find import finished_runs
 @keep_teacher_option
 @ray_option
 @run_options
-def command(recipe: str, is_stored: bool, ray: bool, as_json: bool, **options: Any) -> None:
+def command(recipe: str, is_stored: bool, as_json: bool, **options: Any) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
 
     RECIPE is a file, or the name of a shipped recipe.
     """
     from kdedge.api.train import fill_teacher_store, teach
 
-    for flag, is_given in {"--ray": ray, "--keep-teacher": options["keep_teacher"]}.items():
-        if is_given and not is_stored:
-            raise click.UsageError(f"{flag} works only with --store: add --store.")
+    of_store = {name: options.pop(name) for name in ("ray", "keep_teacher")}
+    if not is_stored and any(of_store.values()):
+        (flag, *_) = given_options(*of_store)
+        raise click.UsageError(f"{flag} works only with --store: add --store.")
     keys = role_keys("teacher", {name: options[name] for name in SHORTHANDS})
     keys = merged(options["overrides"], keys)
     distilling = next_line(
         "distill", recipe, overrides=keys, given=("root", "device", "keep_teacher")
     )
     if is_stored:
-        store = fill_teacher_store(recipe, ray=ray, **options)
+        store = fill_teacher_store(recipe, **of_store, **options)
         if torchrun.rank() == 0:
             text = f"{store}\n{distilling}"
             print_result({"store": store.to_dict()}, as_json=as_json, text=text)
         return
-    del options["keep_teacher"]
     used = finished_runs(options["root"])
     run = teach(recipe, **options)
     if torchrun.rank() > 0:

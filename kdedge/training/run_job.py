@@ -120,7 +120,7 @@ def _cores_left(job: Job) -> Iterator[None]:
     """
     images, optim = job.data.images, job.choice.optim
     n_images = 0 if images is None else optim.epochs * len(images.indices)
-    n_images //= job.setup.workspace.group.world_size  # as in `training_batches`
+    n_images //= job.setup.workspace.group.world_size  # the share of each
     n_threads = threads_with_workers(choose_n_workers(optim.n_workers, n_images))
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads or before)

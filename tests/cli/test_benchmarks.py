@@ -109,7 +109,7 @@ def test_a_validation_part_of_few_shots_chooses_an_epoch(teach: Callable[..., An
     # Labeled images are drawn first, then validation images, from one stream: CoOp's protocol
     recipe = load_recipe(Path("runs/dtd/01/recipe.yaml")).recipe
     data = RecipeData(recipe, load_classes(recipe), Workspace(Path("runs"), torch.device("cpu")))
-    stream, drawn = random.Random(recipe.seed), []
+    stream = random.Random(recipe.seed)
     for part, shots in (("labeled", 2), ("validation", 1)):
         labels = [item.label for item in data.load(part).source.items]
         drawn = few_shot(labels, range(len(labels)), shots=shots, stream=stream)
