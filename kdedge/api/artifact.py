@@ -12,7 +12,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.files import home_path
 from kdedge.messages import option
 from kdedge.runs.find import RunOrArtifact, find_artifact, find_run
-from kdedge.runs.folder import RunFolder, record_export, runs_folder
+from kdedge.runs.folder import RunFolder, recorded_export, runs_folder
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
 from kdedge.runtime.process import torch_as_before
@@ -178,9 +178,8 @@ def change_classes(
                 'Images of new classes may be predicted as "none": its limit was fitted without'
                 " them.\n  To fit it again, export with images of them in data.unlabeled."
             )
-    changed = classes.write_changed_classes(opened.path, added=new, removed=removed)
-    record_export(changed.path)
-    return changed
+    with recorded_export(opened.path):
+        return classes.write_changed_classes(opened.path, added=new, removed=removed)
 
 
 def _encode(

@@ -18,7 +18,7 @@ from kdedge.files import check_writable, home_path
 from kdedge.locks import lock_itself
 from kdedge.messages import option
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
-from kdedge.runs.folder import RunFolder, record_export, runs_folder
+from kdedge.runs.folder import RunFolder, recorded_export, runs_folder
 from kdedge.runtime.artifact import Artifact, Head, PixelType, Precision, load_artifact
 from kdedge.runtime.cpu_choice import keep_choice
 from kdedge.runtime.process import torch_as_before, warn_if_busy
@@ -259,7 +259,7 @@ def export(
             wrong += [*(overrides or ()), *(t.label for t in requested if t not in chosen)]
             made = _from_artifact(existing, request, wrong)
         path = made.artifact.path
-        with lock_itself(path):
+        with lock_itself(path), recorded_export(path, is_new=existing is None):
             made.artifact = load_artifact(path)  # which no other process changes now
             try:
                 made.add(request)
@@ -270,8 +270,6 @@ def export(
                     f" kdedge export {shlex.quote(str(path))} --help",
                     signum=signum_of(interrupt),
                 ) from interrupt
-            finally:
-                record_export(path)
     return made.result()
 
 

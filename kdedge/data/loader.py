@@ -33,6 +33,12 @@ def n_steps(n_images: int, batch_size: int) -> int:
     return max(1, n_images // batch_size)
 
 
+def step_sizes(images: Images, labeled: Images | None, optim: OptimSettings) -> tuple[int, int]:
+    """Counts the images and the labeled images of a step, in all processes."""
+    n_labeled = 0 if labeled is None else optim.labeled_batch_size or optim.batch_size
+    return min(optim.batch_size, len(images.indices)), n_labeled
+
+
 def training_batches(
     images: Images,
     preparation: Preparation,
@@ -74,13 +80,12 @@ def training_batches(
         DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
-    n_labeled = 0 if labeled is None else optim.labeled_batch_size or optim.batch_size
-    sizes = [min(optim.batch_size, len(images.indices)), n_labeled]
+    sizes = step_sizes(images, labeled, optim)
     for size in filter(None, sizes):
         check_shards(size, group.world_size)
     # The loader reads the plan a few steps ahead
     plan, loader_plan = tee(
-        _planned_steps(images, labeled, n_labeled, optim, seed, epoch, first_step, n_views)
+        _planned_steps(images, labeled, sizes[1], optim, seed, epoch, first_step, n_views)
     )
     shards = ([*group.shard_of(step), *group.shard_of(others)] for step, others in loader_plan)
     n_per_epoch = n_steps(len(images.indices), optim.batch_size)

@@ -443,7 +443,7 @@ class BaseMethod(ABC):
 
 
 class ClosedFormMethod(BaseMethod):
-    """A method that `fit` solves; its `METHOD` has `closed_form`."""
+    """A method that `fit` solves; it is not trained by gradients."""
 
     @abstractmethod
     def fit(self, data: ClosedFormData) -> dict[str, Any]:

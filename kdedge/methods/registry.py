@@ -48,7 +48,6 @@ class Declaration:
             it cannot be one.
         optim: its authors' optimizer settings for it as a baseline; None if the recipe's `optim`
             applies.
-        closed_form: whether it is a `ClosedFormMethod`, which is not trained by gradients.
         needs_clean_images: whether batches also hold each image as evaluation prepares it
             (`Batch.clean_images`).
         learns_from_texts: whether it learns from sentences about the classes, a recipe's
@@ -60,7 +59,6 @@ class Declaration:
     data_needs: DataNeeds | None = None
     student_data_needs: DataNeeds | None = None
     optim: OptimSettings | None = None
-    closed_form: bool = False
     needs_clean_images: bool = False
     learns_from_texts: bool = False
 

@@ -58,7 +58,6 @@ METHOD = Declaration(
     paper="arXiv:2404.02285",
     data_needs=DataNeeds(labels=True),
     student_data_needs=DataNeeds(unlabeled_images=True, novel_class_names=True),
-    closed_form=True,
 )
 
 IMPOSSIBLE = -1e4
@@ -601,8 +600,10 @@ def _leave_one_out(
             predictions = solver.leave_one_out(lam)
             for share in (0.0,) if texts is None else _TEXT_SHARES:
                 mixed = predictions if texts is None else predictions + share * texts.logits
-                scale, loss = _fit_scale(mixed, labels, weights)
-                percent = _mean_class_accuracy(mixed, labels, weights)
+                loss, scale = min((_mean_loss(x * mixed, labels, weights), x) for x in _SCALES)
+                is_correct = (mixed.argmax(dim=1) == labels).double()
+                # The mean over classes: their weights have equal sums
+                percent = 100 * float((weights * is_correct).sum() / weights.sum())
                 yield _Attempt(loss, percent, n_columns, lam, share, scale)
 
 
@@ -614,19 +615,6 @@ def _with_fixed_settings(
         if texts is not None:
             loss = _mean_loss(_ONE_LABEL_SCALE * share * texts.logits, labels, weights)
         yield _Attempt(loss, None, n_columns, _ONE_LABEL_LAMBDA, share, _ONE_LABEL_SCALE)
-
-
-def _mean_class_accuracy(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """Mean accuracy of the classes in percent, if the weights have equal sums per class."""
-    is_correct = (logits.argmax(dim=1) == labels).double()
-    return 100 * float((weights * is_correct).sum() / weights.sum())
-
-
-def _fit_scale(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[float, float]:
-    """The scale of logits [n, K] with the lowest cross-entropy, and that cross-entropy."""
-    losses = [_mean_loss(scale * logits, labels, weights) for scale in _SCALES]
-    best = min(range(len(losses)), key=losses.__getitem__)
-    return _SCALES[best], losses[best]
 
 
 def _mean_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> float:

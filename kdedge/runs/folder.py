@@ -162,7 +162,7 @@ class RunFolder(TrainingFolder):
 
     @property
     def changed_artifacts(self) -> list[Path]:
-        """Artifacts whose `artifact.json` was changed, but not by kdedge; see `record_export`."""
+        """Artifacts whose `artifact.json` was changed, but not by kdedge; see `recorded_export`."""
         known = _recorded_exports(self.path)
         hashes = {folder: sha256_file(folder / ARTIFACT_FILE) for folder in self.artifacts}
         return [one for one, found in hashes.items() if known.get(one.name, found) != found]
@@ -262,20 +262,27 @@ def read_provenance(file: Path) -> Provenance:
     return read_record(Provenance, file, remedy=remedy)
 
 
-def record_export(artifact: Path) -> None:
-    """Writes the hash of an artifact's record into its run, after kdedge has written the record.
+@contextlib.contextmanager
+def recorded_export(artifact: Path, *, is_new: bool = False) -> Iterator[None]:
+    """Context in which kdedge writes an artifact's record; its hash is then written into its run.
 
-    An artifact outside of a run has no such hash.
+    The hash is kept if something else has changed the record of an artifact that is not new. An
+    artifact outside of a run has no hash.
     """
-    folder = artifact.resolve()
-    run = folder.parent.parent
-    if folder.parent.name == "artifacts" and (run / "provenance.json").is_file():
-        hashes = {**_recorded_exports(run), folder.name: sha256_file(folder / ARTIFACT_FILE)}
-        write_json(run / "exports.json", hashes)
+    places = (artifact.absolute(), artifact.resolve())  # `artifacts` may be a link to another disk
+    place = next((x for x in places if x.parent.name == "artifacts"), places[0])
+    run, name, record = place.parent.parent, place.name, artifact / ARTIFACT_FILE
+    before = sha256_file(record)
+    try:
+        yield
+    finally:
+        known, now = _recorded_exports(run), sha256_file(record)
+        if (run / "provenance.json").is_file() and (is_new or before == known.get(name) != now):
+            write_json(run / "exports.json", {**known, name: now})
 
 
 def _recorded_exports(run: Path) -> dict[str, str]:
-    """The hashes that `record_export` wrote: artifact name -> SHA-256."""
+    """The hashes that `recorded_export` wrote: artifact name -> SHA-256."""
     file = run / "exports.json"
     return (if_readable(read_record, dict[str, str], file) or {}) if file.exists() else {}
 

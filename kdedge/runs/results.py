@@ -166,11 +166,8 @@ def model_label(run: RunFolder, name: str) -> str:
         # A baseline has the student's backbone
         owner = "student" if run.role == "baseline" else run.role
         return f"zero-shot CLIP ({owner}'s{', balanced' if name == 'zeroshot_balanced' else ''})"
-    return _run_label(run) if name == run.role else name
-
-
-def _run_label(run: RunFolder) -> str:
-    """The label of a run's model in tables: its role, a baseline's method, whether official."""
+    if name != run.role:
+        return name
     record = run.read_provenance()
     label = f"{record.method} (baseline)" if run.role == "baseline" else str(run.role)
     return f"{label}, official" if record.official else label

@@ -232,7 +232,8 @@ class App:
                 parsed = await loop.run_in_executor(self._parsing, parse)
                 prepare = partial(parsed.prepare, model, self._limits.pixels, deadline)
                 outputs = await self._outputs(model, prepare, deadline)
-        self._predictions(model, outputs, top=1)
+        # Of a thousand images with a thousand classes it takes long
+        await loop.run_in_executor(self._parsing, partial(self._predictions, model, outputs, 1))
         content, headers = format_answer(self._name, parsed, model.classifier.as_logits(outputs))
         return Response(content, headers=headers)
 

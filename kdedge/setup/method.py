@@ -15,7 +15,7 @@ from kdedge.config.optim_spec import OptimSettings, resolve_optim
 from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.config.yaml_file import dotted
 from kdedge.errors import RecipeError
-from kdedge.methods.base import MethodSettings
+from kdedge.methods.base import ClosedFormMethod, MethodSettings
 from kdedge.methods.registry import DataNeeds, Declaration, load_method
 from kdedge.records.evaluation import Role
 
@@ -35,7 +35,8 @@ class MethodChoice:
     @property
     def is_closed_form(self) -> bool:
         """Whether the method is solved in closed form and not trained by gradients."""
-        return bool(self.module.METHOD.closed_form)
+        method = self.module.Method  # a function, if its class depends on the settings
+        return isinstance(method, type) and issubclass(method, ClosedFormMethod)
 
     @property
     def why_no_gradients(self) -> str | None:

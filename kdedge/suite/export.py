@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ def export_students(state: SuiteState, export: Callable[..., Artifact]) -> Expor
     for timed in speed.rows:
         cell, artifact = artifacts[timed.source]
         files.append(_file(timed, artifact.path / timed.model, state.outcomes[cell].result))
-    _mark_fronts(files)
+    for images in {file["images"] for file in files}:  # a Pareto front needs the same images
+        ranked = [file for file in files if file["images"] == images and file["doubt"] is None]
+        for i in pareto_front([(entry["p50_ms"], entry["accuracy"]) for entry in ranked]):
+            ranked[i]["is_on_front"] = True
     folder = state.folder
     record = {
         "suite": state.plan.loaded.suite.name,
@@ -100,14 +103,6 @@ def _artifacts(
     if not artifacts:
         raise errors[0] if errors else KdedgeError(f"{plan.loaded.path} has no run to export.")
     return artifacts, left_out
-
-
-def _mark_fronts(files: Sequence[dict[str, Any]]) -> None:
-    """Marks the files on the Pareto front of those with the same images."""
-    for images in {file["images"] for file in files}:
-        ranked = [file for file in files if file["images"] == images and file["doubt"] is None]
-        for i in pareto_front([(entry["p50_ms"], entry["accuracy"]) for entry in ranked]):
-            ranked[i]["is_on_front"] = True
 
 
 def _table(record: dict[str, Any]) -> Table:

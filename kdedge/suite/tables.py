@@ -92,17 +92,11 @@ def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     if len(plan.recipes) > 1:
         for row in suite.methods:
             recipes = [by_row[recipe, row.name] for recipe in plan.recipes]
-            lines.append(_line(plan, AVERAGE, row.name, _averages(recipes)))
+            # As in published tables (arXiv:2403.02781, table 1): of each seed that all recipes have
+            shared = [seed for seed in recipes[0] if all(seed in recipe for recipe in recipes)]
+            averages = [_means([recipe[seed] for recipe in recipes]) for seed in shared]
+            lines.append(_line(plan, AVERAGE, row.name, averages))
     return lines
-
-
-def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
-    """For each seed that all recipes have, the means over recipes and their harmonic mean.
-
-    Source: the average over data sets in the published tables (arXiv:2403.02781, table 1).
-    """
-    shared = [seed for seed in recipes[0] if all(seed in recipe for recipe in recipes)]
-    return [_means([recipe[seed] for recipe in recipes]) for seed in shared]
 
 
 def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values]) -> Line:
@@ -150,7 +144,11 @@ def make_tables(lines: Sequence[Line]) -> list[Table]:
 def _table(recipe: str, lines: Sequence[Line]) -> Table:
     """The table of one recipe, or of the average."""
     own = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
-    if all(_has_equal_means(line) for line in lines):
+    over_images, over_classes = (
+        [_with_spread(line.mean[name], None) for line in lines]
+        for name in ("all", "mean_over_classes")
+    )
+    if over_images == over_classes:
         own = [name for name in own if name != "mean_over_classes"]
     paper = [name for name in FIGURES if any(_published(line, name) is not None for line in lines)]
     # Columns about the data are left out if all rows learn from the same data
@@ -166,12 +164,6 @@ def _table(recipe: str, lines: Sequence[Line]) -> Table:
         cells += [_with_spread(_published(line, name), None) for name in paper]
         rows.append([line.label, *cells])
     return Table(recipe, header, rows)
-
-
-def _has_equal_means(line: Line) -> bool:
-    """Whether the mean over classes is printed as the mean over images."""
-    over_classes = _with_spread(line.mean["mean_over_classes"], None)
-    return _with_spread(line.mean["all"], None) == over_classes
 
 
 def _published(line: Line, name: str) -> float | None:

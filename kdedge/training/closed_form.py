@@ -91,7 +91,10 @@ def _closed_form_data(job: Job) -> ClosedFormData:
             for images, positions in _batches(job, labeled, order[part]):
                 yield images, torch.tensor([labels[i] for i in positions])
 
-    unlabeled = _unlabeled_images(job)
+    unlabeled = job.data.unlabeled
+    if unlabeled is not None and labeled is not None:
+        rest = unlabeled.without(labeled)
+        unlabeled = rest if rest.indices else unlabeled  # a pool that is labeled whole
     shuffled = _shuffled(job, unlabeled)
 
     def unlabeled_part(part: slice, group: ProcessGroup) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -108,13 +111,6 @@ def _closed_form_data(job: Job) -> ClosedFormData:
         group=job.setup.workspace.group,
         autocast=MixedPrecision(job.choice.optim.precision, job.device).autocast,
     )
-
-
-def _unlabeled_images(job: Job) -> Images | None:
-    """The unlabeled images, without those that are also labeled, unless that leaves none."""
-    unlabeled, labeled = job.data.unlabeled, job.data.labeled
-    rest = None if unlabeled is None or labeled is None else unlabeled.without(labeled)
-    return rest if rest and rest.indices else unlabeled
 
 
 def _shuffled(job: Job, images: Images | None) -> list[int]:

@@ -195,7 +195,9 @@ def _recipe_with_better_teacher(
         remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
     else:
         (named,) = override_texts({"teacher.run": str(run.path)})
-        remedy = f"Using {chosen} as the teacher; {named}, or {flag} of distill, keeps {method}."
+        remedy = (
+            f"Using {chosen} as the teacher; {named}, or {flag} (distill, teach), keeps {method}."
+        )
     log.warning(
         f"The teacher, {method}, is right on {trained:.1f} % of the images that it was trained on"
         f" (mean over classes), and {chosen} on the same backbone on {better[chosen]:.1f} %.\n"

@@ -65,6 +65,11 @@ class TrainingData:
         return self.unlabeled or self.labeled
 
     @property
+    def joining(self) -> Images | None:
+        """The labeled images that join each batch of unlabeled ones."""
+        return None if self.unlabeled is None else self.labeled
+
+    @property
     def labels(self) -> Mapping[int, int]:
         """Position in the source -> label of the labeled images."""
         return {} if self.labeled is None else self.labeled.train_labels or {}
@@ -144,7 +149,7 @@ class Job:
             n_views=None if self.filler is None else self.filler.store.n_views,
             teacher_features=features,
             weights=self.data.weights,
-            labeled=None if self.data.unlabeled is None else self.data.labeled,
+            labeled=self.data.joining,
             device=self.device,
             group=setup.workspace.group,
         )

@@ -13,7 +13,7 @@ import torch
 from kdedge.config.load import dump_recipe
 from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import check_shards
+from kdedge.data.loader import check_shards, step_sizes
 from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
 from kdedge.messages import option, same_call
@@ -118,8 +118,9 @@ def _cores_left(job: Job) -> Iterator[None]:
     A resumed run must have as many threads as an uninterrupted one, since their number determines
     the order of sums.
     """
-    images, optim = job.data.images, job.choice.optim
-    n_images = 0 if images is None else optim.epochs * len(images.indices)
+    images, optim, n_images = job.data.images, job.choice.optim, 0
+    if images is not None:
+        n_images = optim.epochs * job.n_steps * sum(step_sizes(images, job.data.joining, optim))
     n_images //= job.setup.workspace.group.world_size  # the share of each
     n_threads = threads_with_workers(choose_n_workers(optim.n_workers, n_images))
     before = torch.get_num_threads()

@@ -125,10 +125,13 @@ def test_a_bare_export_writes_the_newest_students_float32_file(kdedge: Run) -> N
             assert entry["score_percent"] == pytest.approx(expected, abs=1e-2)
 
     # `show` tells of a record that was changed by hand, but of no change by kdedge
+    ARTIFACT.parent.rename("elsewhere")
+    ARTIFACT.parent.symlink_to(Path("elsewhere").absolute())
     kdedge("export", str(ARTIFACT), "--with-preprocess").succeeds()
     assert "changed since" not in kdedge("show", "tiny/02").out
     record = ARTIFACT / "artifact.json"
     record.write_text(json.dumps({**read(record), "name": "other"}))
+    kdedge("export", str(ARTIFACT), "--triton", "models").succeeds()
     assert "changed since the export" in kdedge("show", "tiny/02").out
 
 

@@ -86,10 +86,8 @@ def test_it_trains_on_both_and_goes_on_bit_for_bit_after_an_interruption(outside
     code, _, err = outside.run(f"{often} --resume")[0]
     assert code == 0, err
     assert "resuming where it stopped" in err
-    resumed = outside.cwd / "others/toy/01"
-    assert (resumed / "baseline.safetensors").read_bytes() == (
-        full / "baseline.safetensors"
-    ).read_bytes()
+    weights = full / "baseline.safetensors"
+    assert (outside.cwd / "others/toy/01" / weights.name).read_bytes() == weights.read_bytes()
 
 
 def test_check_schema_and_methods_know_it(outside: Any) -> None:
@@ -109,6 +107,15 @@ def test_check_schema_and_methods_know_it(outside: Any) -> None:
     assert (schema.code, schema.err) == (0, "")
     assert "settings of the method toy" in schema.out
     assert check.code == 0, check.err
+
+
+def test_one_that_extends_ridge_is_solved(install: Callable[..., Any]) -> None:
+    source = "from kdedge.methods.registry import *\nfrom kdedge.methods.ridge import *\n"
+    source += "METHOD = Declaration('own', 'arXiv:0', data_needs=DataNeeds(labels=True))\n"
+    package = install({"outside_method": source}, {"kdedge.methods": {"toy": "outside_method"}})
+    (package.cwd / "r.yaml").write_text(RECIPE)
+    ((code, _, err),) = package.run(TRAIN)
+    assert (code, err[:13]) == (0, "toy: right on"), err
 
 
 def test_one_that_declares_nothing_says_what_to_declare(install: Callable[..., Any]) -> None:

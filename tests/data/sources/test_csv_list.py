@@ -35,15 +35,16 @@ def test_rows_keep_their_order_and_labels(folder):
 
 def test_no_heading_and_no_labels_are_fine_without_labels(folder):
     for rows in ("a.jpg\nsub/d.jpg\n", "a.jpg,nonsense\nsub/d.jpg,\n"):
-        source = read(folder, rows, labeled=False)
-        assert [(item.key, item.label) for item in source.items] == [
-            ("a.jpg", None),
-            ("sub/d.jpg", None),
-        ]
+        items = read(folder, rows, labeled=False).items
+        assert [(item.key, item.label) for item in items] == [("a.jpg", None), ("sub/d.jpg", None)]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_fine(folder):
     assert len(read(folder, "path,label\r\na.jpg,cat\r\n", encoding="utf-8-sig").items) == 1
+
+
+def test_an_empty_first_row_of_a_spreadsheet_is_skipped(folder):
+    assert read(folder, ";\npath;label\na.jpg;cat\n").items[0].label == 0
 
 
 def test_absolute_paths_and_paths_upwards_are_the_users_own(folder):
