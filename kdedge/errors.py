@@ -175,7 +175,7 @@ def explain_os_error(error: OSError, path: Path) -> ResourceError:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explaining_writes(path: Path) -> Iterator[None]:
     """Context that turns an OSError into the ResourceError of `explain_os_error`."""
     try:
         yield

@@ -24,7 +24,7 @@ from kdedge.errors import (
     RecipeError,
     ResourceError,
     explain_os_error,
-    explained,
+    explaining_writes,
     os_reason,
 )
 from kdedge.locks import delete_unlocked, lock_itself, where_supported
@@ -102,13 +102,13 @@ def written_together(path: Path) -> Iterator[Path]:
     Raises:
         ResourceError: a file cannot be written.
     """
-    with explained(path):
+    with explaining_writes(path):
         hidden = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
     with hidden as folder:
         part = Path(folder, path.name)
         with _filling(part.parent, path):
             yield part
-        with explained(path):
+        with explaining_writes(path):
             for file in sorted(part.parent.iterdir(), key=lambda file: file == part):
                 with file.open("rb") as written:
                     sync(written.fileno(), part.parent)
@@ -282,7 +282,7 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
     Raises:
         ResourceError: the disk is full or the folder may not be written.
     """
-    with explained(folder):
+    with explaining_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
         number = _next_number(folder.glob("*.json"))
         while True:
@@ -352,7 +352,7 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
     new = NewFolder(part, folder)
     is_new_parent = not parent.exists()
     try:
-        with explained(folder):
+        with explaining_writes(folder):
             parent.mkdir(parents=True, exist_ok=True)
             is_used = _delete_leftovers(parent, f".{folder.name}.part-", with_empty=not is_numbered)
             if is_used and not is_numbered:
@@ -364,7 +364,7 @@ def new_folder(folder: Path, *, is_numbered: bool = False) -> Iterator[NewFolder
         with lock_itself(part):
             with _filling(part, folder):
                 yield new
-            with explained(folder):
+            with explaining_writes(folder):
                 new.final = _renamed(part, folder, is_numbered=is_numbered)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdedge.errors import InUseError, explain_os_error, explained
+from kdedge.errors import InUseError, explain_os_error, explaining_writes
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def lock_file(
 @contextlib.contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
     """Context with the descriptor of a file or folder, opened to be locked."""
-    with explained(path):
+    with explaining_writes(path):
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
     _LOCK_DESCRIPTORS.add(descriptor)
     try:

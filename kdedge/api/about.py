@@ -21,7 +21,7 @@ from kdedge.progress import readable_bytes
 from kdedge.records.record import Record
 from kdedge.records.tables import Table, Tabled
 from kdedge.runtime.cuda import find_gpus
-from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
+from kdedge.runtime.machine import cpu_model, memory_bytes, usable_cores
 from kdedge.targets.registry import list_targets, target_records
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ def doctor() -> Diagnosis:
         for one in optional_packages()
     }
     machine = MachineFacts(
-        __version__, platform.python_version(), platform.platform(), cpu_model(), cpu_cores(),
+        __version__, platform.python_version(), platform.platform(), cpu_model(), usable_cores(),
         memory_bytes(), shutil.disk_usage(Path.cwd()).free,
     )  # fmt: skip
     cuda = _cuda(has_torch=packages["torch"].version is not None)

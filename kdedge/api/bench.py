@@ -20,7 +20,7 @@ from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runtime.artifact import load_artifact, model_file_at
-from kdedge.runtime.process import compute_threads, given_number, torch_as_before
+from kdedge.runtime.process import compute_threads, given_threads, torch_as_before
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def bench(
     check_at_least(0.01, seconds=seconds)
     check_at_least(0.1, slowest=slowest)
     file = None if output is None else home_path(output)
-    threads = given_number() if threads is None else threads
+    threads = given_threads() if threads is None else threads
     with (
         contextlib.nullcontext() if file is None else new_file(file),
         compute_threads(threads),

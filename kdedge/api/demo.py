@@ -12,7 +12,7 @@ from kdedge.api.bench import bench
 from kdedge.api.export import export
 from kdedge.api.report import report
 from kdedge.api.run import Run
-from kdedge.config.load import load_recipe
+from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.files import write_atomic
 from kdedge.records.evaluation import SampleImage
 from kdedge.records.speed import SpeedResult
@@ -70,7 +70,7 @@ def demo(
     began = time.monotonic()
     root = runs_folder(root)
     workspace = Workspace(root, set_up_device(device))
-    student = distill_student(load_recipe("demo"), workspace, resume=resume)
+    student = distill_student(load_recipe(shipped_recipes()["demo"]), workspace, resume=resume)
     teacher = student.teacher_folder()
     assert teacher is not None  # the recipe trains its own teacher
     samples = read_details(student)["student"].samples or {}

@@ -22,7 +22,7 @@ from kdedge.config.student_sizes import PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.survey import Survey, survey_sample
-from kdedge.errors import RecipeError, explained
+from kdedge.errors import RecipeError, explaining_writes
 from kdedge.files import home_path, refuse_existing
 
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
@@ -91,7 +91,8 @@ class NewRecipe:
     missing: tuple[str, ...]
     teacher_method: str
 
-    def methods(self) -> list[str]:
+    @property
+    def reasons(self) -> list[str]:
         """Lines that explain the choice of the recipe's methods."""
         if self.teacher_method == "ridge":
             return ["ridge for both, as every class has labels: one pass over the images"]
@@ -168,7 +169,7 @@ def init(
     teacher = teacher or TEACHER_CLIP
     values |= _models(teacher, student, without_labels, has_labels=labeled is not None)
     values |= {"export": {"precisions": ["fp16"]}, "gates": GatesSpec().model_dump()}
-    with explained(path):
+    with explaining_writes(path):
         check_paths(load_recipe(values))
         with path.open("x", encoding="utf-8") as file:
             file.write(_long_text(values) if all_keys else _short_text(values))

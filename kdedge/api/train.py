@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdedge.api.arguments import load_for, need_training_packages
 from kdedge.api.run import Run
-from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, check_paths
+from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, check_paths, load_recipe
 from kdedge.errors import RecipeError
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import runs_folder
@@ -73,10 +73,6 @@ def teach(
 def fill_teacher_store(
     recipe: AnyRecipe,
     *,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    seed: int | None = None,
     overrides: Overrides | None = None,
     root: str | Path | None = None,
     device: str | None = None,
@@ -91,10 +87,6 @@ def fill_teacher_store(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
-        epochs: passes of the teacher over its images. None: as the recipe says.
-        batch_size: images of a step. None: as the recipe says.
-        lr: learning rate after warm-up. None: as the recipe says.
-        seed: seed of all random draws. None: as the recipe says.
         overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -112,8 +104,8 @@ def fill_teacher_store(
             not see a file.
         ResourceError: memory or disk ran out.
     """
-    loaded = load_for("teacher", recipe, overrides, epochs, batch_size, lr, seed)
-    with training_workspace(loaded, root, device, ray=ray) as workspace:
+    loaded = load_recipe(recipe, overrides)
+    with training_workspace(loaded, root, device, warn_for=["teacher"], ray=ray) as workspace:
         from kdedge.training.distill import store_features
 
         return store_features(loaded, workspace, resume=resume, keep_teacher=keep_teacher)

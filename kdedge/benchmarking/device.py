@@ -23,7 +23,7 @@ from kdedge.errors import SetupError
 from kdedge.packages import installed_version
 from kdedge.runtime import machine
 from kdedge.runtime.cuda import find_gpu
-from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
+from kdedge.runtime.machine import cpu_model, memory_bytes, usable_cores
 from kdedge.runtime.process import may_spin
 from kdedge.targets.registry import list_targets
 
@@ -32,7 +32,7 @@ def device_sheet() -> dict[str, Any]:
     """Returns machine, processor, first GPU, versions and power mode as plain values."""
     sheet: dict[str, Any] = {
         "cpu": cpu_model(),
-        "cpu_cores": cpu_cores(),
+        "cpu_cores": usable_cores(),
         "memory_bytes": memory_bytes(),
         "system": platform.platform(),
         "python": platform.python_version(),

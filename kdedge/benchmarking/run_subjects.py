@@ -31,7 +31,7 @@ from kdedge.records.speed import Accuracy, TimedFrom
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run, warn_of_other_test_images
-from kdedge.runs.results import stored_evaluation
+from kdedge.runs.results import readable_evaluation
 from kdedge.setup.method import check_has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
@@ -95,7 +95,7 @@ def run_subjects(
 
 
 def _accuracy(run: RunFolder | None, key: str) -> Accuracy | None:
-    result = None if run is None else stored_evaluation(run).get(key)
+    result = None if run is None else readable_evaluation(run).get(key)
     return None if run is None or result is None else Accuracy.of_run(result, run.name)
 
 
@@ -112,7 +112,7 @@ def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -
     except KdedgeError as error:
         left_out["teacher"] = first_line(error)
         return []
-    if "teacher" in stored_evaluation(run):  # its accuracy on the student's test images
+    if "teacher" in readable_evaluation(run):  # its accuracy on the student's test images
         return [(subject, run, "teacher")]
     return [(subject, folder, folder.role)]
 

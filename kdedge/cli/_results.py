@@ -17,7 +17,7 @@ from kdedge.records.evaluation import (
 from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of, headline_of
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import labeled_results, stored_evaluation
+from kdedge.runs.results import labeled_results, readable_evaluation
 
 _MAX_NAMED = 5  # most often predicted classes to name
 
@@ -79,7 +79,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     measured = model_records(trained)
     for run in runs:
         student_label = f"student {run.name}" if several else "student"
-        results = measured.results if run is trained else stored_evaluation(run)
+        results = measured.results if run is trained else readable_evaluation(run)
         if run is not trained and "teacher" in measured.results and run.role in results:
             taught = measured.results["teacher"]  # in the balance of its student's recipe
             if are_same_images(results[run.role], taught):

@@ -60,7 +60,7 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         for key, survey in made.surveys.items()
         for number, line in enumerate(survey.lines())
     ]
-    rows += [["method" if number == 0 else "", text] for number, text in enumerate(made.methods())]
+    rows += [["method" if number == 0 else "", text] for number, text in enumerate(made.reasons)]
     if made.missing:
         rows.append(["weights", f"{' and '.join(made.missing)}: kdedge check fetches them."])
         rows += [["", line] for line in NO_NETWORK]

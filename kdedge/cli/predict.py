@@ -18,7 +18,7 @@ from kdedge.api.inputs import InputImage, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.api.predict import results_of
 from kdedge.cli._options import artifact_options, count_option, file_option, folder_option
-from kdedge.errors import DataError, explained
+from kdedge.errors import DataError, explaining_writes
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import FORMATS, Lines, column_widths, shown_classes
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, best_name, no_scores
@@ -193,12 +193,12 @@ class _ResultWriter:
 def _new_lines(path: Path) -> Iterator[Callable[[str], None]]:
     """Context with a function that writes each line to a new file at once; keeps no empty file."""
     with new_file(path):
-        with explained(path):
+        with explaining_writes(path):
             file = path.open("ab", buffering=0)
 
         def write(line: str) -> None:
             data = f"{line}\n".encode()
-            with explained(path):
+            with explaining_writes(path):
                 while data:
                     data = data[file.write(data) :]
 
@@ -208,7 +208,9 @@ def _new_lines(path: Path) -> Iterator[Callable[[str], None]]:
 
 def _has_content(path: Path) -> bool:
     """Whether the path is a file, or a folder that is not empty."""
-    with explained(path):  # errors for a name that is too long, or a folder without permission
+    with explaining_writes(
+        path
+    ):  # errors for a name that is too long, or a folder without permission
         return any(path.iterdir()) if path.is_dir() else path.exists()
 
 

@@ -15,7 +15,7 @@ from kdedge.records.tables import decimals
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
-from kdedge.runs.results import read_unlabeled, stored_evaluation
+from kdedge.runs.results import read_unlabeled, readable_evaluation
 
 
 @click.command("runs")
@@ -37,7 +37,7 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
 
 def _summary(run: RunFolder, record: Provenance) -> dict[str, Any]:
     """Returns a run as plain values: status, accuracy, size, exports."""
-    result = stored_evaluation(run).get(run.role)
+    result = readable_evaluation(run).get(run.role)
     unlabeled = if_readable(read_unlabeled, run)
     which = value = n_images = None
     if result is not None:

@@ -51,7 +51,8 @@ def command(recipe: str, is_stored: bool, as_json: bool, **options: Any) -> None
         "distill", recipe, overrides=keys, given=("root", "device", "keep_teacher")
     )
     if is_stored:
-        store = fill_teacher_store(recipe, **of_store, **options)
+        others = {key: options[key] for key in ("root", "device", "resume")}
+        store = fill_teacher_store(recipe, overrides=keys, **of_store, **others)
         if torchrun.rank() == 0:
             text = f"{store}\n{distilling}"
             print_result({"store": store.to_dict()}, as_json=as_json, text=text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kdedge.errors import DataError, explained
+from kdedge.errors import DataError, explaining_writes
 from kdedge.files import sha256_json
 from kdedge.tensor_file import read_tensors, write_tensors
 
@@ -99,7 +99,7 @@ class TextFeatureCache:
         if key not in self._in_memory:
             self._in_memory[key] = features = compute().float()
             if file is not None:
-                with explained(file.parent):
+                with explaining_writes(file.parent):
                     file.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(file, {_FEATURES: features.cpu().contiguous()}, {})
         return self._in_memory[key]

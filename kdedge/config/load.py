@@ -18,9 +18,6 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.files import home_path, read_text
 from kdedge.messages import nearest, option
 
-AnyRecipe = str | Path | Mapping[str, Any] | Recipe
-"""A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
-
 Overrides = Mapping[str, Any]
 """Dotted keys with values, such as `{"student.optim.epochs": 10}`; later ones win."""
 
@@ -42,6 +39,10 @@ class LoadedRecipe:
     path: Path
     lines: LineMap
     text: str
+
+
+AnyRecipe = str | Path | Mapping[str, Any] | Recipe | LoadedRecipe
+"""A recipe's file, the name of a shipped one, a mapping of its keys, or a recipe in Python."""
 
 
 def load_recipe(
@@ -75,6 +76,7 @@ def load_recipe(
 
 def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
     """Returns the values of a recipe, the lines of its keys, its file and its text."""
+    source = source.recipe if isinstance(source, LoadedRecipe) else source
     if isinstance(source, Mapping | Recipe):
         plain = recipe_values(source) if isinstance(source, Recipe) else plain_values(source)
         return plain, LineMap("the recipe"), Path("recipe"), dump_yaml(plain)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdedge.data.benchmarks import Benchmark, HubArchive, by_hand
 from kdedge.data.unpack import unpack
-from kdedge.errors import DataError, ResourceError, SetupError, explain_os_error, explained
+from kdedge.errors import DataError, ResourceError, SetupError, explain_os_error, explaining_writes
 from kdedge.files import check_room, sha256_file
 from kdedge.locks import lock_file
 from kdedge.messages import first_line, same_call
@@ -57,7 +57,7 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
     missing = benchmark.missing(root)
     if not missing:
         return Fetched(folder, (), ())
-    with explained(folder):
+    with explaining_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
     kept = [mirror.name] if mirror is not None and (folder / mirror.name).exists() else []
     failure: SetupError | DataError | None = None

@@ -112,7 +112,7 @@ def build_files(
         if entry is None:
             request = BuildRequest(
                 artifact,
-                artifact.path,
+                artifact.path / file.name,
                 model=None if inputs is None else inputs.model,
                 onnx_path=None if source is None else artifact.checked(source.name),
                 images=inputs.calibration if inputs and file.precision == "int8" else None,

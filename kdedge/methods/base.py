@@ -42,7 +42,7 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.runtime.preprocess import Preprocess
 
 EncoderName = Literal["image", "text"]
-Classifier = Literal["own_vectors", "teacher_vectors", "encoder", "own_logits"]
+Classifier = Literal["own_vectors", "teacher_vectors", "feature_logits", "own_logits"]
 
 
 class MethodSettings(Strict):
@@ -57,8 +57,8 @@ class MethodSettings(Strict):
 
         * `own_vectors`: cosines of its features with class vectors that the method makes;
         * `teacher_vectors`: cosines with its teacher's, so that not any teacher will do;
-        * `encoder`: its features are the logits, and the class vectors are unit vectors. Such a
-          model can only teach students without `teacher_vectors`;
+        * `feature_logits`: its features are the logits, and the class vectors are unit vectors. It
+          can only teach students without `teacher_vectors`;
         * `own_logits`: the method's function of that name. Such a method can be trained and
           evaluated, but neither exported nor a teacher.
         """
@@ -67,7 +67,7 @@ class MethodSettings(Strict):
     @property
     def is_class_specific(self) -> bool:
         """Whether trained tensors belong to single classes; new class names then have none."""
-        return self.classifier == "encoder"
+        return self.classifier == "feature_logits"
 
     @property
     def learns_from_labels(self) -> bool:

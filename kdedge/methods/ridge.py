@@ -103,7 +103,7 @@ class Settings(MethodSettings):
     @property
     def classifier(self) -> Classifier:
         """The encoder, unless its outputs are a student's image features."""
-        return "encoder" if self.outputs == "logits" else "teacher_vectors"
+        return "feature_logits" if self.outputs == "logits" else "teacher_vectors"
 
     @property
     def learns_from_labels(self) -> bool:

@@ -134,7 +134,7 @@ def observe_layers(
     try:
         for start in range(0, len(images), BATCH):
             model(images[start : start + BATCH])
-            advance(start + BATCH)
+            advance(min(start + BATCH, len(images)))
     finally:
         for handle in hooks:
             handle.remove()

@@ -40,7 +40,11 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values for JSON, in field order."""
-        return asdict(self)
+        return asdict(self, dict_factory=_plain)
+
+
+def _plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in fields}
 
 
 _adapter = cache(TypeAdapter)  # a record type -> what reads it

@@ -37,7 +37,7 @@ def finished_runs(root: Path) -> set[Path]:
     return {run.path.resolve() for run, record in runs_in(root) if record.is_finished}
 
 
-def newest(
+def newest_run(
     root: Path,
     name: str | None = None,
     *,
@@ -77,10 +77,13 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     Raises:
         RecipeError: there is only an unfinished student, which the caller most likely wants.
     """
-    student = newest(root, name, role="student")
+    student = newest_run(root, name, role="student")
     if student is not None:
         return student
-    run, unfinished = newest(root, name), newest(root, name, role="student", is_finished=False)
+    run, unfinished = (
+        newest_run(root, name),
+        newest_run(root, name, role="student", is_finished=False),
+    )
     if run is not None and unfinished is not None:
         raise RecipeError(
             f"{unfinished.path}, a student, is not finished.\n"
@@ -154,9 +157,9 @@ def find_artifact(argument: RunOrArtifact, root: Path, *, warns: bool = True) ->
     if found is not None:
         return found
     for folder in (root / path, path):
-        run = newest(folder.parent, folder.name, exported=True)
+        run = newest_run(folder.parent, folder.name, exported=True)
         if run is not None and run.newest_artifact is not None:
-            last = newest(folder.parent, folder.name) if warns else None
+            last = newest_run(folder.parent, folder.name) if warns else None
             if last is not None and last.path != run.path:
                 log.warning(f"{last.path} is newer than {run.path}, but was not exported.")
             return run.newest_artifact

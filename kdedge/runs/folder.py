@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdedge import __version__
-from kdedge.errors import RecipeError, explained
+from kdedge.errors import RecipeError, explaining_writes
 from kdedge.files import (
     highest_number,
     home_path,
@@ -319,7 +319,7 @@ def _now() -> str:
 def logged_to(path: Path) -> Iterator[None]:
     """Context that also writes kdedge's messages, and the traceback of an error, to a file."""
     logger = logging.getLogger("kdedge")
-    with explained(path):
+    with explaining_writes(path):
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     others, level = _OtherHandlers(logger.getEffectiveLevel()), logger.level

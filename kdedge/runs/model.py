@@ -150,7 +150,7 @@ class MethodModel:
         def encoded(images: Tensor) -> Tensor:
             return unit_length(encode_image(self.setup.load_backbone().visual, images))
 
-        are_logits = self.setup.choice.settings.classifier == "encoder"
+        are_logits = self.setup.choice.settings.classifier == "feature_logits"
         return self._outputs_of(images, encoded if are_logits else self.forward_features, what)
 
     @torch.no_grad()
@@ -327,7 +327,8 @@ class RunModel(MethodModel):
 
     def labels_of(self, images: Images) -> list[int | None]:
         """The classes of images as positions in `class_names`; None for classes not in it."""
-        listed, position = self.data.classes.names, self.classes.positions(self.class_names)
+        listed = self.data.classes.names
+        position = {name: index for index, name in enumerate(self.class_names)}
         labels = [images.source.items[index].label for index in images.indices]
         return [None if label is None else position.get(listed[label]) for label in labels]
 
@@ -355,7 +356,7 @@ class RunModel(MethodModel):
         settings = self.setup.choice.settings
         if settings.classifier != "own_logits" or not settings.is_class_specific:
             return logits
-        position = self.setup.classes.positions(self.class_names)
+        position = {name: index for index, name in enumerate(self.setup.classes.names)}
         return logits[:, [position[name] for name in self.class_names]]
 
     @property

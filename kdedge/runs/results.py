@@ -58,7 +58,7 @@ def _write(
 
 def is_evaluated(run: RunFolder) -> bool:
     """Whether a run has the result and the details of its own model."""
-    return run.role in stored_evaluation(run) and run.role in stored_details(run)
+    return run.role in readable_evaluation(run) and run.role in readable_details(run)
 
 
 def add_evaluation(run: RunFolder, measured: Evaluation) -> list[Path]:
@@ -69,8 +69,8 @@ def add_evaluation(run: RunFolder, measured: Evaluation) -> list[Path]:
     Raises:
         ResourceError: a file cannot be written.
     """
-    stored = stored_evaluation(run)
-    known = stored_details(run)
+    stored = readable_evaluation(run)
+    known = readable_details(run)
     before = stored.get(run.role)
     if before is not None and (run.role in known or not are_same_images(measured.result, before)):
         return []
@@ -98,7 +98,7 @@ def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
     return _read(dict[str, EvalResult], run.evaluation) or {}
 
 
-def stored_evaluation(run: RunFolder) -> dict[str, EvalResult]:
+def readable_evaluation(run: RunFolder) -> dict[str, EvalResult]:
     """Reads eval.json; empty if the file is missing or damaged."""
     return if_readable(read_evaluation, run) or {}
 
@@ -112,7 +112,7 @@ def read_details(run: RunFolder) -> dict[str, EvalDetails]:
     return _read(dict[str, EvalDetails], run.evaluation_details) or {}
 
 
-def stored_details(run: RunFolder) -> dict[str, EvalDetails]:
+def readable_details(run: RunFolder) -> dict[str, EvalDetails]:
     """Reads eval_details.json; empty if the file is missing or damaged."""
     return if_readable(read_details, run) or {}
 
@@ -137,7 +137,7 @@ def read_balance(run: RunFolder) -> BalanceResult | None:
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:
     """Returns a run's result, with other models' on the same images from its record."""
-    return {**on_same_images(stored_evaluation(run), result), run.role: result}
+    return {**on_same_images(readable_evaluation(run), result), run.role: result}
 
 
 def labeled_results(

@@ -22,8 +22,8 @@ _INSTRUCTIONS = (
 _VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 
 
-def cpu_cores() -> int:
-    """Cores that this process may use."""
+def allowed_cores() -> int:
+    """Cores that this process may run on, whatever a container's CPU quota is."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -33,12 +33,14 @@ def usable_cores() -> int:
     """Cores that this process may use, limited to whole cores of a container's CPU quota."""
     limits = [limit.split() for limit in _group_limits("cpu.max")]
     quotas = [int(n[0]) // int(n[1]) for n in limits if len(n) == 2 and n[0] != "max"]
-    return max(1, min([cpu_cores(), *quotas]))
+    return max(1, min([allowed_cores(), *quotas]))
 
 
 def physical_cores() -> int:
     """Physical cores that this process may use, since a core's second thread adds no speed."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cpu_cores())
+    allowed = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(allowed_cores())
+    )
     topology = ROOT / "sys/devices/system/cpu"
     siblings = {
         _read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed
@@ -159,8 +161,8 @@ def watch_contention() -> Callable[[], Contention]:
     def since() -> Contention:
         now, seconds = _cpu_s(), time.monotonic() - began
         if cpu is None or now is None:
-            return Contention(seconds, cpu_cores(), None)
-        return Contention(seconds, cpu_cores(), now - cpu - (time.process_time() - process))
+            return Contention(seconds, allowed_cores(), None)
+        return Contention(seconds, allowed_cores(), now - cpu - (time.process_time() - process))
 
     return since
 

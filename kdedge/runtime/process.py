@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 from kdedge.errors import check_at_least
 from kdedge.messages import option
-from kdedge.runtime.machine import cpu_cores, physical_cores, watch_contention
+from kdedge.runtime.machine import allowed_cores, physical_cores, watch_contention
 from kdedge.torchrun import local_world_size
 
 log = logging.getLogger(__name__)
@@ -76,9 +76,9 @@ def set_up_threads(n_threads: int | None) -> None:
             torch.set_num_threads(n_threads)
     if torch is not None:
         return
-    chosen = {} if is_number_given() else {_NUMBER: str(_share())}
+    chosen = {} if are_threads_given() else {_NUMBER: str(_share())}
     os.environ.update(chosen)
-    _Process.busy_cores = _busy_cores(number_of_threads() or cpu_cores())
+    _Process.busy_cores = _busy_cores(environment_threads() or allowed_cores())
     if not any(name in os.environ for name in (_POLICY, *_SHORT_SPIN)):
         chosen |= _SHORT_SPIN if _Process.busy_cores is None else {_POLICY: "PASSIVE"}
         os.environ.update(chosen)
@@ -89,11 +89,11 @@ def warn_if_busy() -> None:
     """Warns before long work, once, if other processes kept cores busy in `set_up_threads`."""
     busy_cores, _Process.busy_cores = _Process.busy_cores, None
     if busy_cores is not None:
-        n_free = cpu_cores() - round(busy_cores)
+        n_free = allowed_cores() - round(busy_cores)
         call = option(f"--threads {n_free}", f"kdedge.compute_threads({n_free})")
         advice = f"\n  To compute on the cores that they leave: {call}."
         log.warning(
-            f"Other processes keep {busy_cores:.1f} of {cpu_cores()} cores busy: this will take"
+            f"Other processes keep {busy_cores:.1f} of {allowed_cores()} cores busy: this will take"
             f" longer.{advice if n_free > 0 else ''}"
         )
 
@@ -127,7 +127,7 @@ def compute_threads(n_threads: int | None) -> Iterator[None]:
                 os.environ[name] = value
         torch = sys.modules.get("torch")
         if n_threads is not None and torch is not None:
-            torch.set_num_threads(n_before or number_of_threads() or _share())
+            torch.set_num_threads(n_before or environment_threads() or _share())
 
 
 def keep_freed_memory() -> None:
@@ -193,7 +193,7 @@ def _chosen() -> set[str]:
     return set(os.environ.get(_CHOSEN, "").split())
 
 
-def is_number_given() -> bool:
+def are_threads_given() -> bool:
     """Whether the user has set the number of threads, by a variable or an option."""
     given = {name for name in _NUMBERS if name in os.environ} - _chosen()
     # torchrun itself sets one thread
@@ -211,20 +211,20 @@ def _busy_cores(n_threads: int) -> float | None:
         return None
     since = watch_contention()
     time.sleep(_LOOK_S)
-    others, n_cores = since().others_cores, cpu_cores()
+    others, n_cores = since().others_cores, allowed_cores()
     noise = max(0.5, n_cores / 20)
     return others if others is not None and others > max(noise, n_cores - n_threads) else None
 
 
-def number_of_threads() -> int | None:
+def environment_threads() -> int | None:
     """The number of threads in the environment; None if it is not set."""
     texts = [os.environ.get(name, "").split(",")[0] for name in _NUMBERS]
     return next((int(text) for text in texts if text.isdecimal() and int(text) > 0), None)
 
 
-def given_number() -> int | None:
+def given_threads() -> int | None:
     """The number of threads that the user has set, by a variable or an option; None if not set."""
-    return number_of_threads() if is_number_given() else None
+    return environment_threads() if are_threads_given() else None
 
 
 def may_spin() -> bool:
@@ -255,7 +255,7 @@ def shared_threads(n_processes: int) -> dict[str, str]:
     Args:
         n_processes: number of processes that run at the same time.
     """
-    if is_number_given():
+    if are_threads_given():
         return {}
     return {
         _NUMBER: str(max(1, _share() // n_processes)),

@@ -63,9 +63,11 @@ def frames_of_video(path: Path | str, *, every: int) -> Iterator[VideoFrame]:
                 raise ImageError("the file has no video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            began = float((stream.start_time or 0) * (stream.time_base or 0))  # not 0 in every file
             for number, frame in enumerate(container.decode(stream), 1):
                 if (number - 1) % every == 0:
-                    yield VideoFrame(number, frame.time, upright(frame))
+                    seconds = None if frame.time is None else frame.time - began
+                    yield VideoFrame(number, seconds, upright(frame))
     except av.FFmpegError as error:
         raise ImageError(f"the video cannot be decoded: {_reason(error)}") from error
 

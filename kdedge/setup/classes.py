@@ -37,7 +37,7 @@ class Classes:
         return base_novel(len(self.names))[0] if self._is_split else range(len(self.names))
 
     @property
-    def without_labels(self) -> range:
+    def pseudo_labeled(self) -> range:
         """Classes that get pseudo-labels: the novel half, or all if the list is not split."""
         return base_novel(len(self.names))[1] if self._is_split else range(len(self.names))
 
@@ -49,11 +49,6 @@ class Classes:
         """Classes in the softmax of a method that is trained on these kinds of data."""
         is_all = needs.novel_class_names or (needs.labels and self.has_pseudo_labels)
         return range(len(self.names)) if is_all else self.labeled
-
-    def positions(self, names: Sequence[str]) -> dict[str, int]:
-        """Name -> position in this list; names that are not in the list are left out."""
-        position = {name: index for index, name in enumerate(self.names)}
-        return {name: position[name] for name in names if name in position}
 
 
 def load_classes(recipe: Recipe) -> Classes:

@@ -121,22 +121,6 @@ class RecipeData:
         assert spec is not None  # `require` ensures it
         return self._few_shot(images, spec, self._stream()).of_classes(self.classes.labeled)
 
-    def test(self, selection: str) -> Images | None:
-        """The test images; None if the recipe has none.
-
-        Args:
-            selection: the role's `optim.selection`.
-
-        Raises:
-            RecipeError: test images choose the epoch, but the recipe has none.
-            DataError: test images choose the epoch, but none is of a labeled class.
-        """
-        if selection != "test":
-            return self.load("test")
-        images = self.require("test", "selection: test chooses the epoch on it")
-        self.check_selects(images, "test")
-        return images
-
     def drawn_validation(self) -> Images:
         """The labeled images that choose the epoch, or one of two students.
 
@@ -301,7 +285,7 @@ class RecipeData:
         digests = {position: facts.digest for position, facts in result.readable.items()}
         return Images(source, tuple(digests), skipped, digests)
 
-    def check_selects(self, images: Images, key: DataPart) -> None:
+    def check_has_labeled_classes(self, images: Images, key: DataPart) -> None:
         """Checks that a source has images of labeled classes, which choose epoch or student."""
         if not images.of_classes(self.classes.labeled).indices:
             raise DataError(

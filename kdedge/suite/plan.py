@@ -110,6 +110,8 @@ class Cell:
         """The keys of its recipe on which the model of a role depends, as JSON text."""
         unread = {"name", "gates", "export", *_UNREAD[role]}
         values = recipe_values(self.loaded.recipe)
+        own = (values.get("student") or {}).items()
+        values["student"] = {key: value for key, value in own if f"student.{key}" not in unread}
         return json.dumps({key: value for key, value in values.items() if key not in unread})
 
 

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import CellsFailed, DataError, Interrupted, explained, signum_of
+from kdedge.errors import CellsFailed, DataError, Interrupted, explaining_writes, signum_of
 from kdedge.locks import lock_file
 from kdedge.messages import same_call
 from kdedge.progress import Advance, progress
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import read_record
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import stored_evaluation
+from kdedge.runs.results import readable_evaluation
 from kdedge.runtime.process import shared_threads
 from kdedge.setup.workspace import parse_device
 from kdedge.suite.plan import Cell, measuring_overrides
@@ -98,7 +98,7 @@ class Runner:
             InUseError: another process uses the suite's folder.
         """
         folder = self._state.folder
-        with explained(folder):
+        with explaining_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)
         remedy = "Wait for that run of this suite or stop it; finished cells are kept."
         with lock_file(folder / ".lock", remedy=remedy):
@@ -178,7 +178,7 @@ class Runner:
         number = len(self._cells) - len(self._queue)
         log.info(f"[{number}/{len(self._cells)}] {cell.label}: {arguments[0]}")
         file, output = (self._state.file(cell, suffix) for suffix in (".log", ".output.json"))
-        with explained(file), file.open("ab") as stderr, output.open("wb") as stdout:
+        with explaining_writes(file), file.open("ab") as stderr, output.open("wb") as stdout:
             log_start = stderr.seek(0, os.SEEK_END)
             process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
                 [sys.executable, "-m", "kdedge", *arguments, *self._options],
@@ -205,7 +205,7 @@ class Runner:
         path = running.measures or read_record(dict[str, Any], output)[cell.role]["path"]
         run, inputs = RunFolder.open(Path(path)), self._state.inputs(cell)
         if running.measures is None:
-            result = stored_evaluation(run).get(cell.role)
+            result = readable_evaluation(run).get(cell.role)
             # An empty hash: the test images could not be read when the cell began
             if result is None or inputs.tested not in ("", result.images_hash):
                 log.info(f"{path} was measured on other images; measuring it again.")

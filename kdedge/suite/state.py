@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from kdedge.config.load import dump_recipe, named_files
-from kdedge.errors import KdedgeError, explained
+from kdedge.errors import KdedgeError, explaining_writes
 from kdedge.files import sha256_json, write_atomic, write_json
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import NonNegative, Record, if_readable, read_record
@@ -116,7 +116,7 @@ class SuiteState:
             ResourceError: the folder may not be written.
         """
         recipe = self.file(cell, ".yaml")
-        with explained(recipe.parent):
+        with explaining_writes(recipe.parent):
             recipe.parent.mkdir(parents=True, exist_ok=True)
             self.file(cell, ".json").unlink(missing_ok=True)
         write_atomic(recipe, dump_recipe(cell.loaded.recipe).encode())

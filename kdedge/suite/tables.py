@@ -144,11 +144,10 @@ def make_tables(lines: Sequence[Line]) -> list[Table]:
 def _table(recipe: str, lines: Sequence[Line]) -> Table:
     """The table of one recipe, or of the average."""
     own = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
-    over_images, over_classes = (
-        [_with_spread(line.mean[name], None) for line in lines]
-        for name in ("all", "mean_over_classes")
-    )
-    if over_images == over_classes:
+    if all(
+        _with_spread(line.mean["all"], None) == _with_spread(line.mean["mean_over_classes"], None)
+        for line in lines
+    ):
         own = [name for name in own if name != "mean_over_classes"]
     paper = [name for name in FIGURES if any(_published(line, name) is not None for line in lines)]
     # Columns about the data are left out if all rows learn from the same data

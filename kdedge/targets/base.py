@@ -117,7 +117,7 @@ class BuildRequest:
 
     Attributes:
         artifact: has side of the images, pixels, batches and head.
-        folder: folder of the file.
+        path: the file to write.
         model: the folded model, a torch module from pixels [B, 3, S, S] to logits [B, C]; None if
             ONNX files are the source.
         onnx_path: the ONNX file of the target's `base_precision` or of the same precision; None if
@@ -127,7 +127,7 @@ class BuildRequest:
     """
 
     artifact: Artifact
-    folder: Path
+    path: Path
     model: Any = None
     onnx_path: Path | None = None
     images: npt.NDArray[Any] | None = None

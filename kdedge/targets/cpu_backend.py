@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
 from kdedge.packages import Package
 from kdedge.runtime.artifact import PixelType
-from kdedge.runtime.process import number_of_threads
+from kdedge.runtime.process import environment_threads
 
 _NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate")
 
@@ -95,7 +95,7 @@ class CpuModel:
         self._model: Any = None
         module = self.package.load()
         with self._explaining("loaded"):
-            self._open(module, n_threads or number_of_threads())
+            self._open(module, n_threads or environment_threads())
 
     def _open(self, module: Any, n_threads: int | None) -> None:
         """Loads the file as `_model` with the package's module, and sets shapes of its input."""

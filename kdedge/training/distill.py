@@ -12,11 +12,11 @@ from kdedge.messages import option
 from kdedge.methods.base import Teacher
 from kdedge.progress import working
 from kdedge.records.tables import images_text
-from kdedge.runs.find import newest
+from kdedge.runs.find import newest_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure_accuracy, measure_without_labels, unlabeled_sample
 from kdedge.runs.model import RunModel, load_run, load_teacher
-from kdedge.runs.results import stored_evaluation
+from kdedge.runs.results import readable_evaluation
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
@@ -57,7 +57,9 @@ def distill_student(
     one_pass = one_pass_job(job)
     if one_pass is not None:
         stage, name = "Student 2/2, in one pass", loaded.recipe.name
-        found = workspace.group.on_rank0(lambda: newest(workspace.root, name, key=one_pass.key()))
+        found = workspace.group.on_rank0(
+            lambda: newest_run(workspace.root, name, key=one_pass.key())
+        )
         one_pass_run = found or _run_stage(stage, one_pass, resume=resume)
     student = _run_stage("Student 2/2", job, resume=resume)
     if one_pass_run is not None and workspace.group.on_rank0(
@@ -128,7 +130,7 @@ def trained_teacher(loaded: LoadedRecipe, workspace: Workspace, names: Sequence[
     run = find_named_teacher(loaded, workspace) or teacher_run_or_job(loaded, workspace)
     if isinstance(run, Job):
         check_predicts(run.setup, names)
-        resume = newest(workspace.root, key=run.key(), is_finished=False) is not None
+        resume = newest_run(workspace.root, key=run.key(), is_finished=False) is not None
         run = _train_missing_teacher("Teacher", run, resume=resume)
     else:
         _log_teacher("Teacher", loaded, run)
@@ -150,7 +152,7 @@ def _log_teacher(stage: str, loaded: LoadedRecipe, run: RunFolder | None) -> Non
 
 def _train_missing_teacher(stage: str, job: Job, *, resume: bool) -> RunFolder:
     """Trains a teacher; says in what it differs from the recipe's newest one."""
-    other = newest(job.setup.workspace.root, job.setup.recipe.name, role="teacher")
+    other = newest_run(job.setup.workspace.root, job.setup.recipe.name, role="teacher")
     if other is not None:
         log.info(
             f"{stage}: training another one than {other.path}, which had different"
@@ -262,7 +264,7 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
 
 def _accuracy_text(run: RunFolder) -> str:
     """A run's accuracy, to end a message; empty if it has none or its record is damaged."""
-    result = stored_evaluation(run).get(run.role)
+    result = readable_evaluation(run).get(run.role)
     if result is None:
         return ""
     what = "accuracy" if result.harmonic_mean is None else "harmonic mean"

@@ -24,8 +24,8 @@ from kdedge.runs.results import (
     Evaluation,
     Evaluations,
     read_balance,
-    stored_details,
-    stored_evaluation,
+    readable_details,
+    readable_evaluation,
 )
 from kdedge.training.closed_form import ridge_on_labels
 from kdedge.training.job import Job, zero_shot_model
@@ -88,8 +88,8 @@ def _teacher_result(job: Job, test: Images) -> Evaluation | None:
     """The teacher's result: read from its run if images and balance are the same, else measured."""
     teacher = job.teacher
     if isinstance(teacher, RunModel) and teacher.balance == if_readable(read_balance, teacher.run):
-        result = stored_evaluation(teacher.run).get(teacher.run.role)
-        details = stored_details(teacher.run).get(teacher.run.role)
+        result = readable_evaluation(teacher.run).get(teacher.run.role)
+        details = readable_details(teacher.run).get(teacher.run.role)
         images_hash, split = test.hash_with(job.classes.names), job.classes.split
         if result and details and (result.images_hash, result.split) == (images_hash, split):
             return Evaluation(result, replace(details, samples=None))

@@ -109,7 +109,7 @@ class Job:
         """Builds the method and loads the teacher's weights; raises their errors."""
         if self.teacher is not None:
             _ = self.teacher.scale
-        check_fits(self.method, self.choice.optim)
+        check_fits(self.method, self.choice.used_optim)
 
     @property
     def teacher_run(self) -> RunFolder | None:
@@ -120,6 +120,13 @@ class Job:
     def n_steps(self) -> int:
         """Steps per epoch."""
         return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The random changes of its training images."""
+        optim, recipe = self.choice.optim, self.setup.recipe
+        seed = view_seed(recipe) if self.setup.role == "student" else recipe.seed
+        return Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
 
     def batches(
         self, epoch: int, first_step: int, features: FeaturesOfViews | None = None
@@ -132,18 +139,15 @@ class Job:
             features: stored features, which replace the teacher; the epochs cycle through their
                 views.
         """
-        optim, setup = self.choice.optim, self.setup
-        recipe = setup.recipe
-        seed = view_seed(recipe) if setup.role == "student" else recipe.seed
         return training_batches(
             self.training_images,
             Preparation(
-                setup.backbone.preprocess,
-                Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views),
+                self.setup.backbone.preprocess,
+                self.augmentation,
                 with_clean=self.choice.module.METHOD.needs_clean_images,
             ),
-            optim,
-            seed=recipe.seed,
+            self.choice.optim,
+            seed=self.setup.recipe.seed,
             epoch=epoch,
             first_step=first_step,
             n_views=None if self.filler is None else self.filler.store.n_views,
@@ -151,7 +155,7 @@ class Job:
             weights=self.data.weights,
             labeled=self.data.joining,
             device=self.device,
-            group=setup.workspace.group,
+            group=self.setup.workspace.group,
         )
 
     @property
@@ -253,13 +257,16 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
     """The job of a role on its training images, with the images that select an epoch and test it.
 
     Raises:
-        RecipeError: the validation images that select an epoch are missing, or are test images;
-            or the recipe's `balance` is wrong.
-        DataError: the validation images have no image of a labeled class.
+        RecipeError: the images that select an epoch are missing, or validation images are test
+            images; or the recipe's `balance` is wrong.
+        DataError: the images that select an epoch have none of a labeled class.
     """
     images, selection = setup.data, setup.choice.optim.selection
     check_balance(images)
-    test = images.test(selection)
+    test = images.load("test")
+    if selection == "test":
+        test = images.require("test", "selection: test chooses the epoch on it")
+        images.check_has_labeled_classes(test, "test")
     validation = validation_images(images, test) if selection == "validation" else None
     return Job(setup, data, test, validation)
 
@@ -272,7 +279,7 @@ def validation_images(data: RecipeData, test: Images | None) -> Images:
         DataError: they have no image of a labeled class.
     """
     images = data.drawn_validation()
-    data.check_selects(images, "validation")
+    data.check_has_labeled_classes(images, "validation")
     shared = () if test is None else images.shared_with(test)
     if shared:
         raise RecipeError(

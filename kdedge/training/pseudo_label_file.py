@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,8 @@ from kdedge.data.pseudo_labels import check_enough, most_probable, write_pseudo_
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import refuse_existing, sha256_json
 from kdedge.messages import first_line, option, same_call
-from kdedge.runs.find import newest
+from kdedge.records.record import Record
+from kdedge.runs.find import newest_run
 from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
@@ -32,7 +32,7 @@ from kdedge.training.teach import baseline_job, with_baseline
 
 
 @dataclass(frozen=True)
-class PseudoLabelFile:
+class PseudoLabelFile(Record):
     """A file of pseudo-labels that was written.
 
     Attributes:
@@ -50,11 +50,6 @@ class PseudoLabelFile:
     n_classes: int
     accuracy_percent: float | None
     run: Path | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        paths = {"path": str(self.path), "run": None if self.run is None else str(self.run)}
-        return {**vars(self), **paths}
 
 
 def make_pseudo_label_file(
@@ -156,8 +151,8 @@ def _trained_model(
         if not (job.choice.is_closed_form or job.method.trainable_parameters()):
             return in_balance(job, job.model())
         key, root = job.key(), workspace.root
-        resume = newest(root, key=key, is_finished=False) is not None
-        return load_run(newest(root, key=key) or run_job(job, resume=resume), workspace)
+        resume = newest_run(root, key=key, is_finished=False) is not None
+        return load_run(newest_run(root, key=key) or run_job(job, resume=resume), workspace)
     except Interrupted as error:
         raise Interrupted(
             f"{first_line(error)}.\n  {same_call()} again: it resumes from there.",

@@ -26,7 +26,7 @@ from kdedge.data.pseudo_labels import (
     read_pseudo_labels,
     write_pseudo_labels,
 )
-from kdedge.errors import DataError, explained
+from kdedge.errors import DataError, explaining_writes
 from kdedge.files import sha256_json
 from kdedge.messages import name_some
 from kdedge.methods.base import RoundsSettings
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def round_folder(run: RunFolder, number: int) -> TrainingFolder:
     """The folder of a run's round (from 1), which is created if missing."""
     folder = TrainingFolder(run.path / "rounds" / f"{number:02d}", run.role)
-    with explained(folder.checkpoints):
+    with explaining_writes(folder.checkpoints):
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -151,7 +151,7 @@ def _settings(job: Job) -> RoundsSettings:
 
 def _classes_to_label(job: Job) -> range:
     """The classes that get pseudo-labels: classes without labels; all if no labels are used."""
-    return range(len(job.classes.names)) if job.data.labeled is None else job.classes.without_labels
+    return range(len(job.classes.names)) if job.data.labeled is None else job.classes.pseudo_labeled
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:

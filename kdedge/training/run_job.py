@@ -17,7 +17,7 @@ from kdedge.data.loader import check_shards, step_sizes
 from kdedge.errors import Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
 from kdedge.messages import option, same_call
-from kdedge.runs.find import newest
+from kdedge.runs.find import newest_run
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
 from kdedge.runs.results import write_evaluations
@@ -134,7 +134,7 @@ def _cores_left(job: Job) -> Iterator[None]:
 def _choose_run(job: Job, key: str, *, resume: bool) -> tuple[RunFolder, bool]:
     """The interrupted run and True, or False with the finished run to return or a new run."""
     root = job.setup.workspace.root
-    waiting = newest(root, key=key, is_finished=False)
+    waiting = newest_run(root, key=key, is_finished=False)
     if resume and waiting is not None:
         log.info(f"{waiting.path}: resuming where it stopped.")
         return waiting, True
@@ -144,13 +144,13 @@ def _choose_run(job: Job, key: str, *, resume: bool) -> tuple[RunFolder, bool]:
             why = "is in use by another process"
         log.info(f"{waiting.path} {why}. Starting a new run.")
     elif resume:
-        done = newest(root, key=key)
+        done = newest_run(root, key=key)
         if done is not None:
             log.info(f"{done.path} is already finished: there is nothing to resume.")
             return done, False
         role, name = job.setup.role, job.setup.recipe.name
         log.info(f"There is no interrupted run of this {role} to resume. Starting a new run.")
-        other = newest(root, name, role=role, is_finished=False)
+        other = newest_run(root, name, role=role, is_finished=False)
         if other is not None:
             log.info(f"{other.path} was interrupted with different {changed_input(other, job)}.")
     job.load()  # raises its errors before there is a folder

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.decoding import Preparation
-from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.methods.base import Teacher
-from kdedge.runs.find import find_run, newest
+from kdedge.runs.find import find_run, newest_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, load_teacher
 from kdedge.runtime.preprocess import Preprocess
@@ -32,7 +31,6 @@ from kdedge.training.job import (
     make_job,
     n_stored_views,
     validation_images,
-    view_seed,
 )
 from kdedge.training.output_store.fill import StoreFiller
 from kdedge.training.output_store.store import OutputStore
@@ -72,7 +70,7 @@ def teacher_run_or_job(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder 
         RecipeError: the teacher is a file.
     """
     job = teacher_job(loaded, workspace)
-    return workspace.group.on_rank0(partial(newest, workspace.root, key=job.key())) or job
+    return workspace.group.on_rank0(partial(newest_run, workspace.root, key=job.key())) or job
 
 
 def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
@@ -145,7 +143,7 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             f" {given}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    if teacher.choice.settings.classifier == "encoder":
+    if teacher.choice.settings.classifier == "feature_logits":
         check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
     check_predicts(teacher, student.classes.names)
 
@@ -158,7 +156,7 @@ def check_predicts(model: RoleSetup, names: Sequence[str]) -> None:
     """
     known = {model.classes.names[label] for label in model.train_classes}
     unknown = [name for name in names if name not in known]
-    if unknown and model.choice.settings.classifier == "encoder":
+    if unknown and model.choice.settings.classifier == "feature_logits":
         raise RecipeError(
             f"{model.choice.name} was trained on {len(known)} of {len(names)} classes, without"
             f" {unknown[0]!r}: it cannot predict the others.\n"
@@ -226,12 +224,12 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     # A closed-form student and its teacher get images as in evaluation, without views
     is_closed_form = setup.choice.is_closed_form
     preprocess = teacher.preprocess if is_closed_form else setup.backbone.preprocess
-    augment = None
-    if not is_closed_form:
-        seed = view_seed(recipe)
-        augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
+    augment = None if is_closed_form else student.augmentation
     dim = teacher.setup.backbone.embed_dim
-    if teacher.setup.role == "student" or teacher.setup.choice.settings.classifier == "encoder":
+    if (
+        teacher.setup.role == "student"
+        or teacher.setup.choice.settings.classifier == "feature_logits"
+    ):
         dim = teacher.class_vectors().shape[1]
     store = OutputStore(
         setup.workspace.root / ".cache" / "teacher_store",

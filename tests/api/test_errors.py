@@ -124,7 +124,7 @@ def test_an_override_from_python_is_named_as_one() -> None:
         kdedge.load_recipe("sun397", {"student.optim.epochs": "ten"})
     assert "--set" not in str(caught.value)
     with pytest.raises(kdedge.RecipeError, match=r"^overrides: teacher\.optim\.epochs "):
-        kdedge.fill_teacher_store("sun397", epochs=0)
+        kdedge.teach("sun397", epochs=0)
 
 
 def test_a_message_names_arguments_in_python_and_flags_on_a_command_line() -> None:

@@ -508,5 +508,5 @@ def test_files_with_merging_give_the_models_logits_and_engines_are_built_from_th
         batch="dynamic",
     )
     file = target.plan(precision)
-    target.build(file, BuildRequest(artifact, tmp_path, onnx_path=paths[precision]))
+    target.build(file, BuildRequest(artifact, tmp_path / file.name, onnx_path=paths[precision]))
     assert (tmp_path / file.name).stat().st_size > 0

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kdedge.runtime.process import (
+    environment_threads,
     may_spin,
-    number_of_threads,
     set_up_threads,
     shared_threads,
     threads_with_workers,
@@ -82,7 +82,7 @@ def test_the_users_own_environment_wins(
 def test_an_option_outdoes_the_environment(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     set_up_threads(3)
-    assert number_of_threads() == 3
+    assert environment_threads() == 3
     assert chosen()["MKL_NUM_THREADS"] == "3"
     assert threads_with_workers(2) is None
 
@@ -101,10 +101,10 @@ def test_the_processes_of_torchrun_share_the_cores(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's own choice
     set_up_threads(None)
-    assert number_of_threads() == 4
+    assert environment_threads() == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     set_up_threads(1)  # the user's
-    assert number_of_threads() == 1
+    assert environment_threads() == 1
 
 
 def test_processes_at_the_same_time_share_the_cores_unless_the_user_has_said_otherwise(
@@ -117,7 +117,7 @@ def test_processes_at_the_same_time_share_the_cores_unless_the_user_has_said_oth
     for name, value in shared.items():
         monkeypatch.setenv(name, value)
     set_up_threads(None)  # in one of them
-    assert number_of_threads() == 1
+    assert environment_threads() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert shared_threads(2) == {}
 

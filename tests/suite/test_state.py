@@ -46,11 +46,7 @@ def ended(finished: Path, state_of: StateOf) -> Path:
         ("epochs: 2", "epochs: 3", ROWS),
         ("shots: 4", "shots: 2", ROWS),
         ("{prompt_depth_text: 2", "{prompt_depth_text: 1", ("promptkd", "teacher")),
-        (
-            "_depth: 2}",
-            "_depth: 2, losses: {kl: {temperature: 2.0}}}",
-            ("promptkd", "coop"),  # on the student's backbone
-        ),
+        ("_depth: 2}", "_depth: 2, losses: {kl: {temperature: 2.0}}}", ("promptkd",)),
         ("test}", "pool}", ROWS),
         ("optim:", "gates: {max_drop: 2.0}\noptim:", ()),
         ("optim:", "# nothing\noptim:", ()),

@@ -163,7 +163,7 @@ def test_a_step_that_cannot_be_expressed_is_named(
     before = sorted(block_copy.path.iterdir())
     file = target.plan("fp32")
     with pytest.raises(RecipeError, match=rf"{file.name} cannot be built by \w+") as caught:
-        module.build(file, BuildRequest(block_copy, block_copy.path, model=Bessel()))
+        module.build(file, BuildRequest(block_copy, block_copy.path / file.name, model=Bessel()))
     assert "bessel_j0" in str(caught.value)
     assert "Leave this target out" in str(caught.value)
     assert sorted(block_copy.path.iterdir()) == before
@@ -176,8 +176,9 @@ def test_a_fixed_batch_of_bytes_is_calibrated_and_built(
     fixed = dataclasses.replace(block_copy, batch=2, max_batch=2, pixels="uint8")
     images = np.random.default_rng(2).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
     file = target.plan("int8")
-    module.build(file, BuildRequest(fixed, block_copy.path, model=cnn_model, images=images))
-    backend = run_module(target).load(block_copy.path / file.name, n_threads=1)
+    path = block_copy.path / file.name
+    module.build(file, BuildRequest(fixed, path, model=cnn_model, images=images))
+    backend = run_module(target).load(path, n_threads=1)
     assert (backend.batches, backend.pixels) == ((2, 2), "uint8")
     expected = cnn_model(torch.from_numpy(images[:2])).numpy()
     found = backend.run(images[:2])

@@ -18,7 +18,7 @@ from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.methods import vpt
 from kdedge.methods.base import StepOutput
-from kdedge.runs.find import newest
+from kdedge.runs.find import newest_run
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.run_job import run_job
@@ -35,7 +35,7 @@ def create(root: Path, name: str) -> RunFolder:
 def test_of_several_interrupted_runs_the_one_that_began_last_goes_on(tmp_path: Path) -> None:
     create(tmp_path, "b")
     last = create(tmp_path, "a")
-    assert newest(tmp_path, key="k", is_finished=False) == last
+    assert newest_run(tmp_path, key="k", is_finished=False) == last
 
 
 @pytest.mark.parametrize(("ended_by", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])

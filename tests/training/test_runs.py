@@ -14,7 +14,7 @@ import pytest
 
 import kdedge
 from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.runs.find import find_run, newest, runs_in
+from kdedge.runs.find import find_run, newest_run, runs_in
 from kdedge.runs.folder import RunFolder, command_line, logged_to
 
 
@@ -234,7 +234,7 @@ def many(tmp_path: Path) -> Path:
 def test_the_newest_run_is_the_one_that_finished_last(
     many: Path, options: dict[str, Any], expected: str | None
 ) -> None:
-    run = newest(many, options.pop("name", None), **options)
+    run = newest_run(many, options.pop("name", None), **options)
     assert (run and run.name) == expected
 
 

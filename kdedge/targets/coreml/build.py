@@ -55,10 +55,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
     def converted() -> bytes:
         package = convert(request.model, artifact, file.precision)
-        return zipped(package, request.folder, file.name.removesuffix(".zip"))
+        return zipped(package, request.path.parent, request.path.stem)
 
-    path = request.folder / file.name
-    write_converted(path, converted, converter="coremltools")
+    write_converted(request.path, converted, converter="coremltools")
     return {"tool": "Core ML Tools", "version": COREML.version, "torch": torch.__version__}
 
 

@@ -131,13 +131,10 @@ class EngineBuilder:
             SetupError, ResourceError: see `build`.
         """
         assert request.onnx_path is not None
-        path, batches = request.folder / file.name, request.artifact.batches
-        return {
-            "tool": self._tool,
-            "version": self._module.__version__,
-            **device,
-            "profiles": self.build(request.onnx_path, path, batches=batches),
-        }
+        batches = request.artifact.batches
+        profiles = self.build(request.onnx_path, request.path, batches=batches)
+        versions = {"tool": self._tool, "version": self._module.__version__}
+        return {**versions, **device, "profiles": profiles}
 
     def build(
         self, onnx_path: Path, path: Path, *, batches: tuple[int, int]

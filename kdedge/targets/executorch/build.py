@@ -50,7 +50,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         return bytes(lowered.buffer)
 
     name = f"executorch {EXECUTORCH.version}"
-    write_converted(request.folder / file.name, lower, converter=name)
+    write_converted(request.path, lower, converter=name)
     return {"tool": "ExecuTorch", "version": EXECUTORCH.version, "torch": torch.__version__}
 
 

@@ -50,7 +50,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             return quantized(data, request.images, n_images=request.artifact.batches[0])
 
     name = f"litert-torch {CONVERTER.version}"
-    write_converted(request.folder / file.name, convert, converter=name)
+    write_converted(request.path, convert, converter=name)
     return {
         "tool": "LiteRT Torch",
         "version": CONVERTER.version,
@@ -65,7 +65,7 @@ def converted(request: BuildRequest) -> bytes:
     images = example_images(request.model, size_px=size_px, batches=(low, low))
     with (
         torch.no_grad(),
-        tempfile.TemporaryDirectory(dir=request.folder, prefix=".litert.") as folder,
+        tempfile.TemporaryDirectory(dir=request.path.parent, prefix=".litert.") as folder,
     ):
         written = Path(folder) / "model.tflite"
         model = CONVERTER.load().convert(request.model.eval(), sample_kwargs={INPUT_NAME: images})

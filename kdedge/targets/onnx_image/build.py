@@ -51,7 +51,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         ResourceError: the file cannot be written.
     """
     assert request.onnx_path is not None
-    artifact, path = request.artifact, request.folder / file.name
+    artifact, path = request.artifact, request.path
     if artifact.batch not in ("dynamic", 1):
         raise RecipeError(
             f"{request.onnx_path} takes batches of {artifact.batch} images, but a file with"

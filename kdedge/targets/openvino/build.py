@@ -34,7 +34,6 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """
     assert request.onnx_path is not None
     ov = OPENVINO.load()
-    path = request.folder / file.name
     built_with: dict[str, Any] = {"tool": "OpenVINO", "version": OPENVINO.version}
     with explaining(request.onnx_path, "read", OPENVINO):
         model = ov.Core().read_model(request.onnx_path)
@@ -43,11 +42,11 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         _limit_weights(ov, model, CPU_WEIGHT_LEVELS)
         built_with["weight_levels"] = CPU_WEIGHT_LEVELS
     try:
-        with written_together(path) as part:
+        with written_together(request.path) as part:
             ov.save_model(model, part, compress_to_fp16=file.precision == "fp16")
     except RuntimeError as error:  # from OpenVINO's own writer
         raise ResourceError(
-            f"{path} could not be written: {error}.\n"
+            f"{request.path} could not be written: {error}.\n"
             "  Free some space, or name another folder that you may write to."
         ) from error
     return built_with

@@ -84,7 +84,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         ResourceError: the file cannot be written.
     """
     torch_tensorrt = check_environment()
-    path, batches = request.folder / file.name, request.artifact.batches
+    path, batches = request.path, request.artifact.batches
     program, example = trace(
         request.model,
         precision=file.precision,

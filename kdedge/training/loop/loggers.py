@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import explain_os_error, explained
+from kdedge.errors import explain_os_error, explaining_writes
 from kdedge.progress import progress, rate
 
 _LOG_EVERY_STEPS = 20
@@ -37,7 +37,7 @@ class MetricsLog:
         self, path: Path, events_folder: Path, *, n_bytes: int, step: int, n_steps: int, what: str
     ) -> None:
         self._path = path
-        with explained(path), contextlib.ExitStack() as stack:
+        with explaining_writes(path), contextlib.ExitStack() as stack:
             self._file = stack.enter_context(path.open("a", encoding="utf-8"))
             self._file.truncate(min(n_bytes, path.stat().st_size))
             self._events = _EventFile(events_folder, first_step=step + 1)
@@ -91,7 +91,7 @@ class MetricsLog:
     def _write(self, line: dict[str, Any]) -> None:
         bad = [key for key, x in line.items() if isinstance(x, float) and not math.isfinite(x)]
         line |= dict.fromkeys(bad)
-        with explained(self._path):
+        with explaining_writes(self._path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
             self._events.write(line)

@@ -34,7 +34,7 @@ from torch import Tensor
 from kdedge.config.optim_spec import TrainingPrecision
 from kdedge.data.decoding import Preparation
 from kdedge.data.views import RATIO
-from kdedge.errors import DataError, explained
+from kdedge.errors import DataError, explaining_writes
 from kdedge.files import sha256_json, write_json
 from kdedge.progress import progress, readable_bytes
 from kdedge.tensor_file import read_tensors, write_tensors
@@ -264,7 +264,7 @@ class OutputStore:
         Raises:
             ResourceError: the folder is not writable, or the disk is full.
         """
-        with explained(self.path):
+        with explaining_writes(self.path):
             for view in range(1, self.n_views + 1):
                 self._folder(view).mkdir(parents=True, exist_ok=True)
         write_json(self.path / "store.json", self._description)
@@ -279,7 +279,7 @@ class OutputStore:
             ResourceError: the folder is not writable.
         """
         missing = self.load()
-        with explained(self.path):
+        with explaining_writes(self.path):
             for file in (*self._damaged, *self.path.glob("view-*/.*")):
                 file.unlink(missing_ok=True)
         return missing

@@ -191,7 +191,7 @@ def test_what_core_ml_cannot_have_is_refused_before_the_conversion(
 ) -> None:
     file = TARGET.plan("fp16")
     with pytest.raises(RecipeError, match=message):
-        target.build(file, BuildRequest(tiny_artifact(tmp_path, **changes), tmp_path, model=None))
+        target.build(file, BuildRequest(tiny_artifact(tmp_path, **changes), tmp_path / file.name))
 
 
 def test_a_model_that_cannot_be_converted_is_one_message(
@@ -205,5 +205,5 @@ def test_a_model_that_cannot_be_converted_is_one_message(
 
     file = TARGET.plan("fp16")
     with pytest.raises(RecipeError, match="cannot be built by coremltools"):
-        target.build(file, BuildRequest(tiny_artifact(tmp_path), tmp_path, model=Odd()))
+        target.build(file, BuildRequest(tiny_artifact(tmp_path), tmp_path / file.name, model=Odd()))
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ def build_engine(tiny_artifact: Callable[..., Any]) -> Callable[..., Built]:
     def build(target: Any, onnx_path: Path, folder: Path, precision: Any, **options: Any) -> Built:
         file = target.plan(precision)
         artifact = tiny_artifact(folder, **options)
-        built_with = target.build(file, BuildRequest(artifact, folder, onnx_path=onnx_path))
-        return Built(folder / file.name, built_with)
+        path = folder / file.name
+        return Built(path, target.build(file, BuildRequest(artifact, path, onnx_path=onnx_path)))
 
     return build

@@ -87,5 +87,5 @@ class _Branches(torch.nn.Module):
 def test_a_step_that_depends_on_the_pixels_is_told(block_copy: Artifact) -> None:
     file = TARGET.plan("fp32")
     with pytest.raises(RecipeError, match=r"model\.pte cannot be built by executorch .*data-dep"):
-        target.build(file, BuildRequest(block_copy, block_copy.path, model=_Branches()))
+        target.build(file, BuildRequest(block_copy, block_copy.path / file.name, model=_Branches()))
     assert not list(block_copy.path.glob("*.pte"))

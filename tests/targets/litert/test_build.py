@@ -42,7 +42,8 @@ def test_only_the_blocks_linear_layers_are_quantized(
     block_copy: Artifact, block_model: FoldedModel
 ) -> None:
     with silenced(ANY_LINE):
-        data = target.converted(BuildRequest(block_copy, block_copy.path, model=block_model))
+        path = block_copy.path / "model.tflite"
+        data = target.converted(BuildRequest(block_copy, path, model=block_model))
     assert layer_names(data) == set(LINEAR)
 
 
@@ -52,7 +53,7 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(
     images = (255 * draw_images(8)).astype(np.uint8)
     fixed = dataclasses.replace(block_copy, batch=2, max_batch=2, pixels="uint8")
     file = TARGET.plan("int8")
-    request = BuildRequest(fixed, block_copy.path, model=cnn_model, images=images)
+    request = BuildRequest(fixed, block_copy.path / file.name, model=cnn_model, images=images)
     with silenced(ANY_LINE):  # neither the first convolution, nor depthwise ones, nor the head
         assert layer_names(target.converted(request)) == {"second"}
     target.build(file, request)
@@ -75,7 +76,8 @@ def test_a_convolutions_range_is_that_of_all_calibration_images(
 def test_int8_with_one_image_is_built(block_copy: Artifact, block_model: FoldedModel) -> None:
     file = TARGET.plan("int8")
     images = draw_images(1)
-    target.build(file, BuildRequest(block_copy, block_copy.path, model=block_model, images=images))
-    logits = run.load(block_copy.path / file.name, n_threads=1).run(images)
+    path = block_copy.path / file.name
+    target.build(file, BuildRequest(block_copy, path, model=block_model, images=images))
+    logits = run.load(path, n_threads=1).run(images)
     expected = block_model(torch.from_numpy(images)).numpy()
     assert logits.argmax() == expected.argmax()

@@ -102,7 +102,7 @@ def test_where_products_of_bytes_can_overflow_weights_have_seven_bits_and_the_sa
         with_flags(flags)
         folder = tmp_path / flags
         folder.mkdir()
-        built = target.build(file, BuildRequest(artifact, folder, onnx_path=source))
+        built = target.build(file, BuildRequest(artifact, folder / file.name, onnx_path=source))
         assert built.get("weight_levels") == (64 if flags == "avx2" else None)
         made[flags] = int8_weights(folder / "model.int8.xml")
     assert len(made["avx2"]) == len(made["avx2 avx_vnni"]) > 0
@@ -130,7 +130,7 @@ def test_a_damaged_onnx_file_is_told(artifact: Artifact) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     file = TARGET.plan("fp32")
     with pytest.raises(DataError, match=r"model\.onnx cannot be read by openvino"):
-        target.build(file, BuildRequest(artifact, artifact.path, onnx_path=path))
+        target.build(file, BuildRequest(artifact, artifact.path / file.name, onnx_path=path))
     assert not list(artifact.path.glob("*.xml")) + list(artifact.path.glob(".model*"))
 
 
@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_nothing_behind(
 ) -> None:
     folder = small_disk(100)
     file = TARGET.plan("fp32")
-    request = BuildRequest(artifact, folder, onnx_path=artifact.path / "model.onnx")
+    request = BuildRequest(artifact, folder / file.name, onnx_path=artifact.path / "model.onnx")
     with pytest.raises(ResourceError, match=r"model\.xml could not be written"):
         target.build(file, request)
     assert list(folder.iterdir()) == []

@@ -99,9 +99,8 @@ def compile_program(
     """Compiles one program without an artifact's other files."""
 
     def build(path: Path, precision: Any, **batches: Any) -> None:
-        request = BuildRequest(
-            tiny_artifact(path.parent, **batches), path.parent, model=block_model
-        )
+        artifact = tiny_artifact(path.parent, **batches)
+        request = BuildRequest(artifact, path, model=block_model)
         target.build(PlannedFile(path.name, precision, "gpu"), request)
 
     return build

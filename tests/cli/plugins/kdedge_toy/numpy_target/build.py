@@ -18,5 +18,5 @@ def build(file, request):
         "batches": artifact.batches,
         "size_px": artifact.preprocess.size_px,
     }
-    np.savez(request.folder / file.name, **arrays, **numbers)
+    np.savez(request.path, **arrays, **numbers)
     return {"tool": "toy", "version": np.__version__}
