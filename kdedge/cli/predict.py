@@ -208,9 +208,7 @@ def _new_lines(path: Path) -> Iterator[Callable[[str], None]]:
 
 def _has_content(path: Path) -> bool:
     """Whether the path is a file, or a folder that is not empty."""
-    with explaining_writes(
-        path
-    ):  # errors for a name that is too long, or a folder without permission
+    with explaining_writes(path):  # a name that is too long, or a folder without permission
         return any(path.iterdir()) if path.is_dir() else path.exists()
 
 

@@ -80,10 +80,8 @@ def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
     student = newest_run(root, name, role="student")
     if student is not None:
         return student
-    run, unfinished = (
-        newest_run(root, name),
-        newest_run(root, name, role="student", is_finished=False),
-    )
+    run = newest_run(root, name)
+    unfinished = newest_run(root, name, role="student", is_finished=False)
     if run is not None and unfinished is not None:
         raise RecipeError(
             f"{unfinished.path}, a student, is not finished.\n"
