@@ -150,10 +150,9 @@ def test_a_grid_ends_in_one_table_and_is_not_run_again(project: Path, kdedge: Ru
     recipe = project / "r.yaml"
     recipe.write_text(recipe.read_text().replace("{prompt_depth: 2}", "{prompt_depth: 1}"))
     known = states(kdedge)
-    assert {cell for cell, state in known.items() if state == "outdated"} == {
-        *(("promptkd", seed) for seed in (1, 2)),
-        ("zeroshot", 1),  # on the student's backbone
-    }
+    # Zero-shot CLIP has the student's backbone, and none of its settings
+    outdated = {cell for cell, state in known.items() if state == "outdated"}
+    assert outdated == {("promptkd", seed) for seed in (1, 2)}
     assert set(known.values()) == {"finished", "outdated"}
 
 
