@@ -36,7 +36,7 @@ class MachineFacts:
         python: Python's version.
         system: the operating system.
         cpu: the CPU's model.
-        cpu_cores: number of logical cores.
+        cpu_cores: cores that this process may use, within a container's CPU quota.
         memory_bytes: total memory.
         disk_free_bytes: free space of the current folder's disk.
     """

@@ -254,9 +254,11 @@ def export(
             made = _from_run(find_run(run, root), keys, request, classes, output, device)
         else:
             run_options = {"classes": classes, "output": output, "device": device, **recipe_options}
-            given = {key: value for key, value in run_options.items() if value is not None}
-            flags = {key: "no-" * (given[key] is False) + key.replace("_", "-") for key in given}
-            wrong = [option(f"--{flag}", key) for key, flag in flags.items()]
+            wrong = [
+                option(f"--{'no-' * (value is False)}{key.replace('_', '-')}", key)
+                for key, value in run_options.items()
+                if value is not None
+            ]
             wrong += [*(overrides or ()), *(t.label for t in requested if t not in chosen)]
             made = _from_artifact(existing, request, wrong)
         path = made.artifact.path

@@ -102,7 +102,7 @@ class Settings(MethodSettings):
 
     @property
     def classifier(self) -> Classifier:
-        """The encoder, unless its outputs are a student's image features."""
+        """Its features are the logits, unless they are a student's image features."""
         return "feature_logits" if self.outputs == "logits" else "teacher_vectors"
 
     @property

@@ -133,8 +133,9 @@ def observe_layers(
     hooks = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     try:
         for start in range(0, len(images), BATCH):
-            model(images[start : start + BATCH])
-            advance(min(start + BATCH, len(images)))
+            batch = images[start : start + BATCH]
+            model(batch)
+            advance(start + len(batch))
     finally:
         for handle in hooks:
             handle.remove()

@@ -226,10 +226,8 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     preprocess = teacher.preprocess if is_closed_form else setup.backbone.preprocess
     augment = None if is_closed_form else student.augmentation
     dim = teacher.setup.backbone.embed_dim
-    if (
-        teacher.setup.role == "student"
-        or teacher.setup.choice.settings.classifier == "feature_logits"
-    ):
+    gives_logits = teacher.setup.choice.settings.classifier == "feature_logits"
+    if teacher.setup.role == "student" or gives_logits:
         dim = teacher.class_vectors().shape[1]
     store = OutputStore(
         setup.workspace.root / ".cache" / "teacher_store",

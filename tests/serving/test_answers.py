@@ -116,6 +116,7 @@ def test_a_truncated_image_is_refused(ask: Any, url: str, color_file: ColorFile)
     ("headers", "status", "reason"),
     [
         ({"Content-Type": "application/json"}, 415, "the body is application/json; send an image"),
+        ({"Content-Type": "text/plain"}, 415, "send an image"),
         ({"Content-Type": "multipart/mixed; boundary=x"}, 415, "send an image"),
         ({"Content-Encoding": "gzip"}, 415, "send it without one"),
         ({"Content-Type": "multipart/form-data"}, 400, "boundary"),

@@ -85,7 +85,7 @@ def label_texts(path: Path) -> list[str]:
 def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
     """Returns the heading's fields (None if there is no heading) and the non-empty rows."""
     text = read_text(path, remedy="Name a CSV file of image paths.")
-    head = text.lstrip("".join((*_DELIMITERS, *" \r\n"))).partition("\n")[0]
+    head = text.lstrip("".join(_DELIMITERS) + " \r\n").partition("\n")[0]
     marks = (mark for mark in _DELIMITERS if _find_headings(head.split(mark), _IMAGE_HEADINGS))
     reader = csv.reader(io.StringIO(text), strict=True, delimiter=next(marks, ","))
     heading: list[str] | None = None

@@ -55,7 +55,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
     def converted() -> bytes:
         package = convert(request.model, artifact, file.precision)
-        return zipped(package, request.path.parent, request.path.stem)
+        return zipped(package, request.path)
 
     write_converted(request.path, converted, converter="coremltools")
     return {"tool": "Core ML Tools", "version": COREML.version, "torch": torch.__version__}
@@ -116,21 +116,21 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
 
 
 @silenced(ANY_LINE)
-def zipped(package: Any, scratch: Path, name: str) -> bytes:
+def zipped(package: Any, archive_path: Path) -> bytes:
     """Returns a package as the bytes of one ZIP file.
 
     Args:
         package: an `MLModel` of coremltools.
-        scratch: a folder for temporary files.
-        name: name of the package, such as `model.mlpackage`.
+        archive_path: where the file will be, such as `model.mlpackage.zip`; temporary files are
+            written beside it.
     """
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".coreml.") as folder:
-        path = Path(folder) / name
+    with tempfile.TemporaryDirectory(dir=archive_path.parent, prefix=".coreml.") as folder:
+        path = Path(folder) / archive_path.stem
         package.save(str(path))
         written = io.BytesIO()
         with zipfile.ZipFile(written, "w") as archive:  # weights cannot be compressed
             for file in sorted(path for path in path.rglob("*") if path.is_file()):
-                entry = zipfile.ZipInfo(str(Path(name) / file.relative_to(path)))
+                entry = zipfile.ZipInfo(str(file.relative_to(path.parent)))
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, file.read_bytes())
     return written.getvalue()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdedge.errors import KdedgeError, ResourceError, SetupError
 from kdedge.files import write_atomic
-from kdedge.targets.base import BuildRequest, PlannedFile
+from kdedge.targets.base import BuildRequest
 from kdedge.targets.engines.package import open_log
 
 _T = TypeVar("_T")
@@ -114,14 +114,11 @@ class EngineBuilder:
         self._tool = title
         self._title = f"{title} {module.__version__}"
 
-    def build_file(
-        self, file: PlannedFile, request: BuildRequest, device: dict[str, Any]
-    ) -> dict[str, Any]:
+    def build_file(self, request: BuildRequest, device: dict[str, Any]) -> dict[str, Any]:
         """Builds a target's engine from an ONNX file of the same precision.
 
         Args:
-            file: the engine's name and precision.
-            request: has the ONNX file, the folder and the batches.
+            request: has the ONNX file, the engine's path and the batches.
             device: record of the device for which it is built.
 
         Returns:
@@ -132,9 +129,12 @@ class EngineBuilder:
         """
         assert request.onnx_path is not None
         batches = request.artifact.batches
-        profiles = self.build(request.onnx_path, request.path, batches=batches)
-        versions = {"tool": self._tool, "version": self._module.__version__}
-        return {**versions, **device, "profiles": profiles}
+        return {
+            "tool": self._tool,
+            "version": self._module.__version__,
+            **device,
+            "profiles": self.build(request.onnx_path, request.path, batches=batches),
+        }
 
     def build(
         self, onnx_path: Path, path: Path, *, batches: tuple[int, int]

@@ -67,7 +67,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     builder = EngineBuilder(
         module, title="TensorRT", timing_cache=caches / f"{_tag(module, gpu)}.cache"
     )
-    return builder.build_file(file, request, device)
+    return builder.build_file(request, device)
 
 
 def _tag(module: ModuleType, gpu: Gpu) -> str:

@@ -35,4 +35,4 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """
     module = engine_package(TENSORRT_RTX)
     builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None)
-    return builder.build_file(file, request, _DEVICE)
+    return builder.build_file(request, _DEVICE)
