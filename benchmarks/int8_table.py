@@ -132,7 +132,7 @@ class Table:
     def _choose_images(self, n_images: int) -> None:
         """Images for ranges, to choose by, and to compare on: no content is in two of them."""
         trained = self._trained
-        pool, test = trained.data.load("unlabeled"), trained.data.load("test")
+        pool, test = trained.images.load("unlabeled"), trained.images.load("test")
         assert pool is not None, "the run's recipe has no unlabeled images"
         compared = pool if test is None else test
         compared = compared.only(

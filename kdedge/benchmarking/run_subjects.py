@@ -69,7 +69,7 @@ def run_subjects(
     trained = load_run(run, workspace)
     check_has_class_vectors(trained.setup.choice, "be measured by itself")
     try:
-        warn_of_other_test_images(trained, trained.data.load("test"))
+        warn_of_other_test_images(trained, trained.images.load("test"))
     except KdedgeError as error:
         log.warning(
             f"The accuracies of {run.name} were measured on test images that cannot be read now:"

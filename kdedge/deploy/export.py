@@ -89,14 +89,14 @@ def export_artifact(
     check_can_build(ONNX)
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as new:
-        pool = trained.data.load("unlabeled")
+        pool = trained.images.load("unlabeled")
         if "int8" in precisions and (pool is None or not pool.indices):
             raise DataError(
                 f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real"
                 " images for calibration.\n"
                 "  Set data.unlabeled.folder=DIR, or leave INT8 out."
             )
-        warn_of_other_test_images(trained, trained.data.load("test"))
+        warn_of_other_test_images(trained, trained.images.load("test"))
         spec = trained.recipe.export
         reference = run_reference(trained, pool, spec.parity_images, calibrate=spec.calibrate)
         if (only := reference.only_class) is not None:

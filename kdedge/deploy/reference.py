@@ -154,7 +154,7 @@ def run_reference(
         RecipeError: there are no images.
         DataError: there are no images to fit the temperature to, or no teacher.
     """
-    test = trained.data.load("test")
+    test = trained.images.load("test")
     images = pool if test is None else test
     if images is None or not images.indices:
         raise RecipeError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdedge.config.data_spec import BalanceSpec
 from kdedge.data.balance import careful_offsets, class_shares, find_offsets
 from kdedge.records.evaluation import BalanceResult
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 
 if TYPE_CHECKING:
     from kdedge.runs.model import MethodModel
@@ -21,23 +21,23 @@ _MAX_IMAGES = 4000
 _WHY = "balance is found on unlabeled images"
 
 
-def balance_of(model: MethodModel, data: RecipeData) -> BalanceResult | None:
+def balance_of(model: MethodModel, images: RecipeImages) -> BalanceResult | None:
     """Computes the offsets of a model's logits; None if the recipe has no `balance`.
 
     Args:
         model: gives the logits.
-        data: the images of the recipe, which has prior and strength. Their class list may be
+        images: those of the recipe, which has prior and strength. Their class list may be
             another than that of the logits.
 
     Raises:
         RecipeError: the prior misses a class, or the recipe has no unlabeled images.
         DivergedError: a logit is not finite.
     """
-    spec = data.recipe.balance
+    spec = images.recipe.balance
     if spec is None:
         return None
-    names, data = model.class_names, data.in_one_process
-    pool, prior = data.require("unlabeled", _WHY), _prior(spec, data, names)
+    names, images = model.class_names, images.in_one_process
+    pool, prior = images.require("unlabeled", _WHY), _prior(spec, images, names)
     sample = pool.spread(_MAX_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
@@ -50,27 +50,27 @@ def balance_of(model: MethodModel, data: RecipeData) -> BalanceResult | None:
     )
 
 
-def check_balance(data: RecipeData) -> None:
+def check_balance(images: RecipeImages) -> None:
     """Checks a recipe's `balance` before a training whose end needs it; opens no unlabeled images.
 
     Raises:
         RecipeError: as for `balance_of`.
     """
-    spec = data.recipe.balance
+    spec = images.recipe.balance
     if spec is not None:
-        data.check_named("unlabeled", _WHY)
-        _prior(spec, data, data.classes.names)
+        images.check_named("unlabeled", _WHY)
+        _prior(spec, images, images.classes.names)
 
 
-def _prior(spec: BalanceSpec, data: RecipeData, names: Sequence[str]) -> Tensor | None:
+def _prior(spec: BalanceSpec, images: RecipeImages, names: Sequence[str]) -> Tensor | None:
     """The expected shares of C names, [C], float64; None for auto."""
     if spec.prior == "auto":
         return None
     if spec.prior == "uniform":
         return class_shares(None, names, "balance.prior")
     if spec.prior == "labels":
-        labeled = data.require("labeled", "balance.prior is labels")
-        counts = Counter(data.classes.names[label] for label in labeled.class_labels().values())
+        labeled = images.require("labeled", "balance.prior is labels")
+        counts = Counter(images.classes.names[label] for label in labeled.class_labels().values())
         shares = torch.tensor([counts[name] + 1.0 for name in names], dtype=torch.float64)
         return shares / shares.sum()
     return class_shares(spec.prior, names, "balance.prior")

@@ -40,7 +40,7 @@ from kdedge.runs.model import (
 from kdedge.runs.results import Evaluation
 from kdedge.runs.temperature import fit_temperature
 from kdedge.setup.classes import Classes, load_classes
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -70,11 +70,11 @@ def evaluate_run(
         RecipeError: the run is not finished, or its recipe has neither kind of images.
     """
     names = load_classes(load_recipe(run.recipe, overrides).recipe).names
-    model = load_run(run, workspace, overrides=overrides, names=names, data_names=names)
+    model = load_run(run, workspace, overrides=overrides, names=names, image_names=names)
     sample = _sample_of_run(model) if model.recipe.data.test is None else None
     if sample is not None:
         return measure_without_labels(model, *sample, teacher=load_teacher_of(model))
-    images = model.data.require("test", "accuracy is measured on it")
+    images = model.images.require("test", "accuracy is measured on it")
     warn_of_other_test_images(model, images)
     trained_classes = model.setup.classes.names
     n_new = len({*model.class_names} - {*trained_classes})
@@ -235,21 +235,21 @@ def _sample_of_run(model: RunModel) -> tuple[Images, str] | None:
     seed = recipe.seed if is_new else recorded.seed
     data = recipe.data.model_copy(update={"unlabeled": spec})
     recipe = recipe.model_copy(update={"data": data, "seed": seed})
-    images = RecipeData(recipe, model.data.classes, model.setup.workspace)
+    images = RecipeImages(recipe, model.images.classes, model.setup.workspace)
     return unlabeled_sample(images, is_new=is_new)
 
 
-def unlabeled_sample(data: RecipeData, *, is_new: bool = False) -> tuple[Images, str] | None:
+def unlabeled_sample(source: RecipeImages, *, is_new: bool = False) -> tuple[Images, str] | None:
     """Unlabeled images on which to measure a model, and their description; None if there are none.
 
     They are images held out of `data.unlabeled`; if there are none, a sample of all its images.
 
     Args:
-        data: the recipe's images.
+        source: the recipe's images.
         is_new: whether the run was trained on another source of unlabeled images.
     """
-    held_out = None if is_new else data.held_out()
-    images = held_out if held_out is not None and held_out.indices else data.load("unlabeled")
+    held_out = None if is_new else source.held_out()
+    images = held_out if held_out is not None and held_out.indices else source.load("unlabeled")
     if images is None or not images.indices:
         return None
     if len(images.indices) < _FEW_IMAGES:

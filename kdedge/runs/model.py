@@ -40,7 +40,7 @@ from kdedge.runs.weights import (
 )
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes, classes_of
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.method import settings_record
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace, set_up_device
@@ -206,8 +206,8 @@ class RunModel(MethodModel):
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
         classes: the class list of its logits and class vectors.
-        data: its recipe with overrides, for measuring and exporting, and the class list of the
-            images that this names.
+        images: those of its recipe with overrides, for measuring and exporting, read for the class
+            list of that recipe.
         recorded_recipe: its recipe without overrides.
         stored: the class vectors that the run has stored.
         trained_hash: hash of its trained tensors.
@@ -216,7 +216,7 @@ class RunModel(MethodModel):
     run: RunFolder
     setup: RoleSetup
     classes: Classes
-    data: RecipeData
+    images: RecipeImages
     recorded_recipe: Recipe
     stored: ClassVectors
     trained_hash: str
@@ -224,7 +224,7 @@ class RunModel(MethodModel):
     @property
     def recipe(self) -> Recipe:
         """Its recipe with overrides."""
-        return self.data.recipe
+        return self.images.recipe
 
     @property
     def backbone(self) -> ImageBackbone:
@@ -327,7 +327,7 @@ class RunModel(MethodModel):
 
     def labels_of(self, images: Images) -> list[int | None]:
         """The classes of images as positions in `class_names`; None for classes not in it."""
-        listed = self.data.classes.names
+        listed = self.images.classes.names
         position = {name: index for index, name in enumerate(self.class_names)}
         labels = [images.source.items[index].label for index in images.indices]
         return [None if label is None else position.get(listed[label]) for label in labels]
@@ -348,7 +348,7 @@ class RunModel(MethodModel):
             of = (stored.prior, stored.strength, set(stored.offsets), own.unlabeled, own.labeled)
             if now == of:
                 return stored
-        return balance_of(self, self.data)
+        return balance_of(self, self.images)
 
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
@@ -401,7 +401,7 @@ def load_run(
     *,
     overrides: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
-    data_names: Sequence[str] | None = None,
+    image_names: Sequence[str] | None = None,
 ) -> RunModel:
     """Opens a finished run as a model.
 
@@ -411,7 +411,7 @@ def load_run(
         overrides: other keys of the run's recipe.
         names: the class list; default: the run's own. Names without a stored vector are encoded by
             the run's text encoder, or by the teacher's for a student.
-        data_names: the class list of the recipe's images; default: the run's own.
+        image_names: the class list of the recipe's images; default: the run's own.
 
     Raises:
         RecipeError: the run is not finished.
@@ -428,8 +428,8 @@ def load_run(
     source = loaded if run.role == "student" else trained
     setup = set_up_role(source, run.role, workspace, classes=trained_classes)
     classes = trained_classes if names is None else classes_of(loaded.recipe, names)
-    data_classes = trained_classes if data_names is None else classes_of(loaded.recipe, data_names)
-    data = RecipeData(loaded.recipe, data_classes, workspace)
+    listed = trained_classes if image_names is None else classes_of(loaded.recipe, image_names)
+    images = RecipeImages(loaded.recipe, listed, workspace)
     trained_hash = check_stored_weights(run, setup, stored)
     new = [name for name in classes.names if name not in trained_classes.names]
     if new and setup.choice.settings.is_class_specific:
@@ -438,7 +438,7 @@ def load_run(
             " trains separate tensors for each class.\n"
             f"  Use names among its {len(trained_classes.names)}, or train again with the new list."
         )
-    return RunModel(run, setup, classes, data, trained.recipe, stored, trained_hash)
+    return RunModel(run, setup, classes, images, trained.recipe, stored, trained_hash)
 
 
 def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:
@@ -462,7 +462,7 @@ def load_teacher(
     workspace: Workspace,
     recipe: Recipe,
     names: Sequence[str],
-    data_names: Sequence[str] | None = None,
+    image_names: Sequence[str] | None = None,
 ) -> RunModel:
     """Opens a finished run as the teacher of a recipe's student, as `load_run` does.
 
@@ -474,11 +474,11 @@ def load_teacher(
         workspace: builds its backbone.
         recipe: the student's, which names the images.
         names: the student's class list.
-        data_names: the class list of the recipe's images; default: the same.
+        image_names: the class list of the recipe's images; default: the same.
     """
-    values, listed = recipe_values(recipe), data_names or names
+    values, listed = recipe_values(recipe), image_names or names
     overrides = {key: values.get(key) for key in ("data", "balance")}
-    return load_run(run, workspace, overrides=overrides, names=names, data_names=listed)
+    return load_run(run, workspace, overrides=overrides, names=names, image_names=listed)
 
 
 def load_teacher_of(model: RunModel) -> RunModel | None:
@@ -487,7 +487,7 @@ def load_teacher_of(model: RunModel) -> RunModel | None:
         run = model.run.teacher_folder()
         if run is None:
             return None
-        workspace, listed = model.setup.workspace, model.data.classes.names
+        workspace, listed = model.setup.workspace, model.images.classes.names
         teacher = load_teacher(run, workspace, model.recipe, model.class_names, listed)
         _ = teacher.balance  # found now, so that its error leaves the teacher out, too
     except KdedgeError as error:

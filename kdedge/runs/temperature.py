@@ -46,7 +46,7 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
         value = temperature_of_labels(logits, np.array(model.labels_of(sample)))
     else:
         where = "data.unlabeled"
-        pool, teacher = model.data.load("unlabeled"), load_teacher_of(model)
+        pool, teacher = model.images.load("unlabeled"), load_teacher_of(model)
         free = pool and [i for i in pool.indices if pool.digests[i] not in exclude_digests]
         if pool is None or not free or teacher is None:
             raise DataError(
@@ -84,15 +84,14 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
         The images, each with a label, and their key in the recipe; None unless they are of two
         classes or more, since one class's labels say nothing of the others' scores.
     """
-    recipe, setup = model.recipe, model.setup
-    data = model.data
+    recipe, setup, source = model.recipe, model.setup, model.images
     if recipe.data.validation is not None:
-        images, key = data.drawn_validation(), "validation"
+        images, key = source.drawn_validation(), "validation"
     elif recipe.data.labeled is not None and not setup.choice.data_needs.labels:
-        images, key = data.drawn_labeled(setup.role), "labeled"
+        images, key = source.drawn_labeled(setup.role), "labeled"
     else:
         return None
-    images = images.of_classes(data.classes.labeled)
+    images = images.of_classes(source.classes.labeled)
     labels = dict(zip(images.indices, model.labels_of(images), strict=True))
     usable = [i for i in images.indices if labels[i] is not None]
     usable = [i for i in usable if images.digests[i] not in exclude_digests]

@@ -22,7 +22,7 @@ from kdedge.methods.base import BaseMethod, MethodInputs, Teacher
 from kdedge.methods.registry import DataNeeds, load_method
 from kdedge.records.evaluation import Role
 from kdedge.setup.classes import Classes, load_classes
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.method import MethodChoice, choose_method, model_spec
 from kdedge.setup.workspace import Workspace
 
@@ -68,9 +68,9 @@ class RoleSetup:
         return self.classes.trained_by(self.choice.data_needs)
 
     @property
-    def data(self) -> RecipeData:
+    def images(self) -> RecipeImages:
         """Reads its recipe's images."""
-        return RecipeData(self.recipe, self.classes, self.workspace)
+        return RecipeImages(self.recipe, self.classes, self.workspace)
 
     def with_method(self, name: str, role: Role) -> RoleSetup:
         """The same classes and backbone with another method, in its default settings."""

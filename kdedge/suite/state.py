@@ -17,7 +17,7 @@ from kdedge.files import sha256_json, write_atomic, write_json
 from kdedge.records.evaluation import EvalResult
 from kdedge.records.record import NonNegative, Record, if_readable, read_record
 from kdedge.setup.classes import load_classes
-from kdedge.setup.data import DataPart, RecipeData
+from kdedge.setup.images import DataPart, RecipeImages
 from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import Cell, Plan
 
@@ -159,7 +159,7 @@ class SuiteState:
         if key not in self._images:
             classes = load_classes(recipe)
             workspace = Workspace(self._root, torch.device("cpu"))  # keeps these images only
-            read = RecipeData(recipe.model_copy(update={"data": data}), classes, workspace)
+            read = RecipeImages(recipe.model_copy(update={"data": data}), classes, workspace)
             images = [read.load(part) for part in _PARTS]
             assert images[-1] is not None  # the plan refuses a recipe without test images
             tested = images[-1].hash_with(classes.names)

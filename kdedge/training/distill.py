@@ -220,7 +220,7 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
     """
     setup, teacher = student.setup, student.teacher
     workspace, classes = setup.workspace, setup.classes
-    images = setup.data.in_one_process
+    images = setup.images.in_one_process
     models = [load_run(run, workspace) for run in (ridge, trained)]
     if setup.recipe.data.validation is not None:
         labeled = images.drawn_validation().of_classes(classes.labeled)

@@ -80,7 +80,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
 
 def in_balance(job: Job, model: MethodModel) -> MethodModel:
     """A model of the job's classes with offsets; the same model if the recipe has no `balance`."""
-    balance = balance_of(model, job.setup.data)
+    balance = balance_of(model, job.setup.images)
     return model if balance is None else MethodModel(model.setup, model.method, balance)
 
 
@@ -101,7 +101,7 @@ def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
     """Evaluates a student on unlabeled images if there are no test images; else None."""
     if job.teacher is None or job.test is not None:
         return None
-    sample = unlabeled_sample(job.setup.data.in_one_process)
+    sample = unlabeled_sample(job.setup.images.in_one_process)
     if sample is None:
         return None
     return measure_without_labels(model, *sample, teacher=job.teacher)

@@ -26,7 +26,7 @@ from kdedge.runs.balance import check_balance
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel
 from kdedge.setup.classes import Classes
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits
@@ -216,12 +216,12 @@ class Job:
         setup, backbone = self.setup, self.setup.backbone
         # The images that give the offsets of its logits; a teacher's offsets are not in its key
         balance = None if setup.role == "teacher" else setup.recipe.balance
-        pool = None if balance is None else setup.data.load("unlabeled")
+        pool = None if balance is None else setup.images.load("unlabeled")
         is_by_labels = balance is not None and balance.prior == "labels"
         lists = {
             "labeled_list": self.data.labeled,
             "unlabeled_list": self.data.unlabeled or pool,
-            "prior_list": setup.data.load("labeled") if is_by_labels else None,
+            "prior_list": setup.images.load("labeled") if is_by_labels else None,
             "validation_list": self.validation,
             "test_list": self._selecting_test_images,
         }
@@ -261,7 +261,7 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
             images; or the recipe's `balance` is wrong.
         DataError: the images that select an epoch have none of a labeled class.
     """
-    images, selection = setup.data, setup.choice.optim.selection
+    images, selection = setup.images, setup.choice.optim.selection
     check_balance(images)
     test = images.load("test")
     if selection == "test":
@@ -271,24 +271,24 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
     return Job(setup, data, test, validation)
 
 
-def validation_images(data: RecipeData, test: Images | None) -> Images:
+def validation_images(images: RecipeImages, test: Images | None) -> Images:
     """The validation images, drawn, to select an epoch or a student.
 
     Raises:
         RecipeError: they are missing, or some are test images.
         DataError: they have no image of a labeled class.
     """
-    images = data.drawn_validation()
-    data.check_has_labeled_classes(images, "validation")
-    shared = () if test is None else images.shared_with(test)
+    drawn = images.drawn_validation()
+    images.check_has_labeled_classes(drawn, "validation")
+    shared = () if test is None else drawn.shared_with(test)
     if shared:
         raise RecipeError(
             f"data.validation and data.test share {len(shared)} images, for example"
-            f" {images.source.items[shared[0]].key}.\n"
+            f" {drawn.source.items[shared[0]].key}.\n"
             "  Selecting an epoch or a student on test images makes the test accuracy too high:"
             " use other images as data.validation."
         )
-    return images
+    return drawn
 
 
 def job_key(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:

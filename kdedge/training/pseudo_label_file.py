@@ -19,7 +19,7 @@ from kdedge.records.record import Record
 from kdedge.runs.find import newest_run
 from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.classes import load_classes
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import trained_teacher
 from kdedge.training.evaluate_job import in_balance
@@ -88,7 +88,7 @@ def make_pseudo_label_file(
         )
     loaded = loaded if method == "teacher" else with_baseline(loaded, method)
     classes = load_classes(loaded.recipe)
-    images = RecipeData(loaded.recipe, classes, workspace)
+    images = RecipeImages(loaded.recipe, classes, workspace)
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     everything = range(len(classes.names))
     check_enough(len(pool.indices), per_class, n_classes=len(everything))

@@ -301,7 +301,7 @@ def _validation(job: Job) -> Callable[[], float] | None:
         result = measured.result
         if result.split == "all":
             return result.all
-        assert result.base is not None  # `RecipeData` ensures images of base classes
+        assert result.base is not None  # `RecipeImages` ensures images of base classes
         return result.base
 
     return validate

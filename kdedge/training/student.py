@@ -86,7 +86,7 @@ def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
         setups.insert(0, teacher_setup(loaded, workspace))
         _check_teacher_fits(setups[0], setup)
     check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
-    unlabeled = setup.data.require("unlabeled", "a student learns from unlabeled images")
+    unlabeled = setup.images.require("unlabeled", "a student learns from unlabeled images")
     labeled = labeled_data(setup) if setup.choice.data_needs.labels else TrainingData()
     return make_job(setup, replace(labeled, unlabeled=unlabeled))
 
@@ -116,7 +116,7 @@ def one_pass_job(student: Job) -> Job | None:
     if not spec.one_pass_first or student.choice.is_closed_form or is_reduced or is_unjudged:
         return None
     if loaded.recipe.data.validation is not None:
-        validation_images(student.setup.data, student.test)  # raises errors before the training
+        validation_images(student.setup.images, student.test)  # raises errors before the training
     outputs = "features" if student.choice.settings.classifier == "teacher_vectors" else "logits"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     recipe = loaded.recipe.model_copy(update={"student": spec.model_copy(update=other)})
@@ -180,7 +180,7 @@ def _file_teacher(file: Path, student: Job) -> FileTeacher:
             " features of a teacher, but the teacher is a file of probabilities.\n"
             "  Leave student.views out."
         )
-    held_out = setup.data.held_out()
+    held_out = setup.images.held_out()
     held_out_indices = () if held_out is None else held_out.indices
     images = student.training_images
     pool = images.only(sorted({*images.indices, *held_out_indices}))

@@ -138,7 +138,7 @@ def _training_data(setup: RoleSetup) -> TrainingData:
     unlabeled = None
     if needs.unlabeled_images:
         what = f"{setup.choice.name} learns from unlabeled images"
-        unlabeled = setup.data.require("unlabeled", what)
+        unlabeled = setup.images.require("unlabeled", what)
     if not needs.labels:
         return TrainingData(unlabeled=unlabeled)
     data = labeled_data(setup)
@@ -158,7 +158,7 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
     label_of = {label: position for position, label in enumerate(setup.train_classes)}
     labeled = None
     if spec.labeled is not None or spec.pseudo_labels is None:
-        labeled = setup.data.drawn_labeled(setup.role)
+        labeled = setup.images.drawn_labeled(setup.role)
         labels = {index: label_of[label] for index, label in labeled.class_labels().items()}
         n_present, n_classes = len(set(labels.values())), len(setup.classes.labeled)
         if n_present < min(2, n_classes):
@@ -171,7 +171,7 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
     if spec.pseudo_labels is None:
         data = TrainingData(labeled)
     else:
-        pool = setup.data.require("unlabeled", "data.pseudo_labels is of its images")
+        pool = setup.images.require("unlabeled", "data.pseudo_labels is of its images")
         labels = read_pseudo_labels(spec.pseudo_labels, pool, class_names=setup.classes.names)
         pseudo = pool.labeled_as(labels)
         if labeled is not None:

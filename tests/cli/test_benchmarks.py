@@ -19,7 +19,7 @@ from kdedge.config.load import load_recipe
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.split import few_shot
 from kdedge.setup.classes import load_classes
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.workspace import Workspace
 
 Run = Callable[..., Any]
@@ -108,9 +108,10 @@ def test_a_validation_part_of_few_shots_chooses_an_epoch(teach: Callable[..., An
     assert record["summary"]["training"]["validation_percent"] is not None
     # Labeled images are drawn first, then validation images, from one stream: CoOp's protocol
     recipe = load_recipe(Path("runs/dtd/01/recipe.yaml")).recipe
-    data = RecipeData(recipe, load_classes(recipe), Workspace(Path("runs"), torch.device("cpu")))
+    workspace = Workspace(Path("runs"), torch.device("cpu"))
+    images = RecipeImages(recipe, load_classes(recipe), workspace)
     stream = random.Random(recipe.seed)
     for part, shots in (("labeled", 2), ("validation", 1)):
-        labels = [item.label for item in data.load(part).source.items]
+        labels = [item.label for item in images.load(part).source.items]
         drawn = few_shot(labels, range(len(labels)), shots=shots, stream=stream)
-    assert list(data.drawn_validation().indices) == drawn
+    assert list(images.drawn_validation().indices) == drawn

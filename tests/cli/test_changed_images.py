@@ -94,7 +94,7 @@ def test_names_vectors_and_hashes_need_no_weights(run: str) -> None:
 
 def test_a_label_is_the_position_of_its_name_in_the_class_list() -> None:
     model = opened("02", names=("school bus", "cat"))
-    images = model.data.load("test")
+    images = model.images.load("test")
     named = [images.source.items[index].key.split("/")[0] for index in images.indices]
     expected = [{"school bus": 0, "cat": 1}.get(name) for name in named]
     assert model.labels_of(images) == expected

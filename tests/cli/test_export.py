@@ -180,7 +180,7 @@ def test_predict_gives_the_students_scores(exported: Path, kdedge: Run) -> None:
 
     run = RunFolder.open(Path("runs/tiny/02"))
     model = load_run(run, Workspace(run.root, torch.device("cpu")))
-    images = model.data.load("test")
+    images = model.images.load("test")
     expected = 100 * model.logits_of(images, what="").softmax(dim=-1)
     lines = predict(kdedge, exported, "test")
     assert len(lines) == len(expected) == 20

@@ -19,7 +19,7 @@ from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import load_run
 from kdedge.setup.classes import load_classes
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.workspace import Workspace, set_up_device
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -291,7 +291,7 @@ def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> Non
         loaded = load_recipe("r.yaml", parse_overrides(given))
         classes = load_classes(loaded.recipe)
         workspace = Workspace(Path("runs"), set_up_device("cpu"))
-        held_out = RecipeData(loaded.recipe, classes, workspace).held_out()
+        held_out = RecipeImages(loaded.recipe, classes, workspace).held_out()
         return {held_out.digests[index] for index in held_out.indices}
 
     first = digests()

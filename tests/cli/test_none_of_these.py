@@ -96,7 +96,7 @@ def test_labels_of_images_that_are_measured_on_are_left_out(project: Path) -> No
     from kdedge.runs.temperature import labeled_without
 
     student = open_run(project, "data.validation.folder=test")
-    test = student.data.load("test")
+    test = student.images.load("test")
     images, key = labeled_without(student, ())
     assert (len(images.indices), key) == (10, "data.validation")  # of the two base classes
     three = [test.digests[index] for index in test.indices[:3]]
@@ -147,7 +147,7 @@ def test_without_labels_the_mean_confidence_is_the_share_with_the_teachers_class
     from kdedge.runs.temperature import fit_temperature
 
     student = open_run(project, "data.labeled=null")
-    pool = student.data.load("unlabeled")
+    pool = student.images.load("unlabeled")
     left_out = [pool.digests[index] for index in pool.indices[:10]]
     found = fit_temperature(student, exclude_digests=left_out)
     assert (found.fitted_to, found.images) == ("teacher", "30 of 30 images of data.unlabeled")
@@ -179,7 +179,7 @@ def test_fitting_images_are_neither_test_images_nor_those_of_int8s_calibration(
     from kdedge.deploy.known_images import choose_known_images
 
     trained = open_run(project)
-    pool = trained.data.load("unlabeled")
+    pool = trained.images.load("unlabeled")
     compared = set(list(pool.digests.values())[:5])
     known = choose_known_images(trained, pool, "90%", exclude_digests=compared)
     assert not known.digests & compared
@@ -201,7 +201,7 @@ def test_eval_gives_the_calibration_error_before_and_after(project: Path, kdedge
     assert done.code == 0, done.err
     found = json.loads(done.out)
     student = open_run(project)
-    images = student.data.load("test")
+    images = student.images.load("test")
     labels = np.array(student.labels_of(images))
     logits = student.logits_of(images, what="").numpy()
     # The temperature is that of an export, which leaves out the same test images

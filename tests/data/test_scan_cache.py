@@ -22,7 +22,7 @@ from kdedge.data.images import scan
 from kdedge.data.scan_cache import MAX_FILES, ScanCache
 from kdedge.data.sources import ImageSource, csv_list, folder, webdataset
 from kdedge.setup.classes import load_classes
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.workspace import Workspace
 
 
@@ -311,7 +311,7 @@ def test_roles_of_a_recipe_that_share_a_folder_decode_it_once(
         },
     )
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
-    data = RecipeData(recipe, load_classes(recipe), workspace)
+    data = RecipeImages(recipe, load_classes(recipe), workspace)
     found = [data.load(key) for key in ("validation", "unlabeled", "test")]
     assert [len(one.indices) for one in found if one is not None] == [38] * 3
     assert len(opened_by_pillow) == 40 + 2 + 2

@@ -22,7 +22,7 @@ from kdedge.config.data_spec import ClassesSpec, DataSpec, SourceSpec
 from kdedge.config.recipe import Recipe, StudentSpec
 from kdedge.progress import progress
 from kdedge.setup.classes import load_classes
-from kdedge.setup.data import RecipeData
+from kdedge.setup.images import RecipeImages
 from kdedge.setup.workspace import Workspace
 
 
@@ -168,7 +168,7 @@ def test_reading_images_says_how_far_it_is(
         student=StudentSpec(weights="builtin"),
     )
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"), is_read_only=True)
-    assert RecipeData(recipe, load_classes(recipe), workspace).load("test") is not None
+    assert RecipeImages(recipe, load_classes(recipe), workspace).load("test") is not None
     assert [text.split(", ")[0] for text in caplog.messages] == [
         f"reading data.test: {done} of 40" for done in (16, 32, 40)
     ]

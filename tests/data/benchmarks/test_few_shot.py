@@ -12,7 +12,7 @@ import pytest
 from kdedge.config.data_spec import SourceSpec
 from kdedge.data.benchmarks import list_benchmarks
 from kdedge.data.images import Images
-from kdedge.setup.data import draw_shots
+from kdedge.setup.images import draw_shots
 
 Make = Callable[[str], Any]
 VARIANTS = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}

@@ -34,7 +34,7 @@ DataPart = Literal["unlabeled", "labeled", "validation", "test"]
 """Names of image sources under `data`."""
 
 
-class RecipeData:
+class RecipeImages:
     """The image sources of a recipe, read for a class list.
 
     Few-shot draws share one random stream, as in the benchmark's protocol: labeled images first,
@@ -53,7 +53,7 @@ class RecipeData:
         self._group = workspace.group
 
     @property
-    def in_one_process(self) -> RecipeData:
+    def in_one_process(self) -> RecipeImages:
         """The same, for a process that reads alone, such as rank 0 at the end of a run."""
         data = copy.copy(self)
         data._group = SINGLE_PROCESS
