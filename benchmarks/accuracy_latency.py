@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from kdedge.records.speed import named_rows, read_speed
-from kdedge.reporting.facts import newest_speed
+from kdedge.reporting.model_records import newest_speed
 from kdedge.reporting.speed import front_plots
 from kdedge.runs.folder import RunFolder
 

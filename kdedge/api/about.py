@@ -240,7 +240,7 @@ def schema() -> dict[str, Any]:
 
 def optional_packages() -> tuple[Package, ...]:
     """Every optional package of kdedge and of the targets, each once."""
-    target_packages = [package for target in list_targets() for package in target.packages]
+    target_packages = [package for target in list_targets() for package in target.build_packages]
     return tuple({p.module: p for p in (*PACKAGES.values(), *target_packages)}.values())
 
 

@@ -18,8 +18,8 @@ from kdedge.errors import KdedgeError, RecipeError
 from kdedge.progress import progress
 from kdedge.records.evaluation import EvalResult, results_table
 from kdedge.records.tables import Table, Tabled
-from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
+from kdedge.reporting.model_records import model_records
 from kdedge.runs.find import RunOrArtifact, find_run, runs_in
 from kdedge.runs.folder import RunFolder, runs_folder
 from kdedge.runs.provenance import Provenance

@@ -112,7 +112,7 @@ def notes(result: SpeedResult) -> list[str]:
     """Notes that explain the figures."""
     settings = result.settings
     runtimes = dict.fromkeys(row.runtime for row in result.rows if row.runtime != "-")
-    lines = [f"Measured on {machine(result)}; {', '.join(runtimes)}."]
+    lines = [f"Measured on {machine_text(result)}; {', '.join(runtimes)}."]
     if any(row.protocol == "paper" for row in result.rows):
         lines.append(
             "paper: class texts are encoded with every batch, as the methods' public code"
@@ -135,7 +135,7 @@ def notes(result: SpeedResult) -> list[str]:
     return [*lines, *result.problems]
 
 
-def machine(result: SpeedResult) -> str:
+def machine_text(result: SpeedResult) -> str:
     """The machine of a measurement."""
     device = result.device
     parts = [f"{device['cpu']}, {device['cpu_cores']} cores"]

@@ -14,8 +14,8 @@ from kdedge.records.evaluation import (
     by_images,
     results_table,
 )
-from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of, headline_of
+from kdedge.reporting.model_records import model_records
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, readable_evaluation
 
@@ -42,7 +42,7 @@ def accuracy_texts(rows: Sequence[tuple[str, EvalResult]]) -> str:
     return "\n\n".join(f"{head}\n{text}" for head, text in zip(heads, tables, strict=True))
 
 
-def unlabeled_table(result: UnlabeledResult) -> str:
+def unlabeled_text(result: UnlabeledResult) -> str:
     """Formats measurements on unlabeled images."""
     most_predicted = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_MAX_NAMED]
     shares = [f"{name} {100 * n / result.n_images:.1f} %" for name, n in most_predicted]
@@ -92,7 +92,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
     lines = [accuracy_texts(rows)] if rows else ["No test images: accuracy was not measured."]
     if measured.unlabeled is not None:
-        lines.append(unlabeled_table(measured.unlabeled))
+        lines.append(unlabeled_text(measured.unlabeled))
     for run in runs:
         is_elsewhere = run.root.resolve() != trained.root.resolve()
         verb = "Used" if is_elsewhere or run.path.resolve() in used else "Wrote"

@@ -14,8 +14,8 @@ from kdedge.cli._output import next_line, print_result
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.config.student_sizes import student_size
-from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import advises_against, verdict_of
+from kdedge.reporting.model_records import model_records
 from kdedge.runs.find import finished_runs
 
 

@@ -13,12 +13,12 @@ import click
 from kdedge.api.evaluate import evaluate
 from kdedge.cli._options import file_option, run_options, set_option
 from kdedge.cli._output import next_line, print_result, table
-from kdedge.cli._results import accuracy_text, unlabeled_table
+from kdedge.cli._results import accuracy_text, unlabeled_text
 from kdedge.files import new_file, write_json
 from kdedge.records.evaluation import UnlabeledResult
 from kdedge.records.tables import decimals
-from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import advises_against, headline_of
+from kdedge.reporting.model_records import model_records
 from kdedge.runs.find import find_run
 from kdedge.runs.results import labeled_results, with_stored
 
@@ -58,7 +58,7 @@ def command(
         if output is not None:
             write_json(output, result.to_dict())
     if isinstance(result, UnlabeledResult):
-        text = f"{folder.path}, without labels\n{unlabeled_table(result)}"
+        text = f"{folder.path}, without labels\n{unlabeled_text(result)}"
         measured = replace(model_records(folder), unlabeled=result)
         header = ["predicted", "by teacher"]
         counts = (result.predicted, result.teacher_predicted)

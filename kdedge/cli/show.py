@@ -9,12 +9,12 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, print_result, table, table_text
-from kdedge.cli._results import accuracy_texts, megabytes, run_record, unlabeled_table
+from kdedge.cli._results import accuracy_texts, megabytes, run_record, unlabeled_text
 from kdedge.deploy.model_card import files_table
 from kdedge.deploy.ship import file_to_ship
 from kdedge.records.tables import digits
-from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import conclusion_of
+from kdedge.reporting.model_records import model_records
 from kdedge.runs.find import find_run, named_artifact
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
@@ -62,7 +62,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
         f"{run.path}: {run.role}, {record.status}",
         "\n".join(conclusion_of(measured)) or None,
         accuracy_texts(rows) if rows else None,
-        None if measured.unlabeled is None else unlabeled_table(measured.unlabeled),
+        None if measured.unlabeled is None else unlabeled_text(measured.unlabeled),
         table(_facts(run, record, is_whole=is_whole)),
         table(files, align="lr") if is_whole else summary,
     ]

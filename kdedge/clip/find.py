@@ -95,7 +95,7 @@ class UnbuiltBackbone:
         match_shapes(shapes_of(empty.state_dict()), actual, label)
         self.weights_hash = known.sha256
         self.identity = sha256_json(
-            [known.sha256, model_config or name, self.has_text_encoder, preprocess.as_dict()]
+            [known.sha256, model_config or name, self.has_text_encoder, preprocess.to_dict()]
         )
         self.sizes = encoder_sizes(model_config) if model_config else EncoderSizes()
         if isinstance(empty, CLIP):

@@ -137,6 +137,6 @@ class GatesSpec(Strict):
         " One image is never too many. Checked if there are labeled test images.",
     )
 
-    def as_record(self) -> Gates:
+    def to_gates(self) -> Gates:
         """Returns the gates as numbers."""
         return Gates({name: percent_value(text) for name, text in self.agreement}, self.max_drop)

@@ -57,14 +57,14 @@ class ExportInputs:
             comparison.
         calibration: [N, 3, S, S], calibration images in the form of the graph's input; None if no
             INT8 file is made.
-        file_limit: fits the "none of these" limit of a file on its backend; None if the artifact
+        limit_of: fits the "none of these" limit of a file on its backend; None if the artifact
             has no limits.
     """
 
     model: Any
     compare: Callable[[Artifact, Backend], ParityResult]
     calibration: npt.NDArray[Any] | None = None
-    file_limit: Callable[[Artifact, ModelFile, Backend], NoneBelow | None] | None = None
+    limit_of: Callable[[Artifact, ModelFile, Backend], NoneBelow | None] | None = None
 
 
 def build_files(
@@ -304,7 +304,7 @@ def with_parity(
     compare = parity_on_smoke_set if inputs is None else inputs.compare
     with contextlib.closing(backend), working(f"comparing {entry.name}"):
         parity = compare(artifact, backend)
-        fit = None if inputs is None else inputs.file_limit
+        fit = None if inputs is None else inputs.limit_of
         limit = entry.none_below if fit is None else fit(artifact, entry, backend)
     missed = failed_gates(parity, entry.precision, artifact.gates)
     gate: Gate = "missed" if missed else "passed"

@@ -129,7 +129,7 @@ def _write_files(
     model = _fold(trained, reference)
     artifact = _without_files(trained, reference, folder)
     inputs = ExportInputs(
-        model, reference.compare, file_limit=None if known is None else known.file_limit
+        model, reference.compare, limit_of=None if known is None else known.limit_of
     )
     gmacs = count_gmacs(model, torch.zeros(1, 3, size, size))
     trace = functools.partial(
@@ -205,7 +205,7 @@ def _without_files(trained: RunModel, reference: Float32Reference, folder: Path)
         head=spec.head,
         max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
         batch=spec.batch,
-        gates=trained.recipe.gates.as_record(),
+        gates=trained.recipe.gates.to_gates(),
         provenance={
             "kdedge": __version__,
             **trained.provenance(),

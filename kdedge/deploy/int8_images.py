@@ -72,7 +72,7 @@ class CalibrationSet:
 
     def record(self) -> dict[str, Any]:
         """Plain values for `calibration.json`; the graph normalizes the images itself."""
-        prepared = {k: v for k, v in self.preprocess.as_dict().items() if k not in ("mean", "std")}
+        prepared = {k: v for k, v in self.preprocess.to_dict().items() if k not in ("mean", "std")}
         return {
             "n_images": len(self.files),
             "n_classes": len({file["predicted"] for file in self.files}),

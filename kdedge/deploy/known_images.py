@@ -68,7 +68,7 @@ class KnownImages:
         n_images = len(self.chosen.indices)
         return NoneOfThese("mahalanobis", GAUSSIANS_FILE, self.share_percent, self.what, n_images)
 
-    def file_limit(self, artifact: Artifact, file: ModelFile, backend: Backend) -> NoneBelow | None:
+    def limit_of(self, artifact: Artifact, file: ModelFile, backend: Backend) -> NoneBelow | None:
         """Fits the limit of a loaded file of the artifact; see `fit_limit`.
 
         The Gaussians are fitted to the float32 ONNX file, the first one, and stored beside it.

@@ -23,7 +23,7 @@ from kdedge.quantization.fake import (
     weight_levels,
     weight_scale,
 )
-from kdedge.quantization.sites import Site, SiteStatistics, run_layer
+from kdedge.quantization.sites import InputStatistics, Site, run_layer
 
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Strengths of smoothing that are tried for each site: the best one depends on the model."""
@@ -47,7 +47,7 @@ class Candidate:
     exact: nn.Module
     model: nn.Module
     layers: dict[str, QuantizedLayer]
-    inputs: Mapping[str, SiteStatistics]
+    inputs: Mapping[str, InputStatistics]
     alphas: Mapping[str, float]
 
 
@@ -66,7 +66,7 @@ class CalibratedModel:
 
     model: nn.Module
     sites: Sequence[Site]
-    inputs: Mapping[str, SiteStatistics]
+    inputs: Mapping[str, InputStatistics]
     centers: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
 
@@ -199,7 +199,7 @@ class CalibratedModel:
 
 
 def _quantize_layer(
-    layer: Any, stats: SiteStatistics, center: npt.NDArray[np.float32] | None = None
+    layer: Any, stats: InputStatistics, center: npt.NDArray[np.float32] | None = None
 ) -> QuantizedLayer:
     """Quantizes a layer: nearest levels of its weight, and an input range up to the largest value.
 
@@ -216,7 +216,7 @@ def _quantize_layer(
 
 
 @torch.no_grad()
-def layer_error(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) -> float:
+def layer_error(layer: Any, quantized: QuantizedLayer, stats: InputStatistics) -> float:
     """Squared error of a quantized layer's output over the squared output, on the sample."""
     expected = run_layer(layer, stats.sample, layer.weight)
     error = _output_error(layer, quantized, stats)
@@ -224,13 +224,13 @@ def layer_error(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) ->
 
 
 @torch.no_grad()
-def output_shift(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) -> Tensor:
+def output_shift(layer: Any, quantized: QuantizedLayer, stats: InputStatistics) -> Tensor:
     """[D_out]: mean of the float output minus the quantized one, on the sample."""
     error = _output_error(layer, quantized, stats)
     return error.reshape(-1, error.shape[-1]).mean(dim=0)
 
 
-def _output_error(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) -> Tensor:
+def _output_error(layer: Any, quantized: QuantizedLayer, stats: InputStatistics) -> Tensor:
     """[..., D_out]: the float output minus the quantized one, on the sample."""
     x = fake_quantize(stats.sample, torch.tensor(quantized.input_scale))
     output = run_layer(layer, x, stored_weight(quantized))
@@ -243,7 +243,7 @@ _BLOCK = 128  # columns whose errors update later columns together, as in GPTQ's
 
 
 @torch.no_grad()
-def round_weight(layer: Any, quantized: QuantizedLayer, stats: SiteStatistics) -> QuantizedLayer:
+def round_weight(layer: Any, quantized: QuantizedLayer, stats: InputStatistics) -> QuantizedLayer:
     """Rounds a linear layer's weight so that rounding errors cancel (GPTQ, arXiv:2210.17323).
 
     Args:

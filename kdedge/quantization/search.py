@@ -42,7 +42,7 @@ from kdedge.quantization.candidate import (
     round_weight,
 )
 from kdedge.quantization.fake import attach
-from kdedge.quantization.sites import BATCH, Site, SiteStatistics, observe_layers
+from kdedge.quantization.sites import BATCH, InputStatistics, Site, observe_layers
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class _Search:
     enough: float
     minutes: float
     class_matrix: Tensor | None
-    observed: dict[str, SiteStatistics] = field(default_factory=dict)
+    observed: dict[str, InputStatistics] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     sensitivity: dict[str, float] = field(default_factory=dict)
     best: Candidate = field(init=False)

@@ -45,7 +45,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class SiteStatistics:
+class InputStatistics:
     """Statistics of a layer's input on the calibration images.
 
     Attributes:
@@ -63,13 +63,13 @@ class SiteStatistics:
         """[D_in] or [C], the largest magnitude of each channel over all images."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
-    def divided(self, factor: Tensor) -> SiteStatistics:
+    def divided(self, factor: Tensor) -> InputStatistics:
         """The statistics if the channels are divided by positive factors [D_in]."""
-        return SiteStatistics(self.sample / factor, self.low / factor, self.high / factor)
+        return InputStatistics(self.sample / factor, self.low / factor, self.high / factor)
 
-    def minus(self, center: Tensor) -> SiteStatistics:
+    def minus(self, center: Tensor) -> InputStatistics:
         """The statistics of a linear layer if [D_in] is subtracted from its input."""
-        return SiteStatistics(self.sample - center, self.low - center, self.high - center)
+        return InputStatistics(self.sample - center, self.low - center, self.high - center)
 
 
 class FloatLinear(nn.Linear):
@@ -84,7 +84,7 @@ def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         layer: a linear layer or a convolution.
-        x: see `SiteStatistics.sample`.
+        x: see `InputStatistics.sample`.
         weight: of the same shape as the layer's.
     """
     if isinstance(layer, nn.Linear):
@@ -97,7 +97,7 @@ def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 @torch.no_grad()
 def observe_layers(
     model: nn.Module, names: Sequence[str], images: Tensor, advance: Callable[[int], object]
-) -> dict[str, SiteStatistics]:
+) -> dict[str, InputStatistics]:
     """Runs a model on images and returns statistics of its layers' inputs, by name.
 
     Args:
@@ -145,4 +145,4 @@ def observe_layers(
             f"INT8: {broken[0]} reads NaN or infinity on the calibration images.\n"
             "  Check the images, and the student's weights: kdedge eval."
         )
-    return {name: SiteStatistics(torch.cat(samples[name]), low[name], high[name]) for name in names}
+    return {n: InputStatistics(torch.cat(samples[n]), low[n], high[n]) for n in names}

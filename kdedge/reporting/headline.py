@@ -12,7 +12,7 @@ from kdedge.deploy.ship import FileToShip
 from kdedge.messages import name_some
 from kdedge.records.evaluation import EvalDetails, EvalResult, Gates, ParityResult
 from kdedge.records.tables import digits, images_text
-from kdedge.reporting.facts import FEW_TEST_IMAGES, ModelRecords, accuracy_interval
+from kdedge.reporting.model_records import FEW_TEST_IMAGES, ModelRecords, accuracy_interval
 from kdedge.runtime.artifact import Artifact, Precision
 
 _FEW_OF_A_CLASS = 30  # with fewer, its interval is at least about 30 points wide

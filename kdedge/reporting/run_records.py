@@ -17,7 +17,7 @@ from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import read_bytes
 from kdedge.records.evaluation import BalanceResult
 from kdedge.records.record import parse_record, read_record
-from kdedge.reporting.facts import ModelRecords, model_records, newest_speed
+from kdedge.reporting.model_records import ModelRecords, model_records, newest_speed
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_balance

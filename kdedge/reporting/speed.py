@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from kdedge.benchmarking.tables import machine, make_tables, notes
+from kdedge.benchmarking.tables import machine_text, make_tables, notes
 from kdedge.records.speed import NamedRow, SpeedResult, accuracies, named_rows
 from kdedge.reporting.blocks import Block, Note, Plot
 from kdedge.reporting.figures import CostPoint, accuracy_against_cost
@@ -18,7 +18,7 @@ def speed_blocks(result: SpeedResult, name: str) -> list[Block]:
         result: the measurement.
         name: prefix of the plots' names.
     """
-    measured = f"{machine(result)}; {result.command}, {result.measured_at}."
+    measured = f"{machine_text(result)}; {result.command}, {result.measured_at}."
     tables = make_tables(result)
     plots = front_plots(named_rows(result), name)
     return [*plots, *tables, Note([measured, *notes(result)])]

@@ -124,7 +124,7 @@ class Preprocess:
                 " know: it knows bicubic and bilinear, shortest and squash."
             )
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Values for a JSON record."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 

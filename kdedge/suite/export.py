@@ -12,7 +12,7 @@ from typing import Any
 
 from kdedge.benchmarking.artifact_subjects import artifact_subjects
 from kdedge.benchmarking.run import run_bench
-from kdedge.benchmarking.tables import machine as machine_text
+from kdedge.benchmarking.tables import machine_text
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import recipe_values
 from kdedge.errors import GateError, KdedgeError

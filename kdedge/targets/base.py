@@ -63,8 +63,8 @@ class Target:
             from them on the device. The folded model exists only during a run's export.
         precisions: precisions of its files, the preferred one first.
         cpu_precisions: the precisions whose files run on a CPU, which `kdedge export --cpu` tries.
-        packages: optional packages that are needed to build its files.
-        runtime: optional package that runs its files; None if none is needed.
+        build_packages: optional packages that are needed to build its files.
+        run_package: optional package that runs its files; None if none is needed.
         backend: name of the backend that runs its files in `kdedge predict` and `kdedge bench`;
             None if kdedge does not run them, so that the folder has no run.py.
         device: device for which its files are meant.
@@ -88,8 +88,8 @@ class Target:
     precisions: tuple[Precision, ...]
     data: str | None = None
     cpu_precisions: tuple[Precision, ...] = ()
-    packages: tuple[Package, ...] = ()
-    runtime: Package | None = None
+    build_packages: tuple[Package, ...] = ()
+    run_package: Package | None = None
     backend: str | None = None
     device: Device = "cpu"
     preference: int = 0
@@ -140,7 +140,7 @@ class BuildModule(Protocol):
 
     It may have three more functions:
 
-    - `check_environment()` checks all requirements of a build, if `Target.packages` are not all;
+    - `check_environment()` checks what a build requires, if `Target.build_packages` are not all;
     - `plan(precision)` returns the file of a precision, if its name differs from `Target.plan`'s;
     - `load(path, artifact)` returns the `Backend` of a target without run.py, so that its files can
       be compared with the model on the machine that builds them.

@@ -117,7 +117,7 @@ def check_can_build(target: Target) -> None:
     if check is not None:
         check()
         return
-    for package in target.packages:
+    for package in target.build_packages:
         package.load()
 
 
@@ -137,8 +137,8 @@ def check_can_run(target: Target) -> None:
         MissingPackage, BackendUnavailable: the package, the driver or the device is missing.
         SetupError: the package, the driver or the device is broken.
     """
-    if target.runtime is not None:
-        target.runtime.load()
+    if target.run_package is not None:
+        target.run_package.load()
     if target.is_engine:
         from kdedge.runtime.cuda import open_cuda  # loads ctypes, which listing does not need
 
@@ -155,7 +155,7 @@ def target_records() -> dict[str, dict[str, Any]]:
             "built_from": target.source,
             "precisions": list(target.precisions),
             "backend": target.backend,
-            "extras": list(dict.fromkeys(p.extra for p in target.packages if p.extra)),
+            "extras": list(dict.fromkeys(p.extra for p in target.build_packages if p.extra)),
             "remark": target.remark,
         }
         for target in list_targets()

@@ -30,7 +30,7 @@ def test_gates_that_are_not_named_keep_their_defaults(recipe: Path) -> None:
     loaded = load_recipe(
         recipe, {"gates.agreement": {"int8": "97.25%"}, "gates.max_drop": 2}
     ).recipe
-    assert loaded.gates.as_record() == Gates(
+    assert loaded.gates.to_gates() == Gates(
         {"fp32": 99.9, "fp16": 99.5, "int8": 97.25}, max_drop=2.0
     )
 

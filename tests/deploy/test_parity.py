@@ -32,7 +32,7 @@ from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
 
 SIZE, NAMES = 4, ("cat", "dog", "fox")
-GATES = GatesSpec().as_record()
+GATES = GatesSpec().to_gates()
 RESULT = ParityResult(
     n_images=2000,
     n_labeled=1000,

@@ -15,7 +15,7 @@ from kdedge.quantization import fake
 from kdedge.quantization.candidate import CalibratedModel, Candidate, layer_error, round_weight
 from kdedge.quantization.fake import attach
 from kdedge.quantization.search import correct_biases, leave_in_float, score, search
-from kdedge.quantization.sites import SiteStatistics, observe_layers
+from kdedge.quantization.sites import InputStatistics, observe_layers
 
 
 def observed(model: Any, sites: Any, images: torch.Tensor) -> Any:
@@ -127,7 +127,7 @@ def test_each_column_takes_the_rounding_errors_of_all_before_it() -> None:
         expected[:, i] = (weight[:, i] / steps).round().clamp(-127, 127)
         errors = (weight[:, i] - expected[:, i] * steps) / inverse[0, 0]
         weight[:, i:] -= errors[:, None] * inverse[0]
-    found = round_weight(layer, nearest, SiteStatistics(x, x.amin(0), x.amax(0))).levels
+    found = round_weight(layer, nearest, InputStatistics(x, x.amin(0), x.amax(0))).levels
     assert (found == expected.numpy()).all()
 
 

@@ -22,9 +22,9 @@ from PIL import Image
 from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
 from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult, WorstImage
 from kdedge.reporting.blocks import Plot
-from kdedge.reporting.facts import model_records
 from kdedge.reporting.headline import headline_of, verdict_of
 from kdedge.reporting.image_cards import changed_cards
+from kdedge.reporting.model_records import model_records
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder

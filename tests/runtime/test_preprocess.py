@@ -329,8 +329,8 @@ def _read(values):
 
 def test_settings_survive_a_json_record():
     preprocess = Preprocess(48, MEAN, STD, "bilinear", "squash")
-    assert _read(preprocess.as_dict()) == preprocess
-    assert isinstance(preprocess.as_dict()["mean"], list)
+    assert _read(preprocess.to_dict()) == preprocess
+    assert isinstance(preprocess.to_dict()["mean"], list)
 
 
 @pytest.mark.parametrize(
@@ -348,4 +348,4 @@ def test_settings_survive_a_json_record():
 )
 def test_bad_settings_are_refused(change):
     with pytest.raises(DataError, match=r"^x\.json"):
-        _read(Preprocess(48, MEAN, STD).as_dict() | change)
+        _read(Preprocess(48, MEAN, STD).to_dict() | change)

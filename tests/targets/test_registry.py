@@ -83,7 +83,7 @@ def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for name in NAMES:
-        for package in find_target(name).packages:
+        for package in find_target(name).build_packages:
             required = project["optional-dependencies"][package.extra]
             assert any(one.startswith(package.distributions[0]) for one in required), package
 

@@ -65,9 +65,9 @@ class Engine:
         n_threads: int | None = None,
         built_with: Mapping[str, Any] | None = None,
     ) -> None:
-        assert target.runtime is not None
+        assert target.run_package is not None
         assert target.backend is not None
-        trt: Any = engine_package(target.runtime)
+        trt: Any = engine_package(target.run_package)
         self.name, self._cuda = target.backend, open_cuda()
         self._path, self._version = path, trt.__version__
         self._context: Any = None

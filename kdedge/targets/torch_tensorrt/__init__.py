@@ -16,6 +16,6 @@ TARGET = Target(
     files="model.*.torchtrt*.pt2",
     source="folded model",
     precisions=("fp16", "fp32"),
-    packages=(TORCH_TENSORRT,),
+    build_packages=(TORCH_TENSORRT,),
     remark="Build INT8 engines from the ONNX file: `--trt --int8`.",
 )

@@ -85,7 +85,7 @@ def _describe(
     return {
         "format": "kdedge-output-store-3",
         "model": features_hash,
-        "preprocess": preparation.preprocess.as_dict(),
+        "preprocess": preparation.preprocess.to_dict(),
         **views,
         "precision": precision,
     }

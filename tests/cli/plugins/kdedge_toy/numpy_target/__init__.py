@@ -11,7 +11,7 @@ TARGET = Target(
     source="folded model",
     precisions=("fp32",),
     cpu_precisions=("fp32",),
-    packages=(Package("toy_engine", "toy models", install="pip install toy-engine"),),
+    build_packages=(Package("toy_engine", "toy models", install="pip install toy-engine"),),
     backend="toy",
     remark="Slow, and plain to read.",
 )
