@@ -34,7 +34,7 @@ def bench(
     batches: Sequence[int] = (1, 8, 32, 100),
     seconds: float = 2.0,
     calls: int = 20,
-    slowest: float = 10.0,
+    longest_call: float = 10.0,
     threads: int | None = None,
     output: str | Path | None = None,
     root: str | Path | None = None,
@@ -51,7 +51,7 @@ def bench(
         batches: images per call.
         seconds: shortest measurement of each model at each batch size.
         calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
-        slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
+        longest_call: seconds; batch sizes at which a call of a model would take longer are skipped.
         threads: CPU threads; None for OMP_NUM_THREADS, or one per physical core.
         output: a new file for the measurements; by default `bench/NN.json` in the first run.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
@@ -77,7 +77,8 @@ def bench(
         raise RecipeError(f"batches is {batches}; give a list, such as [{batches}].")
     check_at_least(1, batches=min(batches, default=0), threads=threads)
     check_at_least(0.01, seconds=seconds)
-    check_at_least(0.1, slowest=slowest)
+    check_at_least(0.1, longest_call=longest_call)
+    plan = TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=longest_call)
     file = None if output is None else home_path(output)
     threads = given_threads() if threads is None else threads
     with (
@@ -91,7 +92,7 @@ def bench(
         try:
             result = run_bench(
                 subjects,
-                plan=TimingPlan(seconds, calls, most_seconds=10 * seconds, call_seconds=slowest),
+                plan=plan,
                 batches=tuple(batches),
                 n_threads=threads,
                 left_out=left_out,

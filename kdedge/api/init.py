@@ -81,14 +81,14 @@ class NewRecipe:
         path: the recipe's file.
         class_names: names of its class list.
         surveys: summary of each folder, by its use: images, labeled, test.
-        missing: CLIPs among `TEACHER_CLIP` and `STUDENT_CLIP` whose weights must be fetched first.
+        weights_to_fetch: those of `TEACHER_CLIP` and `STUDENT_CLIP` whose weights are not here.
         teacher_method: method of the recipe's teacher, which depends on the labels.
     """
 
     path: Path
     class_names: tuple[str, ...]
     surveys: dict[str, Survey]
-    missing: tuple[str, ...]
+    weights_to_fetch: tuple[str, ...]
     teacher_method: str
 
     @property
@@ -136,7 +136,7 @@ def init(
 
     Returns:
         The recipe's `path`, the class names, a summary of each folder (`surveys`), and which
-        weights have to be fetched (`missing`).
+        weights have to be fetched (`weights_to_fetch`).
 
     Raises:
         RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.

@@ -59,7 +59,7 @@ def _batch_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
 )
 @click.option(
-    "--slowest",
+    "--longest-call",
     type=click.FloatRange(min=0.1),
     default=10.0,
     metavar="SECONDS",

@@ -61,14 +61,14 @@ def command(name: str, as_json: bool, **options: Any) -> None:
         for number, line in enumerate(survey.lines())
     ]
     rows += [["method" if number == 0 else "", text] for number, text in enumerate(made.reasons)]
-    if made.missing:
-        rows.append(["weights", f"{' and '.join(made.missing)}: kdedge check fetches them."])
+    if to_fetch := made.weights_to_fetch:
+        rows.append(["weights", f"{' and '.join(to_fetch)}: kdedge check fetches them."])
         rows += [["", line] for line in NO_NETWORK]
     text = f"{table(rows)}\n\nWrote {made.path}\n{next_line('check', made.path)}"
     record = {
         "recipe": str(made.path),
         "n_classes": len(made.class_names),
-        "weights_to_fetch": list(made.missing),
+        "weights_to_fetch": list(to_fetch),
         **{key: survey.to_dict() for key, survey in made.surveys.items()},
     }
     print_result(record, as_json=as_json, text=text)

@@ -230,7 +230,7 @@ def test_an_artifact_needs_neither_torch_nor_onnx() -> None:
     [
         *((f"--batch={value}", "--batch") for value in ("1,0", "x", "²")),
         *((f"--seconds={value}", f"seconds is {value}") for value in ("nan", "inf")),
-        ("--slowest=nan", "slowest is nan"),
+        ("--longest-call=nan", "longest_call is nan"),
         ("--against=promptkd", "promptkd learns from a teacher: name its own run"),
         ("--against=coopp", "coopp"),
         (
