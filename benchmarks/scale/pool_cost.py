@@ -23,7 +23,7 @@ from pathlib import Path
 
 from kdedge.data.images import scan
 from kdedge.data.sources import ImageSource, folder, webdataset
-from kdedge.workers import WorkerResources, open_workers
+from kdedge.ray_workers import WorkerResources, open_workers
 
 MINI = Path(__file__).parents[2] / "../shared/mini"
 RECIPE = Path(__file__).parents[1] / "mini/photos100.yaml"

@@ -11,10 +11,10 @@ from kdedge.api.arguments import load_for, need_training_packages
 from kdedge.api.run import Run
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, check_paths, load_recipe
 from kdedge.errors import RecipeError
+from kdedge.ray_workers import open_workers
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.process import torch_as_before
-from kdedge.workers import open_workers
 
 if TYPE_CHECKING:
     from kdedge.setup.workspace import Workspace
@@ -64,7 +64,7 @@ def teach(
     loaded = load_for("teacher", recipe, overrides, epochs, batch_size, lr, seed)
     with training_workspace(loaded, root, device, warn_for=["teacher"]) as workspace:
         from kdedge.training.run_job import run_job
-        from kdedge.training.teach import teacher_job
+        from kdedge.training.teacher import teacher_job
 
         return Run(run_job(teacher_job(loaded, workspace), resume=resume))
 
@@ -213,7 +213,7 @@ def train(
     with training_workspace(loaded, root, device) as workspace:
         from kdedge.setup.method import warn_of_unused_optim
         from kdedge.training.run_job import run_job
-        from kdedge.training.teach import baseline_job, with_baseline
+        from kdedge.training.teacher import baseline_job, with_baseline
 
         loaded = with_baseline(loaded, method)
         warn_of_unused_optim(loaded, "baseline")
@@ -250,4 +250,4 @@ def training_workspace(
             )
         warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role in warn_for))
         with open_workers(device) if ray else nullcontext() as workers:
-            yield Workspace(runs_folder(root), chosen, group=group, workers=workers)
+            yield Workspace(runs_folder(root), chosen, group=group, ray_workers=workers)

@@ -35,7 +35,7 @@ from kdedge.runs.results import readable_evaluation
 from kdedge.setup.method import check_has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.teach import with_baseline
+from kdedge.training.teacher import with_baseline
 
 log = logging.getLogger(__name__)
 

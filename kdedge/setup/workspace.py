@@ -18,9 +18,9 @@ from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError, SetupError
 from kdedge.messages import option
 from kdedge.progress import working
+from kdedge.ray_workers import RayWorkers, WorkerResources
 from kdedge.runtime.process import keep_freed_memory
 from kdedge.torchrun import local_rank, local_world_size
-from kdedge.workers import WorkerResources, Workers
 
 
 class Workspace:
@@ -33,7 +33,7 @@ class Workspace:
         root: folder of all runs.
         device: the device of models.
         group: the processes that train together.
-        workers: Ray workers that encode pools of images; None: this process encodes them.
+        ray_workers: Ray workers that encode pools of images; None: this process encodes them.
         scans: cached facts of images: readable, size, digest.
     """
 
@@ -43,7 +43,7 @@ class Workspace:
         device: torch.device,
         *,
         group: ProcessGroup = SINGLE_PROCESS,
-        workers: Workers | None = None,
+        ray_workers: RayWorkers | None = None,
         is_read_only: bool = False,
     ) -> None:
         """Opens a workspace.
@@ -52,11 +52,11 @@ class Workspace:
             root: folder of all runs; it may not exist yet.
             device: the device of models.
             group: the processes that train together.
-            workers: Ray workers that encode pools of images; None: this process encodes them.
+            ray_workers: Ray workers that encode pools of images; None: this process encodes them.
             is_read_only: whether to keep caches in memory and write nothing below `root`.
         """
         self.root, self.device, self.group = root, device, group
-        self.workers = workers
+        self.ray_workers = ray_workers
         self._caches = None if is_read_only else root / ".cache"
         self.scans = ScanCache(self._cache("scans"))
         self._images: dict[tuple[object, ...], Images] = {}

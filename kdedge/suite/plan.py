@@ -35,7 +35,7 @@ from kdedge.setup.method import (
     model_spec,
 )
 from kdedge.setup.role import check_sizes
-from kdedge.training.teach import with_baseline
+from kdedge.training.teacher import with_baseline
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
 

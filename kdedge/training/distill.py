@@ -31,7 +31,7 @@ from kdedge.training.student import (
     teacher_run_or_job,
     with_teacher_run,
 )
-from kdedge.training.teach import teacher_job
+from kdedge.training.teacher import teacher_job
 from kdedge.training.teacher_check import compare_with_references
 
 log = logging.getLogger(__name__)

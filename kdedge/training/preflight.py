@@ -40,7 +40,7 @@ from kdedge.training.output_store.fill import StoreFiller, check_disk_space
 from kdedge.training.output_store.store import n_crops
 from kdedge.training.rounds import trial_round
 from kdedge.training.student import one_pass_job, student_job
-from kdedge.training.teach import baseline_job, teacher_job
+from kdedge.training.teacher import baseline_job, teacher_job
 
 # Twice the steps that eight data workers load ahead: later steps wait for images as in a long run
 _MAX_TRIAL_STEPS = 32

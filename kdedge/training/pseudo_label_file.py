@@ -28,7 +28,7 @@ from kdedge.training.output_store.store import OutputStore
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
 from kdedge.training.student import check_predicts
-from kdedge.training.teach import baseline_job, with_baseline
+from kdedge.training.teacher import baseline_job, with_baseline
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def _logits_filler(
         dtype=torch.float32,
         name="Store of logits",
     )
-    return StoreFiller(store, model, MethodModel.logits, images.source, workers=workspace.workers)
+    workers = workspace.ray_workers
+    return StoreFiller(store, model, MethodModel.logits, images.source, ray_workers=workers)
 
 
 def _trained_model(

@@ -34,7 +34,7 @@ from kdedge.training.job import (
 )
 from kdedge.training.output_store.fill import StoreFiller
 from kdedge.training.output_store.store import OutputStore
-from kdedge.training.teach import labeled_data, teacher_job, teacher_setup
+from kdedge.training.teacher import labeled_data, teacher_job, teacher_setup
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | None]:
@@ -244,7 +244,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         partial(_teacher_features, preprocess),
         images.source,
         n_workers=optim.n_workers,
-        workers=setup.workspace.workers,
+        ray_workers=setup.workspace.ray_workers,
         group=setup.workspace.group,
     )
 

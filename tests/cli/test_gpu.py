@@ -20,7 +20,7 @@ from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
 from kdedge.training.rounds import trial_round
 from kdedge.training.student import student_job
-from kdedge.training.teach import baseline_job, with_baseline
+from kdedge.training.teacher import baseline_job, with_baseline
 
 Run = Callable[..., Any]
 OPTIM = "optim={epochs: 2, batch_size: 8, lr: %s, warmup_epochs: 0, precision: %s}"

@@ -23,7 +23,7 @@ from kdedge.training.rounds import (
     round_folder,
     train_rounds,
 )
-from kdedge.training.teach import baseline_job, with_baseline
+from kdedge.training.teacher import baseline_job, with_baseline
 
 pytestmark = pytest.mark.usefixtures("project")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe
-from kdedge.training.teach import with_baseline
+from kdedge.training.teacher import with_baseline
 
 pytestmark = pytest.mark.usefixtures("project")
 

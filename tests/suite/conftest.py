@@ -121,7 +121,7 @@ def finished_project(images_and_weights: Path, tmp_path_factory: pytest.TempPath
     from kdedge.setup.workspace import Workspace
     from kdedge.training.distill import distill_student
     from kdedge.training.run_job import run_job
-    from kdedge.training.teach import baseline_job, with_baseline
+    from kdedge.training.teacher import baseline_job, with_baseline
 
     project = tmp_path_factory.mktemp("finished")
     _copy_into(images_and_weights, project)

@@ -26,7 +26,7 @@ from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job
 from kdedge.training.preflight import check, estimate_seconds, memory_finding, trial_steps
-from kdedge.training.teach import teacher_job
+from kdedge.training.teacher import teacher_job
 
 CPU = torch.device("cpu")
 READ_S = 0.03

@@ -23,7 +23,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.run_job import run_job
 from kdedge.training.student import find_named_teacher
-from kdedge.training.teach import baseline_job, teacher_job
+from kdedge.training.teacher import baseline_job, teacher_job
 
 
 def create(root: Path, name: str) -> RunFolder:

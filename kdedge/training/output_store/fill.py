@@ -31,6 +31,7 @@ from kdedge.errors import DivergedError, ResourceError
 from kdedge.files import check_room
 from kdedge.locks import is_locked, lock_file
 from kdedge.progress import progress, rough_duration
+from kdedge.ray_workers import DoPieces, RayWorkers, WorkerResources
 from kdedge.records.evaluation import Role
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_teacher
@@ -38,7 +39,6 @@ from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.output_store.store import FORWARD_BATCH, Chunk, OutputStore, n_crops
-from kdedge.workers import DoPieces, WorkerResources, Workers
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,11 @@ class StoreFiller:
 
     Attributes:
         store: the store to fill.
-        model: the frozen model; a finished run or untrained if `workers` compute.
+        model: the frozen model; a finished run or untrained if `ray_workers` compute.
         encode: gives the model's outputs [B, D] for images [B, 3, H, W]; picklable.
         source: the images.
         n_workers: processes that decode images.
-        workers: compute the chunks; None: this process computes them.
+        ray_workers: compute the chunks; None: this process computes them.
         group: processes of one training, which fill the store together.
     """
 
@@ -65,7 +65,7 @@ class StoreFiller:
     encode: Callable[[MethodModel, Tensor], Tensor]
     source: ImageSource
     n_workers: int | Literal["auto"] = "auto"
-    workers: Workers | None = None
+    ray_workers: RayWorkers | None = None
     group: ProcessGroup = SINGLE_PROCESS
 
     def fill(self) -> None:
@@ -127,14 +127,14 @@ class StoreFiller:
 
     def _computed(self, chunks: Sequence[Chunk]) -> Iterator[int]:
         """Computes chunks here or by workers, and yields the size of each."""
-        if self.workers is None:
+        if self.ray_workers is None:
             return self.compute(chunks)
-        others = {k: v for k, v in vars(self).items() if k not in ("model", "workers", "group")}
+        others = {k: v for k, v in vars(self).items() if k not in ("model", "ray_workers", "group")}
         open_filler = functools.partial(_compute_in_worker, opener(self.model), others)
         paths = [self.store.path.absolute()]
         if isinstance(self.source, InFiles):
             paths.append(Path(self.source.location(0).path))
-        return self.workers.run(chunks, open_filler, paths)
+        return self.ray_workers.run(chunks, open_filler, paths)
 
     def compute(self, chunks: Iterable[Chunk]) -> Iterator[int]:
         """Computes and writes chunks, and yields the size of each."""

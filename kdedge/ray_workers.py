@@ -47,7 +47,7 @@ class WorkerResources:
 
 
 @contextlib.contextmanager
-def open_workers(device: str | None) -> Iterator[Workers]:
+def open_workers(device: str | None) -> Iterator[RayWorkers]:
     """Context with the workers of a Ray cluster; a cluster started for it ends with it.
 
     Args:
@@ -68,7 +68,7 @@ def open_workers(device: str | None) -> Iterator[Workers]:
                 ray.shutdown()
 
 
-class Workers:
+class RayWorkers:
     """The workers of a Ray cluster.
 
     Args:
@@ -240,7 +240,7 @@ def _connect(ray: Any) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _workers(ray: Any, device: str | None) -> Workers:
+def _workers(ray: Any, device: str | None) -> RayWorkers:
     """One worker per GPU with an equal share of its node's cores, or one worker per core."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
@@ -251,10 +251,10 @@ def _workers(ray: Any, device: str | None) -> Workers:
         )
     if with_gpu and device != "cpu":
         n_cores = min(int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu)
-        return Workers(
+        return RayWorkers(
             WorkerResources("cuda", max(1, n_cores)), sum(int(node["GPU"]) for node in with_gpu)
         )
     n_workers = sum(int(node.get("CPU", 0)) for node in nodes)
     if not n_workers:
         raise SetupError("The Ray cluster has no CPU core for a worker.\n  Add a node to it.")
-    return Workers(WorkerResources("cpu", 1), n_workers)
+    return RayWorkers(WorkerResources("cpu", 1), n_workers)
