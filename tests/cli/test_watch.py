@@ -53,11 +53,12 @@ def picture(color: str, seed: int = 0) -> Image.Image:
 
 
 def write_video(path: Path, colors: list[str], *, n_frames: int = 6) -> Path:
-    """Writes a video with scenes of these colors."""
+    """Writes a video with scenes of these colors; the times of a .ts file begin at 60 seconds."""
     av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj444p"
+    began = {"output_ts_offset": "60"} if path.suffix == ".ts" else {}
+    with av.open(str(path), "w", options=began) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         container.start_encoding()
         for seed, color in enumerate(colors):
             for _ in range(n_frames):
@@ -71,19 +72,20 @@ def events(text: str, kind: str | None = None) -> list[dict[str, Any]]:
     return [one for one in found if kind in (None, one["event"])]
 
 
-def test_a_video_gives_a_line_for_each_decision_and_a_summary(kdedge: Run) -> None:
-    write_video(Path("v.avi"), ["red", "green"])
-    done = kdedge("watch", "art", "v.avi", "--window", "3")
+@pytest.mark.parametrize("name", ["v.avi", "v.ts"])
+def test_a_video_gives_a_line_for_each_decision_and_a_summary(kdedge: Run, name: str) -> None:
+    write_video(Path(name), ["red", "green"])
+    done = kdedge("watch", "art", name, "--window", "3")
     assert done.code == 0
     start, red, green, end = events(done.out)
-    assert (start["event"], start["kind"], start["source"]) == ("start", "video", "v.avi")
+    assert (start["event"], start["kind"], start["source"]) == ("start", "video", name)
     assert (start["window"], start["drift"], start["file"]) == (3, "stream", "model.onnx")
     assert (red["class"], red["frame"], red["since_frame"]) == ("red", 2, 1)
     assert (green["class"], green["frame"], green["since_frame"]) == ("green", 8, 7)
     assert (green["seconds"], green["since_seconds"], green["is_none"]) == (0.7, 0.6, False)
     assert 99 < green["score_percent"] <= 100
     assert (end["classified"], end["unreadable"], end["dropped"]) == (12, 0, 0)
-    assert "v.avi: 12 frames classified." in done.err
+    assert f"{name}: 12 frames classified." in done.err
 
 
 def test_each_gives_a_line_for_each_frame_too(kdedge: Run) -> None:
