@@ -44,7 +44,7 @@ def answer() -> Any:
     def give(test: Images | None, pool: Images | None, n_images: int) -> Any:
         trained: Any = SimpleNamespace(
             class_names=("cat",),
-            data=SimpleNamespace(load=lambda key: test),
+            images=SimpleNamespace(load=lambda key: test),
             labels_of=lambda images: [None] * len(images.indices),
             forward_features=lambda images: images.mean(dim=(1, 2, 3))[:, None],
             scale=2.0,
