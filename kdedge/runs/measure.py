@@ -70,7 +70,7 @@ def evaluate_run(
         RecipeError: the run is not finished, or its recipe has neither kind of images.
     """
     names = load_classes(load_recipe(run.recipe, overrides).recipe).names
-    model = load_run(run, workspace, overrides=overrides, names=names, image_names=names)
+    model = load_run(run, workspace, overrides=overrides, names=names, label_names=names)
     sample = _sample_of_run(model) if model.recipe.data.test is None else None
     if sample is not None:
         return measure_without_labels(model, *sample, teacher=load_teacher_of(model))

@@ -401,7 +401,7 @@ def load_run(
     *,
     overrides: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
-    image_names: Sequence[str] | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> RunModel:
     """Opens a finished run as a model.
 
@@ -411,7 +411,7 @@ def load_run(
         overrides: other keys of the run's recipe.
         names: the class list; default: the run's own. Names without a stored vector are encoded by
             the run's text encoder, or by the teacher's for a student.
-        image_names: the class list of the recipe's images; default: the run's own.
+        label_names: the class list in which labels are positions; default: the run's own.
 
     Raises:
         RecipeError: the run is not finished.
@@ -428,7 +428,7 @@ def load_run(
     source = loaded if run.role == "student" else trained
     setup = set_up_role(source, run.role, workspace, classes=trained_classes)
     classes = trained_classes if names is None else classes_of(loaded.recipe, names)
-    listed = trained_classes if image_names is None else classes_of(loaded.recipe, image_names)
+    listed = trained_classes if label_names is None else classes_of(loaded.recipe, label_names)
     images = RecipeImages(loaded.recipe, listed, workspace)
     trained_hash = check_stored_weights(run, setup, stored)
     new = [name for name in classes.names if name not in trained_classes.names]
@@ -462,7 +462,7 @@ def load_teacher(
     workspace: Workspace,
     recipe: Recipe,
     names: Sequence[str],
-    image_names: Sequence[str] | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> RunModel:
     """Opens a finished run as the teacher of a recipe's student, as `load_run` does.
 
@@ -474,11 +474,11 @@ def load_teacher(
         workspace: builds its backbone.
         recipe: the student's, which names the images.
         names: the student's class list.
-        image_names: the class list of the recipe's images; default: the same.
+        label_names: the class list in which labels are positions; default: the same.
     """
-    values, listed = recipe_values(recipe), image_names or names
+    values, listed = recipe_values(recipe), label_names or names
     overrides = {key: values.get(key) for key in ("data", "balance")}
-    return load_run(run, workspace, overrides=overrides, names=names, image_names=listed)
+    return load_run(run, workspace, overrides=overrides, names=names, label_names=listed)
 
 
 def load_teacher_of(model: RunModel) -> RunModel | None:
