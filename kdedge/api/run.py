@@ -149,7 +149,7 @@ class Run(Tabled):
         return str(self.path)
 
     def __repr__(self) -> str:
-        return f"<Run {self.name}: {self.role}, {self.provenance.status}>"
+        return f"<Run {self.path}>"
 
     @property
     def table(self) -> Table:
