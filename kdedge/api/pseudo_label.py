@@ -65,10 +65,10 @@ def pseudo_label(
         if teacher and teacher.is_trained and data.labeled is None and data.pseudo_labels is None:
             is_unable = choose_method(loaded, "teacher").data_needs.labels
         method = "zeroshot" if is_unable else "teacher"
-    # `teacher` is also the name of a role; that of a method never is
-    with training_workspace(loaded, root, device, warn_for=[method], ray=ray) as workspace:
+    path = home_path(output)
+    with training_workspace(
+        loaded, root, device, warn_for=["teacher"] if method == "teacher" else [], ray=ray
+    ) as workspace:
         from kdedge.training.pseudo_label_file import make_pseudo_label_file
 
-        return make_pseudo_label_file(
-            loaded, workspace, method, home_path(output), per_class=per_class
-        )
+        return make_pseudo_label_file(loaded, workspace, method, path, per_class=per_class)

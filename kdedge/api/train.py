@@ -12,6 +12,7 @@ from kdedge.api.run import Run
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, check_paths, load_recipe
 from kdedge.errors import RecipeError
 from kdedge.ray_workers import open_workers
+from kdedge.records.evaluation import Role
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.process import torch_as_before
 
@@ -226,7 +227,7 @@ def training_workspace(
     device: str | None,
     *,
     ray: bool = False,
-    warn_for: Sequence[str] = (),
+    warn_for: Sequence[Role] = (),
 ) -> Iterator[Workspace]:
     """Context with the workspace of a training call, joined to torchrun's other processes.
 

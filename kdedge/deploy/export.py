@@ -128,9 +128,8 @@ def _write_files(
         precisions = precisions | wanted
     model = _fold(trained, reference)
     artifact = _without_files(trained, reference, folder)
-    inputs = ExportInputs(
-        model, reference.compare, limit_of=None if known is None else known.limit_of
-    )
+    limit_of = None if known is None else known.limit_of
+    inputs = ExportInputs(model, reference.compare, limit_of=limit_of)
     gmacs = count_gmacs(model, torch.zeros(1, 3, size, size))
     trace = functools.partial(
         write_onnx,

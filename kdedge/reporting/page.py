@@ -301,7 +301,7 @@ def _common_speed(named: Sequence[tuple[str, RunRecords]]) -> list[Block]:
     first = measured[0][1]
     same = [(name, result) for name, result in measured if _machine(result) == _machine(first)]
     rows = [named for name, result in same for named in named_rows(result, f"{name}: ")]
-    lines = [f"Measured on {machine_text(first)}, each run by a kdedge bench (see its chapter)."]
+    lines = [f"Measured on {machine_text(first)}, each by its own kdedge bench (see its chapter)."]
     others = [name for name, result in measured if (name, result) not in same]
     if others:
         names = ", ".join(others)

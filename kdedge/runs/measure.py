@@ -239,31 +239,31 @@ def _sample_of_run(model: RunModel) -> tuple[Images, str] | None:
     return unlabeled_sample(images, is_new=is_new)
 
 
-def unlabeled_sample(source: RecipeImages, *, is_new: bool = False) -> tuple[Images, str] | None:
+def unlabeled_sample(images: RecipeImages, *, is_new: bool = False) -> tuple[Images, str] | None:
     """Unlabeled images on which to measure a model, and their description; None if there are none.
 
     They are images held out of `data.unlabeled`; if there are none, a sample of all its images.
 
     Args:
-        source: the recipe's images.
+        images: the recipe's.
         is_new: whether the run was trained on another source of unlabeled images.
     """
-    held_out = None if is_new else source.held_out()
-    images = held_out if held_out is not None and held_out.indices else source.load("unlabeled")
-    if images is None or not images.indices:
+    held_out = None if is_new else images.held_out()
+    pool = held_out if held_out is not None and held_out.indices else images.load("unlabeled")
+    if pool is None or not pool.indices:
         return None
-    if len(images.indices) < _FEW_IMAGES:
+    if len(pool.indices) < _FEW_IMAGES:
         log.warning(
-            f"There are no test images, and {len(images.indices)} of data.unlabeled are too few to"
+            f"There are no test images, and {len(pool.indices)} of data.unlabeled are too few to"
             " measure the student.\n"
             "  Raise data.unlabeled.hold_out, add images there, or add labeled images as data.test."
         )
-    sample = images.spread(_MAX_UNLABELED)
-    if images is held_out:
+    sample = pool.spread(_MAX_UNLABELED)
+    if pool is held_out:
         where = "held out of data.unlabeled"
     else:
         where = "of data.unlabeled" + (" as overridden" if is_new else ", trained on")
-    return sample, f"{len(sample.indices)} of {len(images.indices)} images {where}"
+    return sample, f"{len(sample.indices)} of {len(pool.indices)} images {where}"
 
 
 def measure_without_labels(

@@ -206,8 +206,8 @@ class RunModel(MethodModel):
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
         classes: the class list of its logits and class vectors.
-        images: those of its recipe with overrides, for measuring and exporting, read for the class
-            list of that recipe.
+        images: those of its recipe with overrides, for measuring and exporting; their labels are
+            positions in `images.classes`.
         recorded_recipe: its recipe without overrides.
         stored: the class vectors that the run has stored.
         trained_hash: hash of its trained tensors.

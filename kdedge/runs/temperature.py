@@ -84,14 +84,14 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
         The images, each with a label, and their key in the recipe; None unless they are of two
         classes or more, since one class's labels say nothing of the others' scores.
     """
-    recipe, setup, source = model.recipe, model.setup, model.images
+    recipe, setup = model.recipe, model.setup
     if recipe.data.validation is not None:
-        images, key = source.drawn_validation(), "validation"
+        images, key = model.images.drawn_validation(), "validation"
     elif recipe.data.labeled is not None and not setup.choice.data_needs.labels:
-        images, key = source.drawn_labeled(setup.role), "labeled"
+        images, key = model.images.drawn_labeled(setup.role), "labeled"
     else:
         return None
-    images = images.of_classes(source.classes.labeled)
+    images = images.of_classes(model.images.classes.labeled)
     labels = dict(zip(images.indices, model.labels_of(images), strict=True))
     usable = [i for i in images.indices if labels[i] is not None]
     usable = [i for i in usable if images.digests[i] not in exclude_digests]

@@ -55,9 +55,9 @@ class RecipeImages:
     @property
     def in_one_process(self) -> RecipeImages:
         """The same, for a process that reads alone, such as rank 0 at the end of a run."""
-        data = copy.copy(self)
-        data._group = SINGLE_PROCESS
-        return data
+        images = copy.copy(self)
+        images._group = SINGLE_PROCESS
+        return images
 
     def load(self, key: DataPart) -> Images | None:
         """Opens a source and scans its images; None if the recipe does not name it.
