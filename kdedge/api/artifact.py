@@ -210,6 +210,5 @@ def _encode(
             f" {exported.get('run')} of {exported.get('trained_at')}.\n"
             "  Class vectors fit only the student that learned from their teacher: name that run."
         )
-    workspace = run_workspace(run, device)
-    model = load_run(run, workspace, names=(present, *names))
+    model = load_run(run, run_workspace(run, device), names=(present, *names))
     return NewClasses(names, model.class_vectors()[1:].cpu().numpy(), model.vectors_hash)

@@ -29,7 +29,7 @@ def check(
     that open_clip downloads pretrained weights into its cache.
 
     Args:
-        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        recipe: a file, the name of a shipped recipe, a mapping, a `Recipe` or a `LoadedRecipe`.
         size: `nano`, `small` or `base`, a student in place of the recipe's, as for `distill`.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.

@@ -34,7 +34,7 @@ def pseudo_label(
     model's confidence. Train on the file with the key `data.pseudo_labels`.
 
     Args:
-        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        recipe: a file, the name of a shipped recipe, a mapping, a `Recipe` or a `LoadedRecipe`.
         output: the file to write, as JSON lines; it must not exist.
         per_class: images of each class.
         method: `zeroshot`, `teacher` (the recipe's), or a method; teachers and methods are trained

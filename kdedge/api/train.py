@@ -37,7 +37,7 @@ def teach(
     """Trains the teacher of a recipe on its labeled images and stores its class vectors.
 
     Args:
-        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        recipe: a file, the name of a shipped recipe, a mapping, a `Recipe` or a `LoadedRecipe`.
         epochs: passes of the teacher over its images. None: as the recipe says.
         batch_size: images of a step. None: as the recipe says.
         lr: learning rate after warm-up. None: as the recipe says.
@@ -86,7 +86,7 @@ def fill_teacher_store(
     store.
 
     Args:
-        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        recipe: a file, the name of a shipped recipe, a mapping, a `Recipe` or a `LoadedRecipe`.
         overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -132,7 +132,7 @@ def distill(
     `teacher`.
 
     Args:
-        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        recipe: a file, the name of a shipped recipe, a mapping, a `Recipe` or a `LoadedRecipe`.
         size: `nano`, `small` or `base`, a student in place of the recipe's.
         epochs: passes of the student over its images. None: as the recipe says.
         batch_size: images of a step. None: as the recipe says.
@@ -188,7 +188,7 @@ def train(
     """Trains a baseline: a method on the student's backbone, without a teacher.
 
     Args:
-        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        recipe: a file, the name of a shipped recipe, a mapping, a `Recipe` or a `LoadedRecipe`.
         method: its name, such as `coop`; None for the recipe's `baseline.method`.
         epochs: passes of the baseline over its images. None: as the recipe says.
         batch_size: images of a step. None: as the recipe says.

@@ -55,8 +55,8 @@ def _versions() -> dict[str, str]:
     """Versions of torch, NumPy and the packages of targets with a backend."""
     targets = [target for target in list_targets() if target.backend is not None]
     packages = [name for t in targets for p in t.build_packages for name in p.distributions]
-    versions = {name: installed_version(name) for name in ("torch", "numpy", *packages)}
-    return {name: version for name, version in versions.items() if version is not None}
+    names = ("torch", "numpy", *packages)
+    return {name: version for name in names if (version := installed_version(name)) is not None}
 
 
 def _read_files(pattern: str) -> list[str]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from kdedge.config.explain import explain_validation
 from kdedge.config.fields import OverrideText, plain_values
 from kdedge.config.recipe import Recipe
-from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_value, dump_yaml, parse_yaml
+from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import home_path, read_text
 from kdedge.messages import nearest, option
@@ -52,7 +52,8 @@ def load_recipe(
 
     Args:
         source: a file, the name of a recipe in the current folder or a shipped one, or the values
-            of a recipe, whose relative paths start at the current folder.
+            of a recipe, whose relative paths start at the current folder. A loaded recipe keeps
+            its overrides.
         overrides: dotted keys, such as `student.optim.epochs`, and their values; later ones win.
         override_folder: where relative paths in overrides start; default: the current folder.
 
@@ -60,7 +61,7 @@ def load_recipe(
         RecipeError: no such recipe, not YAML, unknown keys, wrong types, numbers out of range.
     """
     values, lines, path, text = _read(source)
-    overridden: set[KeyPath] = set()
+    overridden = set(lines.overrides)
     for key, value in (overrides or {}).items():
         keys = tuple(key.split("."))
         _set(values, keys, _as_override(plain_values(value)))
@@ -76,7 +77,8 @@ def load_recipe(
 
 def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
     """Returns the values of a recipe, the lines of its keys, its file and its text."""
-    source = source.recipe if isinstance(source, LoadedRecipe) else source
+    if isinstance(source, LoadedRecipe):
+        return recipe_values(source.recipe), source.lines, source.path, source.text
     if isinstance(source, Mapping | Recipe):
         plain = recipe_values(source) if isinstance(source, Recipe) else plain_values(source)
         return plain, LineMap("the recipe"), Path("recipe"), dump_yaml(plain)

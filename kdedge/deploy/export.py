@@ -156,8 +156,7 @@ def _write_files(
         assert unused is not None  # checked before anything was written
         chosen = _calibration_set(trained, artifact, unused)
         ranges, held_out = chosen.hold_out(N_HELD_OUT, spec.calibration_images)
-        record = {**ranges.record(), "held_out": held_out.record()}
-        write_json(folder / CALIBRATION_RECORD, record)
+        write_json(folder / CALIBRATION_RECORD, {**ranges.record(), "held_out": held_out.record()})
         artifact = artifact.with_others(CALIBRATION_RECORD)
         inputs = dataclasses.replace(inputs, calibration=to_input(ranges.pixels, spec.pixels))
     if "fp16" in precisions:

@@ -443,7 +443,10 @@ class BaseMethod(ABC):
 
 
 class ClosedFormMethod(BaseMethod):
-    """A method that `fit` solves; it is not trained by gradients."""
+    """A method that `fit` solves; it is not trained by gradients.
+
+    Its module's `Method` is the class, and not a function that chooses one by the settings.
+    """
 
     @abstractmethod
     def fit(self, data: ClosedFormData) -> dict[str, Any]:

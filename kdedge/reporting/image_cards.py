@@ -115,8 +115,7 @@ def _read_all(thumbnails: Iterator[tuple[str, _Thumbnail]]) -> tuple[dict[str, _
 
 
 def _from_smoke_set(artifact: Artifact, keys: Collection[str]) -> Iterator[tuple[str, _Thumbnail]]:
-    pixels = load_smoke_set(artifact).pixels  # [K, S, S, 3]
-    for i, image in enumerate(pixels):
+    for i, image in enumerate(load_smoke_set(artifact).pixels):  # [K, S, S, 3]
         if (key := f"{SMOKE_SET}[{i}]") in keys:
             yield key, (_jpeg_uri(Image.fromarray(image)), None)
 

@@ -266,19 +266,21 @@ def read_provenance(file: Path) -> Provenance:
 def recorded_export(artifact: Path, *, is_new: bool = False) -> Iterator[None]:
     """Context in which kdedge writes an artifact's record; its hash is then written into its run.
 
-    The hash is kept if something else has changed the record of an artifact that is not new. An
-    artifact outside of a run has no hash.
+    The hash is kept if something else has changed the record of an artifact that is not new, such
+    as a write that was killed before this context ended. An artifact outside of a run has no hash.
     """
-    places = (artifact.absolute(), artifact.resolve())  # `artifacts` may be a link to another disk
-    place = next((x for x in places if x.parent.name == "artifacts"), places[0])
-    run, name, record = place.parent.parent, place.name, artifact / ARTIFACT_FILE
-    before = sha256_file(record)
+    # `artifacts`, or the artifact itself, may be a link to another disk
+    places = [p for p in (artifact.absolute(), artifact.resolve()) if p.parent.name == "artifacts"]
+    runs = {p.parent.parent: p.name for p in places if (p.parents[1] / "provenance.json").is_file()}
+    before = sha256_file(artifact / ARTIFACT_FILE)
     try:
         yield
     finally:
-        known, now = _recorded_exports(run), sha256_file(record)
-        if (run / "provenance.json").is_file() and (is_new or before == known.get(name) != now):
-            write_json(run / "exports.json", {**known, name: now})
+        now = sha256_file(artifact / ARTIFACT_FILE)
+        for run, name in runs.items():
+            known = _recorded_exports(run)
+            if is_new or known.get(name, before) == before != now:
+                write_json(run / "exports.json", {**known, name: now})
 
 
 def _recorded_exports(run: Path) -> dict[str, str]:

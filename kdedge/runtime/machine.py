@@ -38,9 +38,8 @@ def usable_cores() -> int:
 
 def physical_cores() -> int:
     """Physical cores that this process may use, since a core's second thread adds no speed."""
-    allowed = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(allowed_cores())
-    )
+    has_affinity = hasattr(os, "sched_getaffinity")
+    allowed = os.sched_getaffinity(0) if has_affinity else range(allowed_cores())
     topology = ROOT / "sys/devices/system/cpu"
     siblings = {
         _read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed

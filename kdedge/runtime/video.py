@@ -63,7 +63,8 @@ def frames_of_video(path: Path | str, *, every: int) -> Iterator[VideoFrame]:
                 raise ImageError("the file has no video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            began = float((stream.start_time or 0) * (stream.time_base or 0))  # not 0 in every file
+            # Not 0 in every file; sound may begin before the picture
+            began = (container.start_time or 0) / av.time_base
             for number, frame in enumerate(container.decode(stream), 1):
                 if (number - 1) % every == 0:
                     seconds = None if frame.time is None else frame.time - began

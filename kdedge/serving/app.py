@@ -232,10 +232,15 @@ class App:
                 parsed = await loop.run_in_executor(self._parsing, parse)
                 prepare = partial(parsed.prepare, model, self._limits.pixels, deadline)
                 outputs = await self._outputs(model, prepare, deadline)
-        # Of a thousand images with a thousand classes it takes long
-        await loop.run_in_executor(self._parsing, partial(self._predictions, model, outputs, 1))
-        content, headers = format_answer(self._name, parsed, model.classifier.as_logits(outputs))
-        return Response(content, headers=headers)
+
+                def answer() -> Response:
+                    self._predictions(model, outputs, top=1)  # for the metrics
+                    logits = model.classifier.as_logits(outputs)
+                    content, headers = format_answer(self._name, parsed, logits)
+                    return Response(content, headers=headers)
+
+                # Beside the loop, since a thousand images with a thousand classes take a second
+                return await asyncio.to_thread(answer)
 
     def _predictions(self, model: ServedModel, outputs: GraphOutputs, top: int) -> list[Prediction]:
         """The predictions from a graph's outputs, which the metrics then count by class.

@@ -190,16 +190,15 @@ def _recipe_with_better_teacher(
     usable = [name for name in better if not (needs_vectors and name == "ridge")]  # ridge has none
     method = job.choice.name
     chosen = max(usable or better, key=better.__getitem__)
-    flag = option("--keep-teacher", "keep_teacher=True")
     if keep:
-        remedy = f"Using it anyway, because of {flag}."
+        remedy = f"Using it anyway, because of {option('--keep-teacher', 'keep_teacher=True')}."
     elif not usable:
         remedy = "Set teacher.method: ridge and student.method: ridge, or raise optim.lr."
     else:
         (named,) = override_texts({"teacher.run": str(run.path)})
-        remedy = (
-            f"Using {chosen} as the teacher; {named}, or {flag} (distill, teach), keeps {method}."
-        )
+        in_python = "keep_teacher=True (distill, fill_teacher_store)"
+        insist = option("--keep-teacher (distill, teach --store)", in_python)
+        remedy = f"Using {chosen} as the teacher; {named} or {insist} keeps {method}."
     log.warning(
         f"The teacher, {method}, is right on {trained:.1f} % of the images that it was trained on"
         f" (mean over classes), and {chosen} on the same backbone on {better[chosen]:.1f} %.\n"

@@ -199,8 +199,7 @@ def test_what_cannot_work_is_said_and_leaves_no_run(
     kdedge: Run, changes: list[str], code: int, message: str
 ) -> None:
     shutil.copytree("labeled/cat", "one/cat", ignore=shutil.ignore_patterns("[1-9].jpg"))
-    done = kdedge("distill", "r.yaml", *options("teacher.run=runs/tiny/01", *changes))
-    done.fails(code, message)
+    kdedge("distill", "r.yaml", *options("teacher.run=runs/tiny/01", *changes)).fails(code, message)
     assert not STUDENT.exists()
 
 

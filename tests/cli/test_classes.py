@@ -237,8 +237,7 @@ BAD = {
 def test_a_bad_change_is_one_message_and_changes_nothing(kdedge: Kdedge, case: str) -> None:
     options, code, message = BAD[case]
     before = {path.name: path.read_bytes() for path in OPEN.iterdir()}
-    done = kdedge("classes", str(OPEN), *options)
-    done.fails(code, message)
+    kdedge("classes", str(OPEN), *options).fails(code, message)
     assert {path.name: path.read_bytes() for path in OPEN.iterdir()} == before
 
 

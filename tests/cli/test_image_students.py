@@ -127,8 +127,7 @@ def test_what_a_timm_model_cannot_be_is_said_before_anything_is_trained(
     kdedge: Run, command: str, changes: tuple[str, ...], message: str
 ) -> None:
     method = ["--method", "coop"] if command == "train" else []
-    done = kdedge(command, "r.yaml", *method, *options(*changes))
-    done.fails(2, message)
+    kdedge(command, "r.yaml", *method, *options(*changes)).fails(2, message)
     assert list(Path().glob("runs/*/*/teacher.safetensors")) == []
 
 

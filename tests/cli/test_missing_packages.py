@@ -43,6 +43,5 @@ def test_a_missing_package_is_named_with_its_extra(
         if name.startswith((f"{package}.", *LOADED, "kdedge.cli.serve")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    done = kdedge(*command)
-    done.fails(4, package.replace("_", "-"), f"pip install 'kdedge[{extra}]'")
+    kdedge(*command).fails(4, package.replace("_", "-"), f"pip install 'kdedge[{extra}]'")
     assert not Path("runs/tiny/02/report").exists()

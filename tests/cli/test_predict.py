@@ -304,8 +304,7 @@ def test_answers_that_are_not_finite_have_a_count_and_a_reason(
     work: Path, kdedge: Run, device: ModuleType, precision: str, hint: str
 ) -> None:
     artifact = device.write_artifact(work / "overflow", factor=float("nan"))
-    file = dataclasses.replace(artifact.files[0], precision=precision)
-    artifact.with_files(file).save()
+    artifact.with_files(dataclasses.replace(artifact.files[0], precision=precision)).save()
     done = kdedge("predict", "overflow", "pics")
     broken = [line for line in done.out.splitlines() if "broken.jpg" in line]
     assert done.out.splitlines()[0] == (

@@ -69,8 +69,7 @@ def test_eval_adds_no_details_of_another_test_set(kdedge, trained) -> None:
     details = Path("runs/tiny/02/eval_details.json")
     details.unlink()
     Path("test/cat/0.jpg").unlink()
-    done = kdedge("eval")
-    assert (done.code, details.exists()) == (0, False)
+    assert (kdedge("eval").code, details.exists()) == (0, False)
 
 
 def test_a_report_loads_no_model(trained, tmp_path) -> None:

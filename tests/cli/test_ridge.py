@@ -185,8 +185,8 @@ def test_a_teacher_that_did_not_learn_is_not_used_in_silence(kdedge: Run) -> Non
     ridge = "student={method: ridge, weights: student.pt, views: 1, settings: {n_random: 64}}"
     done = kdedge("distill", "r.yaml", *options(*stuck, ridge)).succeeds()
     assert "On 16 labeled images, mean over classes: zero-shot CLIP" in done.err
-    said = "Using ridge as the teacher; teacher.run=runs/tiny/01, or --keep-teacher"
-    assert f"{said} (distill, teach), keeps" in done.err
+    said = "Using ridge as the teacher; teacher.run=runs/tiny/01 or --keep-teacher (distill,"
+    assert f"{said} teach --store) keeps" in done.err
     assert read("runs/tiny/03/provenance.json")["teacher_run"] == "tiny/02"
     stored = kdedge("teach", "r.yaml", "--store", "--keep-teacher", *options(*stuck, ridge))
     assert " --keep-teacher\n" in stored.succeeds().out

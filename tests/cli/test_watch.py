@@ -53,16 +53,25 @@ def picture(color: str, seed: int = 0) -> Image.Image:
 
 
 def write_video(path: Path, colors: list[str], *, n_frames: int = 6) -> Path:
-    """Writes a video with scenes of these colors; the times of a .ts file begin at 60 seconds."""
+    """Writes a video with scenes of these colors.
+
+    The times of a .ts file begin at 60 seconds, with sound; the picture begins a second later.
+    """
     av = pytest.importorskip("av")
-    began = {"output_ts_offset": "60"} if path.suffix == ".ts" else {}
-    with av.open(str(path), "w", options=began) as container:
+    is_ts = path.suffix == ".ts"
+    with av.open(str(path), "w", options={"output_ts_offset": "60"} if is_ts else {}) as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        if is_ts:
+            sound = container.add_stream("mp2", rate=16_000, layout="mono")
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), layout="mono")
+            silence.sample_rate = 16_000
+            container.mux([*sound.encode(silence), *sound.encode()])
         container.start_encoding()
-        for seed, color in enumerate(colors):
-            for _ in range(n_frames):
-                container.mux(stream.encode(av.VideoFrame.from_image(picture(color, seed))))
+        for number, seed in enumerate(np.arange(len(colors)).repeat(n_frames)):
+            frame = av.VideoFrame.from_image(picture(colors[seed], seed))
+            frame.pts = number + 10 * is_ts
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
@@ -82,7 +91,8 @@ def test_a_video_gives_a_line_for_each_decision_and_a_summary(kdedge: Run, name:
     assert (start["window"], start["drift"], start["file"]) == (3, "stream", "model.onnx")
     assert (red["class"], red["frame"], red["since_frame"]) == ("red", 2, 1)
     assert (green["class"], green["frame"], green["since_frame"]) == ("green", 8, 7)
-    assert (green["seconds"], green["since_seconds"], green["is_none"]) == (0.7, 0.6, False)
+    seconds = (1.7, 1.6) if name == "v.ts" else (0.7, 0.6)  # after the sound
+    assert (green["seconds"], green["since_seconds"], green["is_none"]) == (*seconds, False)
     assert 99 < green["score_percent"] <= 100
     assert (end["classified"], end["unreadable"], end["dropped"]) == (12, 0, 0)
     assert f"{name}: 12 frames classified." in done.err

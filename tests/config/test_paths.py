@@ -29,6 +29,7 @@ def write(folder: Path, text: str) -> Path:
 def test_missing_files_and_folders_are_listed_with_the_lines_of_their_keys(tmp_path):
     text = GOOD.replace("[cat, dog]", "{file: names.txt}").replace("openai", "w/x.pt")
     loaded = load_recipe(write(tmp_path, text), {"data.labeled.webdataset": "/no/s.tar"})
+    assert load_recipe(loaded) == loaded
     with pytest.raises(DataError) as caught:
         check_paths(loaded)
     assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [

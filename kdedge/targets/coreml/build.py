@@ -54,8 +54,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         )
 
     def converted() -> bytes:
-        package = convert(request.model, artifact, file.precision)
-        return zipped(package, request.path)
+        return zipped(convert(request.model, artifact, file.precision), request.path)
 
     write_converted(request.path, converted, converter="coremltools")
     return {"tool": "Core ML Tools", "version": COREML.version, "torch": torch.__version__}

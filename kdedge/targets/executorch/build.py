@@ -49,8 +49,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             raise ValueError(f"its runtime has no kernel for {missing}")
         return bytes(lowered.buffer)
 
-    name = f"executorch {EXECUTORCH.version}"
-    write_converted(request.path, lower, converter=name)
+    write_converted(request.path, lower, converter=f"executorch {EXECUTORCH.version}")
     return {"tool": "ExecuTorch", "version": EXECUTORCH.version, "torch": torch.__version__}
 
 

@@ -49,8 +49,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             assert request.images is not None
             return quantized(data, request.images, n_images=request.artifact.batches[0])
 
-    name = f"litert-torch {CONVERTER.version}"
-    write_converted(request.path, convert, converter=name)
+    write_converted(request.path, convert, converter=f"litert-torch {CONVERTER.version}")
     return {
         "tool": "LiteRT Torch",
         "version": CONVERTER.version,
@@ -93,8 +92,7 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
             recipe.add_static_config(activation_num_bits=8, weight_num_bits=8, **layer)
     file = quantizer.Quantizer(data, recipe.get_quantization_recipe())
     ranges = _ranges(data, recipe, images, n_images) if file.need_calibration else None
-    result = file.quantize(ranges, enable_progress_report=False)
-    return bytes(result.quantized_model)
+    return bytes(file.quantize(ranges, enable_progress_report=False).quantized_model)
 
 
 def _ranges(data: bytes, recipe: Any, images: npt.NDArray[Any], n_images: int) -> Any:
