@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kdedge.messages import option
+
 
 class KdedgeError(Exception):
     """An error that the user can fix; the message says how.
@@ -151,7 +153,8 @@ def check_at_least(least: float, **numbers: float | None) -> None:
     """
     for name, number in numbers.items():
         if number is not None and not least <= number < math.inf:
-            raise RecipeError(f"{name} is {number:g}; it must be {least:g} or more.")
+            named = option(f"--{name.replace('_', '-')}")
+            raise RecipeError(f"{named} is {number:g}; it must be {least:g} or more.")
 
 
 def os_reason(error: OSError) -> str:

@@ -28,11 +28,13 @@ from kdedge.files import home_path, refuse_existing
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
-# Their repositories in open_clip. For them init loads neither it nor torch
 _ON_HUB = {
     TEACHER_CLIP: "timm/vit_large_patch14_clip_224.openai",
     STUDENT_CLIP: "timm/vit_base_patch16_clip_224.openai",
+    student_size("small").clip: "timm/MobileCLIP2-S2-OpenCLIP",
+    student_size("nano").clip: "timm/MobileCLIP2-S0-OpenCLIP",
 }
+"""Their repositories and those of `--size`, as in open_clip, which takes seconds to load."""
 
 _TUNED = {
     "algorithm": "adamw",
@@ -81,7 +83,8 @@ class NewRecipe:
         path: the recipe's file.
         class_names: names of its class list.
         surveys: summary of each folder, by its use: images, labeled, test.
-        weights_to_fetch: those of `TEACHER_CLIP` and `STUDENT_CLIP` whose weights are not here.
+        weights_to_fetch: the recipe's CLIPs whose weights are not here, of those that are defaults
+            or of a `size`; none if huggingface_hub is missing.
         teacher_method: method of the recipe's teacher, which depends on the labels.
     """
 
@@ -135,8 +138,8 @@ def init(
         all_keys: write more keys, each with its description.
 
     Returns:
-        The recipe's `path`, the class names, a summary of each folder (`surveys`), and which
-        weights have to be fetched (`weights_to_fetch`).
+        The recipe's `path`, the class names, a summary of each folder (`surveys`), and CLIPs whose
+        weights are not here (`weights_to_fetch`).
 
     Raises:
         RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
@@ -220,10 +223,7 @@ def _models(
 
 
 def _to_fetch(values: dict[str, Any]) -> tuple[str, ...]:
-    """OpenAI's CLIPs of a recipe that are not on this machine.
-
-    Empty if huggingface_hub is not installed.
-    """
+    """CLIPs of a recipe that are not on this machine; see `NewRecipe.weights_to_fetch`."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return ()
     from huggingface_hub import try_to_load_from_cache
@@ -336,7 +336,7 @@ def _model(
     backbone, colon, weights = network.rpartition(":")
     where = {"config": backbone} if backbone.endswith(".json") else {"backbone": backbone}
     model = {"method": method, **(where if colon else {}), "weights": weights}
-    if clip in _ON_HUB:
+    if clip in (TEACHER_CLIP, STUDENT_CLIP):  # without loading open_clip and torch
         return model | ({"settings": settings} if settings else {})
     from kdedge.clip.find import check_weights_file, has_text_encoder
     from kdedge.clip.resolve import BackboneSpec, named_sizes

@@ -149,7 +149,7 @@ class Run(Tabled):
         return str(self.path)
 
     def __repr__(self) -> str:
-        return f"<Run {self.path}>"
+        return f"<Run {self.path}: {self.role}>"
 
     @property
     def table(self) -> Table:

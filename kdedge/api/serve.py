@@ -98,7 +98,7 @@ def watch(
     *,
     every: int = 1,
     existing: bool = False,
-    frames: bool = False,
+    frame_events: bool = False,
     window: int | None = None,
     min_score: float | None = None,
     drift: str | None = None,
@@ -119,7 +119,7 @@ def watch(
             video file, or a folder that image files drop into.
         every: take the first and then every Nth frame or file.
         existing: also take the files that are in the folder already.
-        frames: also yield an event for every frame, as always for a folder without `window`.
+        frame_events: also yield an event for every frame, as always for a folder without `window`.
         window: frames of a decision; None for 7, and 1 for a folder.
         min_score: percent; a frame with a lower score supports no class.
         drift: the drift alarm's reference: `artifact`, `stream` or `off`; None for the artifact's
@@ -156,7 +156,7 @@ def watch(
             yield from Watcher(
                 opened_source,
                 classifier,
-                frames=frames,
+                frame_events=frame_events,
                 window=window,
                 min_score=min_score,
                 drift=drift,

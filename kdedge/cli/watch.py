@@ -17,12 +17,12 @@ from kdedge.cli._options import artifact_options, count_option
 @click.command("watch")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("source")
-@click.option("--frames", is_flag=True, help="Give each frame's prediction, too.")
+@click.option("--frame-events", is_flag=True, help="Give each frame's prediction, too.")
 @count_option("--every", default=1, help="Take the first and then every Nth frame or file.")
 @count_option(
     "--window",
     help="Decide by the last N frames: two thirds of them bring a decision, less than one third end"
-    " it. [default: 7; 1 and --frames for a folder]",
+    " it. [default: 7; 1 and --frame-events for a folder]",
 )
 @click.option(
     "--min-score",

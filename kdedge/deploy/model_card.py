@@ -26,8 +26,7 @@ def write_model_card(artifact: Artifact) -> Artifact:
         ResourceError: a file cannot be written.
     """
     write_atomic(artifact.path / CARD, _card_text(artifact).encode())
-    example = files("kdedge.deploy").joinpath(EXAMPLE).read_bytes()
-    write_atomic(artifact.path / EXAMPLE, example)
+    write_atomic(artifact.path / EXAMPLE, files("kdedge.deploy").joinpath(EXAMPLE).read_bytes())
     return artifact.with_others(CARD, EXAMPLE)
 
 

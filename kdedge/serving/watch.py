@@ -89,7 +89,7 @@ class Watcher:
     Attributes:
         source: the source to watch.
         classifier: classifies its frames.
-        frames: whether to yield an event for each frame.
+        frame_events: whether to yield an event for each frame.
         window: frames of a decision; None for 7, or 1 for a folder.
         min_score: percent; a frame with a lower score counts for no class.
         drift: reference of the drift alarm: `artifact`, its smoke set; `stream`, the start of the
@@ -104,7 +104,7 @@ class Watcher:
 
     source: FrameSource
     classifier: Classifier
-    frames: bool
+    frame_events: bool
     window: int | None
     min_score: float | None
     drift: str | None
@@ -117,7 +117,7 @@ class Watcher:
         if not has_scores and (self.min_score is not None or self.drift not in (None, "off")):
             needed_by = "--drift" if self.min_score is None else "--min-score"
             raise no_scores(option(needed_by), artifact.path)
-        self.frames = self.frames or (is_folder and self.window is None)
+        self.frame_events = self.frame_events or (is_folder and self.window is None)
         self._decider = Decider(self.window or (1 if is_folder else WINDOW))
         self._monitor: DriftMonitor | None = None
         if has_scores and self.drift != "off":
@@ -182,7 +182,7 @@ class Watcher:
         self._n_classified += 1
         predicted = best_name(result, self.min_score)
         change = self._decider.add(predicted, result.top[0].score_percent, when)
-        if self.frames:
+        if self.frame_events:
             yield {"event": "frame", **when, **_classes(result), "decision": self._decider.decision}
         if change is not None:
             yield self._decision(when, *change)

@@ -323,8 +323,7 @@ def _load_to_test(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]
 
 def _load(loaded: LoadedSuite, file: Path, *overrides: Mapping[str, Any]) -> LoadedRecipe:
     """Loads a recipe with the suite's and other overrides, whose paths start at its folder."""
-    all_overrides = merged(loaded.suite.set, *overrides)
-    return load_recipe(file, all_overrides, override_folder=loaded.folder)
+    return load_recipe(file, merged(loaded.suite.set, *overrides), override_folder=loaded.folder)
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> DataNeeds:

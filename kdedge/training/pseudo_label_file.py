@@ -20,6 +20,7 @@ from kdedge.runs.find import newest_run
 from kdedge.runs.model import MethodModel, RunModel, load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.images import RecipeImages
+from kdedge.setup.method import warn_of_unused_optim
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import trained_teacher
 from kdedge.training.evaluate_job import in_balance
@@ -86,7 +87,9 @@ def make_pseudo_label_file(
             f"The folder {folder} for {path.name} does not exist.\n"
             "  Create it, or choose another path."
         )
-    loaded = loaded if method == "teacher" else with_baseline(loaded, method)
+    if method != "teacher":
+        loaded = with_baseline(loaded, method)
+        warn_of_unused_optim(loaded, "baseline")
     classes = load_classes(loaded.recipe)
     images = RecipeImages(loaded.recipe, classes, workspace)
     pool = images.require("unlabeled", "they are to get pseudo-labels")

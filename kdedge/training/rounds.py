@@ -116,8 +116,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         return settings.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
     images = pseudo if labeled is None else labeled.joined_with(pseudo)
-    data = replace(job.data, labeled=images, unlabeled=None, weights=weights)
-    return replace(job, data=data)
+    return replace(job, data=replace(job.data, labeled=images, unlabeled=None, weights=weights))
 
 
 def trial_round(job: Job) -> Job:
@@ -182,8 +181,7 @@ def pool_probabilities(model: MethodModel, pool: Images) -> Probabilities:
     Raises:
         DivergedError: a score is not finite.
     """
-    logits = model.logits_of(pool, what="labeling unlabeled images")
-    return logits.softmax(dim=-1).numpy()
+    return model.logits_of(pool, what="labeling unlabeled images").softmax(dim=-1).numpy()
 
 
 def warn_of_unpredicted(

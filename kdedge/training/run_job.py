@@ -297,9 +297,8 @@ def _validation(job: Job) -> Callable[[], float] | None:
         return None
 
     def validate() -> float:
-        selection = job.choice.optim.selection
-        measured = measure_accuracy(job.model(), images, job.classes, selection=selection)
-        result = measured.result
+        by = job.choice.optim.selection
+        result = measure_accuracy(job.model(), images, job.classes, selection=by).result
         if result.split == "all":
             return result.all
         assert result.base is not None  # `RecipeImages` ensures images of base classes

@@ -14,6 +14,7 @@ from PIL import Image
 
 import kdedge
 from kdedge.api.arguments import load_for
+from kdedge.runs.folder import RunFolder
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.serving.source import open_frames
 
@@ -156,6 +157,8 @@ def test_runs_are_listed_and_shown(student: kdedge.Run, folder: Path) -> None:
     assert names[:2] == ["toy/01", "toy/02"]
     assert kdedge.open_run("toy/02", root=folder / "runs").path == student.path
     assert str(student).startswith("toy/02 (student, finished)")
+    gone = kdedge.Run(RunFolder(folder / "gone/01", "student"))
+    assert repr(gone) == f"<Run {folder / 'gone/01'}: student>"
     page = student._repr_html_()
     assert page.startswith("<table>")
     assert "toy/02" in page

@@ -332,7 +332,7 @@ def test_labels_of_every_class_make_a_short_recipe_without_epochs(kdedge: Run) -
 
 
 def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run) -> None:
-    kdedge(*INIT, "--size", "nano").succeeds()
+    assert " MobileCLIP2-S0:dfndr2b: kdedge check" in kdedge(*INIT, "--size", "nano").succeeds().out
     text = Path("line3.yaml").read_text()
     assert "  backbone: MobileCLIP2-S0\n" in text
     assert "method: ridge" in text

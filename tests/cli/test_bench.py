@@ -195,8 +195,7 @@ def test_the_newest_artifact_is_the_one_with_the_highest_number(kdedge: Kdedge) 
         shutil.copytree(ARTIFACT, f"runs/tiny/02/artifacts/{name}")
     for name in ("01", "9", "backup"):
         Path(f"runs/tiny/02/artifacts/{name}/artifact.json").write_text("{")
-    done = kdedge("bench", *QUICK, "--against", "none").succeeds()
-    assert "model.int8-cpu.onnx" in done.out
+    assert "model.int8-cpu.onnx" in kdedge("bench", *QUICK, "--against", "none").succeeds().out
 
 
 def test_one_file_of_an_artifact_is_measured_alone(kdedge: Kdedge) -> None:
@@ -230,7 +229,7 @@ def test_an_artifact_needs_neither_torch_nor_onnx() -> None:
     [
         *((f"--batch={value}", "--batch") for value in ("1,0", "x", "²")),
         *((f"--seconds={value}", f"seconds is {value}") for value in ("nan", "inf")),
-        ("--longest-call=nan", "longest_call is nan"),
+        ("--longest-call=nan", "--longest-call is nan"),
         ("--against=promptkd", "promptkd learns from a teacher: name its own run"),
         ("--against=coopp", "coopp"),
         (

@@ -263,8 +263,7 @@ def test_labels_come_from_lists_and_shards_too_and_unknown_ones_are_errors(
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    shard = compared(kdedge, "old", "new", "shard.tar", "--labels")
-    assert shard["changed"][0]["label"] == "blue"
+    assert compared(kdedge, "old", "new", "shard.tar", "--labels")["changed"][0]["label"] == "blue"
 
 
 def test_the_images_are_the_same_whatever_the_two_preparations_are(

@@ -265,8 +265,7 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     differ = [sample for sample in written["samples"] if sample["teacher"] != sample["top"][0][0]]
     assert written["agreement_percent"] == 100 - 10 * len(differ)
     file.unlink()
-    measured = kdedge("eval", "tiny/02", "--per-class").succeeds()
-    assert f"Wrote {file}" in measured.err
+    assert f"Wrote {file}" in kdedge("eval", "tiny/02", "--per-class").succeeds().err
     assert json.loads(file.read_text()) == written
     more = ("--set", "data.unlabeled.hold_out=50%", "--set", "seed=2")  # of them, 10 are untrained
     assert json.loads(kdedge("eval", *more, "--json").out)["images"] == written["images"]

@@ -34,8 +34,7 @@ def options(*changes: str) -> list[str]:
 
 
 def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run, project: Path) -> None:
-    checked = kdedge("check", "r.yaml", *options(*TUNED)).succeeds()
-    assert "timm/test_resnet, " in checked.out
+    assert "timm/test_resnet, " in kdedge("check", "r.yaml", *options(*TUNED)).succeeds().out
     done = kdedge("distill", "r.yaml", "--json", *options(*TUNED))
     assert done.code == 0, done.err
     record = json.loads(done.out)["student"]
@@ -47,8 +46,7 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run, proje
     reached = record["evaluation"]["student"]
     measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
     assert {key: measured[key] for key in reached} == reached
-    shown = kdedge("show", str(STUDENT)).succeeds()
-    assert "zero-shot" not in shown.out
+    assert "zero-shot" not in kdedge("show", str(STUDENT)).succeeds().out
     again = kdedge("distill", "r.yaml", "--resume", *options(*TUNED)).succeeds()
     assert "zero-shot CLIP (teacher's)" in again.out
     assert "zero-shot CLIP (student's)" not in again.out

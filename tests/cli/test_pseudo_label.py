@@ -48,7 +48,10 @@ def rounds_of(variant: str, *more: str, rounds: int = 3) -> tuple[str, ...]:
 
 
 def test_a_method_in_closed_form_is_solved_before_it_labels(kdedge: Run) -> None:
-    write(kdedge, "--method", "ridge", "--set", "data.split=all").succeeds()
+    changed = ("--set", "data.split=all", "--set", "optim.lr=9", "--set", "teacher.optim.lr=9")
+    warned = write(kdedge, "--method", "ridge", *changed).succeeds().err
+    assert "optim.lr has no effect: ridge is solved in one pass" in warned
+    assert "teacher.optim" not in warned
     assert json.loads(Path("runs/tiny/01/provenance.json").read_text())["method"] == "ridge"
 
 

@@ -39,8 +39,7 @@ def test_eval_adds_what_a_run_lacks(kdedge, trained) -> None:
     assert kdedge("report").out.endswith("\nNext: kdedge eval runs/tiny/02\n")
     assert kdedge("eval", "--set", "data.max_bad_images=0").code == 0
     assert not details.exists()
-    done = kdedge("eval")
-    assert f"Wrote {details}\n" in done.err
+    assert f"Wrote {details}\n" in kdedge("eval").err
     assert json.loads(details.read_text()) == {"student": kept[0]["student"]}
     evaluation.unlink()
     assert f"Wrote {evaluation}\n" in kdedge("eval").err

@@ -98,9 +98,9 @@ def test_a_video_gives_a_line_for_each_decision_and_a_summary(kdedge: Run, name:
     assert f"{name}: 12 frames classified." in done.err
 
 
-def test_each_gives_a_line_for_each_frame_too(kdedge: Run) -> None:
+def test_frame_events_are_lines_for_each_frame_too(kdedge: Run) -> None:
     write_video(Path("v.avi"), ["red", "green"])
-    done = kdedge("watch", "art", "v.avi", "--frames", "--every", "4", "--window", "1")
+    done = kdedge("watch", "art", "v.avi", "--frame-events", "--every", "4", "--window", "1")
     frames = events(done.out, "frame")
     assert [(one["frame"], one["class"], one["decision"]) for one in frames] == [
         *[(1, "red", "red"), (5, "red", "red"), (9, "green", "green")]
@@ -109,7 +109,7 @@ def test_each_gives_a_line_for_each_frame_too(kdedge: Run) -> None:
 
 def test_a_frame_below_the_minimum_supports_no_class(kdedge: Run) -> None:
     write_video(Path("v.avi"), ["red"])
-    done = kdedge("watch", "art", "v.avi", "--min-score", "100", "--frames")
+    done = kdedge("watch", "art", "v.avi", "--min-score", "100", "--frame-events")
     assert not events(done.out, "decision")
     assert {one["decision"] for one in events(done.out, "frame")} == {None}
 
@@ -381,7 +381,7 @@ def test_none_of_the_classes_is_an_answer_and_a_statistic(
         none_of_these=NoneOfThese("mahalanobis", GAUSSIANS_FILE, 95.0, "images", 100),
     ).save()
     write_video(work / "v.avi", [*["red", "green", "blue"] * 70, *["gray"] * 20], n_frames=1)
-    done = kdedge("watch", "art", "v.avi", "--drift-frames", "1", "--window", "1", "--frames")
+    done = kdedge("watch", "art", "v.avi", "--drift-frames", "1", "--window", "1", "--frame-events")
     assert done.code == 0
     frames, changes = events(done.out, "frame"), events(done.out, "decision")
     assert [one["is_none"] for one in frames] == [False] * 210 + [True] * 20

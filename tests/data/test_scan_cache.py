@@ -311,8 +311,8 @@ def test_roles_of_a_recipe_that_share_a_folder_decode_it_once(
         },
     )
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
-    data = RecipeImages(recipe, load_classes(recipe), workspace)
-    found = [data.load(key) for key in ("validation", "unlabeled", "test")]
+    recipe_images = RecipeImages(recipe, load_classes(recipe), workspace)
+    found = [recipe_images.load(key) for key in ("validation", "unlabeled", "test")]
     assert [len(one.indices) for one in found if one is not None] == [38] * 3
     assert len(opened_by_pillow) == 40 + 2 + 2
 
