@@ -36,7 +36,7 @@ def main(images: str, classes: str, labeled: str, test: str, **changes: object) 
     print(run)
     with kdedge.load(kdedge.export(run, int8=True)) as model:
         for path in sorted(Path(test).rglob("*.*")):
-            print(path, model(path, top=3))
+            print(path, model(path).class_name)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Classifier(Node):
     def on_image(self, message: Image) -> None:
         """Classifies one image and publishes the prediction."""
         image = self.bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
-        (best,) = self.model(image)
+        best = self.model(image)
         self.publisher.publish(String(data=f"{best.class_name} {best.score_percent or 0:.1f}"))
 
 

@@ -18,7 +18,7 @@ app = FastAPI()
 def classify(image: UploadFile, top: int = 3) -> list[dict[str, float | str | None]]:
     """Gives the best classes of an uploaded image with their scores in percent."""
     try:
-        scores = model(image.file.read(), top=top)
+        prediction = model(image.file.read(), top=top)
     except kdedge.DataError as error:
         raise HTTPException(422, str(error)) from error
-    return [{"class": score.class_name, "percent": score.score_percent} for score in scores]
+    return [{"class": score.class_name, "percent": score.score_percent} for score in prediction.top]

@@ -47,10 +47,13 @@ def check(
     loaded = load_for("student", recipe, overrides, size=size)
     check_paths(loaded)
     need_training_packages("The check of weights and steps")
+    import torch
+
     from kdedge.setup.method import trained_roles, warn_of_unused_optim
     from kdedge.setup.workspace import Workspace, set_up_device
     from kdedge.training import preflight
 
     warn_of_unused_optim(loaded, *trained_roles(loaded))
     workspace = Workspace(runs_folder(root), set_up_device(device), is_read_only=True)
-    return preflight.check(loaded, workspace)
+    with torch.inference_mode(False), torch.enable_grad():
+        return preflight.check(loaded, workspace)

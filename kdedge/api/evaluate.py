@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 from kdedge.api.arguments import need_training_packages
 from kdedge.config.load import Overrides, load_recipe
 from kdedge.errors import ResourceError
 from kdedge.records.evaluation import EvalResult, UnlabeledResult
-from kdedge.runs.find import RunOrArtifact, find_run
+from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import runs_folder
 from kdedge.runs.results import add_evaluation, add_unlabeled, is_evaluated
 from kdedge.runtime.process import torch_as_before
@@ -32,7 +33,7 @@ def evaluate(
     Args:
         run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
             None for the newest finished student, or any finished run if there is no student.
-        overrides: keys of the recipe with other values, such as `{"data.test.folder": "new"}`.
+        overrides: keys of the recipe with other values, such as `{"data.test": {"folder": "new"}}`.
         root: folder of all runs; None for `$KDEDGE_RUNS`, or `runs` if it is not set.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
@@ -47,11 +48,17 @@ def evaluate(
         SetupError: torch, weights or the device is missing.
 
     Examples:
-        >>> result = kdedge.evaluate("line3", overrides={"data.test.folder": "labeled"})
+        >>> result = kdedge.evaluate("line3", overrides={"data.test": {"folder": "labeled"}})
         >>> if isinstance(result, kdedge.EvalResult):
         ...     print(result.all, result.per_class)
     """
     folder = find_run(run, runs_folder(root, run))
+    artifact = named_artifact(run, runs_folder(root, run))
+    if artifact is not None:
+        log.warning(
+            f"{artifact} is an artifact. This measures the model of its run, before the export and"
+            f" with all classes.\n  How its files differ: kdedge show {shlex.quote(str(artifact))}"
+        )
     need_training_packages("Measuring accuracy")
     from kdedge.runs.measure import evaluate_run
     from kdedge.runs.model import run_workspace

@@ -236,7 +236,9 @@ def export(
     existing = named_artifact(run, root)
     for folder in (output, existing):
         check_utf_8(Path(folder or ""))
-    requested = [find_target(x) for x in ([targets] if isinstance(targets, str) else targets)]
+    words = {target.flag.removeprefix("--"): target.name for target in list_targets()}
+    given = [targets] if isinstance(targets, str) else targets
+    requested = [find_target(words.get(name, name)) for name in given]
     chosen = [target for target in requested if target.name != "onnx"]
     asked: list[Precision] = ["int8"] if int8 else []
     asked += ["fp16"] if fp16 else []

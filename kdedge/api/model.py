@@ -15,8 +15,8 @@ from kdedge.data.sources import read_file
 from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
 from kdedge.files import home_path
-from kdedge.inference.classify import Classifier, ImageInput
-from kdedge.inference.results import ClassScore, Prediction, Result
+from kdedge.inference.classify import Classifier, ImageInput, decode_input
+from kdedge.inference.results import Prediction, Result
 from kdedge.progress import working
 from kdedge.runs.find import RunOrArtifact, find_artifact
 from kdedge.runs.folder import runs_folder
@@ -25,9 +25,6 @@ from kdedge.runtime.preprocess import ImageError, convert_image
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, an image file's bytes, a Pillow image, or pixels [H, W, 3] or [H, W], 0 to 255."""
-
-Scores = tuple[ClassScore, ...]
-"""Predicted classes of one image, best first."""
 
 
 class LoadedModel(Classifier):
@@ -44,16 +41,16 @@ class LoadedModel(Classifier):
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is one path, not many
         self, image: AnyImage, *, top: int = 1, bgr: bool = False
-    ) -> Scores: ...
+    ) -> Prediction: ...
 
     @overload
     def __call__(
         self, image: Iterable[AnyImage], *, top: int = 1, bgr: bool = False
-    ) -> list[Scores]: ...
+    ) -> list[Prediction]: ...
 
     def __call__(
         self, image: AnyImage | Iterable[AnyImage], *, top: int = 1, bgr: bool = False
-    ) -> Scores | list[Scores]:
+    ) -> Prediction | list[Prediction]:
         """Classifies one image, or several in batches.
 
         Args:
@@ -62,19 +59,21 @@ class LoadedModel(Classifier):
             bgr: pixel arrays are BGR, as from OpenCV, not RGB.
 
         Returns:
-            The most likely classes of the image, best first, with their scores in percent (None if
-            the artifact's head is argmax); a list of these for several images.
+            The `Prediction` of the image: `class_name`, which may be `none`, `score_percent`, and
+            the `top` classes; a list of these for several images.
 
         Raises:
             DataError: an image cannot be read, or the model gives no finite logits for it.
                 `classify` goes on with the other images.
         """
         if isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
-            (result,) = self.classify([image], top=top, bgr=bgr)
-            return _scores(result)
+            check_at_least(1, top=top)
+            key, given = _keyed_input(0, image, bgr)  # without the threads of `classify`
+            (result,) = self.classify_batch([(key, self.prepare(decode_input(given)))], top=top)
+            return _prediction(result)
         if not isinstance(image, Iterable):
             raise _no_image_error(image)
-        return [_scores(result) for result in self.classify(image, top=top, bgr=bgr)]
+        return [_prediction(result) for result in self.classify(image, top=top, bgr=bgr)]
 
     def classify(
         self, images: Iterable[AnyImage], *, top: int = 1, bgr: bool = False
@@ -131,7 +130,7 @@ def load(
 
     Examples:
         >>> with kdedge.load("artifacts/01") as model:
-        ...     class_name, score_percent = model("image.jpg")[0]
+        ...     print(model("image.jpg").class_name)
     """
     check_at_least(1, threads=threads)
     path = model_file_at(artifact) or find_artifact(artifact, runs_folder(root))
@@ -183,7 +182,7 @@ def _pixels(array: npt.NDArray[np.uint8], bgr: bool) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(array[:, :, ::-1]) if bgr else array
 
 
-def _scores(result: Result) -> Scores:
+def _prediction(result: Result) -> Prediction:
     if isinstance(result, Prediction):
-        return result.top
+        return result
     raise DataError(f"{result.key}: {result.reason}.")

@@ -54,7 +54,7 @@ def command(
     """
     folder = find_run(run, root)
     with contextlib.nullcontext() if output is None else new_file(output):
-        result = evaluate(folder.path, root=root, **options)
+        result = evaluate(folder.path if run is None else run, root=root, **options)
         if output is not None:
             write_json(output, result.to_dict())
     if isinstance(result, UnlabeledResult):

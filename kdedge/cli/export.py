@@ -229,7 +229,8 @@ def _fitted_lines(artifact: Artifact) -> list[str]:
         )
     if none is not None:
         lines.append(
-            f'Predicts "none" below the score that {none.share_percent:g} % of {none.images} reach.'
+            f'Predicts "none" below the score that {none.share_percent:g} % reach of every second'
+            f" one of {none.images}."
             " How many strange images that catches was not measured: try some with kdedge predict."
         )
     return lines

@@ -175,11 +175,11 @@ def add_cpu_files(
             if needs_run and has_no_images and precision == "int8":
                 missing[what] = _NO_IMAGES
                 continue
+            if needs_run and inputs is None:
+                missing[what] = _NEEDS_RUN
+                continue
             try:
                 check_can_build(target)
-                if needs_run and inputs is None:
-                    missing[what] = _NEEDS_RUN
-                    continue
                 artifact, _ = build_files(artifact, target, [precision], inputs=inputs)
             except (MissingPackage, BackendUnavailable):
                 missing[what] = "not installed; kdedge doctor says how to"

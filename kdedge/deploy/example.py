@@ -190,7 +190,7 @@ def main() -> None:
             print(json.dumps(answer))
         else:
             score = "" if answer["score"] is None else f"\t{answer['score']:.2f}"
-            print(f"{path}\t{'none' if answer.get('is_none') else answer['label']}{score}")
+            print(f"{path}\t{'none' if answer.get('is_none') else answer['label'] + score}")
     sys.exit(0 if n_classified else 3)  # as `kdedge predict` exits
 
 

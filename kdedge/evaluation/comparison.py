@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from kdedge.files import printable
 from kdedge.inference.lines import visible
-from kdedge.inference.results import NonFiniteLogits, Prediction, best_name
+from kdedge.inference.results import NonFiniteLogits, Prediction
 from kdedge.messages import some_of
 from kdedge.records.tables import Table, Tabled, images_text
 from kdedge.runtime.none_of_these import NONE
@@ -33,7 +33,7 @@ def predicted_class(result: Prediction | NonFiniteLogits) -> tuple[str | None, f
     """The best class of a result and its score; `none` if the image shows none of the classes."""
     if isinstance(result, NonFiniteLogits):
         return None, None
-    return best_name(result, None), result.top[0].score_percent
+    return result.class_name, result.score_percent
 
 
 @dataclass(frozen=True)

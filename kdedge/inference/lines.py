@@ -71,10 +71,8 @@ class Lines:
         if not isinstance(result, Prediction):
             return _csv_row([printable(result.key), *[""] * n_cells, result.reason])
         cells: list[str] = []
-        for one in result.top:
-            score = "" if one.score_percent is None else f"{one.score_percent:.4f}"
-            cells += [one.class_name, score]
-        cells[0] = best_name(result, self.min_score) or ""
+        for name, percent in ranked(result, self.min_score):
+            cells += [name or "", "" if percent is None else f"{percent:.4f}"]
         cells += [""] * (n_cells - len(cells))
         if self.tells_none and result.known_percent is not None:
             cells[-1] = f"{result.known_percent:.4f}"
@@ -91,7 +89,7 @@ def prediction_values(result: Prediction, min_score: float | None) -> dict[str, 
     """The classes of an image, as values for JSON."""
     values: dict[str, Any] = {
         "class": best_name(result, min_score),
-        "score_percent": result.top[0].score_percent,
+        "score_percent": result.score_percent,
     }
     if result.known_percent is not None:
         values["is_none"] = result.is_none
@@ -110,14 +108,19 @@ def result_values(result: Result, min_score: float | None) -> dict[str, Any]:
     return values | prediction_values(result, min_score)
 
 
+def ranked(
+    prediction: Prediction, min_score: float | None
+) -> list[tuple[str | None, float | None]]:
+    """The classes of a prediction and their scores in percent, the predicted class first."""
+    best = best_name(prediction, min_score), prediction.score_percent
+    return [best, *prediction.top[1:]]
+
+
 def shown_classes(prediction: Prediction, min_score: float | None) -> list[tuple[str, str]]:
     """The classes of a prediction and their scores as text, the predicted class first."""
-    best = best_name(prediction, min_score)
-    names = ["-" if best is None else best, *(one.class_name for one in prediction.top[1:])]
-    scores = (one.score_percent for one in prediction.top)
     return [
-        (visible(name), "" if score is None else f"{score:.2f} %")
-        for name, score in zip(names, scores, strict=True)
+        ("-" if name is None else visible(name), "" if score is None else f"{score:.2f} %")
+        for name, score in ranked(prediction, min_score)
     ]
 
 

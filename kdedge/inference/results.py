@@ -39,6 +39,16 @@ class Prediction:
     is_none: bool = False
     known_percent: float | None = None
 
+    @property
+    def class_name(self) -> str:
+        """The most likely class, or `none` if the image shows none of the classes."""
+        return NONE if self.is_none else self.top[0].class_name
+
+    @property
+    def score_percent(self) -> float | None:
+        """Its score; None if the image shows none of the classes, or for the head argmax."""
+        return None if self.is_none else self.top[0].score_percent
+
 
 @dataclass(frozen=True)
 class NonFiniteLogits:
@@ -58,11 +68,8 @@ Result = Prediction | UnreadableImage | NonFiniteLogits
 
 def best_name(result: Prediction, min_score: float | None) -> str | None:
     """The prediction for an image: its best class, `none`, or None if the score is too low."""
-    if result.is_none:
-        return NONE
-    best = result.top[0]
-    is_sure = min_score is None or (best.score_percent or 0) >= min_score
-    return best.class_name if is_sure else None
+    is_sure = min_score is None or result.is_none or (result.score_percent or 0) >= min_score
+    return result.class_name if is_sure else None
 
 
 def no_scores(needed_by: str, artifact: object) -> RecipeError:

@@ -49,7 +49,7 @@ def newest_run(
     """Finds the run that finished last, or the unfinished run that began last; or None.
 
     Skips other folders, damaged records, and, unless `key` is given, students that a better student
-    has replaced.
+    has replaced, unless that was deleted.
 
     Args:
         root: folder of all runs.
@@ -64,7 +64,8 @@ def newest_run(
         for run, record in runs_in(root)
         if (name is None or run.path.parent.name == name)
         and (role is None or run.role == role)
-        and (record.replaced_by is None if key is None else record.key == key)
+        and (key is None or record.key == key)
+        and (key or not record.replaced_by or not (root / record.replaced_by).is_dir())
         and record.is_finished == is_finished
         and (not exported or run.newest_artifact)
     ]

@@ -326,8 +326,9 @@ def logged_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     others, level = _OtherHandlers(logger.getEffectiveLevel()), logger.level
     logger.setLevel(min(others.level, logging.INFO))
+    if logging.getLogger().handlers or not logger.handlers:
+        logger.addHandler(others)  # else it would print warnings, which kdedge's handlers print
     logger.addHandler(handler)
-    logger.addHandler(others)
     propagate, logger.propagate = logger.propagate, False
     try:
         yield

@@ -181,7 +181,7 @@ class Watcher:
             return
         self._n_classified += 1
         predicted = best_name(result, self.min_score)
-        change = self._decider.add(predicted, result.top[0].score_percent, when)
+        change = self._decider.add(predicted, result.score_percent, when)
         if self.frame_events:
             yield {"event": "frame", **when, **_classes(result), "decision": self._decider.decision}
         if change is not None:
@@ -230,9 +230,9 @@ class Watcher:
 def _classes(result: Prediction) -> Event:
     """The values of a frame's event that its prediction gives."""
     values = {
-        "class": best_name(result, None),
+        "class": result.class_name,
         "is_none": result.is_none,
-        "score_percent": _rounded(result.top[0].score_percent),
+        "score_percent": _rounded(result.score_percent),
     }
     if result.known_percent is not None:
         values["known_percent"] = _rounded(result.known_percent)

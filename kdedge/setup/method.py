@@ -40,7 +40,7 @@ class MethodChoice:
 
     @property
     def why_no_gradients(self) -> str | None:
-        """Why no gradients train it, to follow its name; None if they do."""
+        """Why it is not trained by gradients, as the end of a sentence; None if it is."""
         if self.is_closed_form:
             return "is solved in one pass"
         return "has nothing to train" if self.data_needs == DataNeeds() else None
@@ -67,9 +67,11 @@ def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
     Raises:
         RecipeError: the recipe has no such section.
     """
-    if role == "teacher" and recipe.teacher is not None and recipe.teacher.file is not None:
+    teacher = recipe.teacher
+    if role == "teacher" and teacher is not None and not teacher.is_trained:
+        what = "run" if teacher.file is None else "file"
         raise RecipeError(
-            f"The teacher of {recipe.name} is a file: there is nothing to train.\n"
+            f"The teacher of {recipe.name} is a {what}: there is nothing to train.\n"
             "  Run: kdedge distill"
         )
     spec = recipe.needed_teacher() if role == "teacher" else recipe.needed_student()

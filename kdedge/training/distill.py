@@ -172,7 +172,7 @@ def _recipe_with_better_teacher(
     Args:
         loaded: the recipe.
         teacher: its teacher, which is trained.
-        student: whom it teaches; None if only its logits are needed.
+        student: the student's method; None if only the teacher's logits are needed.
         keep: only warn.
     """
     spec = loaded.recipe.needed_teacher()

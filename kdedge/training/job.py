@@ -5,6 +5,7 @@ A job is cheap: its key is a hash of hashes, and the method is built on first us
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +32,8 @@ from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
 from kdedge.training.loop.optim import check_fits
 from kdedge.training.output_store.fill import StoreFiller
+
+log = logging.getLogger(__name__)
 
 _ONLY_SPEED = {"n_workers", "checkpoint_every_s", "micro_batch"}  # keys of `optim`
 
@@ -267,12 +270,13 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
     if selection == "test":
         test = images.require("test", "selection: test chooses the epoch on it")
         images.check_has_labeled_classes(test, "test")
-    validation = validation_images(images, test) if selection == "validation" else None
+    by_validation = selection == "validation"
+    validation = validation_images(images, data.labeled, test) if by_validation else None
     return Job(setup, data, test, validation)
 
 
-def validation_images(images: RecipeImages, test: Images | None) -> Images:
-    """The validation images, drawn, to select an epoch or a student.
+def validation_images(images: RecipeImages, labeled: Images | None, test: Images | None) -> Images:
+    """The validation images, drawn, to select an epoch or a student; warns of `labeled` ones.
 
     Raises:
         RecipeError: they are missing, or some are test images.
@@ -287,6 +291,11 @@ def validation_images(images: RecipeImages, test: Images | None) -> Images:
             f" {drawn.source.items[shared[0]].key}.\n"
             "  Selecting an epoch or a student on test images makes the test accuracy too high:"
             " use other images as data.validation."
+        )
+    if labeled is not None and (n_shared := len(drawn.shared_with(labeled))):
+        log.warning(
+            f"An epoch or a student is selected on {n_shared} images of data.validation that are"
+            " also labels to train on.\n  Use other images as data.validation."
         )
     return drawn
 

@@ -111,12 +111,13 @@ def one_pass_job(student: Job) -> Job | None:
     spec = loaded.recipe.needed_student()
     # With these settings, the ridge student would be larger than the trained one
     is_reduced = bool({"depth", "merge_tokens"} & spec.settings.keys())
-    # Its teacher's answers cannot judge a student that also learns from labels, which it does not
+    # The teacher did not learn from these labels, so agreement with it judges no student that did
     is_unjudged = student.choice.data_needs.labels and loaded.recipe.data.validation is None
     if not spec.one_pass_first or student.choice.is_closed_form or is_reduced or is_unjudged:
         return None
     if loaded.recipe.data.validation is not None:
-        validation_images(student.setup.images, student.test)  # raises errors before the training
+        # Raises errors before the training
+        validation_images(student.setup.images, student.data.labeled, student.test)
     outputs = "features" if student.choice.settings.classifier == "teacher_vectors" else "logits"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     recipe = loaded.recipe.model_copy(update={"student": spec.model_copy(update=other)})

@@ -228,7 +228,7 @@ def test_predict_says_none_in_every_format(project: Path, kdedge: Kdedge) -> Non
     assert done.out.split("  ")[1] == "none"
     assert "1 classified, 1 of them none of the classes" in done.err
     row = json.loads(kdedge("predict", "both", image, "--format", "jsonl").out)
-    assert (row["class"], row["is_none"]) == ("none", True)
+    assert (row["class"], row["score_percent"], row["is_none"]) == ("none", None, True)
     assert row["top"][0]["class"] != "none"
     assert 0 <= row["known_percent"] <= 100
     text = kdedge("predict", "both", image, "--format", "csv").out

@@ -115,7 +115,7 @@ def test_own_images_end_to_end(
     )
     out = capsys.readouterr().out
     assert out.startswith("line3/02 (student, finished)")
-    assert out.count("ClassScore") == 2 * 8
+    assert out.count(".png red\n") + out.count(".png blue\n") == 8
 
 
 def test_the_drawn_images_are_own_images(tmp_path: Path) -> None:

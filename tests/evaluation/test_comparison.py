@@ -87,7 +87,7 @@ def test_scores_are_compared_with_and_without_their_sign() -> None:
 def test_none_is_an_answer_and_a_missing_answer_is_none_of_them() -> None:
     none = predicted_class(Prediction("x", (ClassScore("cat", 40.0),), is_none=True))
     lost = predicted_class(NonFiniteLogits("x", "NaN"))
-    assert (none, lost) == (("none", 40.0), (None, None))
+    assert (none, lost) == (("none", None), (None, None))
     assert not ComparedImage("x", *none, *none).is_changed
     for old, new in ((lost, lost), (none, ("cat", 40.0))):
         assert ComparedImage("x", *old, *new).is_changed

@@ -49,8 +49,8 @@ def test_an_image_gets_the_classes_that_predict_gives(
     assert found.status == 200
     assert found.json == {
         "class": color,
-        "score_percent": expected[0].score_percent,
-        "top": [{"class": name, "score_percent": score} for name, score in expected],
+        "score_percent": expected.score_percent,
+        "top": [{"class": name, "score_percent": score} for name, score in expected.top],
     }
 
 
