@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from kdedge.api.arguments import check_name, need_training_packages
-from kdedge.config.export_spec import GatesSpec
+from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import looks_like_path
+from kdedge.config.keys import list_keys
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.optim_spec import OptimSettings
+from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
@@ -38,6 +43,8 @@ _TUNED = {
     "ema_decay": 0.999,
     "crop_scale_min": 0.3,
 }
+# Section -> the model whose unset keys `--all-keys` writes as comments
+_DEFAULTS_OF: dict[str, type[BaseModel]] = {"optim": OptimSettings, "export": ExportSpec}
 # Key, or key and value, in a new recipe -> comment that explains it
 _WHY = {
     "classes": "say what your camera sees: a top view of a {} on a conveyor belt.",
@@ -112,6 +119,7 @@ def init(
     teacher: str | None = None,
     student: str | None = None,
     size: str | None = None,
+    all_keys: bool = False,
 ) -> NewRecipe:
     """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
 
@@ -127,6 +135,7 @@ def init(
         teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
         student: the student's CLIP, for the device; None for the CLIP of `size`.
         size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
+        all_keys: write more keys, each with its description.
 
     Returns:
         The recipe's `path`, the class names, a summary of each folder (`surveys`), and CLIPs whose
@@ -166,7 +175,7 @@ def init(
     with explaining_writes(path):
         check_paths(load_recipe(values))
         with path.open("x", encoding="utf-8") as file:
-            file.write(_recipe_text(values))
+            file.write(_long_text(values) if all_keys else _short_text(values))
     return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
 
 
@@ -254,7 +263,7 @@ def _promptsrc_for_scale(clip: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, {"optim": {"lr": float(f"{lr / share:.2g}")}}
 
 
-def _recipe_text(values: dict[str, Any]) -> str:
+def _short_text(values: dict[str, Any]) -> str:
     """The recipe with one line per key and short comments."""
     lines = ["# `kdedge schema` explains every key. Relative paths start at this file's folder."]
     for key, value in values.items():
@@ -283,6 +292,30 @@ def _line(key: str, value: Any, why: str | None, indent: str = "") -> list[str]:
     if why is None:
         return [text]
     return [f"{text:<45}  # {why}"] if len(text) <= 45 else [f"{indent}# {why}", text]
+
+
+def _long_text(values: dict[str, Any]) -> str:
+    """The recipe with each key below its description in the schema."""
+    about = {key.name: key.description for key in list_keys(Recipe.model_json_schema())}
+    optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
+    lines = [
+        f"# Recipe {values['name']}. Relative paths start at this file's folder. Lines such as",
+        "# `# momentum: 0.9` are defaults; remove the # to change them.",
+    ]
+    for key, value in {**values, "optim": optim}.items():
+        lines += ["", *_comment(about[key], "")]
+        if not isinstance(value, dict):
+            lines.append(f"{key}: {dump_value(value)}")
+            continue
+        lines.append(f"{key}:")
+        for name, item in value.items():
+            lines += _comment(about.get(f"{key}.{name}"), "  ")
+            lines.append(f"  {name}: {dump_value(item)}")
+        for name, field in _DEFAULTS_OF[key].model_fields.items() if key in _DEFAULTS_OF else ():
+            if name not in value and field.default is not None:
+                lines += _comment(field.description, "  ")
+                lines.append(f"  # {name}: {dump_value(field.default)}")
+    return "\n".join(lines) + "\n"
 
 
 def _model(
@@ -349,3 +382,11 @@ def _fitting_counts(
                 " `kdedge schema` explains student.settings.tune."
             )
     return fitting
+
+
+def _comment(text: str | None, indent: str) -> list[str]:
+    """A text as comment lines."""
+    mark = f"{indent}# "
+    return textwrap.wrap(
+        text or "", 96, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False
+    )

@@ -260,8 +260,7 @@ def _nvml_reader() -> Callable[[], float | None] | None:
 
     def read() -> float | None:
         # nvmlDeviceGetPowerUsage of newer GPUs is a mean over a second, longer than a turn
-        fields = [nvml.NVML_FI_DEV_POWER_INSTANT]
-        found = _query(nvml, nvml.nvmlDeviceGetFieldValues, gpu, fields)
+        found = _query(nvml, nvml.nvmlDeviceGetFieldValues, gpu, [nvml.NVML_FI_DEV_POWER_INSTANT])
         if found is not None and found[0].nvmlReturn == nvml.NVML_SUCCESS:
             return float(found[0].value.uiVal) / 1000
         milliwatts = _query(nvml, nvml.nvmlDeviceGetPowerUsage, gpu)

@@ -170,8 +170,7 @@ def _accuracies(named: Sequence[NamedRow]) -> list[Table]:
         rows = [
             [label, *map(decimals, (a.base, a.novel, a.harmonic_mean, a.all))] for label, a in group
         ]
-        n_images = group[0][1].n_images
-        title = f"Accuracy, top-1 in percent, on {n_images:,} images"
+        title = f"Accuracy, top-1 in percent, on {group[0][1].n_images:,} images"
         tables.append(Table(title, ["model", "base", "novel", "HM", "all"], rows))
     return tables
 

@@ -41,8 +41,7 @@ def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None
         click.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
         return
     if text is None:
-        blocks = [*map(table_text, record.tables), "\n".join(record.notes)]
-        text = "\n\n".join(filter(None, blocks))
+        text = "\n\n".join(filter(None, [*map(table_text, record.tables), "\n".join(record.notes)]))
     # Only the last line names the next command
     before, mark, following = text.rpartition("Next:")
     click.echo(f"{before}{colored(mark, 'green', sys.stdout)}{following}")

@@ -44,6 +44,7 @@ _CLIP_HELP = (
     metavar="CLIP",
     help=f"The student's CLIP, in the same form. [default: {STUDENT_CLIP}]",
 )
+@click.option("--all-keys", is_flag=True, help="Write more keys, each with its description.")
 @size_option
 @json_option
 def command(name: str, as_json: bool, **options: Any) -> None:

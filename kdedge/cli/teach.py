@@ -54,8 +54,7 @@ def command(recipe: str, is_stored: bool, as_json: bool, **options: Any) -> None
         others = {key: options[key] for key in ("root", "device", "resume")}
         store = fill_teacher_store(recipe, overrides=keys, **of_store, **others)
         if torchrun.rank() == 0:
-            text = f"{store}\n{distilling}"
-            print_result({"store": store.to_dict()}, as_json=as_json, text=text)
+            print_result({"store": store.to_dict()}, as_json=as_json, text=f"{store}\n{distilling}")
         return
     used = finished_runs(options["root"])
     run = teach(recipe, **options)

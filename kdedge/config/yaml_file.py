@@ -154,8 +154,7 @@ class _Reader:
     def _key(self, node: Node, path: KeyPath) -> str:
         """The key of a mapping at a key path."""
         if not isinstance(node, ScalarNode) or not node.value:
-            remedy = "Quote text that begins with { or [."
-            raise self._error(node, "a key is not a word", remedy)
+            raise self._error(node, "a key is not a word", "Quote text that begins with { or [.")
         self.value(node, path)
         place = (*path, node.value)
         if place in self.lines:

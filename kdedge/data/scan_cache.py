@@ -121,8 +121,7 @@ class ScanCache:
 
 def _examine(source: ImageSource, i: int) -> ImageFacts:
     data = source.read(i)
-    image = decode_image(data)
-    return ImageFacts(hashlib.sha256(data).hexdigest(), image.size)
+    return ImageFacts(hashlib.sha256(data).hexdigest(), decode_image(data).size)
 
 
 def _stamp(location: Location) -> FileStamp | None:

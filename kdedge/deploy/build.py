@@ -306,8 +306,7 @@ def with_parity(
         parity = compare(artifact, backend)
         fit = None if inputs is None else inputs.limit_of
         limit = entry.none_below if fit is None else fit(artifact, entry, backend)
-    missed = failed_gates(parity, entry.precision, artifact.gates)
-    gate: Gate = "missed" if missed else "passed"
+    gate: Gate = "missed" if failed_gates(parity, entry.precision, artifact.gates) else "passed"
     return dataclasses.replace(entry, parity=parity, gate=gate, none_below=limit)
 
 

@@ -120,8 +120,7 @@ class Model:
             shares = np.exp(logits.astype(np.float64) - logits.max())
             score = 100 * float(shares[best] / shares.sum())
         label = self.artifact["class_names"][best]
-        rgb_mean = pixels.mean(axis=(1, 2)).tolist()
-        answer = {"label": label, "score": score, "rgb_mean": rgb_mean}
+        answer = {"label": label, "score": score, "rgb_mean": pixels.mean(axis=(1, 2)).tolist()}
         if "none_of_these" in self.artifact:
             answer["is_none"] = self.is_none(output)
         return answer

@@ -209,7 +209,6 @@ def choose_known_images(
             f" {len(chosen)} are left besides those that files are compared on.\n"
             "  Add images to data.unlabeled, or leave export.none_of_these out."
         )
-    use = '"None of these"'
-    pixels = read_different_pixels(pool.source, chosen, trained.preprocess, use=use)
+    pixels = read_different_pixels(pool.source, chosen, trained.preprocess, use='"None of these"')
     what = f"{len(chosen)} of {len(pool.indices)} images of data.unlabeled"
     return KnownImages(pool.only(chosen), pixels, share_percent, what)

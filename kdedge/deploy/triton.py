@@ -151,8 +151,7 @@ def _choose_file(
         )
 
     def rank(file: ModelFile) -> tuple[bool, int, bool]:
-        order = _PRECISION_ORDER.index(file.precision)
-        return file.target == "onnx", order, file.device == "cpu"
+        return file.target == "onnx", _PRECISION_ORDER.index(file.precision), file.device == "cpu"
 
     best = min(passed, key=rank)
     same = [file for file in passed if rank(file) == rank(best)]

@@ -286,8 +286,7 @@ def compare_predictions(
         unreadable: images that cannot be read, for the record.
     """
     shared = set(old_names) & set(new_names)
-    known_to_both = {*shared, NONE, None}
-    comparable = [i for i in images if {i.old, i.new} <= known_to_both]
+    comparable = [i for i in images if {i.old, i.new} <= {*shared, NONE, None}]
     differences = [
         i.new_score_percent - i.old_score_percent
         for i in images

@@ -63,7 +63,7 @@ class Lines:
         cells = [key]
         for name, score in shown_classes(result, self.min_score):
             cells.append(name.ljust(name_width))
-            cells += [score.rjust(score_width)] if score else []
+            cells += [score.rjust(score_width)] if score or (score_width and result.is_none) else []
         return "  ".join(cells).rstrip()
 
     def _csv(self, result: Result) -> str:
@@ -108,12 +108,9 @@ def result_values(result: Result, min_score: float | None) -> dict[str, Any]:
     return values | prediction_values(result, min_score)
 
 
-def ranked(
-    prediction: Prediction, min_score: float | None
-) -> list[tuple[str | None, float | None]]:
+def ranked(result: Prediction, min_score: float | None) -> list[tuple[str | None, float | None]]:
     """The classes of a prediction and their scores in percent, the predicted class first."""
-    best = best_name(prediction, min_score), prediction.score_percent
-    return [best, *prediction.top[1:]]
+    return [(best_name(result, min_score), result.score_percent), *result.top[1:]]
 
 
 def shown_classes(prediction: Prediction, min_score: float | None) -> list[tuple[str, str]]:

@@ -248,8 +248,7 @@ class Method(BaseMethod):
         image_features = encode_images(batch, self.image_features_raw)
         with torch.autocast(image_features.device.type, enabled=False):
             logits = image_features @ self.module.classifier.T
-            smoothing = self._settings.label_smoothing
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self._settings.label_smoothing)
         agreement = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
         return StepOutput(loss, {"pseudo_label_agreement_percent": agreement})
 

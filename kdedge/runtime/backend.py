@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -119,13 +120,17 @@ def run_batches(
     """
     low, size = batch_limits(backend, max_batch)
     rows = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        missing = low - len(batch)
-        padded = np.concatenate([batch, batch[-1:].repeat(missing, 0)]) if missing > 0 else batch
-        inputs = padded if are_inputs else to_input(padded, backend.pixels)
-        rows.append(backend.run(inputs)[: len(batch)])
-    return np.concatenate(rows)
+    for batch in padded_batches(images, low, size):
+        rows.append(backend.run(batch if are_inputs else to_input(batch, backend.pixels)))
+    return np.concatenate(rows)[: len(images)]
+
+
+def padded_batches(images: npt.NDArray[Any], low: int, high: int) -> Iterator[npt.NDArray[Any]]:
+    """Splits images into batches of `high`; copies of the first images fill one below `low`."""
+    n = len(images)
+    for start in range(0, n, high):
+        end = max(start + low, min(start + high, n))
+        yield images[start:end] if end <= n else images[np.arange(start, end) % n]
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

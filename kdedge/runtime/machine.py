@@ -100,8 +100,7 @@ def memory_bytes() -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-    limits = _group_limits("memory.max")
-    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+    return min([total, *(int(limit) for limit in _group_limits("memory.max") if limit.isdigit())])
 
 
 def is_jetson() -> bool:

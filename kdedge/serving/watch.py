@@ -180,8 +180,7 @@ class Watcher:
             yield {"event": "unreadable", **when, "error": result.reason}
             return
         self._n_classified += 1
-        predicted = best_name(result, self.min_score)
-        change = self._decider.add(predicted, result.score_percent, when)
+        change = self._decider.add(best_name(result, self.min_score), result.score_percent, when)
         if self.frame_events:
             yield {"event": "frame", **when, **_classes(result), "decision": self._decider.decision}
         if change is not None:

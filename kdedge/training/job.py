@@ -164,8 +164,7 @@ class Job:
     @property
     def truly_labeled(self) -> Images | None:
         """Its labeled images; None if a model gave some of the labels."""
-        has_pseudo_labels = self.setup.recipe.data.pseudo_labels is not None
-        return None if has_pseudo_labels else self.data.labeled
+        return None if self.setup.recipe.data.pseudo_labels is not None else self.data.labeled
 
     def model(self) -> MethodModel:
         """The method with its current weights, as a model."""

@@ -79,8 +79,7 @@ def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     images, labels = job.data.labeled, job.data.labels
     assert images is not None  # the teacher learns from labels
     # A student learns logits out of balance, and other recipes, with other priors, use the result
-    what = "looking at the labeled images"
-    logits = model.logits_of(images, what=what, without_offsets=True)
+    logits = model.logits_of(images, what="looking at the labeled images", without_offsets=True)
     return logits, torch.tensor([labels[i] for i in images.indices])
 
 

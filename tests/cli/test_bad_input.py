@@ -316,7 +316,7 @@ def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run) -> None:
 
 
 def test_labels_of_every_class_make_a_short_recipe_without_epochs(kdedge: Run) -> None:
-    """Written as the shipped recipe is."""
+    """Written as the shipped recipe is, and with every key."""
     Path("pool").rename("cams")
     names = ("--images", "cams", "--classes", "classes.txt")
     given = (*names, "--labeled", "labeled", "--test", "test")
@@ -326,6 +326,9 @@ def test_labels_of_every_class_make_a_short_recipe_without_epochs(kdedge: Run) -
     shipped = shipped_recipes()["own-images"].read_text()
     assert Path("own-images.yaml").read_text() == shipped
     assert len(shipped.splitlines()) <= 30
+    assert kdedge("init", "long", "--all-keys", *given).code == 0
+    short, long = (load_recipe(name).recipe for name in ("own-images.yaml", "long.yaml"))
+    assert long.model_copy(update={"name": short.name, "optim": short.optim}) == short
 
 
 def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run) -> None:

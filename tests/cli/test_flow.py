@@ -417,7 +417,8 @@ def test_all_models_of_a_recipe_are_chosen_by_the_same_validation_images(kdedge:
     shutil.copytree("labeled", "held-out")
     options = ("data.validation={folder: held-out, shots: 2}", "optim.selection=validation")
     texts = [part for option in options for part in ("--set", option)]
-    kdedge("distill", "r.yaml", *texts).succeeds()
+    said = "selected on 3 images of data.validation that are also labels to train on"
+    assert said in kdedge("distill", "r.yaml", *texts).succeeds().err
     lists = [
         json.loads(path.read_text())["hashes"]["validation_list"]
         for path in Path("runs/tiny").glob("*/provenance.json")

@@ -75,8 +75,7 @@ def test_a_timm_student_is_timed_exported_in_every_precision_and_predicts(
     assert left_out.keys() == {"tiny/02 folded", "Zero-shot CLIP", "CoOp", "CoCoOp"}
     exported = kdedge("export", str(STUDENT), "--int8", "--int8-minutes", "0", "--json")
     assert exported.code == 0, exported.err
-    record = json.loads(exported.out)
-    files = {file["name"]: file for file in record["files"]}
+    files = {file["name"]: file for file in json.loads(exported.out)["files"]}
     assert files.keys() == {
         *("model.onnx", "model.fp16.onnx"),
         *("model.int8.onnx", "model.int8-cpu.onnx"),

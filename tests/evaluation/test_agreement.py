@@ -127,8 +127,7 @@ def test_where_only_the_ranking_counts_there_are_no_distances() -> None:
 
 
 def test_logits_far_apart_have_the_largest_distance_and_no_overflow() -> None:
-    result = run(np.array([[1e4, -1e4]]), np.array([[-1e4, 1e4]]))
-    assert result.max_softmax_distance == 1.0
+    assert run(np.array([[1e4, -1e4]]), np.array([[-1e4, 1e4]])).max_softmax_distance == 1.0
 
 
 def test_no_distance_is_above_1_by_rounding() -> None:

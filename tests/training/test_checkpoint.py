@@ -163,8 +163,7 @@ def test_what_a_kill_while_saving_left_behind_is_deleted_when_the_run_goes_on(
     third = save_checkpoint(tmp_path / "..", _state(step=3))
     third.rename(tmp_path / third.name)
     (tmp_path / ".e03-s00004.safetensors.x1y2").write_bytes(b"cut off")
-    loaded = load_newest(tmp_path)
-    assert loaded.step == 3
+    assert load_newest(tmp_path).step == 3
     assert {path.name for path in tmp_path.iterdir()} == {
         "e03-s00002.safetensors",
         "e03-s00003.safetensors",

@@ -173,12 +173,13 @@ def test_messages_and_the_traceback_of_the_end_go_to_the_log(
 def test_with_a_log_others_get_what_they_get_without(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (None, "kdedge"):  # as in a script
-        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
-    with logged_to(_create(tmp_path).log):
-        logging.getLogger("kdedge.training").info("written")
-        logging.getLogger("kdedge.training").warning("said")
-    assert capfd.readouterr().err == "said\n"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for handlers in ([], [logging.StreamHandler()]):  # as in a script, and by the command line
+        monkeypatch.setattr(logging.getLogger("kdedge"), "handlers", handlers)
+        with logged_to(_create(tmp_path).log):
+            logging.getLogger("kdedge.training").debug("written")
+            logging.getLogger("kdedge.training").warning("said")
+        assert capfd.readouterr().err == "said\n"
 
 
 def test_a_log_on_a_full_disk_does_not_hide_the_error(

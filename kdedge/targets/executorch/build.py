@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from kdedge.native_lines import LOG_LINES, filter_native_stderr, quiet
+from kdedge.runtime.backend import padded_batches
 from kdedge.targets.base import HEAD_LAYERS, BuildRequest, PlannedFile
 from kdedge.targets.executorch import EXECUTORCH
 from kdedge.targets.executorch.run import SMALLEST_BATCH, open_runtime
@@ -75,13 +75,10 @@ def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
 def calibration_batches(
     images: npt.NDArray[Any], batches: tuple[int, int]
 ) -> Iterator[torch.Tensor]:
-    """Batches for the program; copies of the last image fill a batch that is too small."""
+    """Batches for the program, which takes `batches` images, from the least to the most."""
     low, high = batches
     size = max(low, min(high, _CALIBRATION_BATCH))
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        missing = max(0, low - len(part))
-        yield torch.from_numpy(np.concatenate([part, part[-1:].repeat(missing, 0)]))
+    return map(torch.from_numpy, padded_batches(images, low, size))
 
 
 def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:

@@ -23,6 +23,7 @@ import torch
 
 from kdedge.native_lines import ANY_LINE, silenced
 from kdedge.runtime.artifact import INPUT_NAME
+from kdedge.runtime.backend import padded_batches
 from kdedge.targets.base import HEAD_LAYERS, BuildRequest, PlannedFile
 from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
@@ -98,9 +99,7 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
 def _ranges(data: bytes, recipe: Any, images: npt.NDArray[Any], n_images: int) -> Any:
     """Ranges of the values in a file, for the quantizer; arguments as for `quantized`."""
     calibrator = importlib.import_module("ai_edge_quantizer.calibrator")
-    missing = -len(images) % n_images
-    batches = np.concatenate([images, images[-1:].repeat(missing, 0)])
-    feeds = [{INPUT_NAME: part} for part in np.split(batches, len(batches) // n_images)]
+    feeds = [{INPUT_NAME: part} for part in padded_batches(images, n_images, n_images)]
     # Ranges from the smallest to the largest value of all images; the quantizer's default averages
     ranges = calibrator.Calibrator(
         data, num_threads=torch.get_num_threads(), qsv_update_func=_union_of_ranges

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError
 from kdedge.files import write_atomic
+from kdedge.runtime.backend import padded_batches
 from kdedge.targets.base import HEAD_LAYERS
 
 # Maximum size of a protobuf message (2 GiB), minus room for the graph itself
@@ -139,14 +140,8 @@ def wide_convs(model: Any) -> list[Any]:
 def batches(model: Any, images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     """Splits images into batches; copies of the first images fill the last fixed batch."""
     (value,) = model.graph.input
-    fixed = value.type.tensor_type.shape.dim[0].dim_value
-    size = fixed or BATCH
-    n_runs = -(-len(images) // size)
-    order = np.arange(len(images))
-    if fixed:
-        order = np.resize(order, n_runs * fixed)
-    for start in range(0, len(order), size):
-        yield images[order[start : start + size]]
+    fixed: int = value.type.tensor_type.shape.dim[0].dim_value
+    return padded_batches(images, fixed, fixed or BATCH)
 
 
 def run_outputs(

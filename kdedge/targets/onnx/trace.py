@@ -96,8 +96,7 @@ def write_onnx(
         )
     with written_together(path) as part:
         if external_data:
-            data = f"{path.name}.data"
-            onnx.save(proto, part, save_as_external_data=True, location=data)
+            onnx.save(proto, part, save_as_external_data=True, location=f"{path.name}.data")
         else:
             onnx.save(proto, part)
         onnx.checker.check_model(part, full_check=True)

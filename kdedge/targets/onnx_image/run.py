@@ -39,8 +39,7 @@ class OnnxImageSession(OnnxSession):
                 "  Convert gray images and images with transparency to RGB first."
             )
         with self._explaining("run"):
-            feeds = {IMAGE_NAME: np.ascontiguousarray(image)}
-            (outputs,) = self._model.run([self._output], feeds)
+            (outputs,) = self._model.run([self._output], {IMAGE_NAME: np.ascontiguousarray(image)})
         return np.asarray(outputs, dtype=np.float32)
 
 
