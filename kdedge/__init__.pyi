@@ -54,7 +54,7 @@ from kdedge.data.fetch import Fetched as Fetched
 from kdedge.evaluation.comparison import Comparison as Comparison
 from kdedge.data.survey import Survey as Survey
 from kdedge.data.verify import Verification as Verification
-from kdedge.deploy.client import ClientCheck as ClientCheck
+from kdedge.artifacts.client import ClientCheck as ClientCheck
 from kdedge.errors import (
     CellsFailed as CellsFailed,
     DataError as DataError,

@@ -48,7 +48,7 @@ NOT_CORE = re.compile(
     r"|targets/(openvino|litert|executorch|coreml|engines|torch_tensorrt)"
     r"|methods/test_(?!ridge|promptkd|promptsrc|zeroshot|contract|registry)"
     r"|cli/test_(gpu|suite\w*|several_processes|rounds|pseudo_label|ablations|watch|browser"
-    r"|benchmarks|import)|deploy/test_triton)\b"
+    r"|benchmarks|import)|artifacts/test_triton)\b"
 )
 
 

@@ -18,8 +18,8 @@ from kdedge.runtime.cpu_choice import CpuChoice, choice_here, read_choices
 from kdedge.runtime.process import torch_as_before
 
 if TYPE_CHECKING:
-    from kdedge.deploy.classes import NewClasses
-    from kdedge.deploy.client import ClientCheck, ImageFormat
+    from kdedge.artifacts.classes import NewClasses
+    from kdedge.artifacts.client import ClientCheck, ImageFormat
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def write_smoke_images(
         DataError: there is no artifact or no smoke set, or it has changed since the export.
         ResourceError: the folder cannot be written.
     """
-    from kdedge.deploy.client import write_images
+    from kdedge.artifacts.client import write_images
 
     given = open_artifact(artifact, root=root)
     return write_images(given, home_path(folder), image_format=image_format)
@@ -113,7 +113,7 @@ def verify_client(
         DataError: there is no artifact, no such file of it or no smoke set, a file has changed
             since the export, or the answers cannot be read.
     """
-    from kdedge.deploy.client import check_answers
+    from kdedge.artifacts.client import check_answers
 
     opened = open_artifact(artifact, root=root)
     if file is None:
@@ -155,7 +155,7 @@ def change_classes(
         InUseError: another process is changing the artifact.
         ResourceError: the folder cannot be written.
     """
-    from kdedge.deploy import classes
+    from kdedge.artifacts import classes
 
     added = (add,) if isinstance(add, str) else tuple(add)
     removed = (remove,) if isinstance(remove, str) else tuple(remove)
@@ -197,7 +197,7 @@ def _encode(
     Raises:
         DataError: the artifact was exported from another run, or the teacher is missing.
     """
-    from kdedge.deploy.classes import NewClasses
+    from kdedge.artifacts.classes import NewClasses
     from kdedge.runs.model import load_run, run_workspace
 
     record, exported = run.read_provenance(), artifact.provenance

@@ -55,5 +55,5 @@ def check(
 
     warn_of_unused_optim(loaded, *trained_roles(loaded))
     workspace = Workspace(runs_folder(root), set_up_device(device), is_read_only=True)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         return preflight.check(loaded, workspace)

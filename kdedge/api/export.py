@@ -26,7 +26,7 @@ from kdedge.targets.base import Target
 from kdedge.targets.registry import check_precisions, check_utf_8, find_target, list_targets
 
 if TYPE_CHECKING:
-    from kdedge.deploy.build import ExportInputs
+    from kdedge.artifacts.build import ExportInputs
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ class _Export:
 
     def add(self, request: _Request) -> None:
         """Makes all files that are asked for; a file that fails does not stop the next ones."""
-        from kdedge.deploy.browser import write_browser
-        from kdedge.deploy.triton import write_triton
+        from kdedge.artifacts.browser import write_browser
+        from kdedge.artifacts.triton import write_triton
 
         if self.run is not None:
             log.info(f"Wrote {self.artifact.path}")
@@ -88,7 +88,7 @@ class _Export:
 
     def _build(self, target: Target) -> None:
         """Builds a target's files."""
-        from kdedge.deploy.build import build_files
+        from kdedge.artifacts.build import build_files
 
         chosen = precisions_of(target, self.precisions)
         left_out = sorted(self.precisions - set(target.precisions))
@@ -100,9 +100,9 @@ class _Export:
 
     def _choose_for_cpu(self) -> None:
         """Builds every file that runs on a CPU, and chooses the fastest on this one."""
+        from kdedge.artifacts.build import add_cpu_files
+        from kdedge.artifacts.model_card import renew_model_card
         from kdedge.benchmarking.cpu_files import fastest_on_cpu
-        from kdedge.deploy.build import add_cpu_files
-        from kdedge.deploy.model_card import renew_model_card
 
         warn_if_busy()
         with self._keeping_errors():
@@ -137,7 +137,7 @@ class _Export:
         Raises:
             KdedgeError: a file missed its gates or could not be made. Other errors are logged.
         """
-        from kdedge.deploy.parity import gate_error
+        from kdedge.artifacts.parity import gate_error
 
         files, gates = self.artifact.files, self.artifact.gates
         passed = [file.name for file in files if file.gate == "passed"]
@@ -338,7 +338,7 @@ def _from_run(
     those of `export`.
     """
     need_training_packages("Folding a run")
-    from kdedge.deploy.build import warn_where_unbuildable
+    from kdedge.artifacts.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact
     from kdedge.runs.model import load_run, run_workspace
     from kdedge.setup.classes import given_class_names

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from kdedge.artifacts.parity import warn_of_failed_gates
 from kdedge.data.sources import read_file
-from kdedge.deploy.parity import warn_of_failed_gates
 from kdedge.errors import DataError, check_at_least
 from kdedge.files import home_path
 from kdedge.inference.classify import Classifier, ImageInput, decode_input

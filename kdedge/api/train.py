@@ -242,7 +242,7 @@ def training_workspace(
     from kdedge.setup.workspace import Workspace, set_up_device
 
     chosen = set_up_device(device)
-    with torch.inference_mode(False), torch.enable_grad(), joined(chosen) as group:
+    with torch.enable_grad(), joined(chosen) as group:
         if group.world_size > 1 and ray:
             raise RecipeError(
                 f"torchrun has started {group.world_size} processes, and Ray starts its"

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 
+from kdedge.artifacts.parity import decisive_parity, failed_gates, parity_on_smoke_set
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
 from kdedge.benchmarking.timing import TimedCall, TimingPlan, measure, percentile, summarize
-from kdedge.deploy.parity import decisive_parity, failed_gates, parity_on_smoke_set
 from kdedge.errors import GateError, KdedgeError
 from kdedge.messages import first_line
 from kdedge.progress import working

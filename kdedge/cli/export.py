@@ -155,8 +155,8 @@ def _print(artifact: Artifact, *, has_choice: bool, as_json: bool) -> None:
 
 
 def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
-    from kdedge.deploy.model_card import files_table
-    from kdedge.deploy.ship import file_to_ship
+    from kdedge.artifacts.model_card import files_table
+    from kdedge.artifacts.ship import file_to_ship
     from kdedge.reporting.model_records import accuracy_interval
 
     gflops = artifact.provenance.get("gflops")

@@ -12,7 +12,7 @@ from kdedge.cli._options import path_option, runs_option
 from kdedge.cli._output import json_option, print_result, show_result
 
 if TYPE_CHECKING:
-    from kdedge.deploy.client import ImageFormat
+    from kdedge.artifacts.client import ImageFormat
 
 
 @click.command("verify")

@@ -1,1 +1,1 @@
-"""Deployment: from a trained model to an artifact whose files are compared with the model."""
+"""Deployment: from a trained run to an artifact whose files are compared with the model."""

@@ -23,13 +23,13 @@ import torch
 from torch import nn
 
 from kdedge import __version__
+from kdedge.artifacts.build import ExportInputs, build_file, with_parity
+from kdedge.artifacts.classes import write_classes
+from kdedge.artifacts.model_card import write_model_card
+from kdedge.artifacts.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.data.images import Images, spread
-from kdedge.deploy.build import ExportInputs, build_file, with_parity
-from kdedge.deploy.classes import write_classes
 from kdedge.deploy.int8_images import CalibrationSet, choose_calibration_images
 from kdedge.deploy.known_images import choose_known_images
-from kdedge.deploy.model_card import write_model_card
-from kdedge.deploy.parity import SMOKE_SET, predict_pixels, write_smoke_set
 from kdedge.deploy.pixels import read_pixels
 from kdedge.deploy.reference import Float32Reference, run_reference
 from kdedge.errors import DataError

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.artifacts.parity import predict_pixels
 from kdedge.config.fields import percent_value
 from kdedge.data.images import Images
-from kdedge.deploy.parity import predict_pixels
 from kdedge.deploy.pixels import PixelArray, draw_contents, read_different_pixels, read_images
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic

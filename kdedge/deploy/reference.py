@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from kdedge.artifacts.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
 from kdedge.data.decoding import normalizer
 from kdedge.data.images import Images, spread
 from kdedge.data.loader import images_per_pass
-from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
 from kdedge.deploy.pixels import read_images, read_pixels
 from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent

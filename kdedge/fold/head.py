@@ -40,7 +40,7 @@ class FoldRequest:
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         open_classes: the graph's outputs are features; class vectors and `scale` are not folded in.
         offsets: [C], subtracted from the logits (`data/balance.py`), or None. With open classes,
-            the constant 1 is appended to the features instead: see `deploy.classes`.
+            the constant 1 is appended to the features instead: see `artifacts.classes`.
     """
 
     class_vectors: Tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 
-from kdedge.deploy import model_card
-from kdedge.deploy.ship import predict_flags
+from kdedge.artifacts import model_card
+from kdedge.artifacts.ship import predict_flags
 from kdedge.records.tables import Table, decimals, digits
 from kdedge.reporting.blocks import Block, Note, Text
 from kdedge.reporting.run_records import RunRecords

@@ -7,8 +7,8 @@ import shlex
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from kdedge.deploy.parity import failed_gates
-from kdedge.deploy.ship import FileToShip
+from kdedge.artifacts.parity import failed_gates
+from kdedge.artifacts.ship import FileToShip
 from kdedge.messages import name_some
 from kdedge.records.evaluation import EvalDetails, EvalResult, Gates, ParityResult
 from kdedge.records.tables import digits, images_text

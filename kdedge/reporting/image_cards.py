@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from PIL import Image
 
+from kdedge.artifacts.parity import SMOKE_SET, load_smoke_set
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.classes import load_class_names
 from kdedge.data.open import open_source
-from kdedge.deploy.parity import SMOKE_SET, load_smoke_set
 from kdedge.errors import DataError, KdedgeError
 from kdedge.records.evaluation import SampleImage, WorstImage
 from kdedge.records.tables import decimals

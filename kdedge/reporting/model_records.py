@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdedge.deploy.ship import FileToShip, file_to_ship
+from kdedge.artifacts.ship import FileToShip, file_to_ship
 from kdedge.evaluation.comparison import ALPHA, mcnemar_p
 from kdedge.files import highest_number
 from kdedge.records.evaluation import (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
-from kdedge.deploy.parity import (
+from kdedge.artifacts.parity import (
     SMOKE_SET,
     decisive_parity,
     gate_error,

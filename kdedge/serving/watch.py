@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from kdedge.deploy.parity import load_smoke_set
+from kdedge.artifacts.parity import load_smoke_set
 from kdedge.errors import DataError
 from kdedge.inference.classify import Classifier, decode_input
 from kdedge.inference.results import Prediction, best_name, no_scores

@@ -11,7 +11,6 @@ from kdedge.config.recipe import Recipe
 from kdedge.data.classes import check_class_names, load_class_names
 from kdedge.data.split import base_novel
 from kdedge.files import home_path
-from kdedge.methods.registry import DataNeeds
 from kdedge.records.evaluation import SplitName
 
 
@@ -44,11 +43,6 @@ class Classes:
     @property
     def _is_split(self) -> bool:
         return self.split == "base-to-novel"
-
-    def trained_by(self, needs: DataNeeds) -> range:
-        """Classes in the softmax of a method that is trained on these kinds of data."""
-        is_all = needs.novel_class_names or (needs.labels and self.has_pseudo_labels)
-        return range(len(self.names)) if is_all else self.labeled
 
 
 def load_classes(recipe: Recipe) -> Classes:

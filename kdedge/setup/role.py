@@ -19,7 +19,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec, Recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods.base import BaseMethod, MethodInputs, Teacher
-from kdedge.methods.registry import DataNeeds, load_method
+from kdedge.methods.registry import load_method
 from kdedge.records.evaluation import Role
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.images import RecipeImages
@@ -63,9 +63,11 @@ class RoleSetup:
     @property
     def train_classes(self) -> range:
         """Classes that may have labels; those that do are the classes of the softmax, if any."""
-        if self.choice.settings.learns_from_labels:
-            return self.classes.trained_by(DataNeeds(labels=True))
-        return self.classes.trained_by(self.choice.data_needs)
+        needs, learns_labels = self.choice.data_needs, self.choice.settings.learns_from_labels
+        if needs.labels and self.classes.has_pseudo_labels:
+            return range(len(self.classes.names))
+        knows_novel = needs.novel_class_names and not learns_labels
+        return range(len(self.classes.names)) if knows_novel else self.classes.labeled
 
     @property
     def images(self) -> RecipeImages:

@@ -104,9 +104,8 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
             seconds += took
         took = estimate_seconds(job)
         seconds += took
-        findings.append(
-            Finding(f"{job.setup.role}: time", f"about {rough_duration(took)} on {device}")
-        )
+        took_text = f"{job.choice.name}, about {rough_duration(took)} on {device}"
+        findings.append(Finding(f"{job.setup.role}: time", took_text))
     findings += [memory_finding(device), _disk_finding(workspace.root)]
     return Preflight(tuple(findings), seconds)
 

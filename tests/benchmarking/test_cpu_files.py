@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, is_worse, read_smoke_set, write_smoke_set
 from kdedge.benchmarking.cpu_files import TIE_SHARE, choose, cpu_files, fastest_on_cpu
 from kdedge.benchmarking.timing import TimingPlan
-from kdedge.deploy.parity import SMOKE_SET, SmokeSet, is_worse, read_smoke_set, write_smoke_set
 from kdedge.errors import GateError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.backend import to_input

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 import kdedge as package
-from kdedge.deploy.browser import write_browser
+from kdedge.artifacts.browser import write_browser
+from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, write_smoke_set
 from kdedge.deploy.known_images import fit_gaussians, fit_limit
-from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
 from kdedge.files import sha256_file
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.none_of_these import GAUSSIANS_FILE, NoneOfThese
@@ -310,7 +310,7 @@ def test_a_browser_without_simd_is_told_which_ones_have_it(browser: Any, served:
 
 
 def test_the_check_for_simd_is_a_module_that_only_simd_makes_valid(browser: Any) -> None:
-    text = (Path(package.__file__).parent / "deploy/browser_page/classify.mjs").read_text()
+    text = (Path(package.__file__).parent / "artifacts/browser_page/classify.mjs").read_text()
     module = text.partition("Uint8Array([")[2].partition("]")[0]
     tab = browser.new_page()
     assert tab.evaluate(f"WebAssembly.validate(new Uint8Array([{module}]))") is True

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import kdedge as api
-from kdedge.deploy.classes import NewClasses, write_changed_classes
-from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
+from kdedge.artifacts.classes import NewClasses, write_changed_classes
+from kdedge.artifacts.parity import load_smoke_set, parity_on_smoke_set
 from kdedge.errors import DataError, InUseError
 from kdedge.inference.choose import choose_and_load
 from kdedge.locks import lock_itself

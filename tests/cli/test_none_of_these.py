@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import kdedge as api
+from kdedge.artifacts.ship import file_to_ship
 from kdedge.config.load import parse_overrides
-from kdedge.deploy.ship import file_to_ship
 from kdedge.runtime.artifact import load_artifact
 
 pytest.importorskip("onnx")

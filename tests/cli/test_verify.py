@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import kdedge
-from kdedge.deploy.parity import SMOKE_SET, read_smoke_set
+from kdedge.artifacts.parity import SMOKE_SET, read_smoke_set
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.preprocess import resize_and_crop
 

@@ -346,7 +346,7 @@ def test_a_folder_in_dev_is_no_camera() -> None:
 def test_the_smoke_set_is_the_reference_where_it_has_enough_images(
     kdedge: Run, device: ModuleType, work: Path
 ) -> None:
-    from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
+    from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, write_smoke_set
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (120, 1, 1, 3)).repeat(16, 1).repeat(16, 2).astype(np.uint8)

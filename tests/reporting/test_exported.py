@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.deploy.ship import file_to_ship
+from kdedge.artifacts.ship import file_to_ship
 from kdedge.reporting.exported import compared_files, exported_blocks
 from kdedge.reporting.page import provenance_blocks
 from kdedge.reporting.run_records import RunRecords, run_records

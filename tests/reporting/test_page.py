@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
+from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, write_smoke_set
 from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult, WorstImage
 from kdedge.reporting.blocks import Plot
 from kdedge.reporting.headline import headline_of, verdict_of

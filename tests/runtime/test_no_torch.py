@@ -17,8 +17,8 @@ HEAVY = ("torch", "torchvision", "open_clip", "tensorboard", "onnx", "webdataset
 LIGHT = [
     *("api.model", "runtime.artifact", "runtime.preprocess", "runtime.cuda"),
     *("inference.choose", "inference.classify", "targets.registry", "targets.onnx.run"),
-    *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "serving.watch", "deploy.parity"),
-    *("targets.tensorrt.build", "targets.tensorrt_rtx.build", "deploy.build"),
+    *("targets.tensorrt.run", "targets.tensorrt_rtx.run", "serving.watch", "artifacts.parity"),
+    *("targets.tensorrt.build", "targets.tensorrt_rtx.build", "artifacts.build"),
     *("config.load", "runs.find", "cli.main", "cli.show", "cli.distill", "records.evaluation"),
 ]
 

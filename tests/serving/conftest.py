@@ -173,7 +173,7 @@ def make_checked(
     make_artifact: Callable[..., Artifact], mean_color_logits: Callable[[np.ndarray], np.ndarray]
 ) -> Callable[..., Artifact]:
     """Writes an artifact with a smoke set; with `wrong` logits in it, the artifact fails it."""
-    from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
+    from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, write_smoke_set
 
     def make(folder: Path, *, wrong: bool = False, names: tuple[str, ...] = ()) -> Artifact:
         artifact = make_artifact(folder)

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import kdedge
-from kdedge.deploy.parity import warn_of_failed_gates
+from kdedge.artifacts.parity import warn_of_failed_gates
 from kdedge.errors import DataError, InUseError, RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.runs.find import find_artifact

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import ExportInputs
-from kdedge.deploy.parity import SMOKE_SET, SmokeSet, parity_on_smoke_set, write_smoke_set
+from kdedge.artifacts.build import ExportInputs
+from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, parity_on_smoke_set, write_smoke_set
 from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.backend import to_input

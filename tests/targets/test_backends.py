@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import ExportInputs, build_files
+from kdedge.artifacts.build import ExportInputs, build_files
 from kdedge.errors import DataError
 from kdedge.inference.classify import Classifier
 from kdedge.runtime.artifact import Artifact, load_artifact

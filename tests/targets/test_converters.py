@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import kdedge
-from kdedge.deploy.build import ExportInputs, build_files
+from kdedge.artifacts.build import ExportInputs, build_files
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.base import BuildRequest, Target

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import ExportInputs, build_files
+from kdedge.artifacts.build import ExportInputs, build_files
 from kdedge.errors import RecipeError
 from kdedge.runtime.artifact import Artifact, OpenClasses, load_artifact
 from kdedge.targets.base import BuildRequest

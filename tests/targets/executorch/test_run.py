@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import ExportInputs, build_files
+from kdedge.artifacts.build import ExportInputs, build_files
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.registry import find_target
 

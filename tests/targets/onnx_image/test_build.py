@@ -18,8 +18,8 @@ from PIL import Image
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from kdedge.deploy.build import build_files  # noqa: E402
-from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set  # noqa: E402
+from kdedge.artifacts.build import build_files  # noqa: E402
+from kdedge.artifacts.parity import SMOKE_SET, read_smoke_set, write_smoke_set  # noqa: E402
 from kdedge.errors import DataError, RecipeError, SetupError  # noqa: E402
 from kdedge.inference.classify import Classifier  # noqa: E402
 from kdedge.runtime.artifact import Artifact, load_artifact  # noqa: E402

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kdedge.deploy.build import build_files
+from kdedge.artifacts.build import build_files
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.targets.registry import find_target
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import build_files
+from kdedge.artifacts.build import build_files
 from kdedge.errors import DataError, ResourceError
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.base import BuildRequest
@@ -151,7 +151,7 @@ def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
         "for name in ('torch', 'torchvision', 'onnx', 'onnxruntime'):\n"
         "    sys.modules[name] = None\n"
         "from pathlib import Path\n"
-        "from kdedge.deploy.build import build_files\n"
+        "from kdedge.artifacts.build import build_files\n"
         "from kdedge.targets.registry import find_target\n"
         "from kdedge.runtime.artifact import load_artifact\n"
         "target = find_target('openvino')\n"

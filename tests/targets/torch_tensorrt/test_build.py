@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.deploy.build import ExportInputs, build_files
-from kdedge.deploy.parity import (
+from kdedge.artifacts.build import ExportInputs, build_files
+from kdedge.artifacts.parity import (
     SMOKE_SET,
     SmokeSet,
     parity_on_smoke_set,

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdedge.deploy.parity import SmokeSet, load_smoke_set, smoke_logits
+from kdedge.artifacts.parity import SmokeSet, load_smoke_set, smoke_logits
 from kdedge.errors import GateError
 from kdedge.files import new_folder, read_bytes
 from kdedge.records.record import Record

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import kdedge
-from kdedge.deploy.parity import SMOKE_SET, SmokeSet, read_smoke_set, write_smoke_set
+from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, read_smoke_set, write_smoke_set
 from kdedge.errors import DataError, GateError, RecipeError
 from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile

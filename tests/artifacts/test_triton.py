@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.deploy.triton import config_text, write_triton
+from kdedge.artifacts.triton import config_text, write_triton
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.none_of_these import NoneBelow

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from kdedge.deploy.model_card import renew_model_card
-from kdedge.deploy.parity import failed_gates, parity_on_smoke_set
+from kdedge.artifacts.model_card import renew_model_card
+from kdedge.artifacts.parity import failed_gates, parity_on_smoke_set
 from kdedge.errors import BackendUnavailable, DataError, MissingPackage, RecipeError, SetupError
 from kdedge.files import sha256_file
 from kdedge.messages import first_line

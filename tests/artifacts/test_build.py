@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.deploy.build import build_files
-from kdedge.deploy.parity import SMOKE_SET, SmokeSet, write_smoke_set
+from kdedge.artifacts.build import build_files
+from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, write_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
@@ -137,7 +137,7 @@ def test_engines_are_built_and_listed_with_what_made_them(artifact: Artifact) ->
 def test_a_second_call_keeps_what_is_there_and_builds_what_was_deleted(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="kdedge.deploy.build")
+    caplog.set_level(logging.INFO, logger="kdedge.artifacts.build")
     first, (name,) = build_files(artifact, find_target("tensorrt-rtx"), ["fp16"], inputs=None)
     assert caplog.messages[0] == f"Building {name} from model.fp16.onnx."
     before = snapshot(artifact.path)
@@ -359,7 +359,7 @@ def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
         "for name in ('torch', 'torchvision', 'open_clip', 'onnx'):\n"
         "    sys.modules[name] = None\n"
         "from pathlib import Path\n"
-        "from kdedge.deploy.build import build_files\n"
+        "from kdedge.artifacts.build import build_files\n"
         "from kdedge.targets.registry import find_target\n"
         "from kdedge.runtime.artifact import load_artifact\n"
         "target = find_target('tensorrt-rtx')\n"

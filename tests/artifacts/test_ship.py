@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from kdedge.deploy.ship import file_to_ship, predict_flags
+from kdedge.artifacts.ship import file_to_ship, predict_flags
 from kdedge.inference.choose import choose_and_load, rank_files
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
@@ -57,7 +57,7 @@ def used_by_predict(artifact: Artifact) -> str:
 
 def used_by_example(artifact: Artifact) -> str:
     pytest.importorskip("onnxruntime")
-    from kdedge.deploy.example import choose
+    from kdedge.artifacts.example import choose
 
     record = json.loads((artifact.path / "artifact.json").read_text(encoding="utf-8"))
     return choose(artifact.path, record)
@@ -128,7 +128,7 @@ def test_nothing_ships_if_every_file_missed_its_gate(with_int8: Artifact) -> Non
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
 def test_the_example_turns_an_uncompressed_tiff_as_predict_does(tmp_path: Path, mode: str) -> None:
     pytest.importorskip("onnxruntime")
-    from kdedge.deploy.example import read_rgb
+    from kdedge.artifacts.example import read_rgb
 
     path, exif = tmp_path / "a.tif", Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

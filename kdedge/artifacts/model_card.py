@@ -6,7 +6,7 @@ import dataclasses
 import re
 from importlib.resources import files
 
-from kdedge.deploy.ship import file_to_ship, predict_flags
+from kdedge.artifacts.ship import file_to_ship, predict_flags
 from kdedge.files import sha256_file, write_atomic
 from kdedge.records.evaluation import assumed_shares
 from kdedge.records.tables import Table, decimals
@@ -26,7 +26,7 @@ def write_model_card(artifact: Artifact) -> Artifact:
         ResourceError: a file cannot be written.
     """
     write_atomic(artifact.path / CARD, _card_text(artifact).encode())
-    write_atomic(artifact.path / EXAMPLE, files("kdedge.deploy").joinpath(EXAMPLE).read_bytes())
+    write_atomic(artifact.path / EXAMPLE, files("kdedge.artifacts").joinpath(EXAMPLE).read_bytes())
     return artifact.with_others(CARD, EXAMPLE)
 
 

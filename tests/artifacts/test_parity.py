@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from kdedge.config.export_spec import GatesSpec
-from kdedge.deploy.parity import (
+from kdedge.artifacts.parity import (
     SMOKE_SET,
     SmokeSet,
     failed_gates,
@@ -26,6 +25,7 @@ from kdedge.deploy.parity import (
     warn_of_failed_gates,
     write_smoke_set,
 )
+from kdedge.config.export_spec import GatesSpec
 from kdedge.errors import DataError
 from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.runtime.artifact import Artifact, ModelFile

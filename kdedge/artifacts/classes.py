@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge import __version__
+from kdedge.artifacts.model_card import renew_model_card
 from kdedge.data.classes import check_class_names
-from kdedge.deploy.model_card import renew_model_card
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import write_atomic
 from kdedge.locks import lock_itself

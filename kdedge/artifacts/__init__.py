@@ -1,0 +1,1 @@
+"""Artifacts: their model files, comparisons, classes and cards; needs no run and no torch."""
