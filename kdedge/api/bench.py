@@ -73,7 +73,7 @@ def bench(
         ...     print(row.model, [measured.p50_ms for measured in row.measurements])
     """
     check_at_least(3, calls=calls)
-    if isinstance(batches, int):
+    if isinstance(batches, int | str):
         raise RecipeError(f"batches is {batches}; give a list, such as [{batches}].")
     check_at_least(1, batches=min(batches, default=0), threads=threads)
     check_at_least(0.01, seconds=seconds)

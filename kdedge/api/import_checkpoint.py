@@ -11,6 +11,7 @@ from kdedge.api.arguments import check_name, need_training_packages
 from kdedge.api.run import Run
 from kdedge.errors import RecipeError
 from kdedge.files import home_path
+from kdedge.messages import option
 from kdedge.runs.find import RunOrArtifact, find_run
 from kdedge.runs.folder import runs_folder
 from kdedge.runtime.process import torch_as_before
@@ -71,10 +72,12 @@ def import_checkpoint(
     needed, lacks = kinds[kind]
     given = {"teacher": teacher, "classes": classes, "exact": exact or None}
     if given.pop(needed) is None:
-        raise RecipeError(f"{file}, a {kind} checkpoint, has no {lacks}.\n  Give the {needed}.")
+        what = option(f"--{needed}")
+        raise RecipeError(f"{file}, a {kind} checkpoint, has no {lacks}.\n  Give it with {what}.")
     for extra, value in given.items():
         if value is not None and (kind, extra) != ("promptsrc", "exact"):
-            raise RecipeError(f"{extra} has no effect on a {kind} checkpoint.\n  Leave it out.")
+            what = option(f"--{extra}")
+            raise RecipeError(f"{what} has no effect on a {kind} checkpoint.\n  Leave it out.")
     file, root = home_path(file), runs_folder(root)
     config = None if config is None else home_path(config)
     # A browser names a second download "model (1).pth"

@@ -71,7 +71,7 @@ class LoadedModel(Classifier):
             key, given = _keyed_input(0, image, bgr)  # without the threads of `classify`
             (result,) = self.classify_batch([(key, self.prepare(decode_input(given)))], top=top)
             return _prediction(result)
-        if not isinstance(image, Iterable):
+        if not isinstance(image, Iterable) or hasattr(image, "read"):  # an open file has lines
             raise _no_image_error(image)
         return [_prediction(result) for result in self.classify(image, top=top, bgr=bgr)]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdedge.api.arguments import need_training_packages
 from kdedge.api.export import export as export_run
 from kdedge.api.run import Run, open_run
-from kdedge.errors import KdedgeError, check_at_least
+from kdedge.errors import Interrupted, KdedgeError, check_at_least
 from kdedge.files import home_path
 from kdedge.runs.folder import runs_folder
 
@@ -55,7 +55,7 @@ def run_suite(
     root = runs_folder(root)
     state = open_suite(home_path(file), home_path(suites), root)
     from kdedge.suite.export import export_students
-    from kdedge.suite.runner import Runner, check_failed
+    from kdedge.suite.runner import Runner, cells_failed
     from kdedge.suite.tables import write_tables
 
     def write() -> None:
@@ -64,14 +64,17 @@ def run_suite(
     Runner(state, root=root, device=device, n_jobs=jobs, after_each=write).run()
     write()
     exported = None
+    failure: KdedgeError | None = cells_failed(state)
     try:
         if export:
             exported = export_students(state, partial(export_run, root=root, device=device))
-        check_failed(state)
     except KdedgeError as error:
-        error.result = SuiteResult(state, exported)
-        raise
-    return SuiteResult(state, exported)
+        failure = error if failure is None or isinstance(error, Interrupted) else failure
+    result = SuiteResult(state, exported)
+    if failure is not None:
+        failure.result = result
+        raise failure
+    return result
 
 
 class SuiteResult:

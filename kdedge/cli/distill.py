@@ -8,12 +8,9 @@ from typing import Any
 import click
 
 from kdedge import torchrun
-from kdedge.api.arguments import role_keys
 from kdedge.cli._options import keep_teacher_option, run_options, size_option, training_options
 from kdedge.cli._output import next_line, print_result
 from kdedge.cli._results import run_record, run_text
-from kdedge.config.load import merged
-from kdedge.config.student_sizes import student_size
 from kdedge.reporting.headline import advises_against, verdict_of
 from kdedge.reporting.model_records import model_records
 from kdedge.runs.find import finished_runs
@@ -47,12 +44,8 @@ def command(recipe: str, root: Path, as_json: bool, **options: Any) -> None:
     if advises_against(records):
         following = next_line("report", student.path)  # shows what it confuses
     elif verdict is not None and verdict.kind == "labels alone":
-        size = options["size"]
-        size_keys = {} if size is None else student_size(size).overrides("ridge")
-        seed = role_keys("student", {"seed": options["seed"]})
-        keys = merged(size_keys, options["overrides"], seed)
-        words = ("train", recipe, "--method", "ridge")
-        following = next_line(*words, overrides=keys, given=("root", "device"))
+        words = ("train", student.folder.recipe, "--method", "ridge")
+        following = next_line(*words, given=("root", "device"))
     text = f"{run_text(runs, used=used)}\n{following}"
     record: dict[str, Any] = {
         "teacher": run_record(runs[0]) if len(runs) > 1 else None,

@@ -110,7 +110,8 @@ def result_values(result: Result, min_score: float | None) -> dict[str, Any]:
 
 def ranked(result: Prediction, min_score: float | None) -> list[tuple[str | None, float | None]]:
     """The classes of a prediction and their scores in percent, the predicted class first."""
-    return [(best_name(result, min_score), result.score_percent), *result.top[1:]]
+    others = result.top[:-1] if result.is_none else result.top[1:]
+    return [(best_name(result, min_score), result.score_percent), *others]
 
 
 def shown_classes(prediction: Prediction, min_score: float | None) -> list[tuple[str, str]]:

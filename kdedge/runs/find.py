@@ -26,7 +26,8 @@ RunOrArtifact: TypeAlias = str | PathLike[str]
 
 def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
     """Yields every run and its provenance; skips other folders, and warns of damaged records."""
-    for file in sorted(root.glob("*/*/provenance.json")):
+    files = root.glob("*/*/provenance.json")
+    for file in sorted(files, key=lambda x: (x.parents[1], len(x.parent.name), x)):  # 100 after 99
         record = if_readable(read_provenance, file) if file.parent.name.isdecimal() else None
         if record is not None:
             yield RunFolder(file.parent, record.role), record

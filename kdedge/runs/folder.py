@@ -152,8 +152,9 @@ class RunFolder(TrainingFolder):
 
     @property
     def artifacts(self) -> list[Path]:
-        """Folders of the run's artifacts, sorted by name."""
-        return sorted(file.parent for file in self.path.glob("artifacts/*/artifact.json"))
+        """Folders of the run's artifacts, sorted by number."""
+        found = (file.parent for file in self.path.glob("artifacts/*/artifact.json"))
+        return sorted(found, key=lambda x: (len(x.name), x))
 
     @property
     def newest_artifact(self) -> Path | None:

@@ -19,6 +19,7 @@ from kdedge.data.sources import IMAGE_EXTENSIONS, read_file
 from kdedge.errors import DataError, RecipeError, SetupError, os_reason
 from kdedge.files import printable
 from kdedge.inference.classify import ImageInput
+from kdedge.messages import option
 from kdedge.runtime.preprocess import ImageError, more_extensions
 from kdedge.runtime.video import PYAV, LiveVideo, frames_of_video, open_live, without_password
 
@@ -118,7 +119,8 @@ def open_frames(text: str, *, every: int, existing: bool) -> FrameSource:
     is_live = kind in ("camera", "stream")
     name = without_password(text) if is_live else printable(text)
     if existing and kind != "folder":
-        raise RecipeError(f"existing is for a folder, and {name} is a {kind}.\n  Leave it out.")
+        what = option("--existing")
+        raise RecipeError(f"{what} is for a folder, and {name} is a {kind}.\n  Leave it out.")
     if not is_live:  # wherever this process goes
         text = str(Path(text).absolute())
     if kind == "folder":

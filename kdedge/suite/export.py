@@ -15,7 +15,7 @@ from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.tables import machine_text
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import recipe_values
-from kdedge.errors import GateError, KdedgeError
+from kdedge.errors import GateError, KdedgeError, RecipeError
 from kdedge.files import write_atomic, write_json, write_new_numbered_json
 from kdedge.messages import first_line
 from kdedge.records.evaluation import EvalResult
@@ -101,7 +101,7 @@ def _artifacts(
             left_out[label] = first_line(error)
             errors.append(error)
     if not artifacts:
-        raise errors[0] if errors else KdedgeError(f"{plan.loaded.path} has no run to export.")
+        raise errors[0] if errors else RecipeError(f"{plan.loaded.path} has no run to export.")
     return artifacts, left_out
 
 

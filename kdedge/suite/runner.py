@@ -244,19 +244,15 @@ def next_cell(
     return next((cell for cell in ready if cell.trains_first not in busy), None)
 
 
-def check_failed(state: SuiteState) -> None:
-    """Raises an error that lists the failed cells.
-
-    Raises:
-        CellsFailed: at least one cell failed.
-    """
+def cells_failed(state: SuiteState) -> CellsFailed | None:
+    """The error that lists the failed cells; None if no cell failed."""
     outcomes = state.outcomes.items()
     failed = [(cell, outcome.exit_code) for cell, outcome in outcomes if outcome.exit_code]
     if not failed:
-        return
+        return None
     lines = [f"  {x.label}: exit code {code}, {state.file(x, '.log')}" for x, code in failed]
     code = failed[0][1]
-    raise CellsFailed(
+    return CellsFailed(
         f"{len(failed)} of {len(outcomes)} cells failed.\n"
         + "\n".join(lines)
         + f"\n  {same_call()} to try them again; finished cells are kept.",

@@ -229,7 +229,7 @@ def test_predict_says_none_in_every_format(project: Path, kdedge: Kdedge) -> Non
     assert "1 classified, 1 of them none of the classes" in done.err
     row = json.loads(kdedge("predict", "both", image, "--format", "jsonl").out)
     assert (row["class"], row["score_percent"], row["is_none"]) == ("none", None, True)
-    assert row["top"][0]["class"] != "none"
+    assert row["top"][0]["class"] in done.out
     assert 0 <= row["known_percent"] <= 100
     text = kdedge("predict", "both", image, "--format", "csv").out
     (cells,) = csv.DictReader(io.StringIO(text))

@@ -59,7 +59,8 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
     evaluation = read("runs/tiny/02/eval.json")
     assert {"student", "teacher", "zeroshot", "labels_alone"} == evaluation.keys()
     assert "the same network, trained on the labels alone, is right on" in done.out
-    kdedge("train", "r.yaml", "--method", "ridge", *options(*OWN)).succeeds()
+    advised = ("train", "runs/tiny/02/recipe.yaml", "--method", "ridge")
+    kdedge(*advised).succeeds()
     baseline = read("runs/tiny/03/eval.json")["baseline"]
     alone = evaluation["labels_alone"]
     assert {key: alone[key] for key in ("all", "per_class", "ece_percent")} == {
@@ -71,7 +72,7 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
         Path(path).write_text(json.dumps(record))
     again = kdedge("distill", "r.yaml", "--resume", "--seed", "1", *options(*OWN))
     assert "nothing to resume" in again.err
-    assert again.out.endswith(" --set seed=1\n")
+    assert again.out.endswith(f"Next: kdedge {' '.join(advised)}\n")
     for command in (("distill", "r.yaml"), ("train", "r.yaml", "--method", "ridge")):
         assert kdedge(*command, *options(*OWN, ONE_CLASS)).code == 0
     alone = read("runs/tiny/04/eval.json")["labels_alone"]

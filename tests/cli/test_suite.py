@@ -348,7 +348,7 @@ def test_what_a_failed_training_was_for_fails_with_it(far: Path, kdedge: Run) ->
     suite = far / "s.yaml"
     broken = suite.read_text().replace("r.yaml}", "r.yaml, set: {student.weights: broken.pt}}")
     suite.write_text(broken)
-    done = kdedge("suite", "s.yaml")
+    done = kdedge("suite", "s.yaml", "--export")  # of which nothing can be exported
     assert done.code == 3, done.err
     assert "kdedge: 2 of 3 cells failed.\n" in done.err
     assert "tiny, CoOp, seed 1, whose run this cell measures, did not finish." in done.err

@@ -166,7 +166,7 @@ def test_a_source_that_is_not_there_is_one_message(
     [
         (("--window", "0"), 2, "--window"),
         (("--drift", "artifact"), 3, "--drift stream"),
-        (("--existing",), 2, "existing is for a folder"),
+        (("--existing",), 2, "--existing is for a folder"),
     ],
 )
 def test_wrong_options_are_refused(

@@ -300,8 +300,7 @@ def test_a_loss_is_not_congratulated_on(
         details[name] = {**details["student"], "right": first_right(all_images, 40)}
     run.evaluation_details.write_text(json.dumps(details), encoding="utf-8")
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
-    said_of_it = headline_of(model_records(run))
-    assert said_of_it.startswith(f"The student {headline}")
+    assert headline_of(model_records(run)).startswith(f"The student {headline}")
 
 
 def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> None:

@@ -241,8 +241,7 @@ def test_external_data_is_checked_with_its_file(
 def test_with_files_replaces_the_entry_of_the_same_name(written: Artifact) -> None:
     newer = dataclasses.replace(written.files[0], gate="passed")
     another = dataclasses.replace(written.files[1], name="model.int8.onnx")
-    changed = written.with_files(newer, another)
-    assert changed.files == (newer, written.files[1], another)
+    assert written.with_files(newer, another).files == (newer, written.files[1], another)
     assert written.files[0].gate == "not measured"
 
 

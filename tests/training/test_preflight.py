@@ -93,8 +93,7 @@ def test_trial_steps_change_nothing_of_the_run_to_come(job: Job) -> None:
     torch.manual_seed(1)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     assert len(trial_steps(job, 3)) == 3
-    after = module.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(before[name], module.state_dict()[name]) for name in before)
     assert not module.training
     assert all(p.grad is None for p in job.method.trainable_parameters().values())
     assert torch.equal(states[0], torch.get_rng_state())

@@ -239,11 +239,12 @@ def test_the_newest_run_is_the_one_that_finished_last(
     assert (run and run.name) == expected
 
 
-def test_a_copy_of_a_run_is_not_another_run(tmp_path: Path) -> None:
+def test_runs_are_in_the_order_of_their_numbers_and_a_copy_is_none(tmp_path: Path) -> None:
     run = _create(tmp_path)
-    for name in ("01-copy", "²"):
+    for name in ("01-copy", "²", "100", "99"):
         shutil.copytree(run.path, run.path.with_name(name))
-    assert [found.name for found, _ in runs_in(tmp_path)] == ["line3/01"]
+    names = [found.name for found, _ in runs_in(tmp_path)]
+    assert names == ["line3/01", "line3/99", "line3/100"]
 
 
 @pytest.mark.parametrize(
