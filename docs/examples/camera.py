@@ -19,7 +19,9 @@ def main(artifact: str, camera: int = 0) -> None:
             if not is_read:
                 break
             best = model(frame, bgr=True)  # OpenCV's frames are BGR
-            text = f"{best.class_name} {best.score_percent or 0:.0f} %"
+            text = best.class_name
+            if best.score_percent is not None:  # as for "none"
+                text += f" {best.score_percent:.0f} %"
             cv2.putText(frame, text, (10, 40), cv2.FONT_HERSHEY_SIMPLEX, 1, (0, 255, 0), 2)
             cv2.imshow("kdedge", frame)
             if cv2.waitKey(1) == ord("q"):

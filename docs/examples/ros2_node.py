@@ -28,7 +28,7 @@ class Classifier(Node):
         """Classifies one image and publishes the prediction."""
         image = self.bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
         best = self.model(image)
-        self.publisher.publish(String(data=f"{best.class_name} {best.score_percent or 0:.1f}"))
+        self.publisher.publish(String(data=f"{best.class_name} {best.score_percent}"))
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def command(
 
     An artifact that was exported with --none-of-these predicts none for an image that looks like
     none of its classes, and gives known_percent in csv and jsonl: the share of the known images
-    that look less like them. The scores stay the classes' scores.
+    that look less like them. For none, there is no score.
 
     An image that cannot be read gets a line that says why, and does not stop the others. The exit
     code is 0 if any image was classified and 3 if none was.

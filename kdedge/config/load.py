@@ -216,7 +216,7 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     specs = {"teacher": recipe.teacher, "student": recipe.student, "baseline": recipe.baseline}
     for name, spec in specs.items():
         if spec is not None:
-            values[name]["settings"] = spec.settings
+            values[name]["settings"] = plain_values(spec.settings)
             if spec.optim is not None:
                 values[name]["optim"] = spec.optim.model_dump(exclude_unset=True)
     if recipe.teacher is not None and recipe.teacher.file is not None:

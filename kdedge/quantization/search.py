@@ -155,8 +155,7 @@ class _Search:
             try:
                 for number, (name, candidate) in enumerate(self._candidates(), 1):
                     self._try(name, candidate)
-                    detail = f"agreement {self.expected_percent:.2f} %"
-                    advance(min(number, _N_INT8_STEPS), detail)
+                    advance(min(number, _N_INT8_STEPS), f"agreement {self.expected_percent:.2f} %")
             except _Stop as stop:
                 self.ended = str(stop)
             except Terminated:

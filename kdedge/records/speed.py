@@ -206,8 +206,7 @@ class SpeedRow(ModelFacts):
 
     def at(self, batch: int, inputs: TimedFrom) -> Measurement | None:
         """The measurement at a batch size; None if there is none."""
-        matching = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
-        return next(matching, None)
+        return next((m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs)), None)
 
     def without_file(self, batch: int) -> Measurement | None:
         """The measurement without reading a file: on the device, else with copies."""

@@ -60,13 +60,15 @@ def newest_run(
         is_finished: only finished runs, or only unfinished ones.
         exported: only runs with an artifact.
     """
+    found = list(runs_in(root))
+    students = {run.name for run, one in found if one.is_finished and run.role == "student"}
     candidates = [
         (str(record.finished_at if is_finished else record.started_at), run.name, run)
-        for run, record in runs_in(root)
+        for run, record in found
         if (name is None or run.path.parent.name == name)
         and (role is None or run.role == role)
         and (key is None or record.key == key)
-        and (key or not record.replaced_by or not (root / record.replaced_by).is_dir())
+        and (key or record.replaced_by not in students)
         and record.is_finished == is_finished
         and (not exported or run.newest_artifact)
     ]

@@ -274,13 +274,15 @@ def recorded_export(artifact: Path, *, is_new: bool = False) -> Iterator[None]:
     places = [p for p in (artifact.absolute(), artifact.resolve()) if p.parent.name == "artifacts"]
     runs = {p.parent.parent: p.name for p in places if (p.parents[1] / "provenance.json").is_file()}
     before = sha256_file(artifact / ARTIFACT_FILE)
+    for run, name in runs.items() if is_new else ():  # a deleted artifact may have had this number
+        write_json(run / "exports.json", {**_recorded_exports(run), name: before})
     try:
         yield
     finally:
         now = sha256_file(artifact / ARTIFACT_FILE)
         for run, name in runs.items():
             known = _recorded_exports(run)
-            if is_new or known.get(name, before) == before != now:
+            if known.get(name, before) == before != now:
                 write_json(run / "exports.json", {**known, name: now})
 
 
@@ -327,7 +329,7 @@ def logged_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     others, level = _OtherHandlers(logger.getEffectiveLevel()), logger.level
     logger.setLevel(min(others.level, logging.INFO))
-    if logging.getLogger().handlers or not logger.handlers:
+    if logger.propagate and (logging.getLogger().handlers or not logger.handlers):
         logger.addHandler(others)  # else it would print warnings, which kdedge's handlers print
     logger.addHandler(handler)
     propagate, logger.propagate = logger.propagate, False

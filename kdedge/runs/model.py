@@ -168,8 +168,7 @@ class MethodModel:
         Raises:
             DivergedError: a logit is not finite.
         """
-        forward = self.plain_logits if without_offsets else self.logits
-        return self._outputs_of(images, forward, what)
+        return self._outputs_of(images, self.plain_logits if without_offsets else self.logits, what)
 
     def _outputs_of(self, images: Images, forward: Callable[[Tensor], Tensor], what: str) -> Tensor:
         parts: list[Tensor] = []

@@ -107,7 +107,7 @@ def run_batches(
 ) -> npt.NDArray[np.float32]:
     """Computes the logits of any number of images, in batches.
 
-    Copies of the last image fill a batch that is smaller than the backend's smallest batch.
+    Copies of the first images fill a batch that is smaller than the backend's smallest batch.
 
     Args:
         backend: a loaded model file.

@@ -270,7 +270,8 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
         test = images.require("test", "selection: test chooses the epoch on it")
         images.check_has_labeled_classes(test, "test")
     by_validation = selection == "validation"
-    validation = validation_images(images, data.labeled, test) if by_validation else None
+    labeled = data.labeled if setup.choice.why_no_gradients is None else None  # else no epochs
+    validation = validation_images(images, labeled, test) if by_validation else None
     return Job(setup, data, test, validation)
 
 

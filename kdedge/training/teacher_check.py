@@ -53,8 +53,7 @@ def reference_accuracies(run: RunFolder, job: Job) -> dict[str, float]:
         accuracies["ridge"] = percent
         parts.append(f"ridge {percent:.1f} %, each image left out once")
     if parts:
-        n_images = len(images.indices)
-        log.info(f"On {n_images} labeled images, mean over classes: {', '.join(parts)}.")
+        log.info(f"On {len(images.indices)} labeled images, mean over classes: {', '.join(parts)}.")
         write_json(run.references, accuracies)
     return accuracies
 

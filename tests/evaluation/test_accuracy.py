@@ -166,8 +166,7 @@ def test_the_mean_confidence_becomes_the_share(share: float) -> None:
     logits, _ = draw()
     found = temperature_of_share(logits, share)
     assert found is not None
-    confidence = probabilities(logits, found).max(axis=1).mean()
-    assert confidence == pytest.approx(share, abs=1e-9)
+    assert probabilities(logits, found).max(axis=1).mean() == pytest.approx(share, abs=1e-9)
 
 
 def test_scaled_logits_have_a_scaled_temperature() -> None:

@@ -79,7 +79,7 @@ def quantized(data: bytes, images: npt.NDArray[Any], *, n_images: int) -> bytes:
     Args:
         data: the file.
         images: [N, 3, S, S], calibration images as the file takes them.
-        n_images: the file's batch; copies of the last image fill a batch that is too small.
+        n_images: the file's batch; copies of the first images fill the last one.
     """
     recipes = importlib.import_module("ai_edge_quantizer.recipe_manager")
     quantizer = importlib.import_module("ai_edge_quantizer.quantizer")
