@@ -52,8 +52,8 @@ def evaluate(
         >>> if isinstance(result, kdedge.EvalResult):
         ...     print(result.all, result.per_class)
     """
-    folder = find_run(run, runs_folder(root, run))
-    artifact = named_artifact(run, runs_folder(root, run))
+    root = runs_folder(root, run)
+    folder, artifact = find_run(run, root), named_artifact(run, root)
     if artifact is not None:
         log.warning(
             f"{artifact} is an artifact. This measures the model of its run, before the export and"

@@ -286,7 +286,8 @@ def compare_predictions(
         unreadable: images that cannot be read, for the record.
     """
     shared = set(old_names) & set(new_names)
-    comparable = [i for i in images if {i.old, i.new} <= {*shared, NONE, None}]
+    known_to_both = {*shared, NONE, None}
+    comparable = [i for i in images if {i.old, i.new} <= known_to_both]
     differences = [
         i.new_score_percent - i.old_score_percent
         for i in images

@@ -67,8 +67,7 @@ def newest_run(
         for run, record in found
         if (name is None or run.path.parent.name == name)
         and (role is None or run.role == role)
-        and (key is None or record.key == key)
-        and (key or record.replaced_by not in students)
+        and (record.replaced_by not in students if key is None else record.key == key)
         and record.is_finished == is_finished
         and (not exported or run.newest_artifact)
     ]

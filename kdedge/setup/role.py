@@ -63,11 +63,10 @@ class RoleSetup:
     @property
     def train_classes(self) -> range:
         """Classes that may have labels; those that do are the classes of the softmax, if any."""
-        needs, learns_labels = self.choice.data_needs, self.choice.settings.learns_from_labels
-        if needs.labels and self.classes.has_pseudo_labels:
-            return range(len(self.classes.names))
-        knows_novel = needs.novel_class_names and not learns_labels
-        return range(len(self.classes.names)) if knows_novel else self.classes.labeled
+        needs, classes = self.choice.data_needs, self.classes
+        has_pseudo_labels = needs.labels and classes.has_pseudo_labels
+        knows_names = needs.novel_class_names and not self.choice.settings.learns_from_labels
+        return range(len(classes.names)) if has_pseudo_labels or knows_names else classes.labeled
 
     @property
     def images(self) -> RecipeImages:

@@ -61,7 +61,7 @@ STUDENTS = {
 }
 # From the CPU's float32
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1, "fp16-unscaled": 0.1}
-FEW = ("promptsrc", "promptkd")
+FEW = ("coop", "promptsrc", "promptkd")
 CASES = [
     *((name, "fp32") for name in (*BASELINES, *STUDENTS)),
     *((name, precision) for name in FEW for precision in ("fp16", "bf16", "fp16-unscaled")),
