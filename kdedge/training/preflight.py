@@ -258,7 +258,8 @@ def _store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     check_disk_space(filler.store, missing)
     took, state = 0.0, "complete"
     if missing:
-        action = f"crops to compute, about {rough_duration(filler.seconds(missing))}"
+        took = filler.seconds(missing)
+        action = f"crops to compute, about {rough_duration(took)}"
         state = f"{n_crops(missing):,} of {filler.store.n_crops:,} {action}"
     return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,9 +76,8 @@ class Slow:
 
 def slowed(job: Job) -> Job:
     images = dataclasses.replace(job.training_images, source=Slow(job.training_images.source))
-    return dataclasses.replace(
-        job, data=dataclasses.replace(job.data, labeled=images, unlabeled=None)
-    )
+    data = dataclasses.replace(job.data, labeled=images, unlabeled=None)
+    return dataclasses.replace(job, data=data)
 
 
 def with_method(job: Job, method: type[promptsrc.Method]) -> Job:
@@ -148,25 +149,20 @@ def test_the_estimate_is_of_all_rounds(job: Job) -> None:
         def n_rounds(self) -> int:
             return 3
 
-    settings = InRounds(**job.choice.settings.model_dump())
-    choice = dataclasses.replace(job.choice, settings=settings)
+    choice = dataclasses.replace(job.choice, settings=InRounds(**job.choice.settings.model_dump()))
     setup = dataclasses.replace(job.setup, choice=choice)
-    estimate = estimate_seconds(dataclasses.replace(slowed(job), setup=setup))
-    assert estimate >= 3 * 5 * 16 * READ_S
+    assert estimate_seconds(dataclasses.replace(slowed(job), setup=setup)) >= 3 * 5 * 16 * READ_S
 
 
 def test_the_time_of_all_is_that_of_teacher_store_and_student(
-    job: Job, tmp_path: Path, tiny_weights: Path
+    job: Job, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = f"student: {{weights: {tiny_weights}, settings: {{prompt_depth: 2}}, views: 1}}\n"
     pool = "data: {unlabeled: {folder: images}, labeled"
     text = (tmp_path / "r.yaml").read_text().replace("data: {labeled", pool)
     (tmp_path / "r.yaml").write_text(text + student)
-    long = load_recipe(
-        tmp_path / "r.yaml",
-        {"teacher.optim.epochs": 100000, "teacher.optim.batch_size": 1},
-    )
-    found = check(long, workspace(tmp_path))
+    long = {"teacher.optim.epochs": 100000, "teacher.optim.batch_size": 1}
+    found = check(load_recipe(tmp_path / "r.yaml", long), workspace(tmp_path))
     assert [one.what for one in found.findings if one.what.endswith(("time", "store"))] == [
         "teacher: time",
         "student: teacher store",
@@ -175,8 +171,12 @@ def test_the_time_of_all_is_that_of_teacher_store_and_student(
     assert found.seconds > 1000, "not the student's alone"
     first = load_recipe(tmp_path / "r.yaml", {"student.one_pass_first": True})
     whats = [one.what for one in check(first, workspace(tmp_path)).findings]
-    assert whats.count("student: time") == 2
-    assert whats.count("student: weights") == 1
+    assert (whats.count("student: time"), whats.count("student: weights")) == (2, 1)
+    clock = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    once = check(load_recipe(tmp_path / "r.yaml", {"optim.epochs": 1}), workspace(tmp_path))
+    parts = re.findall(r"about (\d+) s", " ".join(one.result for one in once.findings))
+    assert (len(parts), sum(map(int, parts))) == (3, pytest.approx(once.seconds, abs=1.5))
 
 
 def test_the_estimate_of_a_closed_form_covers_the_decoding(job: Job, tmp_path: Path) -> None:
