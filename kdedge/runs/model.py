@@ -20,7 +20,6 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.vision import encode_image
 from kdedge.config.load import load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
-from kdedge.data.classes import class_list_hash
 from kdedge.data.decoding import converted
 from kdedge.data.images import Images
 from kdedge.data.loader import evaluation_batches
@@ -379,11 +378,7 @@ class RunModel(MethodModel):
             "seed": record.seed,
             **settings_record(self.setup.choice),
             "backbone": self.setup.backbone.name,
-            "hashes": {
-                **record.hashes,
-                "exported_class_list": class_list_hash(self.class_names),
-                "class_vectors": self.vectors_hash,
-            },
+            "hashes": {**record.hashes, "class_vectors": self.vectors_hash},
             "scale": self.scale,
             **balance,
         }

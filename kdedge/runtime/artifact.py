@@ -1,14 +1,18 @@
 """The artifact: the folder that goes to the device, and `artifact.json`, which describes it.
 
 `artifact.json` has the SHA-256 of every file in the folder. A file is used only if it has not
-changed: `Artifact.checked` compares its hash before anything is deserialized.
+changed: `Artifact.checked` compares its hash before anything is deserialized. It also has the
+SHA-256 of its own `Artifact.description`. ONNX and OpenVINO files repeat the description in their
+metadata, with which `Artifact.check_metadata` compares it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -199,6 +203,14 @@ def _steps(preprocess: Preprocess, pixels: PixelType) -> list[str]:
     ]
 
 
+def _metadata_value(text: str) -> Any:
+    """A value of a model file's metadata, which is text or JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 FEATURES_NAME = "features"
@@ -358,6 +370,51 @@ class Artifact(_Shared):
             )
         return path
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """The values without which its outputs mean something else, as plain values for JSON."""
+        preprocess = self.preprocess
+        return {
+            "class_names": list(self.class_names),
+            "preprocess": {
+                "size_px": preprocess.size_px,
+                "resize_mode": preprocess.resize_mode,
+                "interpolation": preprocess.interpolation,
+            },
+            "input": {"pixels": self.pixels},
+            # As they are read, so that 1 and 1.0 have the same hash
+            "in_graph": {
+                "mean": [float(value) for value in preprocess.mean],
+                "std": [float(value) for value in preprocess.std],
+            },
+            "head": self.head,
+        }
+
+    def check_metadata(self, name: str, metadata: Mapping[str, str]) -> None:
+        """Checks that a model file states the same description in its metadata.
+
+        Args:
+            name: the file's name.
+            metadata: its metadata, as `deploy.export` writes it into ONNX files. What it lacks is
+                not compared: files that take whole images have steps of their own, and a graph with
+                open classes has no names.
+
+        Raises:
+            DataError: a value differs.
+        """
+        for key, value in self.description.items():
+            if key not in metadata:
+                continue
+            stated, expected = _metadata_value(metadata[key]), value
+            if isinstance(stated, dict) and isinstance(expected, dict):
+                stated = {part: stated[part] for part in expected if part in stated}
+                expected = {part: expected[part] for part in stated}
+            if stated != expected:
+                raise DataError(
+                    f"{self.path / ARTIFACT_FILE}: {key} is {expected!s:.80}, but {name} was"
+                    f" written for {stated!s:.80}.\n  {_REMEDY}"
+                )
+
     def save(self) -> None:
         """Writes `artifact.json` atomically.
 
@@ -373,6 +430,7 @@ class Artifact(_Shared):
             "class_names": list(self.class_names),
             **self.input_record(),
             "output": {"name": self.output_name, "head": self.head},
+            "description_sha256": sha256_json(self.description),
             **{name: record.to_dict() for name, record in records.items() if record is not None},
             "gates": self.gates.to_dict(),
             "files": [file.to_dict() for file in self.files],
@@ -416,7 +474,7 @@ def load_artifact(path: Path) -> Artifact:
         path: the folder, or its `artifact.json`.
 
     Raises:
-        DataError: it is missing, was not written by an export, or has other class names since.
+        DataError: it is missing, was not written by an export, or its description was changed.
         SetupError: a newer version of kdedge wrote it.
     """
     try:
@@ -435,14 +493,10 @@ def load_artifact(path: Path) -> Artifact:
     preprocess = Preprocess(contents.size_px, contents.mean, contents.std, *resizing)
     shared = {part.name: getattr(contents, part.name) for part in dataclasses.fields(_Shared)}
     artifact = Artifact(path=folder, preprocess=preprocess, **shared)
-    hashes = artifact.provenance.get("hashes")
-    exported = hashes.get("exported_class_list") if isinstance(hashes, dict) else None
-    classes = artifact.open_classes
-    is_changed = exported not in (None, sha256_json(list(artifact.class_names)))
-    if is_changed and not (classes and classes.changes):
+    if contents.description_sha256 != sha256_json(artifact.description):
         raise DataError(
-            f"{file}: class_names differ from the export's.\n"
-            "  Export the run again, with the wanted names as its classes."
+            f"{file}: class_names, preprocess, input, in_graph or output has changed since kdedge"
+            f" wrote it.\n  {_REMEDY} For other class names, export the run with them."
         )
     return artifact
 
@@ -458,6 +512,7 @@ class _Contents(_Shared, Record):
     files: tuple[ModelFile, ...] = field()
     others: dict[FileName, Sha256] = field()
     provenance: dict[str, Any] = field()
+    description_sha256: Sha256
     size_px: Annotated[Side, _at("preprocess", "size_px")]
     resize_mode: Annotated[Literal["shortest", "squash"], _at("preprocess", "resize_mode")]
     interpolation: Annotated[Literal["bicubic", "bilinear"], _at("preprocess", "interpolation")]

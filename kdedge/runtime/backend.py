@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -68,6 +68,15 @@ class TakesImages(Protocol):
             DataError: the file does not take the image.
             ResourceError: memory ran out.
         """
+
+
+@runtime_checkable
+class HasMetadata(Protocol):
+    """A backend whose file describes itself; see `Artifact.check_metadata`."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's metadata: values by key, which are text or JSON."""
 
 
 @runtime_checkable

@@ -186,12 +186,14 @@ def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = No
         n_threads: CPU threads; None for the runtime's default.
 
     Raises:
-        DataError: the file or the class matrix has changed since it was written, or the file's path
-            is not UTF-8.
+        DataError: the file or the class matrix has changed since it was written, the file states
+            another description than the artifact, or the file's path is not UTF-8.
         SetupError: this machine cannot run the file; it is a `MissingPackage` or a
             `BackendUnavailable` if a package, driver or device is missing.
     """
-    from kdedge.runtime.open_classes import with_classes  # loads NumPy, which listing does not need
+    # They load NumPy, which listing does not need
+    from kdedge.runtime.backend import HasMetadata
+    from kdedge.runtime.open_classes import with_classes
 
     target = find_target(file.target)
     module = run_module(target)
@@ -199,4 +201,10 @@ def load_file(artifact: Artifact, file: ModelFile, *, n_threads: int | None = No
     path = artifact.checked(file.name)
     check_utf_8(path)
     loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
+    if isinstance(loaded, HasMetadata):
+        try:
+            artifact.check_metadata(file.name, loaded.metadata)
+        except DataError:
+            loaded.close()
+            raise
     return with_classes(artifact, loaded)

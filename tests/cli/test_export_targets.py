@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -96,6 +97,35 @@ def test_a_run_gets_files_that_are_compared_predicted_measured_and_reported(
     assert kdedge("report", "tiny/02", "--output", "report").code == 0
     (page,) = Path("report").rglob("*.html")
     assert all(name in page.read_text() for name in files)
+
+
+@pytest.mark.parametrize(
+    ("flag", "backend", "changes"),
+    [
+        (None, "onnxruntime", ["class_names", "interpolation", "head"]),
+        ("--openvino", "openvino", ["class_names", "interpolation", "head"]),
+        ("--with-preprocess", "onnxruntime-image", ["class_names", "head"]),
+    ],
+)
+def test_a_description_that_a_model_file_does_not_repeat_is_refused_although_its_hash_is_right(
+    kdedge: Kdedge, flag: str | None, backend: str, changes: list[str]
+) -> None:
+    pytest.importorskip(backend.partition("-")[0])
+    if flag is not None:
+        kdedge("export", str(ARTIFACT), flag).succeeds()
+    command = ("predict", str(ARTIFACT), "test/cat", "--backend", backend)
+    kdedge(*command).succeeds()
+    artifact = load_artifact(ARTIFACT)
+    first, second, *rest = artifact.class_names
+    bilinear = dataclasses.replace(artifact.preprocess, interpolation="bilinear")
+    changed: dict[str, Any] = {
+        "class_names": {"class_names": (second, first, *rest)},
+        "interpolation": {"preprocess": bilinear},
+        "head": {"head": "argmax"},
+    }
+    for name in changes:
+        dataclasses.replace(artifact, **changed[name]).save()
+        kdedge(*command).fails(3, "artifact.json: ", " was written for ")
 
 
 def test_without_the_package_the_onnx_files_are_written_and_the_line_is_told(

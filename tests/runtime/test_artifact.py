@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from kdedge.errors import DataError, SetupError
-from kdedge.files import sha256_json
 from kdedge.records.evaluation import Gates
 from kdedge.runtime.artifact import (
     ARTIFACT_FORMAT,
@@ -84,7 +83,7 @@ def test_artifact_json_has_the_documented_keys(written: Artifact) -> None:
     values = json.loads((written.path / "artifact.json").read_text(encoding="utf-8"))
     assert list(values) == [
         *("format", "kdedge", "name", "class_names", "preprocess", "input", "in_graph", "output"),
-        *("gates", "files", "others", "provenance"),
+        *("description_sha256", "gates", "files", "others", "provenance"),
     ]
     assert values["input"] == {
         "name": "images", "pixels": "uint8", "batch": "dynamic", "max_batch": 8,
@@ -130,6 +129,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: 
         *(
             ((key,), MISSING, key)
             for key in ["format", "class_names", "preprocess", "input", "files"]
+            + ["description_sha256"]
         ),
         (("format",), "1", r"format: .*a valid integer, got '1'"),
         (("format",), True, "a valid integer"),
@@ -245,14 +245,34 @@ def test_with_files_replaces_the_entry_of_the_same_name(written: Artifact) -> No
     assert written.files[0].gate == "not measured"
 
 
-def test_names_that_are_not_those_of_the_export_are_refused(written: Artifact) -> None:
-    names = ["scratch", "größer", "ok"]
-    hashes = {"exported_class_list": sha256_json(names)}
-    dataclasses.replace(written, provenance={"hashes": hashes}).save()
-    assert load_artifact(written.path).class_names == tuple(names)
-    edit(written, "class_names", value=names[::-1])
-    with pytest.raises(DataError, match="class_names differ from the export"):
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("class_names",), ["größer", "scratch", "ok"]),
+        (("preprocess", "interpolation"), "bicubic"),
+        (("preprocess", "resize_mode"), "shortest"),
+        (("preprocess", "size_px"), 48),
+        (("input", "pixels"), "float"),
+        (("in_graph", "mean"), [0.45, 0.48, 0.4]),
+        (("output", "head"), "argmax"),
+    ],
+)
+def test_a_description_that_was_changed_by_hand_is_refused(
+    written: Artifact, keys: tuple[str, ...], value: Any
+) -> None:
+    edit(written, *keys, value=value)
+    with pytest.raises(DataError, match="or output has changed since kdedge wrote it") as caught:
         load_artifact(written.path)
+    assert "For other class names, export the run with them." in str(caught.value)
+
+
+@pytest.mark.parametrize("mean", [(0.0, 0.0, 0.0), (0, 0, 0)])
+def test_whole_numbers_of_a_description_are_read_back(
+    written: Artifact, mean: tuple[float, float, float]
+) -> None:
+    preprocess = dataclasses.replace(written.preprocess, mean=mean)
+    dataclasses.replace(written, preprocess=preprocess).save()
+    assert load_artifact(written.path).preprocess == preprocess
 
 
 def test_saving_replaces_the_old_record_in_one_step(written: Artifact) -> None:

@@ -48,6 +48,7 @@ class OnnxSession(CpuModel):
         sizes = [size if isinstance(size, int) else None for size in images.shape]
         self._set_input(sizes, is_bytes=images.type == "tensor(uint8)")
         self._output = logits.name
+        self.metadata: dict[str, str] = self._model.get_modelmeta().custom_metadata_map
 
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         (outputs,) = self._model.run([self._output], {INPUT_NAME: images})

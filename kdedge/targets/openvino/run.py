@@ -24,6 +24,10 @@ class OpenVinoModel(CpuModel):
     def _open(self, module: Any, n_threads: int | None) -> None:
         self._core = module.Core()
         self._model = self._core.read_model(self._path, self._path.with_suffix(".bin"))
+        # OpenVINO keeps the metadata of the ONNX file here
+        has_any = self._model.has_rt_info("framework")
+        stated = self._model.get_rt_info("framework").astype(dict) if has_any else {}
+        self.metadata = {key: value.astype(str) for key, value in stated.items()}
         images = self._model.input(0)
         sizes = [
             size.get_length() if size.is_static else None for size in images.get_partial_shape()
