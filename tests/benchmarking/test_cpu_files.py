@@ -114,6 +114,19 @@ def test_a_file_that_missed_its_gate_on_all_images_is_out_even_if_it_agrees_here
     assert choice.file == "model.onnx"
 
 
+def test_a_file_that_missed_its_gate_on_fewer_images_is_out_even_if_it_agrees_here(
+    measurable: Artifact, parity: Callable[..., Any]
+) -> None:
+    missed = parity(n_images=5, agreement_percent=40.0)  # the sample images are 6
+    file = measurable.file("model.int8-cpu.onnx")
+    made = dataclasses.replace(file, gate="missed", parity=missed)
+    choice = fastest_on_cpu(measurable.with_files(made), not_tried={}, plan=SHORT)
+    found = {one.file: one for one in choice.candidates}["model.int8-cpu.onnx"]
+    assert found.agreement_percent == 100
+    assert str(found.out).startswith("agreement 40.00 %")
+    assert choice.file == "model.onnx"
+
+
 def test_a_file_that_passed_on_more_images_is_out_only_if_it_is_worse_here(
     measurable: Artifact, parity: Callable[..., Any]
 ) -> None:

@@ -162,6 +162,24 @@ def test_int8_comes_with_fp16_and_with_a_record_of_its_calibration(exported: Pat
     assert not used & tested
 
 
+def test_without_test_images_int8_is_calibrated_on_none_of_the_images_that_it_is_compared_on(
+    kdedge: Run,
+) -> None:
+    from_pool = ("--set", "data.test=null", "--set", "export.parity_images=10")
+    kdedge("export", "tiny/02", "--int8", "--int8-minutes", "0", *from_pool).succeeds()
+    (int8,) = (
+        file
+        for file in read(ARTIFACT / "artifact.json")["files"]
+        if file["name"] == "model.int8.onnx"
+    )
+    assert int8["parity"]["images"] == "10 of 40 images of data.unlabeled"
+    compared = {one["image"] for one in int8["parity"]["worst"]}  # the worst 10: all of them
+    calibration = read(ARTIFACT / "calibration.json")
+    used = [one["key"] for one in calibration["files"] + calibration["held_out"]["files"]]
+    assert (len(compared), len(used)) == (10, 30)
+    assert compared.isdisjoint(used)
+
+
 def test_every_hash_of_the_artifact_is_true(exported: Path) -> None:
     record = read(exported / "artifact.json")
     listed = {file["name"]: file["sha256"] for file in record["files"]} | record["others"]

@@ -173,6 +173,24 @@ def test_each_file_has_a_limit_and_keeps_the_share_of_the_known_images(project: 
         assert 0 < sum(not one.is_none for one in found) <= len(found)
 
 
+def test_the_limit_is_that_of_the_images_to_which_no_gaussian_was_fitted(project: Path) -> None:
+    """Of 10 images and for 90 %, it is the lowest score."""
+    from kdedge.deploy.known_images import choose_known_images
+    from kdedge.runtime.none_of_these import read_gaussians
+
+    trained = open_run(project)
+    pool = trained.images.load("unlabeled")
+    known = choose_known_images(trained, pool, "90%", exclude_digests=())
+    artifact = load_artifact(project / "both")
+    with api.load("both", precision="fp32") as model:
+        logits = model.logits(known.pixels)
+    gaussians = read_gaussians(artifact.checked(artifact.none_of_these.file))
+    fitted, held_out = (gaussians.scores(logits[first::2]) for first in (0, 1))
+    limit = artifact.files[0].none_below.limit
+    assert limit == pytest.approx(held_out.min(), rel=1e-4)  # of logits in other batches
+    assert abs(limit - fitted.min()) > 1
+
+
 def test_fitting_images_are_neither_test_images_nor_those_of_int8s_calibration(
     project: Path,
 ) -> None:
@@ -237,6 +255,19 @@ def test_predict_says_none_in_every_format(project: Path, kdedge: Kdedge) -> Non
     assert float(cells["known_percent"]) == pytest.approx(row["known_percent"], abs=1e-4)
     assert "none" in str(api.predict("both", image))
     assert api.predict("both", image).to_csv() == text
+
+
+def test_a_csv_of_several_classes_has_the_known_percent_in_its_own_column(
+    project: Path, kdedge: Kdedge
+) -> None:
+    command = ("predict", "both", "test/cat/0.jpg", "--top", "2", "--format")
+    row = json.loads(kdedge(*command, "jsonl").succeeds().out)
+    (cells,) = csv.DictReader(io.StringIO(kdedge(*command, "csv").succeeds().out))
+    assert float(cells["known_percent"]) == pytest.approx(row["known_percent"], abs=1e-4)
+    assert cells["class_2"] == row["top"][1]["class"]
+    assert float(cells["score_percent_2"]) == pytest.approx(
+        row["top"][1]["score_percent"], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("folder", ["both", "open"])

@@ -306,6 +306,16 @@ def test_a_projector_of_one_linear_layer_leaves_no_layer_of_its_own() -> None:
     assert [len(list(models[n].hidden.parameters())) // 2 for n in (2, 3)] == [1, 2]
 
 
+def test_ranks_are_those_of_the_logits_without_the_offsets() -> None:
+    """Offsets are subtracted from logits of features of unit length, for the head argmax too."""
+    backbone = make_clip()
+    student = make_student(backbone)
+    offsets = torch.linspace(-3, 3, 7)
+    images = draw_pixels(3, 16).float() / 255
+    expected = unfolded(student, images, backbone.preprocess) - offsets
+    assert_equal_ranks(folded(student, backbone, head="argmax", offsets=offsets)(images), expected)
+
+
 @pytest.mark.parametrize("projector_depth", [1, 2, 3])
 @pytest.mark.parametrize("head", ["scores", "argmax"])
 def test_open_classes_give_features_whose_products_with_the_class_vectors_are_the_logits(

@@ -192,6 +192,23 @@ def test_without_time_the_first_candidate_is_the_result(
     assert len(best.layers) == 18
 
 
+def test_a_slow_model_is_measured_on_images_spread_over_all(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    """Without time on 64 of them, which count as much as they alone."""
+
+    def step(held_out: torch.Tensor) -> dict[str, Any]:
+        beyond = {"target_percent": 101, "enough_percent": 101}
+        _, record = search(folded, sites, pictures[:32], held_out, **beyond, minutes=0)
+        assert record["n_held_out"] == 64
+        (first,) = record["steps"]
+        return {**first, "at_seconds": None}
+
+    held_out = pictures[32:285]  # 253 images: every fourth, with both ends
+    assert step(held_out) == step(held_out[::4])
+    assert step(held_out) != step(held_out[:64])
+
+
 def test_a_target_that_cannot_be_reached_ends_after_all_steps_with_the_best(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:

@@ -59,6 +59,7 @@ def written(tmp_path: Path, parity: Callable[..., Any]) -> Artifact:
 
 
 MISSING = object()
+REQUIRED = ("format", "class_names", "preprocess", "input", "files", "description_sha256")
 
 
 def edit(artifact: Artifact, *keys: str | int, value: Any) -> None:
@@ -126,11 +127,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: 
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        *(
-            ((key,), MISSING, key)
-            for key in ["format", "class_names", "preprocess", "input", "files"]
-            + ["description_sha256"]
-        ),
+        *(((key,), MISSING, key) for key in REQUIRED),
         (("format",), "1", r"format: .*a valid integer, got '1'"),
         (("format",), True, "a valid integer"),
         (("name",), None, "name: .*a valid string, got None"),

@@ -14,7 +14,7 @@ import torch
 from kdedge.fold import FoldRequest, fold
 from kdedge.methods.base import ImageModules
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.targets.onnx.graph import initializers, run_outputs, wide_convs
+from kdedge.targets.onnx.graph import extremes, initializers, run_outputs, wide_convs
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8_cpu
 from kdedge.targets.onnx.trace import write_onnx
@@ -176,6 +176,27 @@ def test_a_convolutions_bias_makes_up_for_its_rounded_weight(
         np.testing.assert_array_less(np.abs(stored - bias - difference.numpy()), 0.51 * step)
         largest = max(largest, float((difference.abs().numpy() / step).max()))
     assert largest > 10  # steps: there was something to make up for
+
+
+def test_an_activations_zero_point_is_the_level_nearest_to_its_zero(
+    residual_onnx: Path, folded_images: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    to_int8_cpu(residual_onnx, path, calibration=folded_images)
+    model = onnx.load(path)
+    constants = initializers(model)
+    fractions = []
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        scale, zero = (onnx.numpy_helper.to_array(constants[name]) for name in node.input[1:])
+        original = node.input[0]
+        (low, high) = extremes(onnx.load(residual_onnx), [original], folded_images)[original]
+        exact = -min(low, 0.0) / scale
+        assert abs(int(zero) - exact) < 0.501
+        assert scale == pytest.approx((max(high, 0.0) - min(low, 0.0)) / 255, rel=1e-5)
+        fractions.append(exact % 1)
+    assert max(fractions) > 0.5  # at least one is rounded up
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-cpu"])
