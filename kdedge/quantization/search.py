@@ -151,23 +151,24 @@ class _Search:
         self.held_out = self._affordable(self.held_out, 4 * _LEAST_IMAGES, _CANDIDATE_SHARE)
         self._expected = _logits(self.folded, self.held_out, self.class_matrix)
         self._candidate_seconds = 0.0  # time of a candidate on the held-out images
-        with progress("INT8: searching", _N_INT8_STEPS) as advance:
-            try:
-                for number, (name, candidate) in enumerate(self._candidates(), 1):
+        try:
+            with progress("INT8: searching", _N_INT8_STEPS) as advance:
+                for number, (name, candidate) in enumerate(self._int8_candidates(), 1):
                     self._try(name, candidate)
-                    advance(min(number, _N_INT8_STEPS), f"agreement {self.expected_percent:.2f} %")
-            except _Stop as stop:
-                self.ended = str(stop)
-            except Terminated:
+                    advance(number, f"agreement {self.expected_percent:.2f} %")
+            self._leave_layers_in_float()
+        except _Stop as stop:
+            self.ended = str(stop)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            if not self.steps:
                 raise
-            except KeyboardInterrupt:
-                if not self.steps:
-                    raise
-                self.ended = "Ctrl-C ended it"
-                log.warning("INT8: Ctrl-C stopped the search; the best file so far is kept.")
+            self.ended = "Ctrl-C ended it"
+            log.warning("INT8: Ctrl-C stopped the search; the best file so far is kept.")
 
-    def _candidates(self) -> Iterator[tuple[str, Candidate]]:
-        """The steps of the module's docstring: a candidate's name and the candidate."""
+    def _int8_candidates(self) -> Iterator[tuple[str, Candidate]]:
+        """Steps 1 to 4 of the module's docstring: a candidate's name and the candidate."""
         centered = CalibratedModel(self.folded, self.sites, self.observed).centered()
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.can_be_smoothed}
         yield f"centered, SmoothQuant {DEFAULT_ALPHA}", centered.smoothed(alphas).candidate()
@@ -175,7 +176,6 @@ class _Search:
         yield "alpha by site", centered.smoothed(alphas).candidate()
         yield "biases corrected", correct_biases(self.best)
         yield "weights rounded by layer", self._rounded()
-        yield from self._with_layers_in_float()
 
     def _affordable(self, images: Tensor, least: int, share: float) -> Tensor:
         """The images, thinned out so that the model runs on them in a share of the time limit."""
@@ -222,8 +222,8 @@ class _Search:
                 layers[name] = round_weight(layer, quantized, self.best.inputs[name])
         return dataclasses.replace(self.best, layers=layers)
 
-    def _with_layers_in_float(self) -> Iterator[tuple[str, Candidate]]:
-        """Candidates with the most sensitive layers in float: 1, then more."""
+    def _leave_layers_in_float(self) -> None:
+        """Step 5: tries candidates with the most sensitive layers in float: 1, then more."""
         best = self.best
         self._check_enough()
         images = self.held_out[:_N_SENSITIVITY]
@@ -237,11 +237,16 @@ class _Search:
                 self.sensitivity[name] = round(baseline - _error_percent(logits, expected), 4)
                 advance(number + 1)
         worst = sorted(self.sensitivity, key=lambda name: -self.sensitivity[name])
-        n_left = 1
-        while n_left < len(worst):
-            yield f"{n_left} layers in float", leave_in_float(best, worst[:n_left])
-            self._check_enough()
-            n_left += max(1, n_left // 3)
+        numbers = [1]
+        while numbers[-1] < len(worst):
+            numbers.append(numbers[-1] + max(1, numbers[-1] // 3))
+        del numbers[-1]  # no layer would be left in INT8
+        with progress("INT8: trying layers in float", len(numbers)) as advance:
+            for tried, n_left in enumerate(numbers, 1):
+                name = f"{n_left} layer{'s' if n_left > 1 else ''} in float"
+                self._try(name, leave_in_float(best, worst[:n_left]))
+                advance(tried, f"agreement {self.expected_percent:.2f} %")
+                self._check_enough()
 
     def _try(self, name: str, candidate: Candidate) -> None:
         """Measures a candidate, and keeps it if it is the best; ends the search at the target."""

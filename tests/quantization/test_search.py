@@ -225,6 +225,27 @@ def test_a_target_that_cannot_be_reached_ends_after_all_steps_with_the_best(
         assert torch.equal(value, before[name])
 
 
+def test_each_candidate_is_tried_under_a_progress_that_is_not_finished(
+    folded: Any, sites: Any, pictures: torch.Tensor
+) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    with progress_to(lambda *event: told.append(event)):
+        _, record = search_beyond_reach(folded, sites, pictures, minutes=20)
+    counted = [event for event in told if event[0] != "INT8: reading ranges"]
+    names = [f"INT8: {what}" for what in ("searching", "sensitivity", "trying layers in float")]
+    assert list(dict.fromkeys(what for what, *_ in counted)) == names
+    n_in_float = sum("in float" in step["step"] for step in record["steps"])
+    for name, total in zip(names, (4, 18, n_in_float), strict=True):
+        expected = [(name, done, total) for done in range(total + 1)]
+        assert [event for event in counted if event[0] == name] == expected
+
+
+def test_one_layer_in_float_is_one(folded: Any, sites: Any, pictures: torch.Tensor) -> None:
+    _, record = search_beyond_reach(folded, sites, pictures, minutes=20)
+    in_float = [step["step"] for step in record["steps"] if "in float" in step["step"]]
+    assert in_float[:2] == ["1 layer in float", "2 layers in float"]
+
+
 def test_ctrl_c_ends_it_with_the_best_so_far_and_before_that_ends_everything(
     folded: Any, sites: Any, pictures: torch.Tensor
 ) -> None:
