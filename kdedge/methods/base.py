@@ -321,7 +321,8 @@ class ClosedFormData:
             features [B, D_teacher] and logits [B, C].
         n_held_out: number of unlabeled images, from the first, that are held out to choose
             settings.
-        n_standardize: number of unlabeled images, from the first, that standardize the features.
+        n_standardize: number of unlabeled images, after the held-out ones, that standardize the
+            features.
         labeled: yields a slice of the labeled images, with labels [B].
         label_counts: [C_labeled], labeled images of each class.
         group: the processes that share the unlabeled images.

@@ -351,9 +351,9 @@ class Method(ClosedFormMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         n = data.n_held_out
-        first = data.unlabeled(slice(0, data.n_standardize), SINGLE_PROCESS)
+        first = data.unlabeled(slice(0, n + data.n_standardize), SINGLE_PROCESS)
         blocks, features, logits = self._gathered(data, first)
-        self.module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
+        self.module.standardize(blocks[n:], torch.ones(len(blocks) - n, device=blocks.device))
         sums = self._unlabeled_sums(data, blocks[n:], self._target(features[n:], logits[n:]))
         n_unlabeled = sums.n_rows
         divergence, lam, solution = self._choose_lambda(sums, blocks[:n], logits[:n])
@@ -372,7 +372,7 @@ class Method(ClosedFormMethod):
         sums = NormalEquations(out.in_features, out.out_features, blocks.device)
         share = data.group.shard(len(blocks))
         sums.add(self.module.rows(blocks[share]), targets[share])
-        rest = slice(data.n_standardize, None)
+        rest = slice(data.n_held_out + data.n_standardize, None)
         for images, features, logits in data.unlabeled(rest, data.group):
             sums.add(self.module.rows(self._encode(data, images)), self._target(features, logits))
         sums.reduce(data.group.all_reduce_sum)
