@@ -455,15 +455,15 @@ main()
 
 
 def test_an_error_after_a_search_that_control_c_has_ended_is_told_with_its_own_code(
-    trained: Path, tmp_path: Path, _forking: Any
+    start: Callable[..., Any], tmp_path: Path
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(INTERRUPT_SEARCH)
-    process = _forking.start(cwd=trained, script=script)
+    process = start(script=script)
     assert process.wait() == 4, process.stderr
     assert "Ctrl-C stopped the search" in process.stderr
     assert "interrupted." not in process.stderr
-    assert (trained / ARTIFACT / "model.int8.onnx").is_file()
+    assert (ARTIFACT / "model.int8.onnx").is_file()
 
 
 def test_an_interruption_after_the_artifact_says_how_to_add_the_other_files(
