@@ -145,6 +145,16 @@ def signum_of(interrupt: KeyboardInterrupt) -> int:
     return signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
 
 
+def survive(interrupt: KeyboardInterrupt) -> None:
+    """Marks an interrupt that ends only a part of a command: what fails later has other causes."""
+    vars(interrupt)["is_survived"] = True
+
+
+def is_survived(interrupt: KeyboardInterrupt) -> bool:
+    """Whether the command went on after this interrupt on purpose; see `survive`."""
+    return "is_survived" in vars(interrupt)
+
+
 def check_at_least(least: float, **numbers: float | None) -> None:
     """Checks the numbers given to a call; None stands for a default and passes.
 

@@ -40,6 +40,7 @@ from kdedge.errors import (
     ResourceError,
     Terminated,
     is_out_of_memory,
+    is_survived,
     os_reason,
     signum_of,
 )
@@ -196,9 +197,10 @@ def run(arguments: Sequence[str]) -> int:
 def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
     """Writes an error's message to stderr and returns the exit code."""
     from_package = not isinstance(error, KdedgeError) or error.__cause__ is not None
-    if _RAISED and from_package and not isinstance(error, Interrupted | click.exceptions.Exit):
+    unhandled = [interrupt for interrupt in _RAISED if not is_survived(interrupt)]
+    if unhandled and from_package and not isinstance(error, Interrupted | click.exceptions.Exit):
         # Extension modules turn a signal's exception into an error of their own
-        error = _RAISED[-1]
+        error = unhandled[-1]
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):

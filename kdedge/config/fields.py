@@ -106,11 +106,16 @@ def looks_like_path(weights: str) -> bool:
 
 
 def plain_values(value: Any) -> Any:
-    """Converts values to those of a YAML file: mappings with text keys, lists, text for paths."""
+    """Converts values to those of a YAML file: mappings with text keys, lists, text for paths.
+
+    Numbers and arrays of NumPy, and of libraries like it, become plain numbers and lists.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(item) for item in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
     return str(value) if isinstance(value, str | Path) else value
 
 

@@ -321,8 +321,11 @@ class ClosedFormData:
             features [B, D_teacher] and logits [B, C].
         n_held_out: number of unlabeled images, from the first, that are held out to choose
             settings.
-        n_standardize: number of unlabeled images, from the first, that standardize the features.
+        n_standardize: number of unlabeled images, after the held-out ones, that standardize the
+            features.
         labeled: yields a slice of the labeled images, with labels [B].
+        n_leave_one_out: number of labeled images, from the first, whose leave-one-out predictions
+            choose settings; the method learns from all.
         label_counts: [C_labeled], labeled images of each class.
         group: the processes that share the unlabeled images.
         autocast: context for the encoder's forward pass alone: what is solved is not rounded.
@@ -332,6 +335,7 @@ class ClosedFormData:
     n_held_out: int
     n_standardize: int
     labeled: Callable[[slice], Iterator[tuple[Tensor, Tensor]]]
+    n_leave_one_out: int
     label_counts: Tensor
     group: ProcessGroup = SINGLE_PROCESS
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext

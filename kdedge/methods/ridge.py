@@ -75,7 +75,6 @@ _ONE_LABEL_LAMBDA, _ONE_LABEL_SCALE = 100.0, 8.0
 # 64, at 1 to 16 labels of 4, 10 and 100 classes. With 4 labels of 4 classes, EfficientNet-Lite2
 # gains 7 to 9 points; nowhere does it cost more than 0.5.
 _PRIOR_ROWS = 16
-_MAX_ROWS = 4096  # labeled images used for leave-one-out; the regression learns from all
 # Logit of a predicted one-hot target of 1, from 1 to 64
 _SCALES = tuple(2.0 ** (i / 2) for i in range(13))
 
@@ -241,7 +240,7 @@ class Method(ClosedFormMethod):
         """Fits the regression to labeled images; leave-one-out chooses the settings."""
         module = self.module
         n_classes = len(self._train_classes)
-        blocks, labels = self._gathered(data, data.labeled(slice(0, _MAX_ROWS)))
+        blocks, labels = self._gathered(data, data.labeled(slice(0, data.n_leave_one_out)))
         labels = labels.to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
@@ -260,7 +259,7 @@ class Method(ClosedFormMethod):
             weights = weights * (counts[labels] > 1)  # 0 for the only image of a class
             attempts = _leave_one_out(solvers, texts, labels, weights)
         best = min(attempts, key=lambda attempt: attempt.loss)
-        if data.n_labeled > _MAX_ROWS:
+        if data.n_labeled > data.n_leave_one_out:
             solution = self._solve_for_all(data, best)
         else:
             solution = solvers[best.n_columns].solve(best.lam)
@@ -351,9 +350,9 @@ class Method(ClosedFormMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         n = data.n_held_out
-        first = data.unlabeled(slice(0, data.n_standardize), SINGLE_PROCESS)
+        first = data.unlabeled(slice(0, n + data.n_standardize), SINGLE_PROCESS)
         blocks, features, logits = self._gathered(data, first)
-        self.module.standardize(blocks, torch.ones(len(blocks), device=blocks.device))
+        self.module.standardize(blocks[n:], torch.ones(len(blocks) - n, device=blocks.device))
         sums = self._unlabeled_sums(data, blocks[n:], self._target(features[n:], logits[n:]))
         n_unlabeled = sums.n_rows
         divergence, lam, solution = self._choose_lambda(sums, blocks[:n], logits[:n])
@@ -372,7 +371,7 @@ class Method(ClosedFormMethod):
         sums = NormalEquations(out.in_features, out.out_features, blocks.device)
         share = data.group.shard(len(blocks))
         sums.add(self.module.rows(blocks[share]), targets[share])
-        rest = slice(data.n_standardize, None)
+        rest = slice(data.n_held_out + data.n_standardize, None)
         for images, features, logits in data.unlabeled(rest, data.group):
             sums.add(self.module.rows(self._encode(data, images)), self._target(features, logits))
         sums.reduce(data.group.all_reduce_sum)

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdedge.errors import DataError, Terminated
+from kdedge.errors import DataError, Terminated, survive
 from kdedge.progress import progress
 from kdedge.quantization.candidate import (
     DEFAULT_ALPHA,
@@ -161,9 +161,10 @@ class _Search:
             self.ended = str(stop)
         except Terminated:
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if not self.steps:
                 raise
+            survive(interrupt)
             self.ended = "Ctrl-C ended it"
             log.warning("INT8: Ctrl-C stopped the search; the best file so far is kept.")
 

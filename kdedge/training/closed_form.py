@@ -24,7 +24,7 @@ from kdedge.training.output_store.store import FORWARD_BATCH
 log = logging.getLogger(__name__)
 
 _MAX_HELD_OUT = 1000
-_N_STANDARDIZE = 1000  # see `ClosedFormData.n_standardize`
+_N_STANDARDIZE, _N_LEAVE_ONE_OUT = 1000, 4096  # see `ClosedFormData`
 
 
 def fit(job: Job) -> dict[str, Any]:
@@ -107,6 +107,7 @@ def _closed_form_data(job: Job) -> ClosedFormData:
         n_held_out=min(_MAX_HELD_OUT, len(shuffled) // 10),
         n_standardize=_N_STANDARDIZE,
         labeled=labeled_part,
+        n_leave_one_out=_N_LEAVE_ONE_OUT,
         label_counts=counts,
         group=job.setup.workspace.group,
         autocast=MixedPrecision(job.choice.optim.precision, job.device).autocast,

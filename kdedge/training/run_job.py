@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
+from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import dump_recipe
 from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shards, step_sizes
-from kdedge.errors import Interrupted, RecipeError, signum_of
+from kdedge.errors import DataError, Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
 from kdedge.messages import option, same_call
 from kdedge.runs.find import newest_run
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.measure import measure_accuracy
 from kdedge.runs.results import write_evaluations
-from kdedge.runs.weights import write_weights
+from kdedge.runs.weights import check_stored_weights, write_weights
 from kdedge.runtime.process import threads_with_workers
 from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import fit
@@ -85,6 +86,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
         DivergedError: the loss is not finite.
         ResourceError: the disk is full.
         InUseError: another process uses the run folder.
+        DataError: `resume` finds a finished run whose weights are missing or damaged.
     """
     group = job.setup.workspace.group
     _check_processes(job)
@@ -147,6 +149,7 @@ def _choose_run(job: Job, key: str, *, resume: bool) -> tuple[RunFolder, bool]:
     elif resume:
         done = newest_run(root, key=key)
         if done is not None:
+            _check_has_weights(done, job)
             log.info(f"{done.path} is already finished: there is nothing to resume.")
             return done, False
         role, name = job.setup.role, job.setup.recipe.name
@@ -172,6 +175,21 @@ def _choose_run(job: Job, key: str, *, resume: bool) -> tuple[RunFolder, bool]:
         },
     )
     return run, False
+
+
+def _check_has_weights(run: RunFolder, job: Job) -> None:
+    """Checks that a finished run still has the tensors that make it a model of its job.
+
+    Raises:
+        DataError: its weights or class vectors are missing or damaged.
+    """
+    try:
+        check_stored_weights(run, job.setup, load_class_vectors(run.class_vectors))
+    except DataError as error:
+        raise DataError(
+            f"{run.path} is already finished, but {error}\n"
+            f"  {same_call()} without {option('--resume', 'resume=True')} to train again."
+        ) from error
 
 
 def _where(job: Job) -> dict[str, str | int]:

@@ -82,6 +82,35 @@ def test_a_student_has_its_teacher_results_and_recipe(student: kdedge.Run) -> No
     assert recipe.optim.epochs == 1
 
 
+def test_numbers_of_numpy_train_the_run_that_plain_numbers_train(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    overrides = {
+        "student.settings": {"labeled_weight": np.float64(0.5), "prompt_depth": np.int64(1)},
+        "student.optim.crop_scale_min": np.float64(0.25),
+        "student.optim.flip": np.bool_(0),
+        "data.labeled.shots": np.int32(2),
+        "classes": np.array(CLASSES),
+    }
+    given = {"epochs": np.int64(2), "lr": np.float64(0.125), "seed": np.uint8(3)}
+    options = {"root": tmp_path, "device": "cpu", "overrides": overrides}
+    run = kdedge.distill(recipe, **given, **options)
+    assert "np." not in run.folder.recipe.read_text()
+    assert run.recipe.student.settings["labeled_weight"] == 0.5
+    assert (run.recipe.student.optim.epochs, run.recipe.student.optim.flip) == (2, False)
+    plain = {
+        "student.settings": {"labeled_weight": 0.5, "prompt_depth": 1},
+        "student.optim.crop_scale_min": 0.25,
+        "student.optim.flip": False,
+        "data.labeled.shots": 2,
+    }
+    options["overrides"] = plain
+    again = kdedge.distill(recipe, epochs=2, lr=0.125, seed=3, resume=True, **options)
+    assert again.path == run.path
+    seen = {"data.max_bad_images": np.int64(5), "gates.max_drop": np.float64(50)}
+    assert kdedge.evaluate(run, device="cpu", overrides=seen) == run.result
+
+
 def test_features_are_those_of_each_image_alone(
     student: kdedge.Run, recipe: dict[str, Any], folder: Path, tmp_path: Path, caplog: Any
 ) -> None:

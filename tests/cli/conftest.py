@@ -234,13 +234,15 @@ def quick_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def start(_forking: object) -> Iterator[Callable[..., object]]:
-    """Starts a command as a process of its own; what still runs after the test is killed."""
+    """Starts a command, or a script, as a process of its own; the end of the test kills it."""
     import signal
 
     started = []
 
-    def start_command(*arguments: str, cwd: Path | None = None) -> object:
-        started.append(_forking.start(*arguments, cwd=cwd or Path.cwd()))
+    def start_command(
+        *arguments: str, cwd: Path | None = None, script: Path | None = None
+    ) -> object:
+        started.append(_forking.start(*arguments, cwd=cwd or Path.cwd(), script=script))
         return started[-1]
 
     yield start_command

@@ -480,6 +480,22 @@ def test_eval_refuses_every_damaged_file_of_a_run(
     assert kdedge("eval", f"tiny/{run}").code == 0
 
 
+@pytest.mark.parametrize("name", ["student.safetensors", "class_vectors.safetensors"])
+def test_resuming_a_finished_student_whose_tensors_are_missing_says_how_to_get_them(
+    kdedge: Run, trained: Path, name: str
+) -> None:
+    kdedge("distill", "r.yaml", "--resume").succeeds()
+    (trained / "runs/tiny/02" / name).unlink()
+    kdedge("distill", "r.yaml", "--resume").fails(
+        3,
+        f"runs/tiny/02 is already finished, but runs/tiny/02/{name} cannot be read",
+        "Run the same command without --resume to train again.",
+    )
+    assert runs() == ["runs/tiny/01", "runs/tiny/02"]
+    kdedge("distill", "r.yaml").succeeds()  # the way out that the message names
+    kdedge("distill", "r.yaml", "--resume").succeeds()
+
+
 def test_a_damaged_teacher_stops_its_student_before_anything_is_written(
     kdedge: Run, trained: Path
 ) -> None:

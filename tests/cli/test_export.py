@@ -456,6 +456,34 @@ def test_an_interrupted_export_leaves_no_artifact(start: Callable[..., Any]) -> 
     assert not folder.exists()
 
 
+INTERRUPT_SEARCH = """
+import logging, signal, sys
+from kdedge.cli.main import main
+
+class PressesControlC(logging.Handler):
+    def emit(self, record):
+        if "held-out images keep their class" in record.getMessage():  # the first candidate's
+            signal.raise_signal(signal.SIGINT)
+
+logging.getLogger("kdedge.quantization.search").addHandler(PressesControlC())
+sys.modules["tensorrt"] = None  # whether or not it is installed
+sys.argv = ["kdedge", "export", "tiny/02", "--int8", "--trt"]
+main()
+"""
+
+
+def test_an_error_after_a_search_that_control_c_has_ended_is_told_with_its_own_code(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPT_SEARCH)
+    process = start(script=script)
+    assert process.wait() == 4, process.stderr
+    assert "Ctrl-C stopped the search" in process.stderr
+    assert "interrupted." not in process.stderr
+    assert (ARTIFACT / "model.int8.onnx").is_file()
+
+
 def test_an_interruption_after_the_artifact_says_how_to_add_the_other_files(
     start: Callable[..., Any],
 ) -> None:

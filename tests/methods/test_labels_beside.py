@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -58,11 +61,15 @@ def slow_cross_entropy(method: promptkd.Method, features: Tensor, vectors: Tenso
 def test_the_loss_is_the_divergence_and_the_weighted_cross_entropy(
     student: Student, tiny_teacher_backbone: Backbone
 ) -> None:
-    method = student(n_trained=3, labeled_weight=7.0)
+    model = copy.deepcopy(tiny_teacher_backbone.model)
+    model.logit_scale.data.fill_(math.log(3.0))
+    teacher = replace(tiny_teacher_backbone, model=model)
+    method = student(teacher=teacher, n_trained=3, labeled_weight=7.0)
+    assert method.scale != teacher.scale  # labels are judged at the student's own scale
     with torch.no_grad():
         features, labeled = slow_features(method)
         vectors = method.student_vectors()[:3]
-        divergence = slow_divergence(method, features, tiny_teacher_backbone)
+        divergence = slow_divergence(method, features, teacher)
         cross_entropy = slow_cross_entropy(method, labeled, vectors)
     output = method.training_step(batch())
     torch.testing.assert_close(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
+from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.vision import BlockFeatures
+from kdedge.data.balance import find_offsets
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods import ridge, zeroshot
 from kdedge.methods.base import ClosedFormData, MethodInputs
@@ -134,6 +137,7 @@ def data(backbone: Backbone, *, n_labels: int = 24, spoil: bool = False) -> Clos
         n_held_out=4,
         n_standardize=12,
         labeled=labeled,
+        n_leave_one_out=24,
         label_counts=torch.bincount(labels[:n_labels], minlength=len(NAMES)),
     )
 
@@ -152,6 +156,70 @@ def test_labels_alone_are_learned(tiny_backbone: Backbone) -> None:
     assert record["leave_one_out_percent"] == 100
 
 
+def with_labels(given: ClosedFormData, pixels: Tensor, labels: Tensor) -> ClosedFormData:
+    """The data with other labeled images."""
+
+    def labeled(part: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(pixels[part].split(5), labels[part].split(5), strict=True)
+
+    counts = torch.bincount(labels, minlength=len(NAMES))
+    return replace(given, labeled=labeled, label_counts=counts)
+
+
+def zero_shot_logits(backbone: Backbone, pixels: Tensor) -> Tensor:
+    texts = zeroshot.ensemble_text_features(backbone, NAMES, ["a photo of a {}."])
+    with torch.no_grad():
+        return backbone.scale * backbone.image_features(pixels) @ texts.T
+
+
+def test_more_labels_than_choose_the_settings_are_all_learned_from_and_weigh_as_their_classes(
+    tiny_backbone: Backbone,
+) -> None:
+    """The labels are zero-shot CLIP's; those that choose the settings lack the last class."""
+    pixels = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    logits = zero_shot_logits(tiny_backbone, pixels)
+    labels = (logits - logits.mean(dim=0)).argmax(dim=1)
+    order = (labels == 3).sort(stable=True).indices  # the last class last
+    pixels, logits, labels = pixels[order], logits[order], labels[order]
+    counts = torch.bincount(labels)
+    n_first = len(labels) - int(counts[3])
+    given = with_labels(data(tiny_backbone), pixels, labels)
+    method = build(tiny_backbone)
+    record = method.fit(replace(given, n_leave_one_out=n_first))
+    # Zero-shot logits are balanced and scaled by the first images, of which each class has one more
+    prior = (counts * torch.tensor([1, 1, 1, 0]) + 1) / (n_first + len(NAMES))
+    balanced = logits - find_offsets(logits[:n_first], prior)
+    text_logits = balanced / balanced[:n_first].std()
+    weights = len(labels) / len(NAMES) / counts.double()[labels]
+    rows = slow_standardized(tiny_backbone, pixels, slice(0, n_first), weights[:n_first])
+    rows = rows if record["features"] == "all blocks" else rows[:, : tiny_backbone.embed_dim]
+    targets = torch.eye(len(NAMES)).double()[labels]
+    fit = slow_fit(rows, targets, weights, penalty_of(rows, weights, record["lambda"]))
+    answers = rows @ fit[:-1] + fit[-1]
+    assert record["text_share"] > 0
+    expected = record["scale"] * (answers + record["text_share"] * text_logits)
+    found = method.forward_features(pixels).double()
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_clip_whose_texts_say_nothing_learns_the_labels_all_the_same(
+    tiny_backbone: Backbone,
+) -> None:
+    """Its zero-shot logits have no spread, by which they could be divided."""
+    model = copy.deepcopy(tiny_backbone.model)
+    model.text_projection.data.zero_()
+    method, _ = fitted(replace(tiny_backbone, model=model, text_cache=TextFeatureCache(None)))
+    answers = method.forward_features(images()).argmax(dim=1)
+    assert torch.equal(answers, torch.arange(24) % len(NAMES))
+
+
+def test_where_as_many_classes_have_one_label_as_more_the_latter_choose_the_settings(
+    tiny_backbone: Backbone,
+) -> None:
+    record = build(tiny_backbone).fit(data(tiny_backbone, n_labels=6))  # 2, 2, 1, 1
+    assert record["leave_one_out_percent"] is not None
+
+
 def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone, is_student=True)
     with torch.no_grad():
@@ -161,6 +229,77 @@ def test_a_student_comes_near_its_teacher(tiny_backbone: Backbone) -> None:
     spread = theirs - theirs.mean(dim=1, keepdim=True)
     error = method.forward_features(images()) - spread
     assert error.square().mean() < 0.2 * spread.square().mean()
+
+
+def slow_standardized(backbone: Backbone, pixels: Tensor, first: slice, weights: Tensor) -> Tensor:
+    """[n, D_blocks], float64: block features with the mean and gain of some of the images."""
+    with torch.no_grad():
+        blocks = BlockFeatures(backbone.visual, 5)(pixels).double()
+    some, share = blocks[first], (weights / weights.sum())[:, None]
+    mean = (share * some).sum(dim=0)
+    variance = (share * (some - mean).square()).sum(dim=0)
+    n = len(some)
+    std = ((n * variance + 16 * variance.mean()) / (n + 16)).sqrt()
+    return (blocks - mean) * torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std, 0.0)
+
+
+def slow_student_rows(method: Any, backbone: Backbone, standardizing: slice) -> Tensor:
+    """[24, n_random + D_blocks]: of the images, standardized by some of them."""
+    n_images = standardizing.stop - standardizing.start
+    standardized = slow_standardized(backbone, images(), standardizing, torch.ones(n_images))
+    layer = method.module.random
+    random = (standardized @ layer.weight.double().T + layer.bias.double()).relu()
+    return torch.cat([random, standardized], dim=1)
+
+
+def teacher_logits(given: ClosedFormData) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([logits for *_, logits in given.unlabeled(slice(None), None)]).double()
+
+
+@pytest.mark.parametrize("n_held_out", [0, 4, 12])
+def test_a_student_is_that_of_slow_fits_in_which_held_out_images_only_choose_lambda(
+    tiny_backbone: Backbone, n_held_out: int
+) -> None:
+    method = build(tiny_backbone, is_student=True)
+    given = replace(data(tiny_backbone, n_labels=0), n_held_out=n_held_out, n_standardize=8)
+    record = method.fit(given)
+    rows = slow_student_rows(method, tiny_backbone, slice(n_held_out, n_held_out + 8))
+    theirs = teacher_logits(given)
+    targets = theirs - theirs.mean(dim=1, keepdim=True)
+    kept, weights = rows[n_held_out:], torch.ones(24 - n_held_out).double()
+    attempts = {}
+    for lam in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0) if n_held_out else (1e-2,):
+        fit = slow_fit(kept, targets[n_held_out:], weights, penalty_of(kept, weights, lam))
+        answers = rows @ fit[:-1] + fit[-1]
+        surprise = theirs.log_softmax(dim=1) - answers.log_softmax(dim=1)
+        divergence = (theirs.softmax(dim=1) * surprise).sum(dim=1)[:n_held_out].mean()
+        attempts[lam] = (float(divergence), answers)
+    best = min(attempts, key=lambda lam: attempts[lam][0])
+    assert record["lambda"] == best
+    found = method.forward_features(images()).double()
+    torch.testing.assert_close(found, attempts[best][1], atol=1e-3, rtol=1e-3)
+
+
+def test_labels_are_rows_as_long_as_the_teachers_and_weigh_the_same_for_every_class(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone, is_student=True, labeled_weight=0.5)
+    given = data(tiny_backbone, n_labels=9)
+    record = method.fit(given)
+    rows, theirs = slow_student_rows(method, tiny_backbone, slice(4, 16)), teacher_logits(given)
+    targets = (theirs - theirs.mean(dim=1, keepdim=True))[4:]
+    mean_length = targets.square().sum(dim=1).mean().sqrt()
+    labels = torch.arange(9) % len(NAMES)  # 3, 2, 2, 2
+    centered = torch.eye(len(NAMES)).double()[labels] - 1 / len(NAMES)
+    label_targets = mean_length * centered / centered.norm(dim=1, keepdim=True)
+    label_weights = 0.5 * (9 / len(NAMES)) / torch.tensor([3, 2, 2, 2]).double()[labels]
+    all_rows, all_targets = torch.cat([rows[4:], rows[:9]]), torch.cat([targets, label_targets])
+    weights = torch.cat([torch.ones(20).double(), label_weights])
+    penalty = penalty_of(all_rows, weights, record["lambda"])
+    fit = slow_fit(all_rows, all_targets, weights, penalty)
+    found = method.forward_features(images()).double()
+    torch.testing.assert_close(found, rows @ fit[:-1] + fit[-1], atol=1e-3, rtol=1e-3)
 
 
 def test_a_lower_precision_rounds_the_encoder_and_not_the_choice(tiny_backbone: Backbone) -> None:
@@ -183,7 +322,7 @@ def test_classes_that_the_teacher_takes_no_image_for_are_named(tiny_backbone: Ba
 
     with torch.no_grad():
         method = build(tiny_backbone, is_student=True)
-        record = method.fit(replace(plain, unlabeled=unlabeled, n_standardize=23))
+        record = method.fit(replace(plain, unlabeled=unlabeled, n_standardize=19))
         taken = torch.cat([logits.argmax(dim=1) for *_, logits in unlabeled(slice(23))]).tolist()
     unseen = [name for i, name in enumerate(NAMES) if i not in taken]
     assert record["unseen_classes"] == unseen
@@ -269,12 +408,12 @@ def test_classes_weigh_the_same_however_many_labels_they_have(tiny_backbone: Bac
 
 
 def test_the_first_images_are_shared_by_processes_too(tiny_backbone: Backbone) -> None:
-    """Of 24, 4 are held out, 8 standardize, and half of these are another process's."""
+    """Of 24, 4 are held out, 12 standardize, and half of these are another process's."""
     group: Any = SimpleNamespace(shard=lambda n: slice(0, n // 2), all_reduce_sum=lambda _: None)
     method = build(tiny_backbone, is_student=True)
     with torch.no_grad():
         record = method.fit(replace(data(tiny_backbone, n_labels=0), group=group))
-    assert record["summary"].startswith("learned from 16 unlabeled")
+    assert record["summary"].startswith("learned from 14 unlabeled")
 
 
 @pytest.mark.parametrize(

@@ -576,6 +576,37 @@ def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
     )
 
 
+def test_the_file_to_ship_is_set_beside_the_teacher_and_the_student_beside_labels_alone(
+    make_run: MakeRun,
+) -> None:
+    """A file of 60 %, a student of 70 %, and between them the two that they are compared with."""
+    run = make_run(["cat", "fox"], only="eval artifact")
+    student = replace(read_evaluation(run)["student"], n_images=2000, all=70.0)
+    artifact = run_records(run).artifact
+    (int8,) = (file for file in artifact.files if file.parity is not None)
+    assert int8.parity is not None
+    parity = replace(
+        int8.parity,
+        n_images=2000,
+        n_labeled=2000,
+        images_hash=student.images_hash,
+        accuracy_percent=60.0,
+        reference_accuracy_percent=70.0,
+        accuracy_drop=10.0,
+        per_class={"cat": 70.0, "fox": 50.0},
+    )
+    replace(artifact, files=(replace(int8, parity=parity, gate="passed"),)).save()
+    results = {
+        "student": student,
+        "teacher": replace(student, all=64.0),
+        "labels_alone": replace(student, all=66.0),
+    }
+    headline = str(headline_of(replace(model_records(run), results=results, details={})))
+    assert "right on 60.0 % of 2,000 test images" in headline
+    assert "keeps 94 % of its teacher's accuracy" in headline
+    assert "The unlabeled images brought 4.0 points: the same network" in headline
+
+
 # The images of a gallery are the ones that it names
 
 
