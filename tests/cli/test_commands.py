@@ -96,11 +96,19 @@ def test_init_never_overwrites_nor_writes_through_a_dangling_link(folder):
     assert not Path("elsewhere.yaml").exists()
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "a b", ".hidden", "", "a\nb", "ä", "x" * 101])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "a b", ".hidden", "", "a\nb", "x" * 101, "检" * 34]
+)
 def test_init_refuses_names_that_are_no_plain_words(folder, name):
     with pytest.raises(RecipeError, match="cannot be the name of a recipe"):
         run_init(name, *BASE)
     assert not list(folder.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", ["prüf1", "pru\u0308f1", "检测线", "линия_3"])
+def test_a_name_may_have_letters_of_every_language(folder, name):
+    run_init(name, *BASE)
+    assert load_recipe(f"{name}.yaml").recipe.name == name
 
 
 @pytest.mark.parametrize("missing", ["cams", "classes.txt"])
