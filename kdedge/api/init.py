@@ -410,9 +410,10 @@ def _model(
     n_layers = named_sizes(spec).n_layers
     if named_only and not has_text_encoder(spec):
         raise RecipeError(
-            f"{clip} has no text encoder that runs here: it knows classes by their labels alone,"
-            f' and "{named_only[0]}" has none.\n'
-            f"  Give labels of each class, or a teacher with text encoder, such as {TEACHER_CLIP}."
+            f"{clip} is an image encoder alone for kdedge: it learns a class from labeled images,"
+            f' not from its name, and "{named_only[0]}" has no labels.\n'
+            "  Give labels of each class, or a teacher that knows classes by their names, such as"
+            f" {TEACHER_CLIP}."
         )
     if looks_like_path(weights) and home_path(weights).is_file():
         check_weights_file(spec)

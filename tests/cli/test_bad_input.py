@@ -309,8 +309,8 @@ def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run) -> None:
     shutil.rmtree("labeled/dog")  # with labels of all classes, no prompts are trained
     kdedge(*INIT, "--teacher", "RN50:openai").fails(2, "no layers that take them")
     for teacher in ("efficientnet-lite2", "timm/resnet18.a1_in1k:pretrained", "MobileCLIP-S1:gone"):
-        said = (f"{teacher} has no text encoder that runs here", "a teacher with text encoder")
-        kdedge(*INIT, "--teacher", teacher).fails(2, *said, '"dog" has none.')
+        said = (f"{teacher} is an image encoder alone", "a teacher that knows classes by their")
+        kdedge(*INIT, "--teacher", teacher).fails(2, *said, '"dog" has no labels.')
         kdedge(*INIT[:-2], "--teacher", teacher).fails(2, *said)
     assert not Path("line3.yaml").exists()
 
