@@ -81,7 +81,7 @@ def run_subjects(
         rows.append((_zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot"))
     else:
         left_out[_title("zeroshot")] = (
-            f"{trained.backbone.name} is an image encoder alone, and class names need a text encoder"
+            f"{trained.backbone.name} is an image encoder alone, and reads no class names"
         )
     if trained.recipe.student is not None:
         rows += _baseline_rows(trained, against, left_out)
