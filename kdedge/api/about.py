@@ -6,7 +6,7 @@ import importlib
 import logging
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ from typing import Any
 
 from kdedge import __version__
 from kdedge.errors import KdedgeError, SetupError
-from kdedge.messages import first_line
+from kdedge.messages import first_line, option
 from kdedge.methods import registry
 from kdedge.packages import PACKAGES, Package
 from kdedge.progress import readable_bytes
@@ -88,11 +88,13 @@ class PackageFacts:
         version: the installed version; None if it is missing.
         purpose: what needs it.
         install: the command that installs it; None if it is installed.
+        extra: the extra that installs it; None if no extra does.
     """
 
     version: str | None
     purpose: str
     install: str | None
+    extra: str | None
 
 
 @dataclass(frozen=True)
@@ -123,18 +125,40 @@ class Diagnosis(Record, Tabled):
 
     @property
     def tables(self) -> list[Table]:
-        """The machine, and the packages."""
-        header = ("package", "version", "for", "install with")
-        rows = [
-            [name, one.version or "missing", one.purpose, one.install or ""]
-            for name, one in self.packages.items()
-        ]
-        return [self.table, Table("", header, rows, align="l")]
+        """The machine, and the packages of the extras that are installed, wholly or in part."""
+        absent = self._absent_extras
+        chosen = {name: one for name, one in self.packages.items() if one.extra not in absent}
+        return [self.table, _packages_table(chosen)]
+
+    @property
+    def all_tables(self) -> list[Table]:
+        """The machine, and the packages of all extras."""
+        return [self.table, _packages_table(self.packages)]
 
     @property
     def notes(self) -> Sequence[str]:
-        """The problems."""
-        return self.problems
+        """The problems, and the extras that are not installed."""
+        absent = self._absent_extras
+        if not absent:
+            return self.problems
+        everything = option("`kdedge doctor --all` lists", "`packages` has")
+        return [*self.problems, f"Not installed: {', '.join(absent)}. {everything} their packages."]
+
+    @property
+    def _absent_extras(self) -> list[str]:
+        """The extras of which no package is installed."""
+        installed = {one.extra for one in self.packages.values() if one.version is not None}
+        extras = dict.fromkeys(one.extra for one in self.packages.values())
+        return [extra for extra in extras if extra is not None and extra not in installed]
+
+
+def _packages_table(packages: Mapping[str, PackageFacts]) -> Table:
+    header = ("package", "version", "for", "install with")
+    rows = [
+        [name, one.version or "missing", one.purpose, one.install or ""]
+        for name, one in packages.items()
+    ]
+    return Table("", header, rows, align="l")
 
 
 @dataclass(frozen=True)
@@ -201,7 +225,7 @@ def doctor() -> Diagnosis:
     """
     packages = {
         one.module: PackageFacts(
-            one.version, one.purpose, None if one.version else one.install_line
+            one.version, one.purpose, None if one.version else one.install_line, one.extra
         )
         for one in optional_packages()
     }

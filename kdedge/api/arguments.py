@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdedge import torchrun
-from kdedge.config.fields import NAME
+from kdedge.config.fields import NAME_FORM, is_name
 from kdedge.config.load import AnyRecipe, LoadedRecipe, Overrides, load_recipe, merged
 from kdedge.config.student_sizes import student_size
 from kdedge.errors import RecipeError
@@ -59,12 +59,8 @@ def check_name(name: str) -> None:
     Raises:
         RecipeError: no folder may have this name.
     """
-    if not NAME.fullmatch(name):
-        raise RecipeError(
-            f'"{name}" cannot be the name of a recipe or run.\n'
-            "  Use at most 100 letters, digits, dots, underscores and hyphens, without a leading"
-            " dot."
-        )
+    if not is_name(name):
+        raise RecipeError(f'"{name}" cannot be the name of a recipe or run.\n  Use {NAME_FORM}.')
 
 
 def need_training_packages(purpose: str) -> None:

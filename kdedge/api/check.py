@@ -36,7 +36,7 @@ def check(
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
-        The findings, line by line, and the estimated training time in seconds.
+        The findings, line by line, and the estimated time until the verdict, in seconds.
 
     Raises:
         RecipeError: the recipe is wrong.

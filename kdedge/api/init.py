@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from kdedge.config.keys import list_keys
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.config.recipe import Recipe
-from kdedge.config.student_sizes import PACKAGED, student_size
+from kdedge.config.student_sizes import NO_NETWORK, PACKAGED, student_size
 from kdedge.config.yaml_file import dump_value
-from kdedge.data.classes import read_class_file
+from kdedge.data.classes import check_class_names, read_class_file
 from kdedge.data.survey import Survey, survey_sample
 from kdedge.errors import RecipeError, explaining_writes
 from kdedge.files import home_path, refuse_existing
+from kdedge.records.tables import Table, Tabled
 
 TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
@@ -76,12 +78,13 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class NewRecipe:
-    """A recipe that was written.
+class NewRecipe(Tabled):
+    """A recipe that was written; prints what was found and chosen.
 
     Attributes:
         path: the recipe's file.
         class_names: names of its class list.
+        class_file: the file that they were read from; None if they were given as a list.
         surveys: summary of each folder, by its use: images, labeled, test.
         weights_to_fetch: the recipe's CLIPs whose weights are not here, of those that are defaults
             or of a `size`; none if huggingface_hub is missing.
@@ -90,6 +93,7 @@ class NewRecipe:
 
     path: Path
     class_names: tuple[str, ...]
+    class_file: Path | None
     surveys: dict[str, Survey]
     weights_to_fetch: tuple[str, ...]
     teacher_method: str
@@ -108,12 +112,43 @@ class NewRecipe:
             "With labels of every class, one pass over the images is enough.",
         ]
 
+    @property
+    def table(self) -> Table:
+        """The classes, the images of each folder, the chosen methods, and weights to fetch."""
+        place = "the recipe" if self.class_file is None else self.class_file
+        facts = {"classes": [f"{len(self.class_names)} in {place}"]}
+        facts |= {use: survey.lines() for use, survey in self.surveys.items()}
+        facts["method"] = self.reasons
+        if self.weights_to_fetch:
+            clips = " and ".join(self.weights_to_fetch)
+            facts["weights"] = [f"{clips}: kdedge check fetches them.", *NO_NETWORK]
+        rows = [
+            [subject if number == 0 else "", line]
+            for subject, lines in facts.items()
+            for number, line in enumerate(lines)
+        ]
+        return Table("", (), rows, align="l")
+
+    @property
+    def notes(self) -> list[str]:
+        """The file that was written."""
+        return ["", f"Wrote {self.path}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {
+            "recipe": str(self.path),
+            "n_classes": len(self.class_names),
+            "weights_to_fetch": list(self.weights_to_fetch),
+            **{use: survey.to_dict() for use, survey in self.surveys.items()},
+        }
+
 
 def init(
     name: str,
     *,
     images: str | Path,
-    classes: str | Path,
+    classes: str | Path | Sequence[str],
     labeled: str | Path | None = None,
     test: str | Path | None = None,
     teacher: str | None = None,
@@ -129,7 +164,8 @@ def init(
     Args:
         name: the recipe's name.
         images: folder of unlabeled images that the student is trained on.
-        classes: text file of class names, one per line.
+        classes: text file of class names, one per line; or a list of the names, which is written
+            into the recipe.
         labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
         test: labeled images for measuring accuracy, one subfolder per class.
         teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
@@ -139,10 +175,11 @@ def init(
 
     Returns:
         The recipe's `path`, the class names, a summary of each folder (`surveys`), and CLIPs whose
-        weights are not here (`weights_to_fetch`).
+        weights are not here (`weights_to_fetch`). It prints the lines of the command.
 
     Raises:
-        RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
+        RecipeError: the name cannot be used, the file exists, `classes` is neither a file nor a
+            list of texts, or a CLIP does not fit.
         DataError: a folder or the class list is missing or wrong.
         SetupError: a CLIP is named and torch is missing.
     """
@@ -156,7 +193,11 @@ def init(
         )
     if {teacher, student, size} != {None}:
         need_training_packages("Looking at a CLIP's layers")
-    class_names = read_class_file(home_path(classes))
+    class_file = Path(classes) if isinstance(classes, str | PathLike) else None
+    if class_file is not None:
+        class_names = read_class_file(home_path(class_file))
+    else:
+        class_names = _listed_names(classes)
     surveys = {"images": survey_sample(home_path(images), labeled=False)}
     for key, folder in (("labeled", labeled), ("test", test)):
         if folder is not None:
@@ -165,7 +206,10 @@ def init(
     values: dict[str, Any] = {
         "name": name,
         "seed": 1,
-        "classes": {"file": str(classes), "template": "a photo of a {}."},
+        "classes": {
+            **({"names": list(class_names)} if class_file is None else {"file": str(class_file)}),
+            "template": "a photo of a {}.",
+        },
         "data": _data_section(images, labeled, test, has_ridge=not without_labels),
     }
     student = student or student_size(size or "base").clip
@@ -176,7 +220,26 @@ def init(
         check_paths(load_recipe(values))
         with path.open("x", encoding="utf-8") as file:
             file.write(_long_text(values) if all_keys else _short_text(values))
-    return NewRecipe(path, class_names, surveys, _to_fetch(values), values["teacher"]["method"])
+    method = values["teacher"]["method"]
+    return NewRecipe(path, class_names, class_file, surveys, _to_fetch(values), method)
+
+
+def _listed_names(classes: Any) -> tuple[str, ...]:
+    """The class names of a list.
+
+    Raises:
+        RecipeError: it is no list, or some of it are no texts.
+        DataError: these cannot be class names.
+    """
+    names = list(classes) if isinstance(classes, Iterable) else [classes]
+    for name in names:
+        if not isinstance(name, str):
+            raise RecipeError(
+                "classes takes a text file with one class name per line, or a list of class names"
+                f' such as ["cat", "dog"].\n  Got {name!r:.60}, which is no text.'
+            )
+    check_class_names(names, "classes")
+    return tuple(map(str, names))  # plain ones, also of NumPy's texts
 
 
 def _data_section(
@@ -347,9 +410,10 @@ def _model(
     n_layers = named_sizes(spec).n_layers
     if named_only and not has_text_encoder(spec):
         raise RecipeError(
-            f"{clip} has no text encoder that runs here: it knows classes by their labels alone,"
-            f' and "{named_only[0]}" has none.\n'
-            f"  Give labels of each class, or a teacher with text encoder, such as {TEACHER_CLIP}."
+            f"{clip} is an image encoder alone for kdedge: it learns a class from labeled images,"
+            f' not from its name, and "{named_only[0]}" has no labels.\n'
+            "  Give labels of each class, or a teacher that knows classes by their names, such as"
+            f" {TEACHER_CLIP}."
         )
     if looks_like_path(weights) and home_path(weights).is_file():
         check_weights_file(spec)

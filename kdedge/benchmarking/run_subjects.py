@@ -80,7 +80,9 @@ def run_subjects(
     if isinstance(trained.backbone, Backbone):
         rows.append((_zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot"))
     else:
-        left_out[_title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
+        left_out[_title("zeroshot")] = (
+            f"{trained.backbone.name} is an image encoder alone, and reads no class names"
+        )
     if trained.recipe.student is not None:
         rows += _baseline_rows(trained, against, left_out)
     if run.role == "student":

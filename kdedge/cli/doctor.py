@@ -5,14 +5,19 @@ from __future__ import annotations
 import click
 
 from kdedge.api.about import doctor
-from kdedge.cli._output import json_option, print_result
+from kdedge.cli._output import json_option, print_result, table_text
 
 
 @click.command("doctor")
+@click.option("--all", "shows_all", is_flag=True, help="List the packages of every extra.")
 @json_option
-def command(as_json: bool) -> None:
+def command(shows_all: bool, as_json: bool) -> None:
     """Show what this machine has and what it lacks for each step.
 
-    Nothing is installed, and the network is not used.
+    It lists the packages of the extras that are installed, wholly or in part. Nothing is installed,
+    and the network is not used.
     """
-    print_result(doctor(), as_json=as_json)
+    found = doctor()
+    tables = [table_text(table) for table in found.all_tables]
+    text = "\n\n".join([*tables, *found.problems]) if shows_all else None
+    print_result(found, as_json=as_json, text=text)

@@ -8,8 +8,7 @@ import click
 
 from kdedge.api.init import STUDENT_CLIP, TEACHER_CLIP, init
 from kdedge.cli._options import path_option, size_option
-from kdedge.cli._output import json_option, next_line, print_result, table
-from kdedge.config.student_sizes import NO_NETWORK
+from kdedge.cli._output import json_option, next_line, print_result, table_text
 
 _CLIP_HELP = (
     "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"
@@ -54,21 +53,5 @@ def command(name: str, as_json: bool, **options: Any) -> None:
     never overwritten. Without --labeled the teacher is zero-shot CLIP.
     """
     made = init(name, **options)
-    rows = [["classes", f"{len(made.class_names)} in {options['classes']}"]]
-    rows += [
-        [key if number == 0 else "", line]
-        for key, survey in made.surveys.items()
-        for number, line in enumerate(survey.lines())
-    ]
-    rows += [["method" if number == 0 else "", text] for number, text in enumerate(made.reasons)]
-    if to_fetch := made.weights_to_fetch:
-        rows.append(["weights", f"{' and '.join(to_fetch)}: kdedge check fetches them."])
-        rows += [["", line] for line in NO_NETWORK]
-    text = f"{table(rows)}\n\nWrote {made.path}\n{next_line('check', made.path)}"
-    record = {
-        "recipe": str(made.path),
-        "n_classes": len(made.class_names),
-        "weights_to_fetch": list(to_fetch),
-        **{key: survey.to_dict() for key, survey in made.surveys.items()},
-    }
-    print_result(record, as_json=as_json, text=text)
+    text = "\n".join([table_text(made.table), *made.notes, next_line("check", made.path)])
+    print_result(made, as_json=as_json, text=text)

@@ -16,8 +16,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from kdedge.files import home_path, printable
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-"""Names of recipes and suites; they become folder names."""
+_MAX_NAME_BYTES = 100  # a file system takes 255, and names get endings
+NAME_FORM = (
+    "letters, digits, dots, underscores and hyphens, without a leading dot, at most"
+    f" {_MAX_NAME_BYTES} bytes in UTF-8"
+)
+"""What `is_name` takes, in words."""
 
 HUB = "hf://datasets/"
 """Prefix of the name of a dataset on the Hugging Face Hub."""
@@ -30,6 +34,17 @@ def class_key(name: str) -> str:
     accented letter of a file name as two characters, which other systems write as one.
     """
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split())
+
+
+def is_name(text: str) -> bool:
+    """Whether a recipe, run or suite may have this name, which becomes a folder's."""
+    if text.startswith(".") or not 1 <= len(text.encode(errors="replace")) <= _MAX_NAME_BYTES:
+        return False
+    # Letters of every script. Marks are parts of letters: macOS may split ü into u and its dots
+    return all(
+        char.isalnum() or char in "._-" or unicodedata.category(char).startswith("M")
+        for char in text
+    )
 
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -120,11 +135,8 @@ def plain_values(value: Any) -> Any:
 
 
 def _check_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f'becomes a folder and may hold up to 100 letters, digits, ".", "_" and "-", not'
-            f' beginning with ".", got "{name[:120]}"'
-        )
+    if not is_name(name):
+        raise ValueError(f'becomes a folder and may hold {NAME_FORM}, got "{name[:120]}"')
     return str(name)
 
 

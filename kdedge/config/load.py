@@ -16,7 +16,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
 from kdedge.files import home_path, read_text
-from kdedge.messages import nearest, option
+from kdedge.messages import nearest, option, some_of
 
 Overrides = Mapping[str, Any]
 """Dotted keys with values, such as `{"student.optim.epochs": 10}`; later ones win."""
@@ -114,12 +114,17 @@ def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:
     for file in files:
         if file.exists() and not file.is_dir():
             return file
-    local = [file.stem for file in sorted(path.parent.glob("*.yaml"))]
-    parent, ending = str(path_or_name).removesuffix(path.name), path.suffix
-    known = {f"{name}{ending}": f"{parent}{name}.yaml" for name in local}
-    guess = known.get(nearest(path.name, known) or "") or nearest(path.stem, shipped)
-    otherwise = f"Give a file's path, or one of: {', '.join([*local, *shipped])}."
-    remedy = otherwise if guess is None else f"Did you mean {guess}?"
+    parent = str(path_or_name).removesuffix(path.name)
+    known = {file.stem: f"{parent}{file.name}" for file in sorted(path.parent.glob("*.yaml"))}
+    guess = known.get(nearest(path.stem, known) or "") or nearest(path.stem, shipped)
+    if guess is not None:
+        remedy = f"Did you mean {guess}?"
+    elif known:
+        remedy = (
+            f"YAML files in {path.parent.absolute()}: {', '.join(some_of(known.values(), 12))}."
+        )
+    else:
+        remedy = f"{path.parent.absolute()} has no recipe. Write one with: kdedge init"
     raise RecipeError(f"There is no recipe {path_or_name}.\n  {remedy}")
 
 

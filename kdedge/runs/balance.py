@@ -17,7 +17,8 @@ from kdedge.setup.images import RecipeImages
 if TYPE_CHECKING:
     from kdedge.runs.model import MethodModel
 
-_MAX_IMAGES = 4000
+MAX_BALANCE_IMAGES = 4000
+"""Most unlabeled images on which the offsets are found."""
 _WHY = "balance is found on unlabeled images"
 
 
@@ -38,7 +39,7 @@ def balance_of(model: MethodModel, images: RecipeImages) -> BalanceResult | None
         return None
     names, images = model.class_names, images.in_one_process
     pool, prior = images.require("unlabeled", _WHY), _prior(spec, images, names)
-    sample = pool.spread(_MAX_IMAGES)
+    sample = pool.spread(MAX_BALANCE_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
     offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(

@@ -118,8 +118,9 @@ def find_run(argument: RunOrArtifact | None, root: Path) -> RunFolder:
         run = _newest_student(root)
         if run is None:
             raise RecipeError(
-                f"There is no finished run in {root}.\n"
-                "  Train one with `kdedge distill RECIPE`, or name a run folder."
+                f"There is no finished run in {root.absolute()}.\n"
+                "  Train one with `kdedge distill RECIPE`, or name a run folder, or the folder of"
+                f" your runs: {option('--runs DIR', 'root=DIR')}"
             )
         log.info(f"Using {run.path}, the newest finished {run.role}.")
         return run
@@ -164,7 +165,10 @@ def find_artifact(argument: RunOrArtifact, root: Path, *, warns: bool = True) ->
             if last is not None and last.path != run.path:
                 log.warning(f"{last.path} is newer than {run.path}, but was not exported.")
             return run.newest_artifact
-    problem = f"does not exist, and no run in {root} has this name.\n  {_known_runs(path, root)}"
+    problem = (
+        f"does not exist, and no run in {root.absolute()} has this name.\n"
+        f"  {_known_runs(path, root)}"
+    )
     if path.exists() or (root / path).exists():
         problem = "is not an artifact, nor a run with one."
     raise DataError(
@@ -174,10 +178,12 @@ def find_artifact(argument: RunOrArtifact, root: Path, *, warns: bool = True) ->
 
 
 def _known_runs(path: Path, root: Path) -> str:
-    """Suggests the run with the most similar name, or lists the runs."""
+    """Suggests the run with the most similar name, or lists the runs and asks for their folder."""
     names = {run.name for run, _ in runs_in(root)}
     known = sorted(names | {name.split("/")[0] for name in names})
-    return suggestion(str(path), known, f"Known: {', '.join(some_of(known, 12)) or 'none'}.")
+    listed = f"Known: {', '.join(some_of(known, 12))}." if known else "It has no runs."
+    elsewhere = f"If your runs are in another folder, name it: {option('--runs DIR', 'root=DIR')}"
+    return suggestion(str(path), known, f"{listed} {elsewhere}")
 
 
 def _unknown_run(path: Path, root: Path) -> RecipeError:
@@ -186,12 +192,12 @@ def _unknown_run(path: Path, root: Path) -> RecipeError:
     unfinished = [f"{run} ({runs[run]})" for run in sorted(runs) if run.split("/")[0] == str(path)]
     if unfinished:
         return RecipeError(
-            f"{path} has no finished run in {root}: {', '.join(unfinished)}.\n"
+            f"{path} has no finished run in {root.absolute()}: {', '.join(unfinished)}.\n"
             f"  Train on with {option('--resume', 'resume=True')}, or name a run with its number."
         )
     if model_file_at(path) is not None:
         return RecipeError(f"{path} is a file of an artifact.\n  Name its folder: {path.parent}")
     return RecipeError(
-        f"{path} is neither a run folder nor the name of a run in {root}.\n"
+        f"{path} is neither a run folder nor the name of a run in {root.absolute()}.\n"
         f"  {_known_runs(path, root)}"
     )

@@ -31,6 +31,7 @@ from kdedge.records.tables import Table, Tabled
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.closed_form import fit_seconds
+from kdedge.training.evaluation_time import evaluation_seconds
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.optim import learning_rate
@@ -63,12 +64,13 @@ class Preflight(Record, Tabled):
 
     Attributes:
         findings: one per check, in the order of the run.
-        seconds: estimated total training time, without the first reading of all images,
-            validation and evaluation.
+        seconds: estimated time until the verdict: the start, training and evaluation.
+        int8_minutes: the recipe's limit for the search of an INT8 export.
     """
 
     findings: tuple[Finding, ...]
     seconds: float
+    int8_minutes: float
 
     @property
     def table(self) -> Table:
@@ -77,8 +79,12 @@ class Preflight(Record, Tabled):
 
     @property
     def notes(self) -> list[str]:
-        """The estimated training time, in words."""
-        return [f"Ready: about {rough_duration(self.seconds)} of training, evaluation not counted."]
+        """The estimated time, in words."""
+        return [
+            f"Ready: about {rough_duration(self.seconds)} from the start to the verdict.",
+            "The export comes after that: it takes minutes, and INT8 up to"
+            f" {self.int8_minutes:g} more (export.int8_minutes).",
+        ]
 
 
 def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
@@ -93,21 +99,30 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     Raises:
         KdedgeError: any error that would stop the run.
     """
+    began = time.perf_counter()
     findings = [Finding("recipe", f"{loaded.path}: valid")]
     device = workspace.device
-    seconds = 0.0
+    estimates_s = estimating_s = 0.0
     for job in _jobs(loaded, workspace):
         findings += [finding for finding in _describe_job(job) if finding not in findings]
+        began_to_estimate = time.perf_counter()
         if job.filler is not None:
             finding, took = _store_finding(job.filler)
             findings.append(finding)
-            seconds += took
-        took = estimate_seconds(job)
-        seconds += took
-        took_text = f"{job.choice.name}, about {rough_duration(took)} on {device}"
-        findings.append(Finding(f"{job.setup.role}: time", took_text))
+            estimates_s += took
+        training_s, evaluation_s = estimate_seconds(job), evaluation_seconds(job)
+        estimates_s += training_s + evaluation_s
+        role, name = job.setup.role, job.choice.name
+        took_text = f"{name}, about {rough_duration(training_s)} on {device}"
+        findings.append(Finding(f"{role}: time", took_text))
+        findings.append(Finding(f"{role}: evaluation", f"about {rough_duration(evaluation_s)}"))
+        estimating_s += time.perf_counter() - began_to_estimate
+    # A run, too, begins by reading every image and loading the weights
+    start_s = time.perf_counter() - began - estimating_s
+    findings.append(Finding("start", f"about {rough_duration(start_s)}, as in this check"))
     findings += [memory_finding(device), _disk_finding(workspace.root)]
-    return Preflight(tuple(findings), seconds)
+    int8_minutes = loaded.recipe.export.int8_minutes
+    return Preflight(tuple(findings), start_s + estimates_s, int8_minutes)
 
 
 def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:

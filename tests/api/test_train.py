@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,10 @@ def test_a_recipe_is_checked(recipe: dict[str, Any], folder: Path) -> None:
     with torch.no_grad():
         found = kdedge.check(kdedge.load_recipe(recipe), root=folder / "none", device="cpu")
     assert found.seconds > 0
-    *lines, last = str(found).splitlines()
-    assert "student" in {line.partition(":")[0] for line in lines}, lines
-    assert last.startswith("Ready: about")
+    *lines, ready, export = str(found).splitlines()
+    assert any(line.startswith("student: evaluation") for line in lines), lines
+    assert re.fullmatch(r"Ready: about \d+ s from the start to the verdict\.", ready)
+    assert "INT8 up to 10 more" in export
     assert not (folder / "none").exists()
 
 

@@ -309,8 +309,8 @@ def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run) -> None:
     shutil.rmtree("labeled/dog")  # with labels of all classes, no prompts are trained
     kdedge(*INIT, "--teacher", "RN50:openai").fails(2, "no layers that take them")
     for teacher in ("efficientnet-lite2", "timm/resnet18.a1_in1k:pretrained", "MobileCLIP-S1:gone"):
-        said = (f"{teacher} has no text encoder that runs here", "a teacher with text encoder")
-        kdedge(*INIT, "--teacher", teacher).fails(2, *said, '"dog" has none.')
+        said = (f"{teacher} is an image encoder alone", "a teacher that knows classes by their")
+        kdedge(*INIT, "--teacher", teacher).fails(2, *said, '"dog" has no labels.')
         kdedge(*INIT[:-2], "--teacher", teacher).fails(2, *said)
     assert not Path("line3.yaml").exists()
 
@@ -556,11 +556,29 @@ def test_a_damaged_evaluation_costs_the_table_and_nothing_else(kdedge: Run, trai
 # Folders and divergence
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("predict", "tiny", "x.jpg"), 3),
+        (("show", "tiny"), 2),
+        (("eval",), 2),
+    ],
+)
+def test_from_another_folder_a_run_is_missed_with_the_folder_that_was_searched(
+    kdedge: Run, trained: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], code: int
+) -> None:
+    (trained / "elsewhere").mkdir()
+    monkeypatch.chdir(trained / "elsewhere")
+    kdedge(*command).fails(code, f"in {trained}/elsewhere/runs", ": --runs DIR")
+    monkeypatch.chdir(trained)
+
+
 def test_a_runs_folder_that_cannot_be_written_is_refused(kdedge: Run) -> None:
     Path("file").write_text("x")
     for command in ("check", "teach", "distill"):
         kdedge(command, "r.yaml", "--runs", "file/runs").fails(7, "file/runs", "\n  ")
-    kdedge("eval", "--runs", "file/runs").fails(2, "There is no finished run in file/runs.")
+    said = f"There is no finished run in {Path('file/runs').absolute()}."
+    kdedge("eval", "--runs", "file/runs").fails(2, said)
     Path("runs").mkdir()
     Path("runs/.cache").write_text("x")
     kdedge("teach", "r.yaml").fails(7, "runs/.cache/text_features could not be written")

@@ -433,7 +433,7 @@ def test_errors_have_a_color_where_it_is_shown(
 ) -> None:
     said = run_shown("predict", "artifact", "nowhere.jpg", on_terminal=on_terminal, **environment)
     end = "\x1b[0m" if color else ""
-    assert said.startswith(f"{color}kdedge:{end} artifact does not exist, and no run in runs")
+    assert said.startswith(f"{color}kdedge:{end} artifact does not exist, and no run in ")
 
 
 def test_a_command_that_loads_pytorch_says_so_first(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_models_own_optim_lies_over_the_shared_one_and_both_over_the_defaults(
         ("lr: 1e-3", "flip: 1", "r.yaml:14: optim.flip must be true or false, got 1."),
         ("lr: 1e-3", "schedule: cosin", "Did you mean cosine?"),
         ("lr: 1e-3", "n_workers: no", "optim.n_workers must be auto or a whole number, got"),
-        ("name: line3", "name: a/b", "r.yaml:1: name becomes a folder and may hold up to 100"),
+        ("name: line3", "name: a/b", "r.yaml:1: name becomes a folder and may hold letters"),
         ("name: line3", "name: 3", "Put it in quotes."),
         ("name: line3", "seed: 1", "r.yaml: name is missing."),
         ("[cat, dog]", "[cat, cat]", "r.yaml:2: classes.names holds cat more than once"),
@@ -241,16 +241,27 @@ def test_a_mistake_beside_an_override_keeps_its_line(tmp_path):
     ("name", "expected"),
     [
         ("sun396", "Did you mean sun397?"),
-        ("zzzz", "Give a file's path, or one of: "),
-        ("line3.yaml", "Give a file's path, or one of: "),
+        ("zzzz", "has no recipe. Write one with: kdedge init"),
+        ("line3.yaml", "has no recipe. Write one with: kdedge init"),
         ("x/sun397.yaml", "There is no recipe x/sun397.yaml."),
         ("/", "There is no recipe /."),
     ],
 )
-def test_a_recipe_that_is_not_there_is_named_with_what_is(name, expected):
+def test_a_recipe_that_is_not_there_is_named_with_what_is(name, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError) as caught:
         load_recipe(name)
     assert expected in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_answered_with_those_of_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("line3.yaml", "porch.yaml"):
+        Path(name).touch()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("no-such.yaml")
+    listed = f"YAML files in {tmp_path}: line3.yaml, porch.yaml."
+    assert str(caught.value) == f"There is no recipe no-such.yaml.\n  {listed}"
 
 
 def test_a_name_means_the_file_here_before_the_shipped_one(tmp_path, monkeypatch):

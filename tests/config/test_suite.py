@@ -100,7 +100,7 @@ def test_recipes_are_files_beside_the_suite_or_shipped(tmp_path):
         ("lien3.yaml", "Did you mean line3.yaml?"),
         ("sub/../lien3.yaml", "Did you mean sub/../line3.yaml?"),
         ("sun379", "Did you mean sun397?"),
-        ("quite/else", "Give a file's path, or one of: "),
+        ("quite/else", "{folder}/quite has no recipe. Write one with: kdedge init"),
     ],
 )
 def test_a_misspelt_recipe_is_answered_with_the_nearest(tmp_path, entry, remedy):
@@ -109,6 +109,7 @@ def test_a_misspelt_recipe_is_answered_with_the_nearest(tmp_path, entry, remedy)
     loaded = load_suite(write(tmp_path, GOOD.replace("line3.yaml", entry)))
     with pytest.raises(RecipeError) as caught:
         recipe_file(loaded, entry, key=("recipes", 0))
+    remedy = remedy.format(folder=tmp_path)
     assert f"s.yaml:2: There is no recipe {entry}.\n  {remedy}" in str(caught.value)
 
 

@@ -125,6 +125,41 @@ def test_links_lead_to_files_of_the_repository(name: str) -> None:
     assert [link for link in inside if not (ROOT / link).is_file()] == []
 
 
+def methods_in(text: str) -> set[str]:
+    """The methods, by name or label, and the papers' numbers that a text names."""
+    methods = kdedge.list_methods()
+    known = {*methods, *(one.label for one in methods.values() if one is not None)}
+    found = {name for name in known if re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE)}
+    return found | {*re.findall(r"arxiv\S*", text, re.IGNORECASE)}
+
+
+def test_the_first_screen_of_the_readme_names_no_method_but_in_the_door_to_it() -> None:
+    first, *_ = README.partition("\n## Try it\n")
+    doors = [line for line in first.splitlines() if line.startswith("* **")]
+    assert [sorted(methods_in(door)) for door in doors] == [[], ["PromptKD", "promptkd"]]
+    assert methods_in(first.replace(doors[1], "")) == set()
+
+
+def test_the_second_door_leads_to_its_three_commands() -> None:
+    _, _, behind = README.partition("\n## CLIP made small by PromptKD\n")
+    assert "(#clip-made-small-by-promptkd)" in README
+    assert blocks(behind, "sh")[0].splitlines() == [
+        "kdedge distill recipes/sun397.yaml",
+        "kdedge export --trt --int8",
+        "kdedge bench",
+    ]
+
+
+def test_the_page_for_own_images_names_no_method_and_no_paper() -> None:
+    page = TEXTS["docs/own-images.md"]
+    assert methods_in(page) == set()
+    assert [word for word in ("paper", "PyTorch", "CLIP") if word in page] == []
+
+
+def test_the_installation_links_to_no_other_site() -> None:
+    assert re.findall(r"https?://\S+", TEXTS["docs/install.md"]) == []
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 100
 

@@ -26,6 +26,7 @@ from kdedge.methods import promptsrc
 from kdedge.methods.base import StepOutput
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
+from kdedge.training.evaluation_time import evaluation_seconds
 from kdedge.training.job import Job
 from kdedge.training.preflight import check, estimate_seconds, memory_finding, trial_steps
 from kdedge.training.teacher import teacher_job
@@ -163,10 +164,14 @@ def test_the_time_of_all_is_that_of_teacher_store_and_student(
     (tmp_path / "r.yaml").write_text(text + student)
     long = {"teacher.optim.epochs": 100000, "teacher.optim.batch_size": 1}
     found = check(load_recipe(tmp_path / "r.yaml", long), workspace(tmp_path))
-    assert [one.what for one in found.findings if one.what.endswith(("time", "store"))] == [
+    timed = ("time", "store", "evaluation", "start")
+    assert [one.what for one in found.findings if one.what.endswith(timed)] == [
         "teacher: time",
+        "teacher: evaluation",
         "student: teacher store",
         "student: time",
+        "student: evaluation",
+        "start",
     ]
     assert found.seconds > 1000, "not the student's alone"
     first = load_recipe(tmp_path / "r.yaml", {"student.one_pass_first": True})
@@ -176,7 +181,23 @@ def test_the_time_of_all_is_that_of_teacher_store_and_student(
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     once = check(load_recipe(tmp_path / "r.yaml", {"optim.epochs": 1}), workspace(tmp_path))
     parts = re.findall(r"about (\d+) s", " ".join(one.result for one in once.findings))
-    assert (len(parts), sum(map(int, parts))) == (3, pytest.approx(once.seconds, abs=1.5))
+    assert (len(parts), sum(map(int, parts))) == (6, pytest.approx(once.seconds, abs=3))
+
+
+def test_the_total_has_the_evaluation_of_every_model_on_the_test_images(job: Job) -> None:
+    """The trained one and zero-shot CLIP; on labels these two and a ridge regression."""
+    slow = slowed(job)
+    with_test = dataclasses.replace(slow, test=slow.training_images)
+    of_labels, of_all = evaluation_seconds(slow), evaluation_seconds(with_test)
+    assert 3 * 16 * READ_S <= of_labels < 6 * 16 * READ_S
+    assert 5 * 16 * READ_S <= of_all < 10 * 16 * READ_S
+
+
+def test_an_epoch_that_validation_selects_is_evaluated_in_the_total(job: Job) -> None:
+    slow = slowed(job)
+    validated = dataclasses.replace(slow, validation=slow.training_images)
+    more = evaluation_seconds(validated) - evaluation_seconds(slow)
+    assert more >= 4 * 16 * READ_S, "one pass for each of five epochs"
 
 
 def test_the_estimate_of_a_closed_form_covers_the_decoding(job: Job, tmp_path: Path) -> None:

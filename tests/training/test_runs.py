@@ -307,5 +307,5 @@ def test_an_unknown_run_is_an_error_that_says_what_there_is(
 def test_no_run_at_all_is_an_error_that_says_how_to_train_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="kdedge distill"):
         find_run(None, tmp_path)
-    with pytest.raises(RecipeError, match="Known: none"):
+    with pytest.raises(RecipeError, match="It has no runs"):
         find_run("line3", tmp_path)
