@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -43,6 +44,8 @@ from kdedge.serving.open_inference import (
 from kdedge.serving.uploads import Uploads, image_in, too_busy
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -229,7 +232,8 @@ class App:
                 model = self.model
                 length = request.headers.get(LENGTH_HEADER)
                 parse = partial(parse_request, body, length, model.artifact)
-                parsed = await loop.run_in_executor(self._parsing, parse)
+                parsing = loop.run_in_executor(self._parsing, parse)
+                parsed = await self._in_time(parsing, deadline)
                 prepare = partial(parsed.prepare, model, self._limits.pixels, deadline)
                 outputs = await self._outputs(model, prepare, deadline)
 
@@ -287,10 +291,23 @@ class App:
             return await asyncio.wrap_future(self._batcher.submit(model, inputs))
 
         try:
-            return await asyncio.wait_for(run(), deadline - loop.time())
+            return await self._in_time(run(), deadline)
         except ImageError as error:
             self.metrics.refused_images.inc()
             raise HTTPException(400, error.reason) from error
+
+    async def _in_time(self, work: Awaitable[_T], deadline: float) -> _T:
+        """Waits for a part of an answer, and gives it up after the deadline.
+
+        Args:
+            work: what to wait for.
+            deadline: time of the event loop's clock.
+
+        Raises:
+            HTTPException: the time is over.
+        """
+        try:
+            return await asyncio.wait_for(work, deadline - asyncio.get_running_loop().time())
         except asyncio.TimeoutError as error:
             raise too_busy(f"no answer within {self._limits.timeout:g} seconds") from error
 

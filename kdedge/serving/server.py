@@ -6,11 +6,13 @@ import contextlib
 import contextvars
 import errno
 import logging
+import math
 import resource
 import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -26,6 +28,7 @@ from kdedge.errors import InUseError, KdedgeError, RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.messages import first_line
 from kdedge.serving.app import App
+from kdedge.serving.connections import BACKLOG, Connection, WaitingConnections, WebServer
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import ServedModel
 
@@ -34,14 +37,14 @@ log = logging.getLogger(__name__)
 _FolderState = tuple[object, ...]
 
 
-_BACKLOG = 2048
-_KEEP_ALIVE_S = 30
 _MORE_S = 5.0  # to send an answer, after the time limit of its request
 _LAST_REQUESTS_S = 0.5  # in which answers still ask clients to close their connections
 _HANGING_S = 3.0  # for a model to finish its batch, after the last answer
 _SEARCH_PAUSE = 100  # between searches of the folder, in times that the last one took
 _MAX_LOOKS = 60  # from one search to the next, as one may be slow by chance
 _OTHER_FILES = 128  # open files that are no connections
+_MIN_CONNECTIONS = 64
+_MAX_WAITING = 1024  # connections without a request
 
 
 class Server:
@@ -55,6 +58,7 @@ class Server:
         port: the port; 0 for a free one.
         limits: limits of requests.
         look_every_s: interval at which the artifact is checked for changes, in s.
+        headers_s: seconds from a connection, or from its last answer, to a request's headers.
 
     Attributes:
         url: the server's address, such as `http://127.0.0.1:8000`.
@@ -71,6 +75,7 @@ class Server:
         port: int,
         limits: RequestLimits,
         look_every_s: float = 1.0,
+        headers_s: float = 20.0,
     ) -> None:
         """Binds the port, loads the model and begins to answer.
 
@@ -97,10 +102,14 @@ class Server:
             self.name = model.artifact.model_name
             self._app, self._limits = App(self.name, model, limits), limits
             n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            n_connections = max(n_files - _OTHER_FILES, _MIN_CONNECTIONS)
+            n_waiting = min(n_connections // 4, _MAX_WAITING)
+            waiting = WaitingConnections(n_waiting, headers_s)
             config = uvicorn.Config(
                 self._app.asgi,
-                http="h11",  # limits headers to 64 KiB
-                limit_concurrency=max(n_files - _OTHER_FILES, 1),
+                http=partial(Connection, waiting),  # h11 limits headers to 64 KiB
+                loop="asyncio",
+                limit_concurrency=n_connections - n_waiting,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -108,11 +117,11 @@ class Server:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE_S,
+                backlog=1,
+                timeout_keep_alive=math.ceil(headers_s),
                 timeout_graceful_shutdown=int(limits.timeout + min(_MORE_S, limits.timeout)) + 1,
             )
-            self._uvicorn = uvicorn.Server(config)
+            self._uvicorn = WebServer(config)
             on_error.pop_all()
         address, number = self._socket.getsockname()[:2]
         self.url = (
@@ -267,7 +276,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         socket.getaddrinfo(host, port)  # refuses an empty name, with which a socket would listen
         return socket.create_server(
-            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
         )
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:

@@ -142,7 +142,7 @@ class Watcher:
                     yield from self._events_of(item)
                     continue
                 if item["event"] == "lost":
-                    log.warning(f"{self.source.name} is lost: {item['reason']}.")
+                    self._warn(item, f"is lost: {item['reason']}.")
                 yield item
             yield self._end()
         finally:
@@ -153,6 +153,10 @@ class Watcher:
             if n_dropped:
                 parts.append(f"{n_dropped:,} dropped for newer ones")
             log.info(f"{self.source.name}: {', '.join(parts)}.")
+
+    def _warn(self, when: Event, text: str) -> None:
+        """Warns of an event with its time: the same warning would be shown only once."""
+        log.warning(f"{when['time']}: {self.source.name} {text}")
 
     def _start(self) -> Event:
         monitor, classifier = self._monitor, self.classifier
@@ -209,7 +213,7 @@ class Watcher:
         was_learning = monitor.reference is None
         for drift in monitor.add(_scored(result, names), image):
             if not drift.is_over:
-                log.warning(f"{self.source.name}: {_warning(drift)}")
+                self._warn(when, _warning(drift))
             name = "drift over" if drift.is_over else "drift"
             yield {"event": name, **when, **_drift_values(drift, names)}
         if was_learning and monitor.reference is not None:
@@ -268,7 +272,8 @@ def _warning(change: Drift) -> str:
     """The warning that a drift has begun."""
     before, now = change.reference, change.now
     return (
-        f"the last {change.n_frames} frames are unlike the reference ({change.statistic}): mean"
+        f"has changed: the last {change.n_frames} frames are unlike the reference"
+        f" ({change.statistic}): mean"
         f" score {now.mean_score_percent:.1f} % instead of {before.mean_score_percent:.1f} %,"
         f" none of the classes {now.none_percent:.1f} % instead of {before.none_percent:.1f} %.\n"
         "  Look at the camera and its images; predictions may be wrong until it is as before, or"

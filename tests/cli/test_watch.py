@@ -227,6 +227,21 @@ def test_a_folder_is_watched_until_a_signal_and_each_file_has_a_line(
     assert "Traceback" not in running.stderr
 
 
+def test_a_source_that_is_lost_again_is_warned_of_again(start: Callable[..., Any]) -> None:
+    folder = Path("in")
+    folder.mkdir()
+    running = start("watch", "art", "in")
+    running.wait_until(lambda: "start" in running.stdout)
+    for number in (1, 2):
+        folder.rename("away")
+        running.wait_until(lambda n=number: running.stdout.count('"lost"') == n)
+        Path("away").rename(folder)
+        running.wait_until(lambda n=number: running.stdout.count('"back"') == n)
+    running.send(signal.SIGTERM)
+    running.wait()
+    assert running.stderr.count("in is lost: no such file or directory.") == 2
+
+
 def test_a_file_that_ends_within_a_line_goes_on_with_a_new_one() -> None:
     """As after a full disk, by a service that appends to the file and is started again."""
     write_video(Path("v.avi"), ["red"])
