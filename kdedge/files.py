@@ -10,11 +10,12 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from kdedge.errors import (
     NO_ROOM,
@@ -33,6 +34,12 @@ from kdedge.progress import readable_bytes
 SETTLED_NS = 3_000_000_000
 """A file that changed less than 3 s before it was read may change again without a new time stamp:
 FAT counts in steps of 2 s."""
+
+MAX_RECORD_BYTES = 4 << 30
+"""Records, lists of images and files for runtimes that read them at once have fewer bytes."""
+
+MAX_YAML_BYTES = 1 << 20
+"""Recipes and suites have a few thousand bytes; a YAML reader takes minutes for 50 MB."""
 
 
 class FileStamp(NamedTuple):
@@ -215,31 +222,84 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_bytes(path: Path) -> bytes:
-    """Reads a file.
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file that a user named, also through links, to read its bytes.
+
+    A device has no end, and a pipe waits for a writer, so neither is opened.
 
     Raises:
-        DataError: there is no such file, or it cannot be read.
+        OSError: there is no such file, it may not be read, or it is no regular file.
+    """
+    # Opened without blocking and then looked at, since a path may be another file a moment later
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "a device, pipe or socket, not a file", str(path))
+
+
+def check_regular(path: Path) -> None:
+    """Checks that a library which opens a file by its path can read it, as `open_regular` does.
+
+    Raises:
+        OSError: there is no such file, it may not be read, or it is no regular file.
+    """
+    open_regular(path).close()
+
+
+def read_regular(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+    """Reads a file that a user named.
+
+    Args:
+        path: the file.
+        max_bytes: a larger file is not what it should be, and is not read.
+
+    Raises:
+        OSError: as for `open_regular`, or the file is larger.
+    """
+    with open_regular(path) as file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        if n_bytes > max_bytes:
+            what = f"it has {n_bytes:,} bytes, expected {max_bytes:,} at most"
+            raise OSError(errno.EFBIG, what, str(path))
+        return file.read()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Reads a record or a model file.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, or it is no regular file.
     """
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
 
 
-def read_text(path: Path, *, remedy: str, error_type: type[KdedgeError] = DataError) -> str:
+def read_text(
+    path: Path,
+    *,
+    remedy: str,
+    error_type: type[KdedgeError] = DataError,
+    max_bytes: int = MAX_RECORD_BYTES,
+) -> str:
     """Reads a UTF-8 text file that a person wrote, with or without a byte order mark.
 
     Args:
         path: the file.
         remedy: last line of the message about a file that cannot be read.
         error_type: class of the errors.
+        max_bytes: a larger file is refused.
 
     Returns:
         The text, with a line feed at the end of each line.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, max_bytes=max_bytes)
     except OSError as error:
         raise error_type(f"{path} cannot be read: {os_reason(error)}.\n  {remedy}") from error
     try:
@@ -260,7 +320,7 @@ def sha256_file(path: Path, *, progress: Callable[[int], None] | None = None) ->
         progress: called after each MiB with the number of bytes read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
             if progress is not None:

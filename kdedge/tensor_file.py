@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdedge.errors import DataError
-from kdedge.files import write_atomic
+from kdedge.files import check_regular, write_atomic
 
 _ALIGNMENT = 8
 
@@ -50,6 +50,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         DataError: the file is missing or damaged.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

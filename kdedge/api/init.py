@@ -406,7 +406,6 @@ def _model(
 
     config = home_path(backbone) if "config" in model else None
     spec = BackboneSpec(model.get("backbone"), weights, config)
-    named_sizes.cache_clear()  # a file may have changed since
     n_layers = named_sizes(spec).n_layers
     if named_only and not has_text_encoder(spec):
         raise RecipeError(

@@ -137,6 +137,11 @@ def open_inputs(
             parts.append(_source_images(source, path))
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
+        elif not path.is_file():
+            raise DataError(
+                f"{name} is a device, pipe or socket, not a file.\n"
+                "  Name an image, a folder of images, or - for standard input."
+            )
         elif path.suffix.lower() == ".tar":
             from kdedge.data.sources import webdataset  # only needed for shards
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from kdedge.errors import DataError, os_reason
+from kdedge.files import open_regular
 from kdedge.messages import first_line
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -279,7 +280,7 @@ def open_archive(path: Path) -> Iterator[ForeignArchive]:
         DataError: the file cannot be read or is damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             try:
                 archive = _open_zip(path, file)
             except MALFORMED as error:
@@ -341,7 +342,7 @@ def kind_of(path: Path) -> Literal["safetensors", "state dict", "OpenAI archive"
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(512)
     except OSError as error:
         raise DataError(

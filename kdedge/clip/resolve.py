@@ -33,7 +33,7 @@ from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
 from kdedge.config.student_sizes import NO_NETWORK, PACKAGED
 from kdedge.errors import RecipeError, SetupError
-from kdedge.files import home_path
+from kdedge.files import FileStamp, home_path
 from kdedge.messages import first_line, name_some, suggestion
 from kdedge.runtime.preprocess import Preprocess
 
@@ -62,7 +62,6 @@ class BackboneSpec:
     quick_gelu: bool | None = None
 
 
-@functools.lru_cache(maxsize=64)  # a suite asks once per row, and a file of weights is large
 def named_sizes(spec: BackboneSpec) -> EncoderSizes:
     """`encoder_sizes` of a backbone, without fetching or building anything.
 
@@ -70,6 +69,18 @@ def named_sizes(spec: BackboneSpec) -> EncoderSizes:
         RecipeError: open_clip knows no such model.
         DataError: the config, or the file of weights, is damaged.
     """
+    file = local_file(spec)
+    paths = [spec.config, None if file is None else file.path]
+    return _sizes(spec, tuple(_stamp(path) for path in paths if path is not None))
+
+
+def _stamp(path: Path) -> FileStamp | None:
+    """A file's stamp, so that a file that was edited is read again; None if it is missing."""
+    return FileStamp.of(path.stat()) if path.exists() else None
+
+
+@functools.lru_cache(maxsize=64)  # a suite asks once per row, and a file of weights is large
+def _sizes(spec: BackboneSpec, stamps: tuple[FileStamp | None, ...]) -> EncoderSizes:
     if spec.name is not None and spec.name.startswith(TIMM_PREFIX):
         return EncoderSizes()
     return encoder_sizes(read_model_config(spec, local_file(spec))[1])

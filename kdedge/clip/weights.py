@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kdedge.clip._unpickle import DTYPES, MALFORMED, REMEDY, Inert, kind_of, open_archive
 from kdedge.errors import DataError
+from kdedge.files import open_regular
 from kdedge.messages import first_line, some_of
 
 OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
@@ -131,7 +132,7 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
     """Reads a file of torch.save; a file that torch refuses is not read in another way."""
     try:
         # An open file, since torch would choose the format by a path's suffix
-        with path.open("rb") as file, warnings.catch_warnings():
+        with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch also warns about files that it reads
             saved = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

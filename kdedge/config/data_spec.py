@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from kdedge.config.fields import (
     HUB,
+    MAX_COUNT,
     DatasetPlace,
     Distinct,
     PercentOrCount,
@@ -151,6 +152,7 @@ class LabeledSpec(SourceSpec):
     shots: int | None = Field(
         None,
         ge=1,
+        le=MAX_COUNT,
         description="Labeled images per class, drawn with the seed. Default: all. The published"
         " tables use 16 (arXiv:2307.06948, 4.1).",
     )
@@ -162,6 +164,7 @@ class UnlabeledSpec(SourceSpec):
     per_class: int | None = Field(
         None,
         ge=1,
+        le=MAX_COUNT,
         description="Images per class, drawn with the seed. Default: all. The source must have"
         " labels, which are read for this draw only; images without a label are skipped. PromptKD"
         " uses 64 in its ablations (arXiv:2403.02781, tables 4 to 6), 16 to 256 in figure 4.",

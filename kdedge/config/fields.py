@@ -50,6 +50,10 @@ def is_name(text: str) -> bool:
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
+MAX_COUNT = 10**9
+"""Largest number of images, of all sorts, that a recipe can ask for."""
+
+
 class Strict(BaseModel):
     """A model with strict types that refuses unknown keys and does not change."""
 
@@ -156,12 +160,12 @@ def check_template(template: str) -> str:
 
 
 def _check_percent(value: object, *, or_count: bool = False) -> str | int:
-    if or_count and type(value) is int and value >= 0:
+    if or_count and type(value) is int and 0 <= value <= MAX_COUNT:
         return value
     match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
     if match is None or float(match[1]) > 100:
         got = f'"{value}"' if isinstance(value, str) else value
-        also = ", or a count" if or_count else ""
+        also = f", or a count up to {MAX_COUNT:,}" if or_count else ""
         raise ValueError(f'must be a percentage such as "5%", at most "100%"{also}, got {got}')
     return match[0]
 

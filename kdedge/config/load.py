@@ -15,7 +15,7 @@ from kdedge.config.fields import OverrideText, plain_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import LineMap, dotted, dump_value, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
-from kdedge.files import home_path, read_text
+from kdedge.files import MAX_YAML_BYTES, home_path, read_text
 from kdedge.messages import nearest, option, some_of
 
 Overrides = Mapping[str, Any]
@@ -84,7 +84,7 @@ def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
         return plain, LineMap("the recipe"), Path("recipe"), dump_yaml(plain)
     path = find_recipe(source)
     remedy = "Check the path and your right to read it."
-    text = read_text(path, remedy=remedy, error_type=RecipeError)
+    text = read_text(path, remedy=remedy, error_type=RecipeError, max_bytes=MAX_YAML_BYTES)
     values, lines = parse_yaml(text, name=str(path))
     if values is None:
         raise RecipeError(f"{path} is empty.\n  Write a recipe to start from with: kdedge init")

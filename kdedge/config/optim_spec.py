@@ -76,6 +76,7 @@ class OptimSettings(Strict):
     clip_grad_norm: float | None = Field(
         None,
         gt=0,
+        le=1e9,
         description="Largest norm of all gradients together. Default: no clipping. official: true"
         " removes this key.",
     )
@@ -98,7 +99,10 @@ class OptimSettings(Strict):
         " none for fewer than 2,000 images.",
     )
     checkpoint_every_s: float = Field(
-        60.0, gt=0, description="Seconds between checkpoints; each epoch ends with one, too."
+        60.0,
+        gt=0,
+        le=1e6,
+        description="Seconds between checkpoints; each epoch ends with one, too.",
     )
     selection: Selection = Field(
         "last",

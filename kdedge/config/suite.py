@@ -14,7 +14,7 @@ from kdedge.config.fields import Distinct, Name, PlainText, Strict
 from kdedge.config.load import find_recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, parse_yaml
 from kdedge.errors import RecipeError
-from kdedge.files import read_text
+from kdedge.files import MAX_YAML_BYTES, read_text
 from kdedge.messages import suggestion
 from kdedge.records.record import Percent
 
@@ -142,7 +142,9 @@ def load_suite(path: Path) -> LoadedSuite:
     Raises:
         RecipeError: no such file, not YAML, unknown keys, wrong types, anything listed twice.
     """
-    text = read_text(path, remedy="Name a suite's YAML file.", error_type=RecipeError)
+    text = read_text(
+        path, remedy="Name a suite's YAML file.", error_type=RecipeError, max_bytes=MAX_YAML_BYTES
+    )
     values, lines = parse_yaml(text, name=str(path), what="suite")
     if not isinstance(values, dict):
         got = "nothing" if values is None else type(values).__name__

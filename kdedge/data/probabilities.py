@@ -14,6 +14,7 @@ are divided by their sum. Lines of images that are not in the source are ignored
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError
+from kdedge.files import open_regular
 from kdedge.messages import first_line, some_of
 
 _KEY_COLUMN = "image"
@@ -57,7 +59,7 @@ def read_probabilities(
     values = np.empty((len(keys), len(class_names)), np.float32)
     lines: dict[str, int] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             columns = _read_header(path, next(reader, []), class_names)
             for key, *cells in filter(None, reader):

@@ -13,10 +13,11 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import PIL
 from PIL import Image
+from pydantic import Field, TypeAdapter
 
 from kdedge import __version__
 from kdedge.data.sources import ImageSource, InFiles, Location
@@ -30,6 +31,11 @@ MAX_FILES = 64
 """Largest number of files in a cache folder; the least recently used ones are removed."""
 
 _LOCK_WAIT_S = 10.0
+
+# An image's place -> stamp of its file, SHA-256, width and height
+_IMAGES = TypeAdapter(
+    dict[str, Annotated[str, Field(pattern=r"^(-?\d+ ){4}[0-9a-f]{64} \d+ \d+$")]]
+)
 
 log = logging.getLogger(__name__)
 
@@ -145,10 +151,9 @@ def _read(file: Path) -> dict[str, str]:
     try:
         value = json.loads(file.read_bytes())
         if value["decoder"] == _decoder():
-            images: dict[str, str] = value["images"]
-            return images
+            return _IMAGES.validate_python(value["images"])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        log.info(f"The cache {file} is ignored: {error}")
+        log.info(f"The cache {file} is ignored: {first_line(error)}")
     return {}

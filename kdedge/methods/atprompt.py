@@ -61,7 +61,9 @@ class Settings(promptsrc.Settings):
         description="Attribute words before the class name, in this order; the default is"
         " ImageNet's, and the recipes of the benchmark sets have their own.",
     )
-    n_ctx_attribute: int = Field(4, ge=1, description="Context tokens before each attribute.")
+    n_ctx_attribute: int = Field(
+        4, ge=1, le=1000, description="Context tokens before each attribute."
+    )
     n_ctx_vision: int = Field(
         4,
         ge=0,

@@ -48,11 +48,16 @@ METHOD = Declaration(
 class Settings(MethodSettings):
     """Settings of CLIP-PR; defaults from the authors' code for classification."""
 
-    n_hidden: int = Field(128, ge=1, description="Width of the adapter's two hidden layers.")
-    prior_weight: float = Field(
-        100.0, ge=0, description="Weight of the divergence of the mean prediction from the prior."
+    n_hidden: int = Field(
+        128, ge=1, le=65_536, description="Width of the adapter's two hidden layers."
     )
-    prior: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+    prior_weight: float = Field(
+        100.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the divergence of the mean prediction from the prior.",
+    )
+    prior: dict[str, Annotated[float, Field(gt=0, le=1e9)]] | None = Field(
         None,
         description="Relative frequency of each class, in any unit, by name: {cat: 3, dog: 1}."
         " Default: all classes are equally frequent.",

@@ -37,7 +37,7 @@ REDUCTION = 16
 class Settings(MethodSettings):
     """Settings of CoCoOp; defaults from the authors' base-to-novel configuration."""
 
-    n_ctx: int = Field(4, ge=1, description="Number of context tokens.")
+    n_ctx: int = Field(4, ge=1, le=1000, description="Number of context tokens.")
     context_init: str = Field(
         "a photo of a",
         description="Words whose embeddings initialize the context; N(0, 0.02²) if they are few.",

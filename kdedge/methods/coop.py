@@ -32,7 +32,7 @@ class Settings(MethodSettings):
     """Settings of CoOp; defaults from the base-to-novel experiments (arXiv:2203.05557, 4.1)."""
 
     n_ctx: int = Field(
-        4, ge=1, description="Number of context tokens; 16 in CoOp's own experiments."
+        4, ge=1, le=1000, description="Number of context tokens; 16 in CoOp's own experiments."
     )
     context_init: str = Field(
         "a photo of a",

@@ -32,15 +32,23 @@ METHOD = Declaration(
 class Settings(MethodSettings):
     """Settings of IVLP; defaults from PromptSRC's code (MaPLe's: 2 + 2, depth 12)."""
 
-    n_ctx_text: int = Field(4, ge=1, description="Context tokens in each prompted text layer.")
+    n_ctx_text: int = Field(
+        4, ge=1, le=1000, description="Context tokens in each prompted text layer."
+    )
     n_ctx_vision: int = Field(
         4, ge=1, le=1000, description="Visual prompts in each prompted image layer."
     )
     prompt_depth_text: int = Field(
-        9, ge=1, description="Text layers with context tokens of their own, from the first."
+        9,
+        ge=1,
+        le=1000,
+        description="Text layers with context tokens of their own, from the first.",
     )
     prompt_depth_vision: int = Field(
-        9, ge=1, description="Image layers with visual prompts of their own, from the first."
+        9,
+        ge=1,
+        le=1000,
+        description="Image layers with visual prompts of their own, from the first.",
     )
     context_init: str = Field(
         "a photo of a", description="Words whose embeddings initialize the context."

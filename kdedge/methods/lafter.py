@@ -73,14 +73,18 @@ class Settings(MethodSettings):
         description="Visual prompts before the first image layer; all layers keep them.",
     )
     n_text_steps: int = Field(
-        600, ge=1, description="Training steps of the text classifier, each on all texts."
+        600, ge=1, le=10**7, description="Training steps of the text classifier, each on all texts."
     )
     text_lr: float = Field(
-        5e-4, gt=0, description="Learning rate of the text classifier's training steps (AdamW)."
+        5e-4,
+        gt=0,
+        le=10,
+        description="Learning rate of the text classifier's training steps (AdamW).",
     )
     text_noise_std: float = Field(
         0.1,
         ge=0,
+        le=100,
         description="Standard deviation of the noise that is added to unit-length text features.",
     )
     label_smoothing: float = Field(

@@ -39,10 +39,13 @@ class Settings(MethodSettings):
     """Settings of MaPLe; defaults from the authors' base-to-novel configuration."""
 
     n_ctx: int = Field(
-        2, ge=1, description="Context tokens, and visual prompts, in each prompted layer."
+        2, ge=1, le=1000, description="Context tokens, and visual prompts, in each prompted layer."
     )
     prompt_depth: int = Field(
-        9, ge=1, description="Layers of both encoders with prompts of their own, from the first."
+        9,
+        ge=1,
+        le=1000,
+        description="Layers of both encoders with prompts of their own, from the first.",
     )
     context_init: str = Field(
         "a photo of a",

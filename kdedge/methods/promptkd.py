@@ -83,7 +83,7 @@ else:
 class LoraSettings(MethodSettings):
     """W + (alpha / r) B A on chosen layers; defaults from CLIP-LoRA (arXiv:2405.18541)."""
 
-    rank: int = Field(2, ge=1, description="Rank r of each layer's change.")
+    rank: int = Field(2, ge=1, le=4096, description="Rank r of each layer's change.")
     alpha: float = Field(
         1.0,
         gt=0,
@@ -97,7 +97,7 @@ class LoraSettings(MethodSettings):
         description="Layers of a block that are changed: q, k, v and out of the attention; mlp for"
         " both layers of the MLP.",
     )
-    blocks: list[Annotated[int, Field(ge=0)]] | None = Field(
+    blocks: list[Annotated[int, Field(ge=0, le=1000)]] | None = Field(
         None,
         min_length=1,
         description="Blocks of the image encoder that are changed, counted from 0; default: all.",
@@ -130,18 +130,21 @@ class Settings(MethodSettings):
     prompt_depth: int = Field(
         9,
         ge=0,
+        le=1000,
         description="Image layers with visual prompts of their own, from the first"
         " (arXiv:2403.02781, section 4.1).",
     )
     merge_tokens: int = Field(
         0,
         ge=0,
+        le=1000,
         description="Patch tokens that each block of CLIP's ViT but the last merges into similar"
         " ones, in training and on the device (ToMe, arXiv:2210.09461): up to 16 for ViT-B/16.",
     )
     depth: int | None = Field(
         None,
         ge=1,
+        le=1000,
         description="Blocks of CLIP's ViT that are kept, from the first; default: all. The encoder"
         " then has to learn: use tune: full or lora.",
     )
@@ -159,11 +162,15 @@ class Settings(MethodSettings):
         " (arXiv:2403.02781, table 5, w/o shared text feature).",
     )
     n_ctx_text: int = Field(
-        4, ge=1, description="Context tokens of the text encoder, for class_vectors: student."
+        4,
+        ge=1,
+        le=1000,
+        description="Context tokens of the text encoder, for class_vectors: student.",
     )
     prompt_depth_text: int = Field(
         9,
         ge=1,
+        le=1000,
         description="Text layers with context of their own, from the first, for class_vectors:"
         " student.",
     )

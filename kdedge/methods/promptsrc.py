@@ -38,13 +38,19 @@ class Settings(ivlp.Settings):
     """Settings of PromptSRC besides IVLP's; defaults from the authors' base-to-novel runs."""
 
     text_loss_weight: float = Field(
-        25.0, ge=0, description="Weight of the text features' L1 distance to the frozen ones."
+        25.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the text features' L1 distance to the frozen ones.",
     )
     image_loss_weight: float = Field(
-        10.0, ge=0, description="Weight of the image features' L1 distance to the frozen ones."
+        10.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the image features' L1 distance to the frozen ones.",
     )
     logit_loss_weight: float = Field(
-        1.0, ge=0, description="Weight of the divergence from zero-shot to prompted logits."
+        1.0, ge=0, le=1e6, description="Weight of the divergence from zero-shot to prompted logits."
     )
     averaging_mean_epoch: float = Field(
         15.0,
@@ -53,7 +59,10 @@ class Settings(ivlp.Settings):
         description="Epoch (from 1) with the largest weight in the average of the prompts.",
     )
     averaging_std_epochs: float = Field(
-        1.0, ge=0.001, description="Standard deviation of the averaging weights, in epochs."
+        1.0,
+        ge=0.001,
+        le=100_000,
+        description="Standard deviation of the averaging weights, in epochs.",
     )
     n_anchor_templates: int = Field(
         60,

@@ -26,6 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
+from kdedge.config.fields import MAX_COUNT
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_probable
 from kdedge.methods.base import BaseMethod, EncoderName, MethodInputs, RoundsSettings
@@ -53,7 +54,7 @@ class Settings(RoundsSettings):
         " to an even share of all unlabeled images.",
     )
     per_class: int = Field(
-        16, ge=1, description="Pseudo-labeled images per class, for fpl and ifpl."
+        16, ge=1, le=MAX_COUNT, description="Pseudo-labeled images per class, for fpl and ifpl."
     )
     rounds: int = Field(
         10, ge=1, le=1000, description="Number of rounds, each a full training, for ifpl and grip."

@@ -91,13 +91,19 @@ class Settings(MethodSettings):
     labeled_weight: float = Field(
         0.0,
         ge=0,
+        le=1e6,
         description="What a labeled image weighs for a student, where an unlabeled one weighs 1;"
         " needs outputs: logits and labels of every class.",
     )
     n_blocks: int = Field(
-        5, ge=0, description="Blocks or stages whose features are used, spread evenly to the last."
+        5,
+        ge=0,
+        le=1000,
+        description="Blocks or stages whose features are used, spread evenly to the last.",
     )
-    n_random: int = Field(2048, ge=0, description="Random features of a student; 0 for none.")
+    n_random: int = Field(
+        2048, ge=0, le=65_536, description="Random features of a student; 0 for none."
+    )
 
     @property
     def classifier(self) -> Classifier:

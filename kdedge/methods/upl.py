@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import INIT_STD, prompted_text_features, text_width
 from kdedge.clip.text import TokenizedTexts
+from kdedge.config.fields import MAX_COUNT
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
@@ -46,10 +47,13 @@ class Settings(RoundsSettings):
     n_runs: int = Field(
         16, ge=1, le=1000, description="Contexts that are trained, and whose logits are averaged."
     )
-    n_ctx: int = Field(16, ge=1, description="Tokens per context, initialized from N(0, 0.02²).")
+    n_ctx: int = Field(
+        16, ge=1, le=1000, description="Tokens per context, initialized from N(0, 0.02²)."
+    )
     per_class: int = Field(
         16,
         ge=1,
+        le=MAX_COUNT,
         description="Pseudo-labels per class at most: the most confident images predicted as it.",
     )
 

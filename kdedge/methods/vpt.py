@@ -35,7 +35,10 @@ class Settings(MethodSettings):
         8, ge=1, le=1000, description="Visual prompts in each prompted image layer."
     )
     prompt_depth: int = Field(
-        12, ge=1, description="Image layers with visual prompts of their own, from the first."
+        12,
+        ge=1,
+        le=1000,
+        description="Image layers with visual prompts of their own, from the first.",
     )
     context_init: str = Field(
         "a photo of a",

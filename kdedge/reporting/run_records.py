@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.files import read_bytes
+from kdedge.files import check_regular, read_bytes
 from kdedge.records.evaluation import BalanceResult
 from kdedge.records.record import parse_record, read_record
 from kdedge.reporting.model_records import ModelRecords, model_records, newest_speed
@@ -121,6 +121,7 @@ class RunRecords(ModelRecords):
 def run_has_class_vectors(run: RunFolder) -> bool:
     """Whether a run's model has class vectors; `kdedge bench` times only models that have them."""
     try:
+        check_regular(run.class_vectors)
         with safe_open(run.class_vectors, framework="numpy") as file:
             return all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
     except (OSError, SafetensorError):  # missing or damaged; `kdedge bench` reports it

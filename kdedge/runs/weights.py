@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.weights import hash_weights
 from kdedge.errors import DataError
-from kdedge.files import sha256_json
+from kdedge.files import check_regular, sha256_json
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.classes import Classes
@@ -107,6 +107,7 @@ def check_stored_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors)
     """
     path = run.weights
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, Any] = file.metadata() or {}
     except (OSError, SafetensorError) as error:

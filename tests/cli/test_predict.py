@@ -233,18 +233,22 @@ def test_with_stdout_closed_results_need_an_output_file(
         assert len(Path("o.txt").read_text().splitlines()) == 4
 
 
-def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(kdedge: Run) -> None:
+def test_a_file_that_another_command_has_begun_meanwhile_is_not_overwritten(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = Path("o.csv")
-    os.mkfifo("list.csv")
+    reads, writes = os.pipe()
 
     def begin() -> None:
-        with Path("list.csv").open("w") as listing:  # opens once this command reads its input
+        with os.fdopen(writes, "wb", buffering=0) as image:
+            image.write(bytes(1 << 20))  # more than a pipe holds: the command reads its input now
             output.write_text("of the other\n")
-            listing.write("path\npics/a.jpg\n")
 
     other = threading.Thread(target=begin)
     other.start()
-    done = kdedge("predict", "art", "list.csv", "--format", "csv", "--output", "o.csv")
+    with os.fdopen(reads) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = kdedge("predict", "art", "-", "--format", "csv", "--output", "o.csv")
     other.join()
     assert (done.code, "o.csv exists, and nothing is overwritten" in done.err) == (2, True)
     assert output.read_text() == "of the other\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -180,6 +181,23 @@ def damage(kind: str, file: Path) -> None:
     else:
         contents = {"cut": data[: len(data) // 2], "empty": b"", "foreign": b'{"images": {}}\n'}
         file.write_bytes(contents[kind])
+
+
+def test_a_cache_of_valid_json_with_other_values_is_ignored(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(png(1))
+    source = folder.open_source(images, class_names=(), labeled=False)
+    first = ScanCache(tmp_path / "cache")
+    facts = first.facts(source, 0)
+    first.save(source)
+    (file,) = (tmp_path / "cache").glob("*.json")
+    record = json.loads(file.read_text())
+    record["images"] = {key: "1 2 x" for key in record["images"]}
+    file.write_text(json.dumps(record))
+    second = ScanCache(tmp_path / "cache")
+    second.open(source)
+    assert second.facts(source, 0) == facts
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "foreign", "folder"])

@@ -205,10 +205,7 @@ def test_a_recipe_of_the_suite_may_be_the_one_that_a_row_is_trained_on(
             "row trains separate tensors for each class of tiny, and 1 of the 2 classes of"
             ' other are not among them, first "owl".\n  Remove trained_on from this row.',
         ),
-        (
-            "coop, trained_on: tinny.yaml",
-            "There is no recipe tinny.yaml.\n  Did you mean tiny.yaml?",
-        ),
+        ("coop, trained_on: tin.yaml", "There is no recipe tin.yaml.\n  Did you mean tiny.yaml?"),
     ],
 )
 def test_rows_that_cannot_answer_for_other_classes_are_not_trained_elsewhere(

@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from kdedge.config.fields import class_key
 from kdedge.errors import DataError, os_reason
-from kdedge.files import FileStamp, printable
+from kdedge.files import FileStamp, open_regular, printable
 from kdedge.messages import nearest
 from kdedge.runtime.preprocess import ImageError
 
@@ -162,7 +162,7 @@ def read_file(path: Path) -> bytes:
         ImageError: the file is missing, may not be read, or is too large to be a photo.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return read_all(file)
     except OSError as error:
         raise ImageError(f"cannot be read: {os_reason(error)}") from error

@@ -16,7 +16,7 @@ from kdedge.data.sources._tables import (
     quiet_datasets,
 )
 from kdedge.errors import DataError, SetupError
-from kdedge.files import FileStamp
+from kdedge.files import FileStamp, open_regular
 from kdedge.messages import first_line
 from kdedge.packages import PACKAGES
 
@@ -111,7 +111,7 @@ def _load(datasets: Any, folder: Path) -> Any:
 def _open(datasets: Any, path: Path) -> Any:
     """Maps an Arrow file into memory as a dataset."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, path.stat().st_size - len(_END)))
             is_complete = file.read() == _END
         dataset = datasets.Dataset.from_file(str(path))

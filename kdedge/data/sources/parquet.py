@@ -23,7 +23,7 @@ from kdedge.data.sources._tables import (
     read_features,
 )
 from kdedge.errors import DataError, explain_os_error
-from kdedge.files import FileStamp, home_path
+from kdedge.files import FileStamp, check_regular, home_path
 from kdedge.messages import first_line
 from kdedge.packages import PACKAGES
 
@@ -90,6 +90,7 @@ def _open(path: Path) -> TableFile:
     import pyarrow.parquet as pq
 
     try:
+        check_regular(path)
         stamp = FileStamp.of(path.stat())
         with pq.ParquetFile(path) as file:
             return TableFile(path, file.schema_arrow, file.metadata.num_rows, stamp)

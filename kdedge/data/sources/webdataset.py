@@ -23,7 +23,7 @@ from kdedge.data.sources import (
     relative_names,
 )
 from kdedge.errors import DataError, os_reason
-from kdedge.files import FileStamp, home_path, printable
+from kdedge.files import FileStamp, home_path, open_regular, printable
 from kdedge.packages import need
 from kdedge.runtime.preprocess import ImageError, more_extensions
 
@@ -186,7 +186,7 @@ def _index(path: Path) -> list[_Member]:
     """Lists a shard's files from its headers."""
     members = []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(6)
             kind = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), "")
             if kind:

@@ -17,7 +17,9 @@ from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
 class Settings(LossSettings):
     """Weight of the squared distance."""
 
-    weight: float = Field(2000.0, gt=0, description="Multiplies the loss; 2000 is CLIP-KD's.")
+    weight: float = Field(
+        2000.0, gt=0, le=1e6, description="Multiplies the loss; 2000 is CLIP-KD's."
+    )
 
 
 class Loss(DistillationLoss):

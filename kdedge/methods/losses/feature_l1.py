@@ -18,7 +18,10 @@ class Settings(LossSettings):
     # At 768 dimensions, and features 0.7 apart, the gradient is about that of `feature` with its
     # default weight: 2 * 2000 * 0.025 per component.
     weight: float = Field(
-        100.0, gt=0, description="Multiplies the loss; our default, about the gradient of feature."
+        100.0,
+        gt=0,
+        le=1e6,
+        description="Multiplies the loss; our default, about the gradient of feature.",
     )
 
 
