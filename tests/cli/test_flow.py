@@ -284,6 +284,15 @@ def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, proj
     assert "teacher agrees" in page
 
 
+def test_of_another_source_all_images_are_measured_although_some_would_be_held_out(
+    kdedge, trained
+) -> None:
+    keys = ("data.test=null", "data.unlabeled.folder=labeled", "data.unlabeled.hold_out=25%")
+    options = [word for key in keys for word in ("--set", key)]
+    result = json.loads(kdedge("eval", "tiny/02", *options, "--json").out)
+    assert result["images"] == "24 of 24 images of data.unlabeled as overridden"
+
+
 def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> None:
     def digests(**options: object) -> set[str]:
         given = [f"data.unlabeled.hold_out={options.get('n', 8)}", f"seed={options.get('seed', 1)}"]

@@ -47,6 +47,11 @@ PARITY = ParityResult(
 )
 
 
+def test_the_mean_over_classes_counts_a_class_of_which_no_image_is_right() -> None:
+    result = replace(RESULT, per_class={"never": 0.0, "always": 100.0, "untested": None})
+    assert result.mean_over_classes == 50.0
+
+
 def read(record_type: type, values: Any) -> Any:
     return parse_record(record_type, json.dumps(values), where="x.json", remedy="Measure again.")
 
