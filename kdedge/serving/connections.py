@@ -87,7 +87,7 @@ class Connection(H11Protocol):  # type: ignore[misc]  # mypy does not read uvico
     def _update(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._waiting.remove(self)
-        elif self not in self._waiting and not self.transport.is_closing():
+        elif self not in self._waiting:
             self._waiting.add(self)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import hashlib
 import http.client
 import json
 import logging
-import os
-import resource
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,14 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import BaseModel
 
 import kdedge
 from kdedge.artifacts.parity import warn_of_failed_gates
 from kdedge.errors import DataError, InUseError, RecipeError
 from kdedge.inference.classify import Classifier
 from kdedge.runs.find import find_artifact
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, OpenClasses, matrix_bytes, matrix_name
+from kdedge.runtime.open_classes import with_classes
 from kdedge.serving.limits import RequestLimits
 from kdedge.serving.model import Batcher, ServedModel
 from kdedge.serving.server import Server
@@ -57,6 +55,17 @@ def gauge(ask: Any, server: Any, name: str) -> int:
 
 def waiting(ask: Any, server: Any) -> int:
     return gauge(ask, server, "kdedge_requests_waiting")
+
+
+INFER = "/v2/models/colors/infer"
+
+
+def tensors(images: np.ndarray) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of a request with images [N, 3, S, S], whose answer is JSON."""
+    given = {"name": "images", "shape": list(images.shape), "datatype": "FP32"}
+    sizes = {"parameters": {"binary_data_size": images.nbytes}}
+    head = json.dumps({"inputs": [given | sizes]}).encode()
+    return head + images.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
 
 
 @pytest.fixture
@@ -90,6 +99,29 @@ def test_requests_that_wait_make_the_next_batches_and_each_gets_its_own_answer(
     assert [one.result().json["class"] for one in others] == wanted
     assert first.result().json["class"] == "red"
     assert device.sizes == [1, 4, 2]
+
+
+def test_a_request_behind_one_of_two_images_in_the_same_batch_gets_its_own_answer(
+    gated: Any, send: Any, ask: Any, pool: Any
+) -> None:
+    server, device = gated()
+    device.gate.clear()
+    first = send(server)
+    device.begun.acquire()
+    red_and_green = np.zeros((2, 3, 16, 16), np.float32)
+    red_and_green[0, 0] = red_and_green[1, 1] = 1
+    two = pool.submit(ask, server.url, INFER, *tensors(red_and_green))
+    until(lambda: waiting(ask, server) == 2)
+    time.sleep(0.1)  # for it to be parsed
+    behind = send(server, "blue")
+    until(lambda: waiting(ask, server) == 3)
+    time.sleep(0.1)  # for it to be decoded
+    device.gate.set()
+    (output,) = two.result().json["outputs"]
+    assert np.reshape(output["data"], (2, 4)).argmax(axis=1).tolist() == [0, 1]
+    assert behind.result().json["class"] == "blue"
+    assert first.result().json["class"] == "red"
+    assert device.sizes == [1, 3]
 
 
 def test_a_request_above_the_limit_is_told_to_come_again(gated: Any, send: Any, ask: Any) -> None:
@@ -137,6 +169,30 @@ def test_an_answer_that_takes_too_long_is_given_up_and_what_waits_is_not_compute
     assert device.sizes == [1, 1]
 
 
+def test_a_request_that_waits_for_the_parser_is_given_up_in_time(
+    gated: Any, ask: Any, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    numpy_reads = np.frombuffer
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        assert gate.wait(20)
+        return numpy_reads(*arguments, **options)
+
+    server, _ = gated(timeout=0.3)
+    body, headers = tensors(np.zeros((1, 3, 16, 16), np.float32))
+    monkeypatch.setattr(np, "frombuffer", slow)
+    answers = [pool.submit(ask, server.url, INFER, body, headers) for _ in range(3)]
+    try:
+        for one in answers:
+            found = one.result(timeout=10)
+            assert found.status == 503
+            assert found.json["error"].startswith("no answer within 0.3 seconds")
+        assert waiting(ask, server) == 0
+    finally:
+        gate.set()
+
+
 def test_images_of_a_request_that_was_given_up_are_not_decoded(
     gated: Any, ask: Any, color_file: ColorFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,197 +217,6 @@ def test_images_of_a_request_that_was_given_up_are_not_decoded(
     gate.set()
     server.close()
     assert len(opened) == 1
-
-
-def test_a_request_that_waits_for_the_parser_is_given_up_in_time(
-    gated: Any, ask: Any, pool: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate, begun = threading.Event(), threading.Semaphore(0)
-    read_json = BaseModel.model_validate_json.__func__  # type: ignore[attr-defined]
-
-    def slow(cls: Any, *arguments: Any) -> Any:
-        begun.release()
-        assert gate.wait(20)
-        return read_json(cls, *arguments)
-
-    server, _ = gated(timeout=0.3, max_requests=2)
-    monkeypatch.setattr(BaseModel, "model_validate_json", classmethod(slow))
-    infer = partial(ask, server.url, "/v2/models/colors/infer", b"{}")
-    first = pool.submit(infer)
-    begun.acquire()  # it is parsed
-    second = pool.submit(infer)  # it waits for the first
-    assert [one.result().status for one in (first, second)] == [503, 503]
-    assert waiting(ask, server) == 0  # they hold no place
-    gate.set()
-
-
-def images_of(*colors: str) -> tuple[bytes, dict[str, str]]:
-    """The body and headers of a request of the Open Inference Protocol with some images."""
-    values = {"red": (250, 10, 10), "green": (10, 240, 10), "blue": (5, 5, 250)}
-    pixels = np.zeros((len(colors), 3, 16, 16), "<f4")
-    for image, color in zip(pixels, colors, strict=True):
-        image[:] = np.array(values[color])[:, None, None] / 255
-    data = pixels.tobytes()
-    tensor = {
-        "name": "images",
-        "shape": list(pixels.shape),
-        "datatype": "FP32",
-        "parameters": {"binary_data_size": len(data)},
-    }
-    head = json.dumps({"inputs": [tensor]}).encode()
-    return head + data, {"Inference-Header-Content-Length": str(len(head))}
-
-
-def test_requests_of_several_images_that_share_a_batch_get_their_own_answers(
-    gated: Any, send: Any, ask: Any, pool: Any
-) -> None:
-    server, device = gated()
-    device.gate.clear()
-    first = send(server)
-    device.begun.acquire()
-    pair = pool.submit(ask, server.url, "/v2/models/colors/infer", *images_of("green", "blue"))
-    until(lambda: waiting(ask, server) == 2)
-    red = send(server, "red")
-    until(lambda: waiting(ask, server) == 3)
-    device.gate.set()
-    (output,) = pair.result().json["outputs"]
-    logits = np.reshape(output["data"], output["shape"])
-    first.result()
-    assert logits.argmax(axis=1).tolist() == [1, 2]
-    assert red.result().json["class"] == "red"
-    assert device.sizes == [1, 3]
-
-
-@pytest.fixture
-def swapped(
-    gated: Any, artifact: Artifact, mean_color_logits: Any
-) -> Callable[[], tuple[Any, Any, Callable[[], None]]]:
-    """Starts a server; gives it, its device, and what puts a model with other names in its place.
-
-    The other artifact has one class more, so that its names and its number of logits differ.
-    """
-
-    def start() -> tuple[Any, Any, Callable[[], None]]:
-        server, device = gated()
-        device.gate.clear()
-        names = ("other red", "other green", "other blue", "other dark")
-        other = dataclasses.replace(artifact, class_names=names)
-        new = type(device)(other, mean_color_logits)
-        classifier = Classifier(other, other.files[0], new)
-
-        def swap() -> None:
-            server._app.model = ServedModel(classifier, batch=None)
-
-        return server, device, swap
-
-    return start
-
-
-def test_an_answer_has_the_class_names_of_the_model_that_gave_it(swapped: Any, send: Any) -> None:
-    server, device, swap = swapped()
-    taken = send(server)
-    device.begun.acquire()
-    swap()
-    device.gate.set()
-    assert taken.result().json["class"] == "red"
-
-
-def test_the_classes_in_the_metrics_are_those_of_the_model_that_gave_them(
-    swapped: Any, ask: Any, pool: Any
-) -> None:
-    server, device, swap = swapped()
-    taken = pool.submit(ask, server.url, "/v2/models/colors/infer", *images_of("red"))
-    device.begun.acquire()
-    swap()
-    device.gate.set()
-    assert taken.result().status == 200
-    text = ask(server.url, "/metrics").body.decode()
-    assert 'kdedge_predictions_total{class="red"} 1.0' in text
-
-
-HALF_A_HEADER = b"GET /v2/health/live HTTP/1.1\r\nHost: "
-
-
-@pytest.fixture
-def checked_server(artifact: Artifact) -> Callable[..., Server]:
-    """Starts a server of an artifact with given options."""
-    load = partial(Classifier.load, backend="onnxruntime")
-    start = partial(Server, lambda: artifact.path, load, host="127.0.0.1", port=0)
-    return partial(start, limits=RequestLimits())
-
-
-def connect(server: Server, data: bytes) -> socket.socket:
-    """A connection that has sent some bytes."""
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=20)
-    connection.sendall(data)
-    return connection
-
-
-def is_closed(connection: socket.socket) -> bool:
-    """Whether the server has closed a connection."""
-    connection.setblocking(False)
-    try:
-        return connection.recv(1) == b""
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        return True
-
-
-def test_a_connection_whose_headers_do_not_come_is_closed(
-    checked_server: Callable[..., Server],
-) -> None:
-    with checked_server(headers_s=0.2) as server, connect(server, HALF_A_HEADER) as idle:
-        until(lambda: is_closed(idle))
-
-
-def test_a_connection_whose_request_is_computed_is_not_closed(
-    checked_server: Callable[..., Server], ask: Any
-) -> None:
-    slow = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
-    with checked_server(headers_s=0.2) as server, connect(server, slow) as upload:
-        time.sleep(0.6)
-        assert not is_closed(upload)
-
-
-@pytest.fixture
-def file_limit() -> Iterator[Callable[[int], None]]:
-    """Sets the number of files that this process may open, and later sets it back."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield lambda n_files: resource.setrlimit(resource.RLIMIT_NOFILE, (n_files, before[1]))
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def test_idle_connections_give_way_to_new_ones(
-    checked_server: Callable[..., Server], file_limit: Callable[[int], None], ask: Any
-) -> None:
-    file_limit(448)  # a server of so few files keeps 80 connections without a request
-    with checked_server() as server, contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(connect(server, HALF_A_HEADER)) for _ in range(100)]
-        assert ask(server.url, "/v2/health/live").status == 200
-        until(lambda: sum(map(is_closed, idle)) >= 21)
-        assert not is_closed(idle[-1])
-
-
-def test_too_many_open_files_are_one_line_and_the_server_goes_on(
-    checked_server: Callable[..., Server],
-    file_limit: Callable[[int], None],
-    ask: Any,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with checked_server() as server, socket.socket() as refused:
-        host, port = server.url.removeprefix("http://").split(":")
-        free = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
-        os.close(free)
-        file_limit(free)
-        refused.connect((host, int(port)))
-        until(lambda: "New connections have to wait" in caplog.text)
-        time.sleep(0.3)
-        file_limit(free + 100)
-        assert caplog.text.count("too many open files") == 1
-        assert "Traceback" not in caplog.text
-        assert ask(server.url, "/v2/health/live").status == 200
 
 
 def test_a_model_that_fails_is_said_to_have_failed_and_the_server_goes_on(
@@ -677,13 +542,81 @@ def test_the_old_model_is_closed_once_its_last_request_is_answered(
     taken = send(server)
     device.begun.acquire()
     other = type(device)(artifact, mean_color_logits)
-    server._app.model = ServedModel(Classifier(artifact, artifact.files[0], other), batch=None)
+    take_over(server, Classifier(artifact, artifact.files[0], other))
     assert not device.is_closed
     device.gate.set()
     assert taken.result().json["class"] == "red"
     until(lambda: device.is_closed)
     assert send(server, "blue").result().json["class"] == "blue"
     assert other.sizes == [1]
+
+
+def test_a_prediction_has_the_class_names_of_the_model_that_made_it(
+    gated: Any, send: Any, artifact: Artifact, gated_backend: Callable[[], Any]
+) -> None:
+    server, device = gated()
+    device.gate.clear()
+    taken = send(server)
+    device.begun.acquire()
+    renamed = dataclasses.replace(artifact, class_names=NAMES)
+    take_over(server, Classifier(renamed, artifact.files[0], gated_backend()))
+    device.gate.set()
+    assert taken.result().json["class"] == "red"
+    assert send(server).result().json["class"] == "rouge"
+
+
+def test_the_metrics_count_the_classes_of_the_model_that_made_the_logits(
+    gated: Any, ask: Any, pool: Any, artifact: Artifact, gated_backend: Callable[[], Any]
+) -> None:
+    server, device = gated()
+    device.gate.clear()
+    red = np.zeros((1, 3, 16, 16), np.float32)
+    red[:, 0] = 1
+    taken = pool.submit(ask, server.url, INFER, *tensors(red))
+    device.begun.acquire()
+    renamed = dataclasses.replace(artifact, class_names=NAMES)
+    take_over(server, Classifier(renamed, artifact.files[0], gated_backend()))
+    device.gate.set()
+    assert taken.result().status == 200
+    text = ask(server.url, "/metrics").body.decode()
+    assert 'kdedge_predictions_total{class="red"} 1.0' in text
+
+
+def test_logits_are_by_the_class_matrix_of_the_model_that_made_the_features(
+    gated: Any, ask: Any, pool: Any, artifact: Artifact, gated_backend: Callable[[], Any]
+) -> None:
+    server, device = gated()
+    red = np.zeros((1, 3, 16, 16), np.float32)
+    red[:, 0] = 1
+    before = ask(server.url, INFER, *tensors(red)).json["outputs"]
+    device.begun.acquire()
+    device.gate.clear()
+    taken = pool.submit(ask, server.url, INFER, *tensors(red))
+    device.begun.acquire()
+    opened = open_artifact(artifact, matrix=np.roll(np.eye(4, dtype=np.float32), 1, axis=0))
+    backend = with_classes(opened, gated_backend())
+    take_over(server, Classifier(opened, artifact.files[0], backend))
+    device.gate.set()
+    assert taken.result().json["outputs"] == before
+    after = ask(server.url, INFER, *tensors(red)).json["outputs"]
+    assert after[0]["data"] == np.roll(before[0]["data"], 1).tolist()
+
+
+def take_over(server: Any, classifier: Classifier) -> None:
+    """Serves another artifact from now on."""
+    server._app.model = ServedModel(classifier, batch=None)
+
+
+def open_artifact(artifact: Artifact, matrix: np.ndarray) -> Artifact:
+    """The artifact with open classes of this matrix [C, D]."""
+    name = matrix_name(1)
+    (artifact.path / name).write_bytes(matrix_bytes(matrix))
+    digest = hashlib.sha256(matrix_bytes(matrix)).hexdigest()
+    return dataclasses.replace(
+        artifact,
+        open_classes=OpenClasses(name, dim=matrix.shape[1], scale=1.0),
+        others={name: digest},
+    )
 
 
 def test_a_batch_has_images_of_one_model(
