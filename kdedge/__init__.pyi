@@ -28,11 +28,11 @@ from kdedge.api.data import (
 from kdedge.api.demo import Demo as Demo, demo as demo
 from kdedge.api.evaluate import evaluate as evaluate
 from kdedge.api.export import export as export
-from kdedge.api.import_checkpoint import import_checkpoint as import_checkpoint
+from kdedge.paper.checkpoints.api import import_checkpoint as import_checkpoint
 from kdedge.api.init import NewRecipe as NewRecipe, init as init
 from kdedge.api.model import LoadedModel as LoadedModel, load as load
 from kdedge.api.predict import Predictions as Predictions, predict as predict
-from kdedge.api.pseudo_label import pseudo_label as pseudo_label
+from kdedge.paper.pseudo_labels.api import pseudo_label as pseudo_label
 from kdedge.api.report import report as report
 from kdedge.api.run import (
     ImageFeatures as ImageFeatures,
@@ -40,8 +40,8 @@ from kdedge.api.run import (
     list_runs as list_runs,
     open_run as open_run,
 )
-from kdedge.api.serve import serve as serve, watch as watch
-from kdedge.api.suite import SuiteResult as SuiteResult, run_suite as run_suite
+from kdedge.serving.api import serve as serve, watch as watch
+from kdedge.paper.suite.api import SuiteResult as SuiteResult, run_suite as run_suite
 from kdedge.api.train import (
     distill as distill,
     fill_teacher_store as fill_teacher_store,
@@ -83,7 +83,7 @@ from kdedge.runtime.cpu_choice import CpuChoice as CpuChoice
 from kdedge.serving.server import Server as Server
 from kdedge.records.speed import SpeedResult as SpeedResult
 from kdedge.records.tables import Table as Table
-from kdedge.training.pseudo_label_file import PseudoLabelFile as PseudoLabelFile
+from kdedge.paper.pseudo_labels.file import PseudoLabelFile as PseudoLabelFile
 from kdedge.training.preflight import Preflight as Preflight
 from kdedge.training.output_store.store import OutputStore as OutputStore
 

@@ -35,8 +35,17 @@ SETTLED_NS = 3_000_000_000
 """A file that changed less than 3 s before it was read may change again without a new time stamp:
 FAT counts in steps of 2 s."""
 
-MAX_RECORD_BYTES = 4 << 30
-"""Records, lists of images and files for runtimes that read them at once have fewer bytes."""
+MAX_MODEL_BYTES = 4 << 30
+"""Files that a runtime reads at once have fewer bytes."""
+
+MAX_LIST_BYTES = 1 << 30
+"""Lists of images have fewer bytes."""
+
+MAX_JSON_BYTES = 256 << 20
+"""Records have fewer bytes."""
+
+MAX_NAMES_BYTES = 64 << 20
+"""Class names, and sentences about classes, have fewer bytes."""
 
 MAX_YAML_BYTES = 1 << 20
 """Recipes and suites have a few thousand bytes; a YAML reader takes minutes for 50 MB."""
@@ -230,15 +239,22 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: there is no such file, it may not be read, or it is no regular file.
     """
-    # Opened without blocking and then looked at, since a path may be another file a moment later
+    _check_is_regular(path.stat(), path)  # some devices do something when they are opened
+    # Without blocking, since the path may be another file a moment later
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    if stat.S_ISDIR(mode):
+    try:
+        _check_is_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _check_is_regular(status: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, "a device, pipe or socket, not a file", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "a device, pipe or socket, not a file", str(path))
 
 
 def check_regular(path: Path) -> None:
@@ -250,7 +266,7 @@ def check_regular(path: Path) -> None:
     open_regular(path).close()
 
 
-def read_regular(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+def read_regular(path: Path, *, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
     """Reads a file that a user named.
 
     Args:
@@ -268,14 +284,18 @@ def read_regular(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         return file.read()
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, *, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
     """Reads a record or a model file.
 
+    Args:
+        path: the file.
+        max_bytes: a larger file is refused.
+
     Raises:
-        DataError: there is no such file, it cannot be read, or it is no regular file.
+        DataError: there is no such file, it cannot be read, it is larger, or no regular file.
     """
     try:
-        return read_regular(path)
+        return read_regular(path, max_bytes=max_bytes)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
 
@@ -285,7 +305,7 @@ def read_text(
     *,
     remedy: str,
     error_type: type[KdedgeError] = DataError,
-    max_bytes: int = MAX_RECORD_BYTES,
+    max_bytes: int = MAX_LIST_BYTES,
 ) -> str:
     """Reads a UTF-8 text file that a person wrote, with or without a byte order mark.
 

@@ -1,8 +1,9 @@
-"""Methods, losses and targets by name: kdedge's own, and those of installed packages.
+"""Commands, functions, methods, losses and targets by name: the core's, and those that join it.
 
-Each of kdedge's own plugins is a file in one folder, or a folder with certain files. Other files
-there have a leading underscore or are listed as shared. Installed packages join through a group of
-entry points. Listing imports nothing; loading imports one module.
+Each plugin of the core is a file in one folder, or a folder with certain files. Other files there
+have a leading underscore or are listed as shared. Packages join through a group of entry points:
+packages of others, and kdedge's own wings, such as `kdedge.serving`, which the core does not
+import. Listing imports nothing; loading imports one module.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -53,13 +55,19 @@ class Plugins:
 
     def outside(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages, by name; kdedge's own names are left out."""
-        own, points = self.own(), _installed(self.group, tuple(sys.path))
-        outside = {point.name: point for point in points if point.name not in own}
-        return dict(sorted(outside.items()))
+        own = self.own()
+        return {name: point for name, point in joined(self.group).items() if name not in own}
 
     def names(self) -> tuple[str, ...]:
         """Names of all plugins, sorted."""
         return tuple(sorted([*self.own(), *self.outside()]))
+
+    def file(self, name: str) -> Path | None:
+        """The file of a plugin's module "", which is not imported; None if there is none."""
+        if name in self.own():
+            return Path(__file__).parents[1].joinpath(*self.package.split("."), f"{name}.py")
+        point = self.outside().get(name)
+        return None if point is None else file_of(point)
 
     def load(self, name: str, module: str = "") -> ModuleType:
         """Imports a plugin's module.
@@ -70,7 +78,7 @@ class Plugins:
             SetupError: an installed package's module cannot be imported or lacks a part.
         """
         if name in self.own():
-            return self._load_own(name, module)
+            return self._import(name, f"{self.package}.{name.replace('-', '_')}", module)
         point = self.outside().get(name)
         if point is None:
             raise RecipeError(
@@ -78,7 +86,7 @@ class Plugins:
             )
         what = f'The {self.noun} "{name}" from {point.value}'
         try:
-            loaded = importlib.import_module(f"{point.module}.{module}".rstrip("."))
+            loaded = self._import(name, point.module, module)
         except KdedgeError:
             raise
         except Exception as error:  # another package may raise anything at import
@@ -92,15 +100,38 @@ class Plugins:
             raise SetupError(f"{what} lacks {' and '.join(lacking)}.{texts}")
         return loaded
 
-    def _load_own(self, name: str, module: str) -> ModuleType:
-        path = f"{self.package}.{name.replace('-', '_')}.{module}".rstrip(".")
+    def _import(self, name: str, package: str, module: str) -> ModuleType:
         try:
-            return importlib.import_module(path)
+            return importlib.import_module(f"{package}.{module}".rstrip("."))
         except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in PACKAGES:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in PACKAGES:
                 raise
-            raise PACKAGES[package].missing(f"the {self.noun} {name}") from error
+            raise PACKAGES[missing].missing(f"the {self.noun} {name}") from error
+
+
+def joined(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, sorted: those of wings and of installed packages.
+
+    No package can take a name of a wing's.
+    """
+    points = {point.name: point for point in _installed(group, tuple(sys.path))}
+    wings = [point for point in _installed(group, tuple(sys.path)) if _is_of_wing(point)]
+    points |= {point.name: point for point in wings}
+    return dict(sorted(points.items()))
+
+
+def _is_of_wing(point: EntryPoint) -> bool:
+    return point.module.startswith("kdedge.")
+
+
+def file_of(point: EntryPoint) -> Path | None:
+    """The file of an entry point's module, which is not imported; None if there is none."""
+    try:
+        spec = find_spec(point.module)
+    except Exception:  # its package may raise anything at import
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 @functools.lru_cache

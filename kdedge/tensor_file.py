@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, os_reason
 from kdedge.files import check_regular, write_atomic
 
 _ALIGNMENT = 8
@@ -54,7 +54,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
+    except (SafetensorError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     if facts.pop("digest", None) != _digest(tensors, facts):
         raise DataError(f"{path} is damaged: its contents do not match their SHA-256.")

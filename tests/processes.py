@@ -259,7 +259,7 @@ def _serve() -> None:
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
     import kdedge.cli.main
-    import kdedge.runs.import_public
+    import kdedge.paper.checkpoints.import_public
     import kdedge.runs.measure
     import kdedge.training.distill
     import kdedge.training.preflight  # noqa: F401

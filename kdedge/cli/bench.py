@@ -13,8 +13,8 @@ import click
 
 from kdedge.api.bench import AGAINST, bench
 from kdedge.benchmarking.tables import as_markdown, make_tables, notes
-from kdedge.cli._options import device_option, file_option, runs_option, threads_option
-from kdedge.cli._output import next_line, print_result, show_result, titled
+from kdedge.cli.options import device_option, file_option, runs_option, threads_option
+from kdedge.cli.output import next_line, print_result, show_result, titled
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import find_run, named_artifact
 from kdedge.runtime.artifact import model_file_at

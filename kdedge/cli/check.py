@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from kdedge.api.check import check
-from kdedge.cli._options import run_options, set_option, size_option
-from kdedge.cli._output import next_line, print_result, table_text
+from kdedge.cli.options import run_options, set_option, size_option
+from kdedge.cli.output import next_line, print_result, table_text
 
 
 @click.command("check")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import device_option, runs_option
-from kdedge.cli._output import json_option, next_line, print_result
+from kdedge.cli.options import device_option, runs_option
+from kdedge.cli.output import json_option, next_line, print_result
 
 
 @click.command("classes")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import count_option, runs_option, threads_option
-from kdedge.cli._output import json_option, print_result, show_result
+from kdedge.cli.options import count_option, runs_option, threads_option
+from kdedge.cli.output import json_option, print_result, show_result
 
 
 @click.command("compare")

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
-from kdedge.cli._options import folder_option
-from kdedge.cli._output import given_options, json_option, next_line, print_result, table
+from kdedge.cli.options import folder_option
+from kdedge.cli.output import given_options, json_option, next_line, print_result, table
 from kdedge.errors import DataError
 
 _data_option = folder_option(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import resume_option, run_options
-from kdedge.cli._output import print_result, table, titled
-from kdedge.cli._results import run_record, run_text
+from kdedge.cli.options import resume_option, run_options
+from kdedge.cli.output import print_result, table, titled
+from kdedge.cli.results import run_record, run_text
 from kdedge.runs.find import finished_runs
 
 

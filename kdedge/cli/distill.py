@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from kdedge import torchrun
-from kdedge.cli._options import keep_teacher_option, run_options, size_option, training_options
-from kdedge.cli._output import next_line, print_result
-from kdedge.cli._results import run_record, run_text
+from kdedge.cli.options import keep_teacher_option, run_options, size_option, training_options
+from kdedge.cli.output import next_line, print_result
+from kdedge.cli.results import run_record, run_text
 from kdedge.reporting.headline import advises_against, verdict_of
 from kdedge.reporting.model_records import model_records
 from kdedge.runs.find import finished_runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kdedge.api.about import doctor
-from kdedge.cli._output import json_option, print_result, table_text
+from kdedge.cli.output import json_option, print_result, table_text
 
 
 @click.command("doctor")

@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from kdedge.api.evaluate import evaluate
-from kdedge.cli._options import file_option, run_options, set_option
-from kdedge.cli._output import next_line, print_result, table
-from kdedge.cli._results import accuracy_text, unlabeled_text
+from kdedge.cli.options import file_option, run_options, set_option
+from kdedge.cli.output import next_line, print_result, table
+from kdedge.cli.results import accuracy_text, unlabeled_text
 from kdedge.files import new_file, write_json
 from kdedge.records.evaluation import UnlabeledResult
 from kdedge.records.tables import decimals

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import path_option, run_options, set_option
-from kdedge.cli._output import (
+from kdedge.cli.options import path_option, run_options, set_option
+from kdedge.cli.output import (
     Brief,
     help_all_option,
     next_line,

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from kdedge.api.init import STUDENT_CLIP, TEACHER_CLIP, init
-from kdedge.cli._options import path_option, size_option
-from kdedge.cli._output import json_option, next_line, print_result, table_text
+from kdedge.cli.options import path_option, size_option
+from kdedge.cli.output import json_option, next_line, print_result, table_text
 
 _CLIP_HELP = (
     "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
-import importlib
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from typing import NoReturn
 import click
 
 from kdedge import __version__, torchrun
-from kdedge.cli._output import (
+from kdedge.cli.output import (
     colored,
     help_all_option,
     set_up_logging,
@@ -45,8 +44,8 @@ from kdedge.errors import (
     signum_of,
 )
 from kdedge.messages import ON_COMMAND_LINE, nearest, one_line, suggestion
+from kdedge.plugins import Plugins
 
-_FOLDER = Path(__file__).parent
 # Errors that a mistyped path can cause
 _BAD_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM})
 _GROUPS = {
@@ -66,20 +65,28 @@ _RAISED: list[KeyboardInterrupt] = []
 _ORDER = [name for names in _GROUPS.values() for name in names]
 
 
+_COMMANDS = Plugins(
+    noun="command",
+    package="kdedge.cli",
+    group="kdedge.commands",
+    parts={"": {"command": "a click.Command; the first line of the module is its summary."}},
+    shared=("main", "options", "output", "results"),
+)
+
+
 class LazyGroup(click.Group):
-    """A group whose commands are the other files of this folder: `<name>.py` with a `command`."""
+    """A group of the commands of this folder, `<name>.py` with a `command`, and of plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names in the order in which a project uses them, then the others sorted."""
-        names = sorted({*_command_files(), *self.commands})
+        names = sorted({*_COMMANDS.names(), *self.commands})
         return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports one command."""
-        file = _command_files().get(cmd_name)
-        if file is None:
+        if cmd_name not in _COMMANDS.names():
             return super().get_command(ctx, cmd_name)
-        command = importlib.import_module(f"kdedge.cli.{file.stem}").command
+        command = _COMMANDS.load(cmd_name).command
         assert isinstance(command, click.Command)
         return command
 
@@ -88,18 +95,17 @@ class LazyGroup(click.Group):
 
         No command's module is imported.
         """
-        files = _command_files()
-        if not shows_all(ctx):
-            with formatter.section("Commands"):
-                formatter.write_dl([(name, summary_of_module(files[name])) for name in _FLOW])
-            n_others = len(files) - len(_FLOW)
-            formatter.write_paragraph()
-            formatter.write_text(f"kdedge --help-all lists {n_others} more.")
-            return
         names = self.list_commands(ctx)
+        if not shows_all(ctx):
+            flow = [name for name in _FLOW if name in names]
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, _summary(name)) for name in flow])
+            formatter.write_paragraph()
+            formatter.write_text(f"kdedge --help-all lists {len(names) - len(flow)} more.")
+            return
         groups = {**_GROUPS, "More": [name for name in names if name not in _ORDER]}
         for title, members in groups.items():
-            rows = [(name, summary_of_module(files[name])) for name in members if name in files]
+            rows = [(name, _summary(name)) for name in members if name in names]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
@@ -114,12 +120,10 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _command_files() -> dict[str, Path]:
-    return {
-        path.stem.replace("_", "-"): path
-        for path in _FOLDER.glob("*.py")
-        if not path.stem.startswith("_") and path.stem != "main"
-    }
+def _summary(name: str) -> str:
+    """The first line of a command's module, which is not imported."""
+    file = _COMMANDS.file(name)
+    return "" if file is None else summary_of_module(file)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

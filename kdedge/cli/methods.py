@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kdedge.api.about import list_methods
-from kdedge.cli._output import json_option, print_result
+from kdedge.cli.output import json_option, print_result
 
 
 @click.command("methods")

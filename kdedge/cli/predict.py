@@ -17,7 +17,7 @@ import click
 from kdedge.api.inputs import InputImage, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.api.predict import results_of
-from kdedge.cli._options import artifact_options, count_option, file_option, folder_option
+from kdedge.cli.options import artifact_options, count_option, file_option, folder_option
 from kdedge.errors import DataError, explaining_writes
 from kdedge.files import already_exists, new_file
 from kdedge.inference.lines import FORMATS, Lines, column_widths, shown_classes

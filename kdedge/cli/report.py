@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import path_option, runs_option
-from kdedge.cli._output import json_option, next_line, print_result
+from kdedge.cli.options import path_option, runs_option
+from kdedge.cli.output import json_option, next_line, print_result
 
 
 @click.command("report")

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import runs_option
-from kdedge.cli._output import json_option, next_line, print_result, table
-from kdedge.cli._results import megabytes
+from kdedge.cli.options import runs_option
+from kdedge.cli.output import json_option, next_line, print_result, table
+from kdedge.cli.results import megabytes
 from kdedge.records.record import if_readable
 from kdedge.records.tables import decimals
 from kdedge.runs.find import runs_in

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kdedge.api.about import schema
-from kdedge.cli._output import json_option, print_result, shown_columns
+from kdedge.cli.output import json_option, print_result, shown_columns
 from kdedge.config.keys import list_keys
 
 

@@ -9,9 +9,9 @@ import click
 
 from kdedge.artifacts.model_card import files_table
 from kdedge.artifacts.ship import file_to_ship
-from kdedge.cli._options import runs_option
-from kdedge.cli._output import json_option, print_result, table, table_text
-from kdedge.cli._results import accuracy_texts, megabytes, run_record, unlabeled_text
+from kdedge.cli.options import runs_option
+from kdedge.cli.output import json_option, print_result, table, table_text
+from kdedge.cli.results import accuracy_texts, megabytes, run_record, unlabeled_text
 from kdedge.records.tables import digits
 from kdedge.reporting.headline import conclusion_of
 from kdedge.reporting.model_records import model_records

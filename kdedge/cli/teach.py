@@ -8,15 +8,15 @@ import click
 
 from kdedge import torchrun
 from kdedge.api.arguments import role_keys
-from kdedge.cli._options import (
+from kdedge.cli.options import (
     SHORTHANDS,
     keep_teacher_option,
     ray_option,
     run_options,
     training_options,
 )
-from kdedge.cli._output import given_options, next_line, print_result
-from kdedge.cli._results import run_record, run_text
+from kdedge.cli.output import given_options, next_line, print_result
+from kdedge.cli.results import run_record, run_text
 from kdedge.config.load import merged
 from kdedge.runs.find import finished_runs
 

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from kdedge import torchrun
-from kdedge.cli._options import run_options, training_options
-from kdedge.cli._output import next_line, print_result
-from kdedge.cli._results import run_record, run_text
+from kdedge.cli.options import run_options, training_options
+from kdedge.cli.output import next_line, print_result
+from kdedge.cli.results import run_record, run_text
 from kdedge.reporting.run_records import run_has_class_vectors
 from kdedge.runs.find import finished_runs
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.cli._options import path_option, runs_option
-from kdedge.cli._output import json_option, print_result, show_result
+from kdedge.cli.options import path_option, runs_option
+from kdedge.cli.output import json_option, print_result, show_result
 
 if TYPE_CHECKING:
     from kdedge.artifacts.client import ImageFormat

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge.clip._unpickle import DTYPES, MALFORMED, REMEDY, Inert, kind_of, open_archive
+from kdedge.clip.unpickle import DTYPES, MALFORMED, REMEDY, Inert, kind_of, open_archive
 from kdedge.errors import DataError
 from kdedge.files import open_regular
 from kdedge.messages import first_line, some_of

@@ -17,7 +17,7 @@ from kdedge.config.fields import class_key
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.sources import synthetic
 from kdedge.errors import DataError
-from kdedge.files import home_path, read_text, sha256_json
+from kdedge.files import MAX_NAMES_BYTES, home_path, read_text, sha256_json
 from kdedge.messages import suggestion
 
 _REMEDY = "Name a text file with one class name per line."
@@ -61,7 +61,7 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     if path.suffix.lower() in _NOT_TEXT_LISTS:
         raise DataError(f"{path} is not a class list in plain text.\n  {_REMEDY}")
     # Not str.splitlines, which also splits at characters that a name may contain.
-    lines = read_text(path, remedy=_REMEDY).split("\n")
+    lines = read_text(path, remedy=_REMEDY, max_bytes=MAX_NAMES_BYTES).split("\n")
     pairs = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     _check_names(pairs, str(path))
     return tuple(name for _, name in pairs)
@@ -123,7 +123,7 @@ def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str,
         DataError: the file cannot be read or has another form; a class is unknown, or has no
             sentence.
     """
-    text = read_text(path, remedy=_FORM)
+    text = read_text(path, remedy=_FORM, max_bytes=MAX_NAMES_BYTES)
     try:
         texts = _TEXTS.validate_json(text)
     except ValidationError as error:

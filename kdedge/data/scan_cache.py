@@ -34,7 +34,7 @@ _LOCK_WAIT_S = 10.0
 
 # An image's place -> stamp of its file, SHA-256, width and height
 _IMAGES = TypeAdapter(
-    dict[str, Annotated[str, Field(pattern=r"^(-?\d+ ){4}[0-9a-f]{64} \d+ \d+$")]]
+    dict[str, Annotated[str, Field(pattern=r"^(-?\d{1,20} ){4}[0-9a-f]{64} \d{1,9} \d{1,9}$")]]
 )
 
 log = logging.getLogger(__name__)

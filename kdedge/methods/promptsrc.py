@@ -61,7 +61,7 @@ class Settings(ivlp.Settings):
     averaging_std_epochs: float = Field(
         1.0,
         ge=0.001,
-        le=100_000,
+        le=1e6,
         description="Standard deviation of the averaging weights, in epochs.",
     )
     n_anchor_templates: int = Field(

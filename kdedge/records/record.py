@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from kdedge import __version__
 from kdedge.errors import DataError, SetupError
-from kdedge.files import read_bytes
+from kdedge.files import MAX_JSON_BYTES, read_bytes
 
 _T = TypeVar("_T")
 
@@ -64,7 +64,8 @@ def read_record(record_type: type[_T], path: Path, *, remedy: str = _MADE_AGAIN)
         DataError: the file cannot be read, or it does not hold such a record.
         SetupError: a newer kdedge wrote it.
     """
-    return parse_record(record_type, read_bytes(path), where=str(path), remedy=remedy)
+    data = read_bytes(path, max_bytes=MAX_JSON_BYTES)
+    return parse_record(record_type, data, where=str(path), remedy=remedy)
 
 
 def parse_record(record_type: type[_T], text: str | bytes, *, where: str, remedy: str) -> _T:

@@ -25,7 +25,15 @@ from pydantic import AfterValidator, AliasPath, Field
 
 from kdedge import __version__
 from kdedge.errors import DataError, os_reason
-from kdedge.files import highest_number, home_path, read_bytes, sha256_file, sha256_json, write_json
+from kdedge.files import (
+    MAX_JSON_BYTES,
+    highest_number,
+    home_path,
+    read_bytes,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from kdedge.records.evaluation import Gates, ParityResult
 from kdedge.records.record import Positive, PositiveCount, Record, Sha256, parse_record
 from kdedge.runtime.none_of_these import NoneBelow, NoneOfThese
@@ -488,7 +496,8 @@ def load_artifact(path: Path) -> Artifact:
             "  An artifact is the folder that `kdedge export` writes."
         )
     file = folder / ARTIFACT_FILE
-    contents = parse_record(_Contents, read_bytes(file), where=str(file), remedy=_REMEDY)
+    data = read_bytes(file, max_bytes=MAX_JSON_BYTES)
+    contents = parse_record(_Contents, data, where=str(file), remedy=_REMEDY)
     resizing = contents.interpolation, contents.resize_mode
     preprocess = Preprocess(contents.size_px, contents.mean, contents.std, *resizing)
     shared = {part.name: getattr(contents, part.name) for part in dataclasses.fields(_Shared)}

@@ -1,11 +1,9 @@
-"""Frames of videos, cameras and streams, read by PyAV, which includes FFmpeg's libraries."""
+"""Frames of videos, read by PyAV, which includes FFmpeg's libraries."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,8 @@ _EXTENSIONS = frozenset(
     | {".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
 )
 
-_TIMEOUT_S = 10.0  # a stream that sends nothing for this time counts as lost
+TIMEOUT_S = 10.0
+"""A stream that sends nothing for this time counts as lost."""
 
 _PASSWORD = re.compile(r"(?<=://)[^/\s?]*@|((?:pass|passwd|password|pwd)=)[^&\s]+", re.IGNORECASE)
 
@@ -58,7 +57,7 @@ def frames_of_video(path: Path | str, *, every: int) -> Iterator[VideoFrame]:
     """
     av = PYAV.load()
     try:
-        with av.open(str(path), timeout=_TIMEOUT_S) as container:
+        with av.open(str(path), timeout=TIMEOUT_S) as container:
             if not container.streams.video:
                 raise ImageError("the file has no video")
             stream = container.streams.video[0]
@@ -70,7 +69,7 @@ def frames_of_video(path: Path | str, *, every: int) -> Iterator[VideoFrame]:
                     seconds = None if frame.time is None else frame.time - began
                     yield VideoFrame(number, seconds, upright(frame))
     except av.FFmpegError as error:
-        raise ImageError(f"the video cannot be decoded: {_reason(error)}") from error
+        raise ImageError(f"the video cannot be decoded: {reason_of(error)}") from error
 
 
 def upright(frame: Any) -> Image.Image:
@@ -85,63 +84,12 @@ def upright(frame: Any) -> Image.Image:
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
-@dataclass(frozen=True)
-class LiveVideo:
-    """An open camera or stream.
-
-    Attributes:
-        has_end: whether it has a known length, such as a video file from a web server.
-        frames: yields a function for each frame that converts it to an upright RGB image, which
-            takes longer than decoding. Raises `ConnectionError` if the source fails.
-        close: closes the source.
-    """
-
-    has_end: bool
-    frames: Iterator[Callable[[], Image.Image]]
-    close: Callable[[], None]
-
-
-def open_live(address: str) -> LiveVideo:
-    """Opens a camera (/dev/video0) or the address of a stream (rtsp, http, others of FFmpeg).
-
-    Raises:
-        ConnectionError: the source cannot be opened or has no video; the text is the reason.
-        SetupError: PyAV is not installed or broken.
-    """
-    av = PYAV.load()
-    kind = None if "://" in address else "v4l2"
-    is_rtsp = address.lower().startswith("rtsp")
-    options = {"rtsp_transport": "tcp"} if is_rtsp else {}  # UDP loses packets
-    try:
-        container = av.open(address, format=kind, options=options, timeout=_TIMEOUT_S)
-    except (OSError, ValueError, av.FFmpegError) as error:
-        raise ConnectionError(_reason(error)) from error
-    if not container.streams.video:
-        container.close()
-        raise ConnectionError("it has no video")
-    has_end = bool(container.duration and container.duration > 0)
-    return LiveVideo(has_end, _frames(container, av), container.close)
-
-
-def _frames(container: Any, av: Any) -> Iterator[Callable[[], Image.Image]]:
-    """Decodes frames; skips damaged packets, such as after a loss on the network."""
-    try:
-        for packet in container.demux(container.streams.video[0]):
-            try:
-                decoded = packet.decode()
-            except av.InvalidDataError:
-                continue
-            yield from (partial(upright, frame) for frame in decoded)
-    except (OSError, av.FFmpegError) as error:
-        raise ConnectionError(_reason(error)) from error
-
-
 def without_password(address: str) -> str:
     """An address without its user and password, for output."""
     return _PASSWORD.sub(r"\1", address)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """An error's text without passwords of addresses."""
     text = getattr(error, "strerror", None) or without_password(str(error))
     return str(text).lower()

@@ -21,7 +21,8 @@ from kdedge.files import printable
 from kdedge.inference.classify import ImageInput
 from kdedge.messages import option
 from kdedge.runtime.preprocess import ImageError, more_extensions
-from kdedge.runtime.video import PYAV, LiveVideo, frames_of_video, open_live, without_password
+from kdedge.runtime.video import PYAV, frames_of_video, without_password
+from kdedge.serving.live_video import LiveVideo, open_live
 
 # Interval of checks of a folder; a file that is the same in two checks is complete
 _LOOK_EVERY_S = 1.0

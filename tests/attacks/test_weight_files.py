@@ -27,9 +27,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdedge.clip.public_checkpoint import read_public_checkpoint
 from kdedge.clip.weights import read_weights
 from kdedge.errors import DataError
+from kdedge.paper.checkpoints.layout import read_public_checkpoint
 
 
 class Call:

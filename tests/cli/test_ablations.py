@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe, parse_overrides
-from kdedge.suite.plan import row_sees
+from kdedge.paper.suite.plan import row_sees
 
 pytestmark = pytest.mark.usefixtures("trained")
 

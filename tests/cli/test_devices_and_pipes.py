@@ -69,6 +69,12 @@ def test_a_class_list(kdedge: Run, project: Path, endless: Path) -> None:
     kdedge("check", "r.yaml", "--set", f"classes.file={endless}").fails(3, WHAT)
 
 
+def test_a_class_list_of_more_bytes_than_names_have(kdedge: Run, project: Path) -> None:
+    with Path("classes.txt").open("ab") as file:
+        file.truncate(100_000_000)
+    kdedge("check", "r.yaml").fails(3, "classes.txt cannot be read", "at most")
+
+
 def test_a_model_config(kdedge: Run, project: Path, endless: Path) -> None:
     kdedge("check", "r.yaml", "--set", f"student.config={endless}").fails(3, WHAT)
 

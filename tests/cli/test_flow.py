@@ -293,6 +293,31 @@ def test_of_another_source_all_images_are_measured_although_some_would_be_held_o
     assert result["images"] == "24 of 24 images of data.unlabeled as overridden"
 
 
+def test_eval_keeps_to_a_runs_own_held_out_images_and_draws_from_other_ones(
+    kdedge, project
+) -> None:
+    options = ("--set", "data.test=null", "--set", "data.unlabeled.hold_out=25%")
+    kdedge("distill", "r.yaml", *options).succeeds()
+    written = json.loads(Path("runs/tiny/02/eval_unlabeled.json").read_text())
+    own = {sample["image"] for sample in written["samples"]}
+
+    def measured_on(*keys: str) -> set[str]:
+        given = [part for key in keys for part in ("--set", key)]
+        done = kdedge("eval", *given, "--json").succeeds()
+        return {sample["image"] for sample in json.loads(done.out)["samples"]}
+
+    for changes in (
+        ("data.unlabeled.hold_out=50%", "seed=2"),
+        ("data.unlabeled.per_class=1",),
+        ("data.unlabeled.include_test=true",),
+    ):
+        assert measured_on(*changes) == own
+    # Among other images, the seed that is given draws
+    others = "data.unlabeled={folder: labeled, per_class: 2, include_test: true}"
+    drawn = [measured_on(others, f"seed={seed}") for seed in (1, 2)]
+    assert drawn[0] != drawn[1]
+
+
 def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> None:
     def digests(**options: object) -> set[str]:
         given = [f"data.unlabeled.hold_out={options.get('n', 8)}", f"seed={options.get('seed', 1)}"]

@@ -22,7 +22,7 @@ MISSING: list[tuple[str, tuple[str, ...], str]] = [
     *((package, ("report",), "report") for package in ("matplotlib", "jinja2")),
     ("ray", ("teach", "r.yaml", "--store", "--set", "student.views=1", "--ray"), "ray"),
 ]
-LOADED = ("kdedge.serving", "kdedge.reporting", "kdedge.api.serve", "kdedge.api.report")
+LOADED = ("kdedge.serving", "kdedge.reporting", "kdedge.serving.api", "kdedge.api.report")
 
 
 @pytest.mark.parametrize(("package", "command", "extra"), MISSING)
@@ -40,7 +40,7 @@ def test_a_missing_package_is_named_with_its_extra(
     for name in ("v.mp4", "v.MP4"):
         Path(name).write_bytes(b"x")
     for name in list(sys.modules):  # as in a new process
-        if name.startswith((f"{package}.", *LOADED, "kdedge.cli.serve")):
+        if name.startswith((f"{package}.", *LOADED, "kdedge.serving.commands.serve")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     kdedge(*command).fails(4, package.replace("_", "-"), f"pip install 'kdedge[{extra}]'")

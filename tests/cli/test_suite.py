@@ -266,12 +266,12 @@ def test_other_test_images_are_measured_and_nothing_is_trained_for_them(
 def undisturbed(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The table that nothing disturbs."""
     from kdedge.config.load import load_recipe, parse_overrides
-    from kdedge.config.suite import load_suite
+    from kdedge.paper.suite.plan import make_plan
+    from kdedge.paper.suite.spec import load_suite
+    from kdedge.paper.suite.state import Outcome
+    from kdedge.paper.suite.tables import make_lines, to_csv
     from kdedge.runs.results import read_evaluation
     from kdedge.setup.workspace import Workspace
-    from kdedge.suite.plan import make_plan
-    from kdedge.suite.state import Outcome
-    from kdedge.suite.tables import make_lines, to_csv
     from kdedge.training.distill import distill_student
 
     folder = shutil.copytree(blank_project, tmp_path_factory.mktemp("undisturbed") / "project")

@@ -11,8 +11,8 @@ import pytest
 
 from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.config.recipe import Recipe
-from kdedge.config.suite import AVERAGE, Suite, check_names, load_suite
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
+from kdedge.paper.suite.spec import AVERAGE, Suite, check_names, load_suite
 from kdedge.records.evaluation import harmonic_mean
 from kdedge.setup.method import choose_method
 

@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from kdedge.config.recipe import Recipe
-from kdedge.config.suite import Suite
 from kdedge.methods.losses import Losses
 from kdedge.methods.registry import list_methods, load_method
+from kdedge.paper.suite.spec import Suite
 
 
 def unbounded(model: type[BaseModel]) -> Iterator[str]:

@@ -221,7 +221,11 @@ def serve_default(name: str) -> float:
         ("serve", r"that wait\s+\((\d+)\)", serve_default("max_requests")),
         ("serve", r"of a request \((\d+) seconds", serve_default("timeout")),
         ("watch", r"over the last (\d+) frames \(`--window`", WINDOW),
-        ("watch", r"the mean of (\d+) frames \(`--drift-frames`", DRIFT_FRAMES),
+        (
+            "watch",
+            r"the mean of (\d+) frames in a row as one\s+observation \(`--drift-frames`",
+            DRIFT_FRAMES,
+        ),
     ],
 )
 def test_a_default_on_a_page_is_that_of_the_code(page: str, said: str, value: float) -> None:

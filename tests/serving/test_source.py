@@ -20,7 +20,8 @@ import kdedge
 from kdedge.errors import DataError, RecipeError
 from kdedge.inference.classify import decode_input
 from kdedge.runtime.preprocess import ImageError
-from kdedge.runtime.video import LiveVideo, without_password
+from kdedge.runtime.video import without_password
+from kdedge.serving.live_video import LiveVideo
 from kdedge.serving.source import Frame, LatestFrameReader, image_stamps, new_files, open_frames
 
 EVERY_S = 0.3

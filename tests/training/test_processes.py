@@ -16,8 +16,8 @@ from kdedge import torchrun
 from kdedge.config.load import load_recipe
 from kdedge.distributed import ProcessGroup, joined
 from kdedge.errors import RecipeError
+from kdedge.paper.pseudo_labels.file import make_pseudo_label_file
 from kdedge.setup.workspace import Workspace
-from kdedge.training.pseudo_label_file import make_pseudo_label_file
 
 Pair = Callable[[str], list[tuple[int, str, str]]]
 

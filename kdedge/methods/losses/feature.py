@@ -18,7 +18,7 @@ class Settings(LossSettings):
     """Weight of the squared distance."""
 
     weight: float = Field(
-        2000.0, gt=0, le=1e6, description="Multiplies the loss; 2000 is CLIP-KD's."
+        2000.0, gt=0, le=1e38, description="Multiplies the loss; 2000 is CLIP-KD's."
     )
 
 

@@ -20,7 +20,7 @@ class Settings(LossSettings):
     weight: float = Field(
         100.0,
         gt=0,
-        le=1e6,
+        le=1e38,
         description="Multiplies the loss; our default, about the gradient of feature.",
     )
 

@@ -28,14 +28,14 @@ class Settings(LossSettings):
     weight: float | None = Field(
         None,
         gt=0,
-        le=1e6,
+        le=1e38,
         description="kd_weight: multiplies the divergence averaged over images and C classes;"
         f" {WEIGHT:g}, the PromptKD repository's, unless weight_per_image is given.",
     )
     weight_per_image: float | None = Field(
         None,
         gt=0,
-        le=1e6,
+        le=1e38,
         description="weight / C: multiplies the divergence averaged over images only.",
     )
     temperature: float = Field(

@@ -1,0 +1,1 @@
+"""Imports checkpoints of the public PromptSRC and PromptKD code as runs."""

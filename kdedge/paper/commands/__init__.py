@@ -1,0 +1,1 @@
+"""The commands that join from papers."""

@@ -1,0 +1,1 @@
+"""Files of pseudo-labels for unlabeled images."""
