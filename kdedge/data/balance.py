@@ -66,7 +66,7 @@ def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
     return offsets - offsets.mean()
 
 
-def careful_offsets(logits: Tensor) -> Tensor:
+def offsets_for_unknown_prior(logits: Tensor) -> Tensor:
     """Offsets for a pool of unknown class shares: towards equal shares, or 0 if that is risky.
 
     An imbalanced pool and a biased model give the same mean prediction `m`. If predictions differ

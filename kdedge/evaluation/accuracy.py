@@ -121,8 +121,14 @@ def evaluation_details(
         n_images=len(labels),
         confusion=tuple((*divmod(pair, n_classes), n) for pair, n in counted),
         bins=_bins(logits, labels),
-        right=f"{int(''.join(map(str, _is_right(logits, labels, split).int().tolist())), 2):x}",
+        right=_as_hex(_is_right(logits, labels, split)),
     )
+
+
+def _as_hex(bits: Tensor) -> str:
+    """The [N] bits as one hexadecimal number, in which the first bit is the highest."""
+    padded = np.concatenate([np.zeros(-len(bits) % 8, np.bool_), bits.numpy()])
+    return f"{int.from_bytes(np.packbits(padded).tobytes(), 'big'):x}"
 
 
 def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:

@@ -100,8 +100,8 @@ class FoldedModel(nn.Module):
         output_name: name of the graph's output.
         offsets: [C], subtracted after the division; None if there are none, or if the bias of
             `fused_head` contains them.
-        has_one: whether the constant 1 is appended to the features; the class vectors multiply it
-            by minus the offsets.
+        appends_bias_feature: whether the constant 1 is appended to the features; the class vectors
+            multiply it by minus the offsets.
         normalization: where the graph computes `(pixels - mean) / std`, in words.
     """
 
@@ -125,7 +125,7 @@ class FoldedModel(nn.Module):
         self.is_divided = modules.has_unit_length and is_needed
         self.features = features if self.is_divided or request.open_classes else None
         self.fused_head: nn.Linear | None = None
-        self.has_one = request.open_classes and request.offsets is not None
+        self.appends_bias_feature = request.open_classes and request.offsets is not None
         self.register_buffer("offsets", None)
         if request.open_classes:
             return
@@ -162,7 +162,7 @@ class FoldedModel(nn.Module):
         assert outputs is not None  # a model has at least one of the two
         if self.offsets is not None:
             outputs = outputs - self.offsets
-        if self.has_one:
+        if self.appends_bias_feature:
             outputs = torch.cat([outputs, torch.ones_like(outputs[:, :1])], dim=1)
         return outputs
 

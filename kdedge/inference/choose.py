@@ -33,7 +33,7 @@ def rank_files(
 ) -> list[ModelFile]:
     """The files of an artifact that may be used on this machine, best first.
 
-    All that choose a file take the first of them, or the first that they can use.
+    Callers use the first file, or the first that loads.
 
     1. Engines, if there is a GPU; those that were built for one of its size before others, which
        TensorRT loads if the GPU generation is the same, but guarantees neither their speed nor

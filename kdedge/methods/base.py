@@ -56,7 +56,7 @@ class MethodSettings(Strict):
         """How logits arise from an image.
 
         * `own_vectors`: cosines of its features with class vectors that the method makes;
-        * `teacher_vectors`: cosines with its teacher's, so that not any teacher will do;
+        * `teacher_vectors`: cosines with its teacher's, which must have class vectors;
         * `feature_logits`: its features are the logits, and the class vectors are unit vectors. It
           can only teach students without `teacher_vectors`;
         * `own_logits`: the method's function of that name. Such a method can be trained and

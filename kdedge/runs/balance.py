@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdedge.config.data_spec import BalanceSpec
-from kdedge.data.balance import careful_offsets, class_shares, find_offsets
+from kdedge.data.balance import class_shares, find_offsets, offsets_for_unknown_prior
 from kdedge.records.evaluation import BalanceResult
 from kdedge.setup.images import RecipeImages
 
@@ -41,7 +41,7 @@ def balance_of(model: MethodModel, images: RecipeImages) -> BalanceResult | None
     pool, prior = images.require("unlabeled", _WHY), _prior(spec, images, names)
     sample = pool.spread(MAX_BALANCE_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
-    offsets = careful_offsets(logits) if prior is None else find_offsets(logits, prior)
+    offsets = offsets_for_unknown_prior(logits) if prior is None else find_offsets(logits, prior)
     return BalanceResult(
         prior=spec.prior,
         strength=spec.strength,

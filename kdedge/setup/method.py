@@ -39,16 +39,19 @@ class MethodChoice:
         return isinstance(method, type) and issubclass(method, ClosedFormMethod)
 
     @property
-    def why_no_gradients(self) -> str | None:
-        """Why it is not trained by gradients, as the end of a sentence; None if it is."""
-        if self.is_closed_form:
-            return "is solved in one pass"
-        return "has nothing to train" if self.data_needs == DataNeeds() else None
+    def trains_by_gradient(self) -> bool:
+        """Whether it is trained by gradients: not in closed form, and on some data."""
+        return not self.is_closed_form and self.data_needs != DataNeeds()
+
+    @property
+    def untrained_reason(self) -> str:
+        """Why a method does not train by gradients, as the end of a sentence."""
+        return "is solved in one pass" if self.is_closed_form else "has nothing to train"
 
     @property
     def used_optim(self) -> OptimSettings:
         """The settings that have an effect on the method; the others have their defaults."""
-        if self.why_no_gradients is None:
+        if self.trains_by_gradient:
             return self.optim
         used = {"precision", "n_workers", "selection"} if self.is_closed_form else {"selection"}
         return OptimSettings(**self.optim.model_dump(include=used))
@@ -214,7 +217,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
         chosen = {f"{model.role}.optim.{key}": getattr(model.optim, key) for model in used}
         shared = getattr(loaded.recipe.optim, key)
         if models and not used:
-            reasons = {f"{model.name} {model.why_no_gradients}" for model in models}
+            reasons = {f"{model.name} {model.untrained_reason}" for model in models}
             log.warning(f"{dotted(path)} has no effect: {' and '.join(sorted(reasons))}.")
         elif len(path) == 2 and used and shared not in chosen.values():
             (given,) = override_texts({f"optim.{key}": shared})

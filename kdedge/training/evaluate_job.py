@@ -140,7 +140,7 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
     share = trained.accuracy_percent / 100
     result = f"is right on {trained.accuracy_percent:.2f} % of {n_images:,} test images"
     keys = "the method's settings"
-    trains = job.choice.why_no_gradients is None
+    trains = job.choice.trains_by_gradient
     remedy = f"Change {f'optim.lr, optim.epochs or {keys}' if trains else keys}."
     if trained.only_class is not None:
         problem = f"predicts {trained.only_class!r} for every test image."

@@ -68,7 +68,7 @@ class TrainingData:
         return self.unlabeled or self.labeled
 
     @property
-    def joining(self) -> Images | None:
+    def labeled_per_batch(self) -> Images | None:
         """The labeled images that join each batch of unlabeled ones."""
         return None if self.unlabeled is None else self.labeled
 
@@ -156,7 +156,7 @@ class Job:
             n_views=None if self.filler is None else self.filler.store.n_views,
             teacher_features=features,
             weights=self.data.weights,
-            labeled=self.data.joining,
+            labeled=self.data.labeled_per_batch,
             device=self.device,
             group=self.setup.workspace.group,
         )
@@ -270,7 +270,7 @@ def make_job(setup: RoleSetup, data: TrainingData) -> Job:
         test = images.require("test", "selection: test chooses the epoch on it")
         images.check_has_labeled_classes(test, "test")
     by_validation = selection == "validation"
-    labeled = data.labeled if setup.choice.why_no_gradients is None else None  # else no epochs
+    labeled = data.labeled if setup.choice.trains_by_gradient else None  # else no epochs
     validation = validation_images(images, labeled, test) if by_validation else None
     return Job(setup, data, test, validation)
 

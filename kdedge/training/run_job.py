@@ -123,7 +123,9 @@ def _cores_left(job: Job) -> Iterator[None]:
     images, optim = job.data.images, job.choice.optim
     n_images = 0 if images is None else len(images.indices)
     if images is not None and not job.choice.is_closed_form:
-        n_images = optim.epochs * job.n_steps * sum(step_sizes(images, job.data.joining, optim))
+        n_images = (
+            optim.epochs * job.n_steps * sum(step_sizes(images, job.data.labeled_per_batch, optim))
+        )
     n_images //= job.setup.workspace.group.world_size  # the share of each
     n_threads = threads_with_workers(choose_n_workers(optim.n_workers, n_images))
     before = torch.get_num_threads()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.data.balance import careful_offsets, class_shares, find_offsets
+from kdedge.data.balance import class_shares, find_offsets, offsets_for_unknown_prior
 
 
 def test_shares_go_by_the_names_of_classes_however_they_are_written() -> None:
@@ -70,20 +70,22 @@ def classified(shares: list[int], *, bias: float) -> Tensor:
 
 def test_without_known_shares_a_models_preference_goes() -> None:
     logits = classified([100] * 4, bias=0.5)
-    offsets = careful_offsets(logits)
+    offsets = offsets_for_unknown_prior(logits)
     expected = find_offsets(logits, torch.full((4,), 0.25))
     torch.testing.assert_close(offsets, expected - expected.median())
     unsure = 0.5 * classified([100] * 4, bias=0) + torch.linspace(-1, 1, 4)
-    assert careful_offsets(unsure).any()
+    assert offsets_for_unknown_prior(unsure).any()
 
 
 def test_without_known_shares_an_unequal_pool_stays_as_it_is() -> None:
     """A line that sees good parts is not told that defects are as frequent."""
-    assert torch.equal(careful_offsets(classified([370, 10, 10, 10], bias=0)), torch.zeros(4))
+    assert torch.equal(
+        offsets_for_unknown_prior(classified([370, 10, 10, 10], bias=0)), torch.zeros(4)
+    )
 
 
 def test_without_known_shares_no_class_is_held_down_far() -> None:
     logits = 0.1 * classified([100] * 4, bias=0) + torch.tensor([3.0, 0, 0, 0])
-    assert careful_offsets(logits).max() == 0.75
+    assert offsets_for_unknown_prior(logits).max() == 0.75
     # Nothing keeps an overlooked class from being raised
-    assert careful_offsets(logits - torch.tensor([6.0, 0, 0, 0])).min() < -2
+    assert offsets_for_unknown_prior(logits - torch.tensor([6.0, 0, 0, 0])).min() < -2
