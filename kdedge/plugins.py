@@ -115,10 +115,9 @@ def joined(group: str) -> dict[str, EntryPoint]:
 
     No package can take a name of a wing's.
     """
-    points = {point.name: point for point in _installed(group, tuple(sys.path))}
-    wings = [point for point in _installed(group, tuple(sys.path)) if _is_of_wing(point)]
-    points |= {point.name: point for point in wings}
-    return dict(sorted(points.items()))
+    # Wings come last, as the last entry point of a name is taken
+    points = sorted(_installed(group, tuple(sys.path)), key=_is_of_wing)
+    return dict(sorted({point.name: point for point in points}.items()))
 
 
 def _is_of_wing(point: EntryPoint) -> bool:
