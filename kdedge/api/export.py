@@ -31,60 +31,82 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What an export adds to the ONNX files of a run, or to an artifact.
+@dataclass
+class _Export:
+    """An export: what is asked for, and the files that it has made so far.
 
     Attributes:
-        targets: targets whose files are built.
-        precisions: precisions that the caller names.
+        targets: targets whose files are built, besides the ONNX files.
+        named: precisions that the caller names.
         cpu: whether to make and measure all files for CPUs.
         triton: folder for a model repository; None for none.
         browser: folder for a page; None for none.
-    """
-
-    targets: Sequence[Target]
-    precisions: Sequence[Precision]
-    cpu: bool
-    triton: str | Path | None
-    browser: str | Path | None
-
-
-@dataclass
-class _Export:
-    """The files that an export has made so far.
-
-    Attributes:
-        artifact: the artifact in its current state.
-        precisions: precisions of the targets' files.
-        run: the exported run; None if the artifact existed before.
+        run: the exported run; None if files are added to an artifact that existed before.
+        precisions: precisions of the targets' files: the named ones, or else the recipe's.
         inputs: what targets need of the run.
-        names: files that this export made or compared; it is an error if one misses a gate.
+        artifact: the artifact in its current state.
+        made: names of the files that this export made or compared; it is an error if one misses a
+            gate.
         failed: errors of files that could not be made; the other files are kept.
     """
 
-    artifact: Artifact
-    precisions: Set[Precision]
+    targets: Sequence[Target]
+    named: Sequence[Precision]
+    cpu: bool
+    triton: str | Path | None
+    browser: str | Path | None
     run: RunFolder | None = None
+    precisions: Set[Precision] = frozenset()
     inputs: ExportInputs | None = None
-    names: list[str] = field(default_factory=list)
+    artifact: Artifact = field(init=False)
+    made: list[str] = field(default_factory=list)
     failed: list[KdedgeError] = field(default_factory=list)
 
-    def add(self, request: _Request) -> None:
-        """Makes all files that are asked for; a file that fails does not stop the next ones."""
+    @property
+    def required(self) -> set[Precision]:
+        """Precisions of the ONNX files that the artifact of a run must have."""
+        required = {"fp32", *self.precisions}
+        for target in self.targets:
+            if target.source == "ONNX file" and target.base_precision is None:
+                required.update(precisions_of(target, self.precisions))
+        return required
+
+    def add_files(self, path: Path) -> Artifact:
+        """Adds all files that are asked for to an artifact; one that fails does not stop the next.
+
+        Raises:
+            KdedgeError: a file missed its gates or could not be made. Other errors are logged.
+            InUseError: another process is changing the artifact.
+            Interrupted: a signal came; the files that were made are kept.
+        """
+        with lock_itself(path), recorded_export(path, is_new=self.run is not None):
+            self.artifact = load_artifact(path)  # which no other process changes now
+            try:
+                self._add_files()
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(
+                    f"interrupted. {path} is kept.\n"
+                    "  Export it for its missing files; this lists their options:"
+                    f" kdedge export {shlex.quote(str(path))} --help",
+                    signum=signum_of(interrupt),
+                ) from interrupt
+        self._raise_errors()
+        return self.artifact
+
+    def _add_files(self) -> None:
         from kdedge.artifacts.browser import write_browser
         from kdedge.artifacts.triton import write_triton
 
         if self.run is not None:
             log.info(f"Wrote {self.artifact.path}")
-        for target in request.targets:
+        for target in self.targets:
             self._build(target)
-        if request.cpu:
+        if self.cpu:
             self._choose_for_cpu()
-        precision = request.precisions[0] if request.precisions else None
-        write = partial(write_triton, precision=precision, built=self.names)
-        self._write_folder(write, request.triton)
-        self._write_folder(partial(write_browser, precision=precision), request.browser)
+        precision = self.named[0] if self.named else None
+        write = partial(write_triton, precision=precision, built=self.made)
+        self._write_folder(write, self.triton)
+        self._write_folder(partial(write_browser, precision=precision), self.browser)
 
     def _build(self, target: Target) -> None:
         """Builds a target's files."""
@@ -96,7 +118,7 @@ class _Export:
             log.info(f"{target.label} has no {' and no '.join(left_out)} files.")
         with self._keeping_errors():
             self.artifact, names = build_files(self.artifact, target, chosen, inputs=self.inputs)
-            self.names += names
+            self.made += names
 
     def _choose_for_cpu(self) -> None:
         """Builds every file that runs on a CPU, and chooses the fastest on this one."""
@@ -131,12 +153,8 @@ class _Export:
         if added := [file.name for file in self.artifact.files if file not in before.files]:
             log.info(f"Wrote {', '.join(added)} into {before.path}")
 
-    def result(self) -> Artifact:
-        """Returns the artifact.
-
-        Raises:
-            KdedgeError: a file missed its gates or could not be made. Other errors are logged.
-        """
+    def _raise_errors(self) -> None:
+        """Raises the error of a file that missed its gates or was not made; logs the others."""
         from kdedge.artifacts.parity import gate_error
 
         files, gates = self.artifact.files, self.artifact.gates
@@ -144,7 +162,7 @@ class _Export:
         missed = [
             gate_error(file, file.parity, gates, passed)
             for file in files
-            if file.name in self.names and file.parity is not None
+            if file.name in self.made and file.parity is not None
         ]
         errors = [*filter(None, missed), *self.failed]
         for error in errors[1:]:
@@ -152,7 +170,6 @@ class _Export:
         if errors:
             errors[0].result = self.artifact
             raise errors[0]
-        return self.artifact
 
 
 def export(
@@ -224,7 +241,22 @@ def export(
         >>> artifact = kdedge.export("line3", fp16=True, head="argmax")
         >>> print([(file.name, file.gate) for file in artifact.files])
     """
-    recipe_options = {
+    root = runs_folder(root, run)
+    existing = named_artifact(run, root)
+    for folder in (output, existing):
+        check_utf_8(Path(folder or ""))
+    requested = _find_targets(targets)
+    precisions: list[Precision] = []
+    if int8:
+        precisions.append("int8")
+    if fp16:
+        precisions.append("fp16")
+    work = _Export(
+        [target for target in requested if target.name != "onnx"], precisions, cpu, triton, browser
+    )
+    for target in work.targets:  # fail before the slow work
+        check_precisions(target, precisions)
+    recipe_keys = {
         "head": head,
         "pixels": pixels,
         "open_classes": open_classes,
@@ -232,111 +264,53 @@ def export(
         "none_of_these": none_of_these,
         "int8_minutes": int8_minutes,
     }
-    root = runs_folder(root, run)
-    existing = named_artifact(run, root)
-    for folder in (output, existing):
-        check_utf_8(Path(folder or ""))
-    words = {target.flag.removeprefix("--"): target.name for target in list_targets()}
-    given = [targets] if isinstance(targets, str) else targets
-    requested = [find_target(words.get(name, name)) for name in given]
-    chosen = [target for target in requested if target.name != "onnx"]
-    asked: list[Precision] = ["int8"] if int8 else []
-    asked += ["fp16"] if fp16 else []
-    request = _Request(chosen, asked, cpu, triton, browser)
-    for target in chosen:  # fail before the slow work
-        check_precisions(target, asked)
-    if browser is not None and existing is None and "onnx-image" not in {t.name for t in chosen}:
-        flag = option("--with-preprocess", 'targets=["onnx-image"]')
-        raise RecipeError(f"A page needs a file with preprocessing.\n  Add {flag}.")
     with torch_as_before():
         if existing is None:
-            options = {**recipe_options, "precisions": asked or None}
-            keys = {f"export.{key}": value for key, value in options.items() if value is not None}
+            given = {key: value for key, value in recipe_keys.items() if value is not None}
+            keys = {f"export.{key}": value for key, value in given.items()}
             keys = merged(overrides or {}, keys)
-            made = _from_run(find_run(run, root), keys, request, classes, output, device)
-        else:
-            run_options = {"classes": classes, "output": output, "device": device, **recipe_options}
-            wrong = [
-                option(f"--{'no-' * (value is False)}{key.replace('_', '-')}", key)
-                for key, value in run_options.items()
-                if value is not None
-            ]
-            wrong += [*(overrides or ()), *(t.label for t in requested if t not in chosen)]
-            made = _from_artifact(existing, request, wrong)
-        path = made.artifact.path
-        with lock_itself(path), recorded_export(path, is_new=existing is None):
-            made.artifact = load_artifact(path)  # which no other process changes now
-            try:
-                made.add(request)
-            except KeyboardInterrupt as interrupt:
-                raise Interrupted(
-                    f"interrupted. {path} is kept.\n"
-                    "  Export it for its missing files; this lists their options:"
-                    f" kdedge export {shlex.quote(str(path))} --help",
-                    signum=signum_of(interrupt),
-                ) from interrupt
-    return made.result()
+            return _export_run(work, find_run(run, root), keys, classes, output, device)
+        run_options = {"classes": classes, "output": output, "device": device, **recipe_keys}
+        wrong = [_option(key, value) for key, value in run_options.items() if value is not None]
+        wrong += overrides or ()
+        wrong += [target.label for target in requested if target.name == "onnx"]
+        return _extend_artifact(work, existing, wrong)
 
 
-def _from_artifact(path: Path, request: _Request, wrong: Sequence[str]) -> _Export:
-    """Opens an artifact that exists, to which only files are added.
-
-    Args:
-        path: the artifact's folder.
-        request: what is added to it.
-        wrong: given options that need its run.
-    """
-    if wrong:
-        raise RecipeError(
-            f"{path} is an artifact, and {', '.join(wrong)} can only be given when a run is"
-            " exported.\n  Name its run instead."
-        )
-    if not (request.targets or request.cpu or request.triton or request.browser):
-        from_onnx = [target for target in list_targets() if target.source == "ONNX file"]
-        options = [option(target.flag, f'targets=["{target.name}"]') for target in from_onnx]
-        raise RecipeError(
-            f"{path} is an artifact. Name what to build from it: {', '.join(options)},"
-            f" {option('--cpu', 'cpu=True')}, {option('--triton DIR')} or"
-            f" {option('--browser DIR')}."
-        )
-    if request.precisions and not (request.targets or request.triton or request.browser):
-        given = " and ".join(option(f"--{precision}") for precision in request.precisions)
-        raise RecipeError(
-            f"{path} is an artifact, from which {option('--cpu')} makes the files of every"
-            f" precision: {given} would change nothing.\n"
-            f"  Leave {given} out, or name the artifact's run instead."
-        )
-    return _Export(load_artifact(path), _with_fp16(request.precisions))
+def _find_targets(names: str | Sequence[str]) -> list[Target]:
+    """The targets of these names; the words of their flags, such as `trt`, are names as well."""
+    by_flag = {target.flag.removeprefix("--"): target.name for target in list_targets()}
+    given = [names] if isinstance(names, str) else names
+    return [find_target(by_flag.get(name, name)) for name in given]
 
 
-def _with_fp16(precisions: Iterable[Precision]) -> set[Precision]:
-    """The precisions, and FP16 if INT8 is among them, as users compare the two."""
-    wanted = set(precisions)
-    return {"fp16", *wanted} if "int8" in wanted else wanted
+def _option(key: str, value: object) -> str:
+    """The option of `export` that gave a value, for a message."""
+    flag = key.replace("_", "-")
+    return option(f"--no-{flag}" if value is False else f"--{flag}", key)
 
 
-def precisions_of(target: Target, precisions: Set[Precision]) -> list[Precision]:
-    """The requested precisions that a target has, or its preferred one if it has none of them.
-
-    A target with a base precision always has that, too.
-    """
-    base = set() if target.base_precision is None else {target.base_precision}
-    return sorted((precisions | base) & set(target.precisions)) or [target.precisions[0]]
-
-
-def _from_run(
+def _export_run(
+    work: _Export,
     run: RunFolder,
     overrides: Overrides,
-    request: _Request,
     classes: str | Path | Sequence[str] | None,
     output: str | Path | None,
     device: str | None,
-) -> _Export:
-    """Writes a run's artifact, with the ONNX files that the targets are built from.
+) -> Artifact:
+    """Writes a run's artifact, and adds the files that are asked for.
 
-    `overrides` has all keys of the recipe that are given. `classes`, `output` and `device` are
-    those of `export`.
+    Args:
+        work: what is asked for.
+        run: the run.
+        overrides: all keys of the recipe that are given.
+        classes: as in `export`, like the next two.
+        output: the artifact's folder.
+        device: where the model runs.
     """
+    if work.browser is not None and all(t.name != "onnx-image" for t in work.targets):
+        flag = option("--with-preprocess", 'targets=["onnx-image"]')
+        raise RecipeError(f"A page needs a file with preprocessing.\n  Add {flag}.")
     need_training_packages("Folding a run")
     from kdedge.artifacts.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact
@@ -348,18 +322,62 @@ def _from_run(
     names = None if classes is None else given_class_names(classes)
     trained = load_run(run, workspace, overrides=overrides, names=names)
     check_has_class_vectors(trained.setup.choice, "be exported")
-    precisions = _with_fp16(trained.recipe.export.precisions)
-    needed: set[Precision] = {"fp32", *precisions}
-    for target in request.targets:
-        chosen = precisions_of(target, precisions)
-        warn_where_unbuildable(target, chosen)
-        if target.source == "ONNX file" and target.base_precision is None:
-            needed.update(chosen)
-    artifact, inputs = export_artifact(
+    work.run = run
+    work.precisions = _with_fp16(work.named or trained.recipe.export.precisions)
+    for target in work.targets:
+        warn_where_unbuildable(target, precisions_of(target, work.precisions))
+    artifact, work.inputs = export_artifact(
         trained,
-        precisions=needed,
-        wanted={"fp16", "int8"} if request.cpu else set(),
+        required=work.required,
+        optional={"fp16", "int8"} if work.cpu else set(),
         output=None if output is None else home_path(output),
     )
-    made = [file.name for file in artifact.files if file.precision in needed]
-    return _Export(artifact, precisions, run, inputs, made)
+    work.made += [file.name for file in artifact.files if file.precision in work.required]
+    return work.add_files(artifact.path)
+
+
+def _extend_artifact(work: _Export, path: Path, wrong: Sequence[str]) -> Artifact:
+    """Adds the files that are asked for to an artifact that exists.
+
+    Args:
+        work: what is asked for.
+        path: the artifact's folder.
+        wrong: given options that need its run.
+    """
+    if wrong:
+        raise RecipeError(
+            f"{path} is an artifact, and {', '.join(wrong)} can only be given when a run is"
+            " exported.\n  Name its run instead."
+        )
+    if not (work.targets or work.cpu or work.triton or work.browser):
+        from_onnx = [target for target in list_targets() if target.source == "ONNX file"]
+        options = [option(target.flag, f'targets=["{target.name}"]') for target in from_onnx]
+        raise RecipeError(
+            f"{path} is an artifact. Name what to build from it: {', '.join(options)},"
+            f" {option('--cpu', 'cpu=True')}, {option('--triton DIR')} or"
+            f" {option('--browser DIR')}."
+        )
+    if work.named and not (work.targets or work.triton or work.browser):
+        given = " and ".join(option(f"--{precision}") for precision in work.named)
+        raise RecipeError(
+            f"{path} is an artifact, from which {option('--cpu')} makes the files of every"
+            f" precision: {given} would change nothing.\n"
+            f"  Leave {given} out, or name the artifact's run instead."
+        )
+    work.precisions = _with_fp16(work.named)
+    return work.add_files(path)
+
+
+def _with_fp16(precisions: Iterable[Precision]) -> set[Precision]:
+    """The precisions, and FP16 if INT8 is among them, as users compare the two."""
+    requested = set(precisions)
+    return {"fp16", *requested} if "int8" in requested else requested
+
+
+def precisions_of(target: Target, precisions: Set[Precision]) -> list[Precision]:
+    """The requested precisions that a target has, or its preferred one if it has none of them.
+
+    A target with a base precision always has that, too.
+    """
+    base = set() if target.base_precision is None else {target.base_precision}
+    return sorted((precisions | base) & set(target.precisions)) or [target.precisions[0]]

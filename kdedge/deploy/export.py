@@ -64,14 +64,14 @@ N_RANGE_IMAGES = 32
 
 
 def export_artifact(
-    trained: RunModel, *, precisions: Set[Precision], wanted: Set[Precision], output: Path | None
+    trained: RunModel, *, required: Set[Precision], optional: Set[Precision], output: Path | None
 ) -> tuple[Artifact, ExportInputs]:
     """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
         trained: a run that `load_run` opened.
-        precisions: precisions besides fp32, which is always written.
-        wanted: more precisions, left out if no unlabeled image is left for INT8 calibration.
+        required: precisions besides fp32, which is always written.
+        optional: more precisions, left out if no unlabeled image is left for INT8 calibration.
         output: the artifact's folder, which must not exist; None: the next number in the
             run's `artifacts`.
 
@@ -90,7 +90,7 @@ def export_artifact(
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as new:
         pool = trained.images.load("unlabeled")
-        if "int8" in precisions and (pool is None or not pool.indices):
+        if "int8" in required and (pool is None or not pool.indices):
             raise DataError(
                 f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real"
                 " images for calibration.\n"
@@ -106,7 +106,7 @@ def export_artifact(
                 "  Look whether these images are black or all the same, then at the training"
                 " images."
             )
-        artifact, inputs = _write_files(trained, new.part, pool, reference, precisions, wanted)
+        artifact, inputs = _write_files(trained, new.part, pool, reference, required, optional)
     return dataclasses.replace(artifact, path=new.final), inputs
 
 
@@ -115,8 +115,8 @@ def _write_files(
     folder: Path,
     pool: Images | None,
     reference: Float32Reference,
-    precisions: Set[Precision],
-    wanted: Set[Precision],
+    required: Set[Precision],
+    optional: Set[Precision],
 ) -> tuple[Artifact, ExportInputs]:
     """Writes and compares all files, and writes `artifact.json` last."""
     spec, size = trained.recipe.export, trained.preprocess.size_px
@@ -124,8 +124,8 @@ def _write_files(
     known = choose_known_images(trained, pool, spec.none_of_these, exclude_digests=compared)
     used = compared if known is None else compared | known.digests
     unused = pool and pool.only([i for i in pool.indices if pool.digests[i] not in used])
-    if unused and unused.indices:
-        precisions = precisions | wanted
+    has_unused = unused is not None and bool(unused.indices)
+    precisions = required | optional if has_unused else required
     model = _fold(trained, reference)
     artifact = _without_files(trained, reference, folder)
     limit_of = None if known is None else known.limit_of
