@@ -13,7 +13,7 @@ from kdedge.api.arguments import need_training_packages
 from kdedge.api.inputs import AnyPath, InputSource, open_inputs, path_list
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
-from kdedge.data.images import Images, check_limit, scan
+from kdedge.data.images import check_limit, scan
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.progress import progress
 from kdedge.records.evaluation import EvalResult, results_table
@@ -133,15 +133,14 @@ class Run(Tabled):
         model = load_run(self.folder, run_workspace(self.folder, device))
         source, n_images = InputSource(inputs), len(inputs)
         with progress("reading images", n_images, unit="images") as advance:
-            found = scan(source, progress=advance)
-        bad = found.unreadable
-        check_limit(found, len(bad), "The paths")
+            images = scan(source, progress=advance)
+        bad = images.skipped
+        check_limit(images, len(bad), "The paths")
         if bad:
             log.warning(
                 f"{len(bad)} of {n_images} images cannot be read and are left out. The first is"
                 f" {bad[0].key}: {bad[0].reason}."
             )
-        images = Images(source, tuple(found.readable))
         features = model.features_of(images, what="computing features").numpy()
         return ImageFeatures(features, [inputs[i].key for i in images.indices])
 

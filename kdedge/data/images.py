@@ -22,42 +22,41 @@ _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
 _MAX_TASKS = 10_000
 
 
-@dataclass(frozen=True)
-class Scan:
-    """The result of a scan.
-
-    Attributes:
-        readable: position in the source -> facts of each readable image, ascending.
-        unreadable: the other images, in the source's order.
-    """
-
-    readable: Mapping[int, ImageFacts]
-    unreadable: tuple[UnreadableImage, ...]
-
-
 def scan(
     source: ImageSource,
     *,
     rows: slice = slice(None),
     progress: Callable[[int], None] | None = None,
     cache: ScanCache | None = None,
-) -> Scan:
-    """Reads and decodes every image of a source once.
+) -> Images:
+    """Reads and decodes every image of a source once; the readable ones are in use.
 
     Args:
         source: the images.
         rows: positions to scan; all by default.
         progress: called with the number of finished images, every few images.
         cache: scanned images, which are not read again; new images are added.
+    """
+    return scanned(source, read_facts(source, rows=rows, progress=progress, cache=cache))
+
+
+def read_facts(
+    source: ImageSource,
+    *,
+    rows: slice = slice(None),
+    progress: Callable[[int], None] | None = None,
+    cache: ScanCache | None = None,
+) -> dict[int, ImageFacts | str]:
+    """Reads and decodes images of a source, as `scan` does.
 
     Returns:
-        The scan, which does not depend on threads and cache. There is a thread per core, at most
-        8, as decoding releases the interpreter lock. Each thread holds one decoded image.
+        Position -> facts of the image, or the reason why it cannot be read; ascending. It does not
+        depend on threads and cache. There is a thread per core, at most 8, as decoding releases the
+        interpreter lock. Each thread holds one decoded image.
     """
     cache = cache or ScanCache()
     cache.open(source)
-    items = source.items
-    positions = range(len(items))[rows]
+    positions = range(len(source.items))[rows]
     n_at_once = max(_ROWS_AT_ONCE, len(positions) // _MAX_TASKS)
     parts = [positions[start : start + n_at_once] for start in range(0, len(positions), n_at_once)]
     results: list[ImageFacts | str] = []
@@ -72,11 +71,7 @@ def scan(
                 pool.shutdown(cancel_futures=True)
     finally:
         cache.save(source)
-    pairs = list(zip(positions, results, strict=True))
-    return Scan(
-        {i: facts for i, facts in pairs if isinstance(facts, ImageFacts)},
-        tuple(UnreadableImage(items[i].key, why) for i, why in pairs if isinstance(why, str)),
-    )
+    return dict(zip(positions, results, strict=True))
 
 
 def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> list[ImageFacts | str]:
@@ -90,17 +85,26 @@ def _read_rows(source: ImageSource, cache: ScanCache, rows: range) -> list[Image
     return results
 
 
-def concatenated(scans: Sequence[Scan]) -> Scan:
-    """Joins the scans of consecutive parts of a source."""
-    readable = {i: facts for part in scans for i, facts in part.readable.items()}
-    return Scan(readable, tuple(image for part in scans for image in part.unreadable))
+def scanned(source: ImageSource, found: Mapping[int, ImageFacts | str]) -> Images:
+    """A source's readable images, of what `read_facts` found."""
+    readable = {i: facts for i, facts in found.items() if isinstance(facts, ImageFacts)}
+    return Images(
+        source,
+        indices=tuple(readable),
+        skipped=tuple(
+            UnreadableImage(source.items[i].key, reason)
+            for i, reason in found.items()
+            if isinstance(reason, str)
+        ),
+        digests={i: facts.digest for i, facts in readable.items()},
+    )
 
 
-def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = None) -> None:
+def check_limit(images: Images, limit: int, what: str, *, share: str | int | None = None) -> None:
     """Refuses a source with too many unreadable images.
 
     Args:
-        scan: the source's scan.
+        images: all readable images of the source.
         limit: largest number of unreadable images.
         what: the source's name in the message, such as `data.unlabeled (/data/cams)`.
         share: the value of `data.max_bad_images`, such as 1%.
@@ -108,18 +112,18 @@ def check_limit(scan: Scan, limit: int, what: str, *, share: str | int | None = 
     Raises:
         DataError: more than `limit` are unreadable, or none is readable.
     """
-    n_images = len(scan.readable) + len(scan.unreadable)
-    if scan.readable and len(scan.unreadable) <= limit:
+    n_images = len(images.indices) + len(images.skipped)
+    if images.indices and len(images.skipped) <= limit:
         return
-    examples = "\n  ".join(some_of(f"{x.key}: {x.reason}." for x in scan.unreadable))
-    if not scan.readable:
+    examples = "\n  ".join(some_of(f"{x.key}: {x.reason}." for x in images.skipped))
+    if not images.indices:
         raise DataError(
             f"{what}: none of {n_images} images can be read.\n  {examples}\n"
             "  Check that these are image files."
         )
     rounded = f": {share} of {n_images}, rounded up" if isinstance(share, str) else ""
     raise DataError(
-        f"{what}: {len(scan.unreadable)} of {n_images} images are unreadable, and the limit"
+        f"{what}: {len(images.skipped)} of {n_images} images are unreadable, and the limit"
         f" is {limit}{rounded}.\n  {examples}\n"
         "  Repair or remove them, or raise data.max_bad_images."
     )
@@ -218,13 +222,14 @@ class Images:
     def joined_with(self, other: Images) -> Images:
         """Returns the images of both sources, with labels; the other source comes second."""
         n_own = len(self.source.items)
-        added = other.train_labels or {}
+        digests = {n_own + i: digest for i, digest in other.digests.items()}
+        labels = {n_own + i: label for i, label in (other.train_labels or {}).items()}
         return Images(
             Joined(self.source, other.source),
-            (*self.indices, *(n_own + i for i in other.indices)),
-            (*self.skipped, *other.skipped),
-            {**self.digests, **{n_own + i: digest for i, digest in other.digests.items()}},
-            {**(self.train_labels or {}), **{n_own + i: label for i, label in added.items()}},
+            indices=(*self.indices, *(n_own + i for i in other.indices)),
+            skipped=(*self.skipped, *other.skipped),
+            digests={**self.digests, **digests},
+            train_labels={**(self.train_labels or {}), **labels},
         )
 
     def of_classes(self, classes: Sequence[int]) -> Images:

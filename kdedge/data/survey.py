@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kdedge.config.fields import HUB
-from kdedge.data.images import Scan, check_limit, scan, with_reasons
+from kdedge.data.images import check_limit, read_facts, scanned, with_reasons
+from kdedge.data.scan_cache import ImageFacts
 from kdedge.data.sources import ImageSource, csv_list, folder, huggingface, parquet, webdataset
 from kdedge.errors import DataError
 from kdedge.messages import name_some
@@ -105,20 +106,23 @@ class Survey(Record, Tabled):
 
 def _survey(
     kind: str,
+    place: str,
     source: ImageSource,
-    scanned: Scan,
+    found: Mapping[int, ImageFacts | str],
     classes: Iterable[tuple[str, int]],
     n_unlabeled: int,
     twins: Iterable[str] = (),
 ) -> Survey:
-    sizes_px = Counter(facts.size_px for facts in scanned.readable.values())
-    digests = {facts.digest for facts in scanned.readable.values()}
+    images = scanned(source, found)
+    check_limit(images, len(images.skipped), place)
+    sizes_px = Counter(facts.size_px for facts in found.values() if isinstance(facts, ImageFacts))
+    n_readable = len(images.indices)
     return Survey(
         kind=kind,
         n_images=len(source.items),
-        n_read=len(scanned.readable) + len(scanned.unreadable),
-        unreadable=scanned.unreadable,
-        n_duplicates=len(scanned.readable) - len(digests),
+        n_read=len(found),
+        unreadable=images.skipped,
+        n_duplicates=n_readable - len(set(images.digests.values())),
         sizes_px=tuple(sorted(sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
         classes=tuple(classes),
         n_unlabeled=n_unlabeled,
@@ -140,11 +144,10 @@ def survey(place: str) -> Survey:
     """
     kind, source, labels = _open(place)
     with progress(f"reading {place}", len(source.items), unit="images") as advance:
-        result = scan(source, progress=advance)
-    check_limit(result, len(result.unreadable), place)
+        found = read_facts(source, progress=advance)
     counts = Counter(labels)
     n_unlabeled = counts.pop("", 0)
-    return _survey(kind, source, result, sorted(counts.items()), n_unlabeled)
+    return _survey(kind, place, source, found, sorted(counts.items()), n_unlabeled)
 
 
 def _open(place: str) -> tuple[str, ImageSource, Iterable[str]]:
@@ -185,8 +188,7 @@ def survey_sample(place: Path, *, class_names: Sequence[str] = (), labeled: bool
     """
     source = folder.open_source(place, class_names=class_names, labeled=labeled)
     n_images = len(source.items)
-    result = scan(source, rows=slice(None, None, -(-n_images // _N_READ)))
-    check_limit(result, len(result.unreadable), str(place))
+    found = read_facts(source, rows=slice(None, None, -(-n_images // _N_READ)))
     labels = Counter(item.label for item in source.items)
     n_unlabeled = labels.pop(None, 0)
     counts = [(name, labels[i]) for i, name in enumerate(class_names)] if labeled else []
@@ -194,7 +196,7 @@ def survey_sample(place: Path, *, class_names: Sequence[str] = (), labeled: bool
         what = f"images of {len(labels)} class" if labeled else f"{n_images} image"
         raise DataError(f"{place} has {what}, and two or more are needed.\n  Add others.")
     twins = _twins([item.key for item in source.items])
-    return _survey("folder", source, result, counts, n_unlabeled, twins)
+    return _survey("folder", str(place), source, found, counts, n_unlabeled, twins)
 
 
 def _twins(keys: Sequence[str]) -> Iterator[str]:

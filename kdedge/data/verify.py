@@ -129,7 +129,7 @@ def _verify_part(
     unreadable = None
     if read_images:
         with progress(f"reading {name}", n_images, unit="images") as advance:
-            unreadable = scan(source, progress=advance).unreadable
+            unreadable = scan(source, progress=advance).skipped
     problems = []
     if missing:
         problems.append(

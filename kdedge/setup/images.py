@@ -15,7 +15,7 @@ from typing import Literal
 from kdedge.config.data_spec import LabeledSpec, SourceSpec, UnlabeledSpec, to_count
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import benchmark_root
-from kdedge.data.images import Images, check_limit, concatenated, scan
+from kdedge.data.images import Images, check_limit, read_facts, scanned
 from kdedge.data.open import open_source
 from kdedge.data.sources import ImageSource, WithoutLabels
 from kdedge.data.sources.folder import has_images, left_out_text
@@ -271,19 +271,19 @@ class RecipeImages:
         group = self._group
         shard = group.shard(len(source.items))
         with progress(f"reading data.{key}", shard.stop - shard.start, unit="images") as advance:
-            part = scan(source, rows=shard, progress=advance, cache=self._workspace.scans)
-        result = concatenated(group.all_gather(part))
+            part = read_facts(source, rows=shard, progress=advance, cache=self._workspace.scans)
+        found = {i: facts for part in group.all_gather(part) for i, facts in part.items()}
+        images = scanned(source, found)
         spec = self.recipe.data
         limit = to_count(spec.max_bad_images, len(source.items), math.ceil)
-        check_limit(result, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
-        skipped = result.unreadable
+        check_limit(images, limit=limit, what=f"data.{key}", share=spec.max_bad_images)
+        skipped = images.skipped
         if skipped and group.is_rank0:
             log.warning(
                 f"{len(skipped)} of {len(source.items)} images of data.{key} cannot be read and"
                 f" are skipped. The first is {skipped[0].key}: {skipped[0].reason}."
             )
-        digests = {position: facts.digest for position, facts in result.readable.items()}
-        return Images(source, tuple(digests), skipped, digests)
+        return images
 
     def check_has_labeled_classes(self, images: Images, key: DataPart) -> None:
         """Checks that a source has images of labeled classes, which choose epoch or student."""

@@ -4,7 +4,15 @@ import os
 
 import pytest
 
-from kdedge.data.images import Images, check_limit, concatenated, scan, spread, write_skipped_csv
+from kdedge.data.images import (
+    Images,
+    check_limit,
+    read_facts,
+    scan,
+    scanned,
+    spread,
+    write_skipped_csv,
+)
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import UnreadableImage
 
@@ -16,18 +24,18 @@ def test_a_scan_finds_the_bad_images_in_order(source, n_cores, monkeypatch):
     source.files[20] = source.files[20][:100]
     seen = []
     result = scan(source, progress=seen.append)
-    assert [i for i in range(23) if i not in (4, 20)] == list(result.readable)
-    assert [bad.key for bad in result.unreadable] == ["image-4", "image-20"]
-    assert result.unreadable[0].reason == "cannot be read: no such file"
-    hashes = [hashlib.sha256(source.files[i]).hexdigest() for i in result.readable]
-    assert [facts.digest for facts in result.readable.values()] == hashes
+    assert [i for i in range(23) if i not in (4, 20)] == list(result.indices)
+    assert [bad.key for bad in result.skipped] == ["image-4", "image-20"]
+    assert result.skipped[0].reason == "cannot be read: no such file"
+    hashes = [hashlib.sha256(source.files[i]).hexdigest() for i in result.indices]
+    assert list(result.digests.values()) == hashes
     assert seen == [16, 23]
 
 
 def test_a_scan_of_nothing_finds_nothing(source):
     source.files, source.labels = [], []
     result = scan(source)
-    assert (result.readable, result.unreadable) == ({}, ())
+    assert (result.indices, result.skipped) == ((), ())
     with pytest.raises(DataError, match="none of 0 images"):
         check_limit(result, 5, "data.test")
 
@@ -81,8 +89,9 @@ def test_the_image_list_hash_depends_on_keys_labels_and_order(source):
 
 def test_a_scan_in_parts_is_the_scan_of_all(source):
     source.files[7] = None
-    parts = [scan(source, rows=slice(*ends)) for ends in ((0, 5), (5, 16), (16, 23))]
-    assert concatenated(parts) == scan(source)
+    parts = [read_facts(source, rows=slice(*ends)) for ends in ((0, 5), (5, 16), (16, 23))]
+    found = {position: facts for part in parts for position, facts in part.items()}
+    assert scanned(source, found) == scan(source)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from kdedge.config.recipe import Recipe
-from kdedge.data.images import scan
+from kdedge.data.images import read_facts, scan
 from kdedge.data.scan_cache import MAX_FILES, ScanCache
 from kdedge.data.sources import ImageSource, csv_list, folder, webdataset
 from kdedge.setup.classes import load_classes
@@ -78,7 +78,7 @@ class Counted:
 def check(source: ImageSource, cache: ScanCache) -> int:
     """Compares with a scan without a cache; gives how many images were read."""
     counted = Counted(source)
-    assert scan(counted, cache=cache) == scan(source)
+    assert read_facts(counted, cache=cache) == read_facts(source)
     return counted.n_read
 
 
@@ -275,12 +275,12 @@ import sys, time
 from pathlib import Path
 now_ns = time.time_ns
 time.time_ns = lambda: now_ns() + 10_000_000_000
-from kdedge.data.images import scan
+from kdedge.data.images import read_facts, scan
 from kdedge.data.scan_cache import ScanCache
 from kdedge.data.sources import folder
 source = folder.open_source(Path(sys.argv[1]), class_names=(), labeled=False)
 found = scan(source, cache=ScanCache(Path(sys.argv[2])))
-print(*(facts.digest for facts in found.readable.values()))
+print(*found.digests.values())
 """
 
 
@@ -294,7 +294,7 @@ def test_two_processes_at_once_lose_nothing(images: Path, tmp_path: Path) -> Non
     ]
     digests = [process.communicate()[0].split() for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert digests == [[facts.digest for facts in scan(opened(images)).readable.values()]] * 2
+    assert digests == [[*scan(opened(images)).digests.values()]] * 2
     assert check(opened(images), ScanCache(kept)) == 2
 
 
