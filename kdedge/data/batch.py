@@ -64,17 +64,15 @@ class Batch:
         """The names of all images, for messages."""
         return self.keys if self.labeled is None else (*self.keys, *self.labeled.keys)
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; copies to a GPU are asynchronous."""
+    def to(self, device: torch.device, *, micro_batch: int | None = None) -> Batch:
+        """The same batch on a device, for so many images at a time in the image encoder.
+
+        Copies to a GPU are asynchronous.
+        """
         tensors = {key: x for key, x in vars(self).items() if isinstance(x, Tensor)}
         moved: dict[str, Any] = {key: copy_to(x, device) for key, x in tensors.items()}
-        labeled = None if self.labeled is None else self.labeled.to(device)
-        return replace(self, **moved, labeled=labeled)
-
-    def in_micro_batches(self, micro_batch: int | None) -> Batch:
-        """The same batch, with at most this many images per call of the image encoder."""
-        labeled = None if self.labeled is None else self.labeled.in_micro_batches(micro_batch)
-        return replace(self, micro_batch=micro_batch, labeled=labeled)
+        labeled = None if self.labeled is None else self.labeled.to(device, micro_batch=micro_batch)
+        return replace(self, **moved, labeled=labeled, micro_batch=micro_batch)
 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -57,15 +57,45 @@ class MethodModel:
     Attributes:
         setup: its role's method, classes and backbone.
         classes: the class list of its logits; a finished run may have another than in training.
-        method: the method, in the mode (evaluation or training) that its owner chose.
-        balance: what brings its classes into balance; None if the recipe has no `balance`.
     """
 
     def __init__(
-        self, setup: RoleSetup, method: BaseMethod, balance: BalanceResult | None = None
+        self,
+        setup: RoleSetup,
+        method: BaseMethod | None = None,
+        *,
+        classes: Classes | None = None,
+        balance: BalanceResult | None = None,
     ) -> None:
-        self.setup, self.classes = setup, setup.classes
-        self.method, self.balance = method, balance
+        """Makes a model of a method.
+
+        Args:
+            setup: its role's method, classes and backbone.
+            method: the method, in the mode (evaluation or training) that its owner chose; None to
+                build it on first use, see `build_method`.
+            classes: the class list of its logits; None for the setup's.
+            balance: see `balance`.
+        """
+        self.setup = setup
+        self.classes = setup.classes if classes is None else classes
+        self._method = method
+        self._balance = balance
+
+    @property
+    def method(self) -> BaseMethod:
+        """The method; built on first use if it was not given."""
+        if self._method is None:
+            self._method = self.build_method()
+        return self._method
+
+    def build_method(self) -> BaseMethod:
+        """The method with its first values, untrained."""
+        return self.setup.build()
+
+    @property
+    def balance(self) -> BalanceResult | None:
+        """What brings its classes into balance; None if the recipe does not ask for it."""
+        return self._balance
 
     @cached_property
     def offsets(self) -> Tensor | None:
@@ -196,14 +226,13 @@ class MethodModel:
         return outputs
 
 
-@dataclass(frozen=True, eq=False)
 class RunModel(MethodModel):
-    """A finished run as a model of a class list.
+    """A finished run as a model of a class list; `load_run` opens one.
 
     Attributes:
-        run: the run.
         setup: its method and backbone, with the class list that it was trained with.
         classes: the class list of its logits and class vectors.
+        run: the run.
         images: those of its recipe with overrides, for measuring and exporting; their labels are
             positions in `images.classes`.
         recorded_recipe: its recipe without overrides.
@@ -211,13 +240,27 @@ class RunModel(MethodModel):
         trained_hash: hash of its trained tensors.
     """
 
-    run: RunFolder
-    setup: RoleSetup
-    classes: Classes
-    images: RecipeImages
-    recorded_recipe: Recipe
-    stored: ClassVectors
-    trained_hash: str
+    def __init__(
+        self,
+        setup: RoleSetup,
+        *,
+        classes: Classes,
+        run: RunFolder,
+        images: RecipeImages,
+        recorded_recipe: Recipe,
+        stored: ClassVectors,
+    ) -> None:
+        """Makes the model; its arguments are its attributes.
+
+        Raises:
+            DataError: files of the run are damaged or do not match.
+        """
+        super().__init__(setup, classes=classes)
+        self.run = run
+        self.images = images
+        self.recorded_recipe = recorded_recipe
+        self.stored = stored
+        self.trained_hash = check_stored_weights(run, setup, stored)
 
     @property
     def recipe(self) -> Recipe:
@@ -229,8 +272,7 @@ class RunModel(MethodModel):
         """Its frozen CLIP, or only an image encoder; built on first use."""
         return self.setup.load_backbone()
 
-    @cached_property
-    def method(self) -> BaseMethod:  # type: ignore[override]  # can be set, unlike a property
+    def build_method(self) -> BaseMethod:
         """The method with its trained tensors, frozen, in evaluation mode."""
         settings = self.setup.choice.settings
         is_as_trained = settings.classifier != "own_logits" or settings.is_class_specific
@@ -331,7 +373,7 @@ class RunModel(MethodModel):
         return [None if label is None else position.get(listed[label]) for label in labels]
 
     @cached_property
-    def balance(self) -> BalanceResult | None:  # type: ignore[override]
+    def balance(self) -> BalanceResult | None:
         """What brings its classes into balance; None if the recipe has no `balance`.
 
         Read from the run; computed again if the recipe's `balance`, its images or the classes have
@@ -424,7 +466,14 @@ def load_run(
     classes = trained_classes if names is None else classes_of(loaded.recipe, names)
     listed = trained_classes if label_names is None else classes_of(loaded.recipe, label_names)
     images = RecipeImages(loaded.recipe, listed, workspace)
-    trained_hash = check_stored_weights(run, setup, stored)
+    model = RunModel(
+        setup,
+        classes=classes,
+        run=run,
+        images=images,
+        recorded_recipe=trained.recipe,
+        stored=stored,
+    )
     new = [name for name in classes.names if name not in trained_classes.names]
     if new and setup.choice.settings.is_class_specific:
         raise DataError(
@@ -432,7 +481,7 @@ def load_run(
             " trains separate tensors for each class.\n"
             f"  Use names among its {len(trained_classes.names)}, or train again with the new list."
         )
-    return RunModel(run, setup, classes, images, trained.recipe, stored, trained_hash)
+    return model
 
 
 def warn_of_other_test_images(model: RunModel, images: Images | None) -> None:

@@ -81,7 +81,7 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
 def in_balance(job: Job, model: MethodModel) -> MethodModel:
     """A model of the job's classes with offsets; the same model if the recipe has no `balance`."""
     balance = balance_of(model, job.setup.images)
-    return model if balance is None else MethodModel(model.setup, model.method, balance)
+    return model if balance is None else MethodModel(model.setup, model.method, balance=balance)
 
 
 def _teacher_result(job: Job, test: Images) -> Evaluation | None:

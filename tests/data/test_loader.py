@@ -253,7 +253,7 @@ def test_unlabeled_images_bring_the_stored_features_of_a_teacher(source, listed)
 
 def test_a_mixed_batch_moves_and_splits_with_its_labeled_part(source, listed):
     (batch, *_) = batches(source, labels=None, labeled=(listed([0, 1, 2]), 2))
-    moved = batch.to(torch.device("meta")).in_micro_batches(2)
+    moved = batch.to(torch.device("meta"), micro_batch=2)
     assert {moved.images.device.type, moved.labeled.images.device.type} == {"meta"}
     assert (moved.micro_batch, moved.labeled.micro_batch) == (2, 2)
 

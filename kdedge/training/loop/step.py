@@ -79,7 +79,7 @@ class Stepper:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        output = self._gradients(batch.to(self._device))
+        output = self._gradients(batch)
         norm = self.precision.clip(self.parameters.values(), max_norm=self._settings.clip_grad_norm)
         # Waits for the GPU, once per step
         loss, length = torch.stack([output.loss.detach().float(), norm.float()]).tolist()
@@ -96,7 +96,7 @@ class Stepper:
         while True:
             try:
                 with self._restored_on_error() if self._can_halve else contextlib.nullcontext():
-                    return self._passes(batch.in_micro_batches(self.micro_batch))
+                    return self._passes(batch.to(self._device, micro_batch=self.micro_batch))
             except (RuntimeError, MemoryError) as error:
                 micro_batch = self._smaller_micro_batch(batch, error)
             # Outside of `except`, since tensors of the failed pass are only freed with the error

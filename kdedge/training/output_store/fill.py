@@ -221,8 +221,7 @@ def _open_run(
 def _open_untrained(
     root: Path, loaded: LoadedRecipe, role: Role, resources: WorkerResources
 ) -> MethodModel:
-    setup = set_up_role(loaded, role, Workspace.of_worker(root, resources))
-    return MethodModel(setup, setup.build())
+    return MethodModel(set_up_role(loaded, role, Workspace.of_worker(root, resources)))
 
 
 def _compute_in_worker(
