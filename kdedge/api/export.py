@@ -321,7 +321,7 @@ def _export_run(
     workspace = run_workspace(run, device)
     names = None if classes is None else given_class_names(classes)
     trained = load_run(run, workspace, overrides=overrides, names=names)
-    check_has_class_vectors(trained.setup.choice, "be exported")
+    check_has_class_vectors(trained.setup, "be exported")
     work.run = run
     work.precisions = _with_fp16(work.named or trained.recipe.export.precisions)
     for target in work.targets:

@@ -67,7 +67,7 @@ def run_subjects(
                 f"  Or compare with one of: {', '.join(alone)}."
             )
     trained = load_run(run, workspace)
-    check_has_class_vectors(trained.setup.choice, "be measured by itself")
+    check_has_class_vectors(trained.setup, "be measured by itself")
     try:
         warn_of_other_test_images(trained, trained.images.load("test"))
     except KdedgeError as error:
@@ -157,7 +157,7 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     features = method.forward_features
     tensors: list[Tensor] = [*method.module.parameters(), *backbone.visual.parameters()]
     cached = []
-    if setup.choice.settings.classifier != "own_logits":
+    if setup.settings.classifier != "own_logits":
         vectors, scale = method.class_vectors(), method.scale
         cached = [_with_vectors(label, features, vectors, scale, backbone, tensors)]
     if not isinstance(method, TextPromptMethod):
@@ -194,7 +194,7 @@ def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
 def _own_subject(trained: RunModel) -> Subject:
     """Subject of the run's own model, unfolded."""
     tensors = trained.method.image_modules().parameters()
-    label = _title(trained.setup.choice.name)
+    label = _title(trained.setup.method_name)
     if trained.run.role != "baseline":
         label = f"{trained.run.role}, {label}"
     features, vectors = trained.forward_features, trained.class_vectors()

@@ -96,7 +96,7 @@ def evaluate_run(
         model,
         images,
         model.classes,
-        selection=model.setup.choice.optim.selection,
+        selection=model.setup.optim.selection,
         temperature=temperature,
         with_samples=with_samples,
         teacher=load_teacher_of(model) if with_samples else None,

@@ -159,7 +159,7 @@ class MethodModel:
     @torch.no_grad()
     def plain_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, as the method gives them."""
-        if self.setup.choice.settings.classifier == "own_logits":
+        if self.setup.settings.classifier == "own_logits":
             return self.method.own_logits(images)
         return self.scale * self.forward_features(images) @ self.class_vectors().T
 
@@ -179,7 +179,7 @@ class MethodModel:
         def encoded(images: Tensor) -> Tensor:
             return unit_length(encode_image(self.setup.load_backbone().visual, images))
 
-        are_logits = self.setup.choice.settings.classifier == "feature_logits"
+        are_logits = self.setup.settings.classifier == "feature_logits"
         return self._outputs_of(images, encoded if are_logits else self.forward_features, what)
 
     @torch.no_grad()
@@ -274,7 +274,7 @@ class RunModel(MethodModel):
 
     def build_method(self) -> BaseMethod:
         """The method with its trained tensors, frozen, in evaluation mode."""
-        settings = self.setup.choice.settings
+        settings = self.setup.settings
         is_as_trained = settings.classifier != "own_logits" or settings.is_class_specific
         return self._trained_method(self.setup.classes if is_as_trained else self.classes)
 
@@ -301,7 +301,7 @@ class RunModel(MethodModel):
             DataError: a name has no stored vector, and the teacher is missing or did not make the
                 stored ones.
         """
-        if self.setup.choice.settings.classifier == "own_logits":
+        if self.setup.settings.classifier == "own_logits":
             return torch.empty(len(self.class_names), 0, device=self.device)
         if self._has_stored_vectors:
             position = {name: row for row, name in enumerate(self.stored.class_names)}
@@ -328,7 +328,7 @@ class RunModel(MethodModel):
     def _has_stored_vectors(self) -> bool:
         """Whether every name has a stored vector, or the method has no class vectors."""
         is_known = set(self.class_names) <= set(self.stored.class_names)
-        return is_known or self.setup.choice.settings.classifier == "own_logits"
+        return is_known or self.setup.settings.classifier == "own_logits"
 
     @cached_property
     def _teacher(self) -> RunModel:
@@ -342,7 +342,7 @@ class RunModel(MethodModel):
         new = [name for name in names if name not in stored]
         what = f"{len(new)} of {len(names)} class names have no stored vector, first {new[0]!r}"
         vectors_file = self.run.class_vectors
-        if self.setup.choice.settings.classifier != "teacher_vectors":
+        if self.setup.settings.classifier != "teacher_vectors":
             raise DataError(
                 f"{what}, and this student made its own (class_vectors: student): the teacher's"
                 " would not fit its image features.\n"
@@ -393,7 +393,7 @@ class RunModel(MethodModel):
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
         logits = super().plain_logits(images)
-        settings = self.setup.choice.settings
+        settings = self.setup.settings
         if settings.classifier != "own_logits" or not settings.is_class_specific:
             return logits
         position = {name: index for index, name in enumerate(self.setup.classes.names)}
@@ -418,7 +418,7 @@ class RunModel(MethodModel):
             "trained_at": record.finished_at,
             "trained_with": record.versions,
             "seed": record.seed,
-            **settings_record(self.setup.choice),
+            **settings_record(self.setup),
             "backbone": self.setup.backbone.name,
             "hashes": {**record.hashes, "class_vectors": self.vectors_hash},
             "scale": self.scale,
@@ -475,7 +475,7 @@ def load_run(
         stored=stored,
     )
     new = [name for name in classes.names if name not in trained_classes.names]
-    if new and setup.choice.settings.is_class_specific:
+    if new and setup.settings.is_class_specific:
         raise DataError(
             f"{len(new)} class names have no tensors in {run.weights}, first {new[0]!r}: the method"
             " trains separate tensors for each class.\n"

@@ -87,7 +87,7 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
     recipe, setup = model.recipe, model.setup
     if recipe.data.validation is not None:
         images, key = model.images.drawn_validation(), "validation"
-    elif recipe.data.labeled is not None and not setup.choice.data_needs.labels:
+    elif recipe.data.labeled is not None and not setup.data_needs.labels:
         images, key = model.images.drawn_labeled(setup.role), "labeled"
     else:
         return None

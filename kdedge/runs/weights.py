@@ -32,14 +32,14 @@ def class_vectors_hash(setup: RoleSetup, trained: str, classes: Classes) -> str:
         trained: hash of the model's trained tensors.
         classes: class names and template.
     """
-    record = settings_record(setup.choice)
+    record = settings_record(setup)
     names, template = list(classes.names), classes.template
     return sha256_json([setup.backbone.identity, trained, names, template, record])
 
 
 def features_hash(setup: RoleSetup, trained: str) -> str:
     """Hash of all inputs of image features, which do not depend on class names."""
-    return sha256_json([setup.backbone.identity, trained, settings_record(setup.choice)])
+    return sha256_json([setup.backbone.identity, trained, settings_record(setup)])
 
 
 def hash_trained(method: BaseMethod) -> str:
@@ -59,7 +59,7 @@ def write_weights(run: RunFolder, setup: RoleSetup, method: BaseMethod, vectors_
     method.module.eval()
     state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
     facts = {
-        "method": setup.choice.name,
+        "method": setup.method_name,
         "backbone": setup.backbone.identity,
         "backbone_name": setup.backbone.name,
         "trained": hash_weights(state),

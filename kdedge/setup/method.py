@@ -24,13 +24,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """A recipe's choice of a method: its module, its settings, its optimization and its role."""
+    """The method that a recipe chooses for a role; no class list or weights are read for it.
 
-    name: str
+    Attributes:
+        role: teacher, student or baseline.
+        method_name: the method's name, such as `promptsrc`.
+        module: the method's file.
+        settings: the method's settings.
+        optim: the settings of its optimization.
+    """
+
+    role: Role
+    method_name: str
     module: ModuleType
     settings: MethodSettings
     optim: OptimSettings
-    role: Role
 
     @property
     def is_closed_form(self) -> bool:
@@ -110,7 +118,7 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
     if settings.n_rounds > 0 and loaded.recipe.data.pseudo_labels is not None:
         raise _no_use_of_pseudo_labels(f"{spec.method} makes its own pseudo-labels")
     optim = resolve_optim(loaded.recipe.optim, spec.optim)
-    return MethodChoice(spec.method, module, settings, optim, role)
+    return MethodChoice(role, spec.method, module, settings, optim)
 
 
 def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
@@ -121,7 +129,7 @@ def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
     """
     needs = choice.data_needs
     if recipe.data.pseudo_labels is not None and needs.unlabeled_images and not needs.labels:
-        raise _no_use_of_pseudo_labels(f"{choice.name} uses no labels")
+        raise _no_use_of_pseudo_labels(f"{choice.method_name} uses no labels")
 
 
 def _no_use_of_pseudo_labels(why: str) -> RecipeError:
@@ -133,7 +141,7 @@ def _no_use_of_pseudo_labels(why: str) -> RecipeError:
 
 def settings_record(choice: MethodChoice) -> dict[str, Any]:
     """The method's name and settings as JSON values, for hashes and provenance."""
-    return {"method": choice.name, "settings": choice.settings.model_dump(mode="json")}
+    return {"method": choice.method_name, "settings": choice.settings.model_dump(mode="json")}
 
 
 def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
@@ -148,10 +156,10 @@ def check_has_class_vectors(choice: MethodChoice, use: str) -> None:
     """
     if choice.settings.classifier == "own_logits":
         raise RecipeError(
-            f"{choice.name} computes its logits without class vectors, so it cannot {use}.\n"
+            f"{choice.method_name} computes its logits without class vectors, so it cannot {use}.\n"
             "  Choose another method, such as promptsrc. To compare with this one, run"
-            f" `kdedge train RECIPE --method {choice.name}`,"
-            f" and for its speed `kdedge bench RUN --against {choice.name}`."
+            f" `kdedge train RECIPE --method {choice.method_name}`,"
+            f" and for its speed `kdedge bench RUN --against {choice.method_name}`."
         )
 
 
@@ -163,7 +171,7 @@ def check_can_be_teacher(choice: MethodChoice) -> None:
     """
     if choice.module.METHOD.needs_teacher:
         raise RecipeError(
-            f"{choice.name} needs a teacher itself, so it cannot be one.\n"
+            f"{choice.method_name} needs a teacher itself, so it cannot be one.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."
         )
     check_has_class_vectors(choice, "teach a student")
@@ -181,8 +189,8 @@ def check_needs_no_vectors(student: MethodChoice, teacher: str) -> None:
     """
     if student.settings.classifier == "teacher_vectors":
         raise RecipeError(
-            f"The teacher, {teacher}, has no class vectors, which {student.name} would compare"
-            " images with.\n"
+            f"The teacher, {teacher}, has no class vectors, which {student.method_name} would"
+            " compare images with.\n"
             "  Set student.settings.class_vectors: student (of ridge, outputs: logits), or choose a"
             " teacher with class vectors, such as promptsrc or zeroshot."
         )
@@ -217,7 +225,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
         chosen = {f"{model.role}.optim.{key}": getattr(model.optim, key) for model in used}
         shared = getattr(loaded.recipe.optim, key)
         if models and not used:
-            reasons = {f"{model.name} {model.untrained_reason}" for model in models}
+            reasons = {f"{model.method_name} {model.untrained_reason}" for model in models}
             log.warning(f"{dotted(path)} has no effect: {' and '.join(sorted(reasons))}.")
         elif len(path) == 2 and used and shared not in chosen.values():
             (given,) = override_texts({f"optim.{key}": shared})

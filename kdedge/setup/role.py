@@ -28,19 +28,17 @@ from kdedge.setup.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class RoleSetup:
-    """One of a recipe's models, as the recipe describes it.
+class RoleSetup(MethodChoice):
+    """One of a recipe's models: its method, and the class list and backbone that it works on.
 
     Attributes:
         loaded: the recipe.
-        choice: the method of the role, with its settings.
         classes: the class list.
         backbone: the backbone, identified but not built.
         workspace: the command's workspace, which builds the backbone.
     """
 
     loaded: LoadedRecipe
-    choice: MethodChoice
     classes: Classes
     backbone: UnbuiltBackbone
     workspace: Workspace
@@ -51,11 +49,6 @@ class RoleSetup:
         return self.loaded.recipe
 
     @property
-    def role(self) -> Role:
-        """Teacher, student or baseline."""
-        return self.choice.role
-
-    @property
     def device(self) -> torch.device:
         """The device of the workspace."""
         return self.workspace.device
@@ -63,9 +56,9 @@ class RoleSetup:
     @property
     def train_classes(self) -> range:
         """Classes that may have labels; those that do are the classes of the softmax, if any."""
-        needs, classes = self.choice.data_needs, self.classes
+        needs, classes = self.data_needs, self.classes
         has_pseudo_labels = needs.labels and classes.has_pseudo_labels
-        knows_names = needs.novel_class_names and not self.choice.settings.learns_from_labels
+        knows_names = needs.novel_class_names and not self.settings.learns_from_labels
         return range(len(classes.names)) if has_pseudo_labels or knows_names else classes.labeled
 
     @property
@@ -76,8 +69,8 @@ class RoleSetup:
     def with_method(self, name: str, role: Role) -> RoleSetup:
         """The same classes and backbone with another method, in its default settings."""
         module = load_method(name)
-        choice = MethodChoice(name, module, module.Settings(), self.choice.optim, role)
-        return replace(self, choice=choice)
+        settings = module.Settings()
+        return replace(self, role=role, method_name=name, module=module, settings=settings)
 
     def load_backbone(self) -> ImageBackbone:
         """Builds the backbone, or returns the one that the workspace has built."""
@@ -108,9 +101,7 @@ class RoleSetup:
             class_vectors,
             sentences,
         )
-        built: BaseMethod = self.choice.module.Method(
-            self.load_backbone(), self.choice.settings, inputs
-        )
+        built: BaseMethod = self.module.Method(self.load_backbone(), self.settings, inputs)
         return built
 
 
@@ -135,7 +126,9 @@ def set_up_role(
     backbone = workspace.identify(
         _backbone_spec(spec), needs_text_encoder=choice.settings.needs_text_encoder
     )
-    return RoleSetup(loaded, choice, classes, backbone, workspace)
+    return RoleSetup(
+        **vars(choice), loaded=loaded, classes=classes, backbone=backbone, workspace=workspace
+    )
 
 
 def _backbone_spec(spec: ModelSpec) -> BackboneSpec:

@@ -17,7 +17,7 @@ from kdedge.distributed import ProcessGroup
 from kdedge.methods.base import ClosedFormData, ClosedFormMethod
 from kdedge.runs.model import MethodModel
 from kdedge.setup.role import RoleSetup
-from kdedge.training.job import Job, TrainingData
+from kdedge.training.job import Job
 from kdedge.training.loop.precision import MixedPrecision
 from kdedge.training.output_store.store import FORWARD_BATCH
 
@@ -36,7 +36,7 @@ def fit(job: Job) -> dict[str, Any]:
     if job.filler is not None:
         job.filler.fill()
     record = _fit(job)
-    log.info(f"{job.choice.name}: {record.pop('summary')}.")
+    log.info(f"{job.setup.method_name}: {record.pop('summary')}.")
     return {"closed_form": record}
 
 
@@ -53,7 +53,7 @@ def ridge_on_labels(setup: RoleSetup, images: Images) -> tuple[MethodModel, floa
         The model, and its leave-one-out accuracy on these images in percent, mean over classes;
         None if most classes have one label.
     """
-    job = Job(setup.with_method("ridge", "baseline"), TrainingData(images))
+    job = Job(setup.with_method("ridge", "baseline"), labeled=images)
     percent: float | None = _fit(job)["leave_one_out_percent"]
     return job.model(), percent
 
@@ -72,14 +72,14 @@ def fit_seconds(job: Job) -> float:
             if job.teacher is not None and job.filler is None:
                 _teacher_outputs(job, batch, positions)
         seconds = (time.perf_counter() - began) / len(sample)
-    labeled = job.data.labeled if job.data.unlabeled is not None else None
+    labeled = job.labeled if job.unlabeled is not None else None
     n_labeled = 0 if labeled is None else len(labeled.indices)
     return seconds * (len(images.indices) + n_labeled)
 
 
 def _closed_form_data(job: Job) -> ClosedFormData:
     """The training data of a job for `ClosedFormMethod.fit`."""
-    labeled, labels = job.data.labeled, job.data.labels
+    labeled, labels = job.labeled, job.labels
     order = _shuffled(job, labeled)
     counts = torch.bincount(
         torch.tensor([labels[i] for i in order], dtype=torch.int64),
@@ -91,7 +91,7 @@ def _closed_form_data(job: Job) -> ClosedFormData:
             for images, positions in _batches(job, labeled, order[part]):
                 yield images, torch.tensor([labels[i] for i in positions])
 
-    unlabeled = job.data.unlabeled
+    unlabeled = job.unlabeled
     if unlabeled is not None and labeled is not None:
         rest = unlabeled.without(labeled)
         unlabeled = rest if rest.indices else unlabeled  # a pool that is labeled whole
@@ -110,7 +110,7 @@ def _closed_form_data(job: Job) -> ClosedFormData:
         n_leave_one_out=_N_LEAVE_ONE_OUT,
         label_counts=counts,
         group=job.setup.workspace.group,
-        autocast=MixedPrecision(job.choice.optim.precision, job.device).autocast,
+        autocast=MixedPrecision(job.setup.optim.precision, job.setup.device).autocast,
     )
 
 
@@ -130,8 +130,8 @@ def _batches(
         positions,
         preprocess=job.setup.backbone.preprocess,
         batch_size=FORWARD_BATCH,
-        n_workers=job.choice.optim.n_workers if n_workers is None else n_workers,
-        device=job.device,
+        n_workers=job.setup.optim.n_workers if n_workers is None else n_workers,
+        device=job.setup.device,
     )
 
 
@@ -140,7 +140,7 @@ def _teacher_outputs(job: Job, images: Tensor, positions: list[int]) -> tuple[Te
     teacher = job.teacher
     assert teacher is not None  # the job is a student's
     if job.filler is not None:
-        features = job.filler.store.read(positions, 1).to(job.device)
+        features = job.filler.store.read(positions, 1).to(job.setup.device)
     else:
         with torch.no_grad():
             features = teacher.teacher_features(images, job.setup.backbone.preprocess).float()

@@ -52,7 +52,7 @@ def distill_student(
     Returns:
         The student's run.
     """
-    job = _student_of_good_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+    job = _student_with_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
@@ -82,35 +82,34 @@ def store_features(
             "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
             "  Set it to the number of crops to store of each image, for example 4."
         )
-    job = _student_of_good_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
+    job = _student_with_teacher(loaded, workspace, resume=resume, keep_teacher=keep_teacher)
     filler = job.filler
     assert filler is not None  # views is refused if the teacher is a file
     filler.fill()
     return filler.store
 
 
-def _student_of_good_teacher(
+def _student_with_teacher(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, keep_teacher: bool
 ) -> Job:
-    """The job of the recipe's student, with another teacher if its own did not learn."""
-    job = _student_of_own_teacher(loaded, workspace, resume=resume)
-    other = _recipe_with_better_teacher(loaded, job.teacher, job.choice, keep=keep_teacher)
-    return job if other is None else _student_of_own_teacher(other, workspace, resume=resume)
-
-
-def _student_of_own_teacher(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool) -> Job:
     """The job of the recipe's student with its teacher, which is trained first if it is missing.
 
     If the teacher has to be trained, one student step runs first: its errors come before the wait.
+    If the teacher did not learn, the student gets another one.
     """
     student, missing = student_job(loaded, workspace)
     if missing is None:
         _log_teacher("Teacher 1/2", loaded, student.teacher_run)
+    else:
+        with working("trying a step of the student"):
+            one_pass_job(student)  # raises errors of the validation images, too
+            trial_steps(student, 1)
+        run = _train_missing_teacher("Teacher 1/2", missing, resume=resume)
+        student = with_teacher_run(run, student)
+    other = _recipe_with_better_teacher(loaded, student.teacher, student.setup, keep=keep_teacher)
+    if other is None:
         return student
-    with working("trying a step of the student"):
-        one_pass_job(student)  # raises errors of the validation images, too
-        trial_steps(student, 1)
-    return with_teacher_run(_train_missing_teacher("Teacher 1/2", missing, resume=resume), student)
+    return _student_with_teacher(other, workspace, resume=resume, keep_teacher=keep_teacher)
 
 
 def trained_teacher(loaded: LoadedRecipe, workspace: Workspace, names: Sequence[str]) -> RunModel:
@@ -188,7 +187,7 @@ def _recipe_with_better_teacher(
         return None
     needs_vectors = student is not None and student.settings.classifier == "teacher_vectors"
     usable = [name for name in better if not (needs_vectors and name == "ridge")]  # ridge has none
-    method = job.choice.name
+    method = job.setup.method_name
     chosen = max(usable or better, key=better.__getitem__)
     if keep:
         remedy = f"Using it anyway, because of {option('--keep-teacher', 'keep_teacher=True')}."
@@ -248,8 +247,8 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
 
 def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     """Trains one of the two models of a distillation, with a log line before and after."""
-    what = f"{job.choice.name} on {job.setup.backbone.name}"
-    if job.choice.is_closed_form:
+    what = f"{job.setup.method_name} on {job.setup.backbone.name}"
+    if job.setup.is_closed_form:
         what = f"solving {what}."
     elif job.has_rounds or job.method.trainable_parameters():
         what = f"training {what}."

@@ -54,8 +54,8 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
         str(job.setup.role): measure_accuracy(
             model,
             test,
-            job.classes,
-            selection=job.choice.optim.selection,
+            job.setup.classes,
+            selection=job.setup.optim.selection,
             with_samples=True,
             teacher=job.teacher,
         )
@@ -64,17 +64,17 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
     if teacher_result is not None:
         results["teacher"] = teacher_result
     labeled = None if job.teacher is None else job.truly_labeled
-    if labeled is not None and labeled.has_labels_of(len(job.classes.names)):
+    if labeled is not None and labeled.has_labels_of(len(job.setup.classes.names)):
         ridge, _ = ridge_on_labels(job.setup, labeled)
-        results["labels_alone"] = measure_accuracy(in_balance(job, ridge), test, job.classes)
+        results["labels_alone"] = measure_accuracy(in_balance(job, ridge), test, job.setup.classes)
     if job.setup.backbone.has_text_encoder:
         zero_shot = zero_shot_model(job)
         logits = zero_shot.logits_of(test, what="evaluating images")
-        results["zeroshot"] = measure_logits(logits, test, job.classes)
+        results["zeroshot"] = measure_logits(logits, test, job.setup.classes)
         balanced = in_balance(job, zero_shot)
         if balanced.offsets is not None and balanced.offsets.any():
             logits = logits - balanced.offsets.cpu()
-            results["zeroshot_balanced"] = measure_logits(logits, test, job.classes)
+            results["zeroshot_balanced"] = measure_logits(logits, test, job.setup.classes)
     return results
 
 
@@ -90,11 +90,11 @@ def _teacher_result(job: Job, test: Images) -> Evaluation | None:
     if isinstance(teacher, RunModel) and teacher.balance == if_readable(read_balance, teacher.run):
         result = readable_evaluation(teacher.run).get(teacher.run.role)
         details = readable_details(teacher.run).get(teacher.run.role)
-        images_hash, split = test.hash_with(job.classes.names), job.classes.split
+        images_hash, split = test.hash_with(job.setup.classes.names), job.setup.classes.split
         if result and details and (result.images_hash, result.split) == (images_hash, split):
             return Evaluation(result, replace(details, samples=None))
     logits = None if teacher is None else teacher.logits_of(test, what="running the teacher")
-    return None if logits is None else measure_logits(logits, test, job.classes)
+    return None if logits is None else measure_logits(logits, test, job.setup.classes)
 
 
 def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:
@@ -140,11 +140,11 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
     share = trained.accuracy_percent / 100
     result = f"is right on {trained.accuracy_percent:.2f} % of {n_images:,} test images"
     keys = "the method's settings"
-    trains = job.choice.trains_by_gradient
+    trains = job.setup.trains_by_gradient
     remedy = f"Change {f'optim.lr, optim.epochs or {keys}' if trains else keys}."
     if trained.only_class is not None:
         problem = f"predicts {trained.only_class!r} for every test image."
-        images = job.data.images or job.test
+        images = job.images or job.test
         assert images is not None  # it was evaluated on test images
         key = images.source.items[images.indices[0]].key
         remedy = f"Look whether images such as {key} are black or of other classes. {remedy}"

@@ -19,7 +19,7 @@ def evaluation_seconds(job: Job) -> float:
     It is the number of images that pass the backbone, each pass counted, times the measured time of
     one. The time to encode texts is not counted.
     """
-    images = job.test or job.data.images
+    images = job.test or job.images
     if images is None:
         return 0.0
     seconds = _n_passes(job) * _seconds_per_image(job.model(), images)
@@ -36,14 +36,14 @@ def _n_passes(job: Job) -> int:
     """
     n_zero_shot = int(job.setup.backbone.has_text_encoder)
     labeled = job.truly_labeled
-    has_labels = labeled is not None and labeled.has_labels_of(len(job.classes.names))
+    has_labels = labeled is not None and labeled.has_labels_of(len(job.setup.classes.names))
     n_labeled = len(labeled.indices) if labeled is not None and has_labels else 0
     n_passes = _n_unlabeled(job)
     n_models = 1
-    if job.selecting_images is not None and job.choice.trains_by_gradient:
-        n_epochs = job.choice.optim.epochs * max(1, job.choice.settings.n_rounds)
+    if job.selecting_images is not None and job.setup.trains_by_gradient:
+        n_epochs = job.setup.optim.epochs * max(1, job.setup.settings.n_rounds)
         n_passes += n_epochs * len(job.selecting_images.indices)
-    if job.setup.role == "teacher" and job.choice.name not in ("ridge", "zeroshot"):
+    if job.setup.role == "teacher" and job.setup.method_name not in ("ridge", "zeroshot"):
         n_passes += n_labeled * (n_zero_shot + 2)  # ridge, and the teacher itself
     if job.test is not None:
         n_models += n_zero_shot

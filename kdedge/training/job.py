@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-
-import torch
 
 from kdedge.config.recipe import Recipe
 from kdedge.data.batch import Batch, FeaturesOfViews, ImageWeights
@@ -26,7 +24,6 @@ from kdedge.progress import working
 from kdedge.runs.balance import check_balance
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel
-from kdedge.setup.classes import Classes
 from kdedge.setup.images import RecipeImages
 from kdedge.setup.method import MethodChoice, settings_record
 from kdedge.setup.role import RoleSetup
@@ -39,25 +36,35 @@ _ONLY_SPEED = {"n_workers", "checkpoint_every_s", "micro_batch"}  # keys of `opt
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """What a method is trained on.
+class Job:
+    """What one run trains.
 
     Attributes:
+        setup: role, recipe, method, classes and backbone.
         labeled: images with labels, also with pseudo-labels of a file or a round; None if it learns
             from none.
         unlabeled: images without labels; None if it learns from none.
         train_classes: the classes that have labels, in label order; None for the setup's.
         weights: weights of the images in the loss, if they differ.
         sentences: sentences about each class, for a method that learns from texts.
-        hashes: further hashes of the training data, for the key.
+        data_hashes: further hashes of what it learns from, for the key.
+        test: labeled images that accuracy is measured on.
+        validation: labeled images that select the best epoch.
+        teacher: the frozen teacher of a student; None for other roles.
+        filler: stores the teacher's features; None if it runs in every step.
     """
 
+    setup: RoleSetup
     labeled: Images | None = None
     unlabeled: Images | None = None
     train_classes: Sequence[int] | None = None
     weights: ImageWeights | None = None
     sentences: Sequence[Sequence[str]] | None = None
-    hashes: dict[str, str] = field(default_factory=dict)
+    data_hashes: dict[str, str] = field(default_factory=dict)
+    test: Images | None = None
+    validation: Images | None = None
+    teacher: Teacher | None = None
+    filler: StoreFiller | None = None
 
     @property
     def images(self) -> Images | None:
@@ -66,6 +73,12 @@ class TrainingData:
         None if nothing is trained.
         """
         return self.unlabeled or self.labeled
+
+    @property
+    def training_images(self) -> Images:
+        """The images of an epoch; only for a job that trains something."""
+        assert self.images is not None
+        return self.images
 
     @property
     def labeled_per_batch(self) -> Images | None:
@@ -77,42 +90,21 @@ class TrainingData:
         """Position in the source -> label of the labeled images."""
         return {} if self.labeled is None else self.labeled.train_labels or {}
 
-
-@dataclass(frozen=True)
-class Job:
-    """What one run trains.
-
-    Attributes:
-        setup: role, recipe, method, classes and backbone.
-        data: training data.
-        test: labeled images that accuracy is measured on.
-        validation: labeled images that select the best epoch.
-        teacher: the frozen teacher of a student; None for other roles.
-        filler: stores the teacher's features; None if it runs in every step.
-    """
-
-    setup: RoleSetup
-    data: TrainingData
-    test: Images | None = None
-    validation: Images | None = None
-    teacher: Teacher | None = None
-    filler: StoreFiller | None = None
-
     @cached_property
     def method(self) -> BaseMethod:
         """The method, built on first use with its first values."""
-        with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
+        with working(f"preparing {self.setup.method_name} on {self.setup.backbone.name}"):
             return self.setup.build(
-                train_classes=self.data.train_classes,
+                train_classes=self.train_classes,
                 teacher=self.teacher,
-                sentences=self.data.sentences,
+                sentences=self.sentences,
             )
 
     def load(self) -> None:
         """Builds the method and loads the teacher's weights; raises their errors."""
         if self.teacher is not None:
             _ = self.teacher.scale
-        check_fits(self.method, self.choice.used_optim)
+        check_fits(self.method, self.setup.used_optim)
 
     @property
     def teacher_run(self) -> RunFolder | None:
@@ -122,12 +114,12 @@ class Job:
     @property
     def n_steps(self) -> int:
         """Steps per epoch."""
-        return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
+        return n_steps(len(self.training_images.indices), self.setup.optim.batch_size)
 
     @property
     def augmentation(self) -> Augmentation:
         """The random changes of its training images."""
-        optim, recipe = self.choice.optim, self.setup.recipe
+        optim, recipe = self.setup.optim, self.setup.recipe
         seed = view_seed(recipe) if self.setup.role == "student" else recipe.seed
         return Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
 
@@ -147,54 +139,33 @@ class Job:
             Preparation(
                 self.setup.backbone.preprocess,
                 self.augmentation,
-                with_clean=self.choice.module.METHOD.needs_clean_images,
+                with_clean=self.setup.module.METHOD.needs_clean_images,
             ),
-            self.choice.optim,
+            self.setup.optim,
             seed=self.setup.recipe.seed,
             epoch=epoch,
             first_step=first_step,
             n_views=None if self.filler is None else self.filler.store.n_views,
             teacher_features=features,
-            weights=self.data.weights,
-            labeled=self.data.labeled_per_batch,
-            device=self.device,
+            weights=self.weights,
+            labeled=self.labeled_per_batch,
+            device=self.setup.device,
             group=self.setup.workspace.group,
         )
 
     @property
     def truly_labeled(self) -> Images | None:
         """Its labeled images; None if a model gave some of the labels."""
-        return None if self.setup.recipe.data.pseudo_labels is not None else self.data.labeled
+        return None if self.setup.recipe.data.pseudo_labels is not None else self.labeled
 
     def model(self) -> MethodModel:
         """The method with its current weights, as a model."""
         return MethodModel(self.setup, self.method)
 
     @property
-    def choice(self) -> MethodChoice:
-        """The method with its settings."""
-        return self.setup.choice
-
-    @property
-    def classes(self) -> Classes:
-        """The class list."""
-        return self.setup.classes
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the training."""
-        return self.setup.device
-
-    @property
     def has_rounds(self) -> bool:
         """Whether its unlabeled images get pseudo-labels in rounds (`training/rounds.py`)."""
-        return self.choice.settings.n_rounds > 0 and self.data.unlabeled is not None
-
-    @property
-    def training_images(self) -> Images:
-        """The images of an epoch; only for a job that trains something."""
-        assert self.data.images is not None
-        return self.data.images
+        return self.setup.settings.n_rounds > 0 and self.unlabeled is not None
 
     @property
     def selecting_images(self) -> Images | None:
@@ -203,13 +174,13 @@ class Job:
 
     @property
     def _selecting_test_images(self) -> Images | None:
-        if self.choice.optim.selection != "test" or self.test is None:
+        if self.setup.optim.selection != "test" or self.test is None:
             return None
-        return self.test.of_classes(self.classes.labeled)
+        return self.test.of_classes(self.setup.classes.labeled)
 
     def vectors_hash(self) -> str:
         """Hash of what the class vectors depend on, with the tensors as they are now."""
-        if self.teacher is not None and self.choice.settings.classifier == "teacher_vectors":
+        if self.teacher is not None and self.setup.settings.classifier == "teacher_vectors":
             return self.teacher.vectors_hash
         return self.model().vectors_hash
 
@@ -221,8 +192,8 @@ class Job:
         pool = None if balance is None else setup.images.load("unlabeled")
         is_by_labels = balance is not None and balance.prior == "labels"
         lists = {
-            "labeled_list": self.data.labeled,
-            "unlabeled_list": self.data.unlabeled or pool,
+            "labeled_list": self.labeled,
+            "unlabeled_list": self.unlabeled or pool,
             "prior_list": setup.images.load("labeled") if is_by_labels else None,
             "validation_list": self.validation,
             "test_list": self._selecting_test_images,
@@ -230,16 +201,16 @@ class Job:
         return {
             "backbone": backbone.identity,
             "weights": backbone.weights_hash,
-            "class_list": class_list_hash(self.classes.names),
+            "class_list": class_list_hash(self.setup.classes.names),
             **{name: images.list_hash for name, images in lists.items() if images is not None},
             **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
             **({} if self.teacher is None else {"teacher": _teacher_hash(self.teacher)}),
-            **self.data.hashes,
+            **self.data_hashes,
         }
 
     def key(self) -> str:
         """The job's key: equal keys mean equal trained weights."""
-        return job_key(self.setup.recipe, self.choice, self.hashes())
+        return job_key(self.setup.recipe, self.setup, self.hashes())
 
 
 def _teacher_hash(teacher: Teacher) -> str:
@@ -255,24 +226,26 @@ def zero_shot_model(job: Job) -> MethodModel:
     return MethodModel(setup, setup.build())
 
 
-def make_job(setup: RoleSetup, data: TrainingData) -> Job:
-    """The job of a role on its training images, with the images that select an epoch and test it.
+def with_measured_images(job: Job) -> Job:
+    """A job with the images that select its epoch and test it.
 
     Raises:
         RecipeError: the images that select an epoch are missing, or validation images are test
             images; or the recipe's `balance` is wrong.
         DataError: the images that select an epoch have none of a labeled class.
     """
-    images, selection = setup.images, setup.choice.optim.selection
+    setup = job.setup
+    images = setup.images
+    selection = setup.optim.selection
     check_balance(images)
     test = images.load("test")
     if selection == "test":
         test = images.require("test", "selection: test chooses the epoch on it")
         images.check_has_labeled_classes(test, "test")
     by_validation = selection == "validation"
-    labeled = data.labeled if setup.choice.trains_by_gradient else None  # else no epochs
+    labeled = job.labeled if setup.trains_by_gradient else None  # else no epochs
     validation = validation_images(images, labeled, test) if by_validation else None
-    return Job(setup, data, test, validation)
+    return replace(job, test=test, validation=validation)
 
 
 def validation_images(images: RecipeImages, labeled: Images | None, test: Images | None) -> Images:

@@ -112,7 +112,7 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
             estimates_s += took
         training_s, evaluation_s = estimate_seconds(job), evaluation_seconds(job)
         estimates_s += training_s + evaluation_s
-        role, name = job.setup.role, job.choice.name
+        role, name = job.setup.role, job.setup.method_name
         took_text = f"{name}, about {rough_duration(training_s)} on {device}"
         findings.append(Finding(f"{role}: time", took_text))
         findings.append(Finding(f"{role}: evaluation", f"about {rough_duration(evaluation_s)}"))
@@ -144,11 +144,11 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
 
 def _describe_job(job: Job) -> list[Finding]:
     """Findings about a job's classes, images, weights and method."""
-    setup, images_used = job.setup, job.data.images
+    setup, images_used = job.setup, job.images
     recipe, role = setup.recipe, setup.role
     classes = setup.classes
     is_half = len(classes.labeled) < len(classes.names)
-    reads_labels = is_half and job.choice.data_needs.labels and recipe.data.labeled is not None
+    reads_labels = is_half and job.setup.data_needs.labels and recipe.data.labeled is not None
     images = _count_text(images_used) if images_used else "none are needed"
     if job.teacher is not None and images_used and len(images_used.indices) < _FEW_UNLABELED:
         images += "; few: a student needs hundreds"
@@ -162,21 +162,21 @@ def _describe_job(job: Job) -> list[Finding]:
         Finding(f"{role}: classes", f"{len(classes.names)}{half}"),
         Finding(f"{role}: images", images),
         Finding(f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),
-        Finding(f"{role}: method", f"{job.choice.name}, {_training(job)}"),
+        Finding(f"{role}: method", f"{job.setup.method_name}, {_training(job)}"),
         Finding(f"{role}: test images", measured if job.test is None else _count_text(job.test)),
     ]
 
 
 def _training(job: Job) -> str:
     """Number of trained parameters, epochs and steps, in words."""
-    if job.choice.is_closed_form:
+    if job.setup.is_closed_form:
         return "solved in one pass over the images"
     n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
     if not n_parameters:
         return "nothing to train"
-    n_rounds = job.choice.settings.n_rounds
+    n_rounds = job.setup.settings.n_rounds
     rounds = f"{n_rounds} rounds of about " if n_rounds > 1 else ""
-    epochs = f"{job.choice.optim.epochs} epochs of {job.n_steps} steps"
+    epochs = f"{job.setup.optim.epochs} epochs of {job.n_steps} steps"
     return f"{n_parameters:,} parameters, {rounds}{epochs}"
 
 
@@ -192,7 +192,7 @@ def estimate_seconds(job: Job) -> float:
     The first half of the steps is left out, since it has one-time work and images loaded ahead.
     Constant features replace a teacher store, since their values do not affect the time.
     """
-    if job.choice.is_closed_form:
+    if job.setup.is_closed_form:
         return fit_seconds(job)
     features: FeaturesOfViews | None = None
     if job.filler is not None:
@@ -201,9 +201,9 @@ def estimate_seconds(job: Job) -> float:
     times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
     if not times:
         return 0.0
-    steps = job.choice.optim.epochs * job.n_steps
+    steps = job.setup.optim.epochs * job.n_steps
     later = times[len(times) // 2 :]
-    return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
+    return sum(later) / len(later) * steps * max(1, job.setup.settings.n_rounds)
 
 
 def trial_steps(
@@ -228,21 +228,21 @@ def trial_steps(
     """
     if not job.method.trainable_parameters():
         return []
-    settings, group = job.choice.optim, job.setup.workspace.group
+    settings, group = job.setup.optim, job.setup.workspace.group
     times: list[float] = []
     with (
-        rng_kept(job.device),
+        rng_kept(job.setup.device),
         _weights_kept(job.method),
         contextlib.closing(job.batches(1, 0, features)) as batches,
     ):
-        stepper = Stepper(job.method, settings, job.device, group)
+        stepper = Stepper(job.method, settings, job.setup.device, group)
         lr = learning_rate(settings, epoch=1)
         job.method.module.train()
         began = ended = time.perf_counter()
         for step, batch in enumerate(itertools.islice(batches, n_trials)):
             stepper.take(batch, lr=lr, place=f"trial step {step + 1}")
-            if job.device.type == "cuda":
-                torch.cuda.synchronize(job.device)
+            if job.setup.device.type == "cuda":
+                torch.cuda.synchronize(job.setup.device)
             before, ended = ended, time.perf_counter()
             times.append(ended - before)
             if len(times) > 1 and ended - began >= budget_s:

@@ -60,18 +60,18 @@ def train_rounds(
     module = job.method.module
     first_values = {name: value.clone() for name, value in module.state_dict().items()}
     pool = job.training_images
-    truth = true_labels(job.setup.recipe, job.classes, pool)
+    truth = true_labels(job.setup.recipe, job.setup.classes, pool)
     model: MethodModel = zero_shot_model(job)
     results: list[TrainingSummary] = []
     rounds: list[RoundSummary] = []
-    for number in range(1, job.choice.settings.n_rounds + 1):
+    for number in range(1, job.setup.settings.n_rounds + 1):
         folder = round_folder(run, number)
         if not folder.pseudo_labels.exists():
             _label(job, model, folder, number)
-        labels = read_pseudo_labels(folder.pseudo_labels, pool, class_names=job.classes.names)
+        labels = read_pseudo_labels(folder.pseudo_labels, pool, class_names=job.setup.classes.names)
         accuracy = accuracy_percent(labels, truth)
         correct = "" if accuracy is None else f", {accuracy:.2f} % of them correct"
-        n_rounds = job.choice.settings.n_rounds
+        n_rounds = job.setup.settings.n_rounds
         log.info(f"Round {number} of {n_rounds}: {len(labels)} pseudo-labels{correct}.")
         module.load_state_dict(first_values)
         round_job = job_of_round(job, labels)
@@ -79,10 +79,10 @@ def train_rounds(
             job.method,
             round_job.batches,
             round_job.n_steps,
-            settings=job.choice.optim,
+            settings=job.setup.optim,
             run=folder,
             validate=validate,
-            device=job.device,
+            device=job.setup.device,
         )
         results.append(result)
         rounds.append(
@@ -106,7 +106,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         job: the job of a method that pseudo-labels its pool.
         labels: position in the pool's source -> class.
     """
-    labeled, pseudo = job.data.labeled, job.training_images.labeled_as(labels)
+    labeled, pseudo = job.labeled, job.training_images.labeled_as(labels)
     n_labeled = 0 if labeled is None else len(labeled.indices)
     n_items = 0 if labeled is None else len(labeled.source.items)
     settings = _settings(job)
@@ -116,7 +116,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         return settings.weigh(is_pseudo, n_labeled=n_labeled, n_pseudo=len(labels))
 
     images = pseudo if labeled is None else labeled.joined_with(pseudo)
-    return replace(job, data=replace(job.data, labeled=images, unlabeled=None, weights=weights))
+    return replace(job, labeled=images, unlabeled=None, weights=weights)
 
 
 def trial_round(job: Job) -> Job:
@@ -134,23 +134,27 @@ def trial_labels(job: Job) -> dict[int, int]:
     Raises:
         DataError: the pool has too few images.
     """
-    pool, n_classes = job.training_images, len(job.classes.names)
+    pool, n_classes = job.training_images, len(job.setup.classes.names)
     n_images = len(pool.indices)
     spread = np.zeros((n_images, n_classes), dtype=np.float32)
     images = np.arange(n_images)
     spread[images, images % n_classes] = 1.0
-    chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
+    chosen = _choose(job, spread, (job.setup.settings.n_rounds + 1) // 2)
     return {pool.indices[label.row]: label.label for label in chosen}
 
 
 def _settings(job: Job) -> RoundsSettings:
-    assert isinstance(job.choice.settings, RoundsSettings)
-    return job.choice.settings
+    assert isinstance(job.setup.settings, RoundsSettings)
+    return job.setup.settings
 
 
 def _classes_to_label(job: Job) -> range:
     """The classes that get pseudo-labels: classes without labels; all if no labels are used."""
-    return range(len(job.classes.names)) if job.data.labeled is None else job.classes.pseudo_labeled
+    return (
+        range(len(job.setup.classes.names))
+        if job.labeled is None
+        else job.setup.classes.pseudo_labeled
+    )
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
@@ -164,13 +168,13 @@ def _label(job: Job, model: MethodModel, folder: TrainingFolder, number: int) ->
     pool = job.training_images
     probabilities = pool_probabilities(model, pool)
     if number == 1:
-        warn_of_unpredicted(probabilities, job.classes, among=_classes_to_label(job))
+        warn_of_unpredicted(probabilities, job.setup.classes, among=_classes_to_label(job))
     write_pseudo_labels(
         folder.pseudo_labels,
         _choose(job, probabilities, number),
         pool,
-        class_names=job.classes.names,
-        method="zeroshot" if number == 1 else job.choice.name,
+        class_names=job.setup.classes.names,
+        method="zeroshot" if number == 1 else job.setup.method_name,
         made_by=sha256_json([job.key(), number]),
     )
 

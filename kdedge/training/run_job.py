@@ -60,7 +60,7 @@ _INPUTS = {
 def changed_input(run: RunFolder, job: Job) -> str:
     """The input in which a run differs from a job, for a message; `settings` if no hash differs."""
     record, now = run.read_provenance(), job.hashes()
-    if record.method != job.choice.name:  # another one may use other inputs
+    if record.method != job.setup.method_name:  # another one may use other inputs
         return "settings"
     before = record.hashes
     changed = (text for key, text in _INPUTS.items() if before.get(key) != now.get(key))
@@ -103,7 +103,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
             _write_skipped_images(run, job)
         if job.setup.role == "teacher":  # before the training, which may take hours
             group.on_rank0(lambda: reference_accuracies(run, job))
-        with rng_kept(job.device):
+        with rng_kept(job.setup.device):
             # An image encoder with dropout draws from torch's global generators
             torch.manual_seed(job.setup.recipe.seed)
             summary = _train(run, job)
@@ -120,11 +120,11 @@ def _cores_left(job: Job) -> Iterator[None]:
     A resumed run must have as many threads as an uninterrupted one, since their number determines
     the order of sums.
     """
-    images, optim = job.data.images, job.choice.optim
+    images, optim = job.images, job.setup.optim
     n_images = 0 if images is None else len(images.indices)
-    if images is not None and not job.choice.is_closed_form:
+    if images is not None and not job.setup.is_closed_form:
         n_images = (
-            optim.epochs * job.n_steps * sum(step_sizes(images, job.data.labeled_per_batch, optim))
+            optim.epochs * job.n_steps * sum(step_sizes(images, job.labeled_per_batch, optim))
         )
     n_images //= job.setup.workspace.group.world_size  # the share of each
     n_threads = threads_with_workers(choose_n_workers(optim.n_workers, n_images))
@@ -170,7 +170,7 @@ def _choose_run(job: Job, key: str, *, resume: bool) -> tuple[RunFolder, bool]:
             "key": key,
             **_where(job),
             "seed": recipe.seed,
-            **settings_record(job.choice),
+            **settings_record(job.setup),
             "hashes": job.hashes(),
             "teacher_run": None if teacher_run is None else teacher_run.name_in(root),
             "official": recipe.official,
@@ -198,7 +198,7 @@ def _where(job: Job) -> dict[str, str | int]:
     """Device, processes and threads, for the provenance."""
     group = job.setup.workspace.group
     threads = torch.get_num_threads()
-    return {"device": str(job.device), "n_processes": group.world_size, "threads": threads}
+    return {"device": str(job.setup.device), "n_processes": group.world_size, "threads": threads}
 
 
 def _check_processes(job: Job) -> None:
@@ -209,16 +209,16 @@ def _check_processes(job: Job) -> None:
             pool, which only one process can do.
     """
     n_processes = job.setup.workspace.group.world_size
-    data, optim = job.data, job.choice.optim
+    optim = job.setup.optim
     if job.has_rounds and n_processes > 1:
         raise RecipeError(
-            f"{job.choice.name} labels its images in rounds, which needs a single process, but"
-            f" {n_processes} were started.\n"
+            f"{job.setup.method_name} labels its images in rounds, which needs a single process,"
+            f" but {n_processes} were started.\n"
             "  Run the command without torchrun."
         )
-    if data.images is not None:
-        check_shards(min(len(data.images.indices), optim.batch_size), n_processes)
-    if data.unlabeled is not None and data.labeled is not None:
+    if job.images is not None:
+        check_shards(min(len(job.images.indices), optim.batch_size), n_processes)
+    if job.unlabeled is not None and job.labeled is not None:
         check_shards(optim.labeled_batch_size or optim.batch_size, n_processes)
 
 
@@ -249,13 +249,13 @@ def _status(run: RunFolder, job: Job, is_resumed: bool) -> Iterator[None]:
 
 def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     """Trains the job, if it has anything to train; returns entries of the run's summary."""
-    if job.choice.is_closed_form:
+    if job.setup.is_closed_form:
         return fit(job)
     if job.has_rounds:
         return train_rounds(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
         return {}
-    settings, group = job.choice.optim, job.setup.workspace.group
+    settings, group = job.setup.optim, job.setup.workspace.group
     if settings.warmup_epochs >= settings.epochs:
         log.warning(
             f"The {job.setup.role}'s warm-up covers all of its epochs ({settings.epochs}), so its"
@@ -271,7 +271,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         settings=settings,
         run=run,
         validate=_validation(job),
-        device=job.device,
+        device=job.setup.device,
         group=group,
     )
     return {"training": result.model_dump()}
@@ -280,8 +280,8 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
 def _write_skipped_images(run: RunFolder, job: Job) -> None:
     """Writes the images that a run skips, with the reasons."""
     sources = {
-        "labeled": job.data.labeled,
-        "unlabeled": job.data.unlabeled,
+        "labeled": job.labeled,
+        "unlabeled": job.unlabeled,
         "validation": job.validation,
         "test": job.test,
     }
@@ -317,8 +317,8 @@ def _validation(job: Job) -> Callable[[], float] | None:
         return None
 
     def validate() -> float:
-        by = job.choice.optim.selection
-        result = measure_accuracy(job.model(), images, job.classes, selection=by).result
+        by = job.setup.optim.selection
+        result = measure_accuracy(job.model(), images, job.setup.classes, selection=by).result
         if result.split == "all":
             return result.all
         assert result.base is not None  # `RecipeImages` ensures images of base classes

@@ -27,14 +27,13 @@ from kdedge.setup.workspace import Workspace
 from kdedge.training.file_teacher import FileTeacher
 from kdedge.training.job import (
     Job,
-    TrainingData,
-    make_job,
     n_stored_views,
     validation_images,
+    with_measured_images,
 )
 from kdedge.training.output_store.fill import StoreFiller
 from kdedge.training.output_store.store import OutputStore
-from kdedge.training.teacher import labeled_data, teacher_job, teacher_setup
+from kdedge.training.teacher import teacher_job, teacher_setup, with_labels
 
 
 def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | None]:
@@ -76,9 +75,9 @@ def teacher_run_or_job(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder 
 def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     """The student's job, still without its teacher."""
     setup = set_up_role(loaded, "student", workspace)
-    if setup.choice.module.METHOD.student_data_needs is None:
+    if setup.module.METHOD.student_data_needs is None:
         raise RecipeError(
-            f"student.method is {setup.choice.name}, which does not learn from a teacher.\n"
+            f"student.method is {setup.method_name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."
         )
     setups, teacher = [setup], loaded.recipe.teacher
@@ -87,8 +86,8 @@ def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
         _check_teacher_fits(setups[0], setup)
     check_sizes(*((part.loaded, part.role, part.backbone.sizes) for part in setups))
     unlabeled = setup.images.require("unlabeled", "a student learns from unlabeled images")
-    labeled = labeled_data(setup) if setup.choice.data_needs.labels else TrainingData()
-    return make_job(setup, replace(labeled, unlabeled=unlabeled))
+    job = Job(setup, unlabeled=unlabeled)
+    return with_measured_images(with_labels(job) if setup.data_needs.labels else job)
 
 
 def with_teacher(student: Job, teacher: Teacher) -> Job:
@@ -112,13 +111,13 @@ def one_pass_job(student: Job) -> Job | None:
     # With these settings, the ridge student would be larger than the trained one
     is_reduced = bool({"depth", "merge_tokens"} & spec.settings.keys())
     # The teacher did not learn from these labels, so agreement with it judges no student that did
-    is_unjudged = student.choice.data_needs.labels and loaded.recipe.data.validation is None
-    if not spec.one_pass_first or student.choice.is_closed_form or is_reduced or is_unjudged:
+    is_unjudged = student.setup.data_needs.labels and loaded.recipe.data.validation is None
+    if not spec.one_pass_first or student.setup.is_closed_form or is_reduced or is_unjudged:
         return None
     if loaded.recipe.data.validation is not None:
         # Raises errors before the training
-        validation_images(student.setup.images, student.data.labeled, student.test)
-    outputs = "features" if student.choice.settings.classifier == "teacher_vectors" else "logits"
+        validation_images(student.setup.images, student.labeled, student.test)
+    outputs = "features" if student.setup.settings.classifier == "teacher_vectors" else "logits"
     other = {"method": "ridge", "settings": {"outputs": outputs}, "optim": None}
     recipe = loaded.recipe.model_copy(update={"student": spec.model_copy(update=other)})
     assert teacher is not None
@@ -134,18 +133,18 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             the teacher has none; or the teacher was not trained on every class, or takes larger
             images.
     """
-    check_has_class_vectors(teacher.choice, "teach a student")
+    check_has_class_vectors(teacher, "teach a student")
     given, needed = student.backbone.preprocess.size_px, teacher.backbone.preprocess.size_px
     # The stored features of a closed-form student are of images in the teacher's own size
-    has_own_size = student.choice.is_closed_form and student.recipe.needed_student().views
+    has_own_size = student.is_closed_form and student.recipe.needed_student().views
     if needed > given and not has_own_size:
         raise RecipeError(
             f"The teacher takes images of {needed} pixels, and student {student.backbone.name} of"
             f" {given}.\n"
             "  Both get the same crop: choose a teacher with the student's image size or less."
         )
-    if teacher.choice.settings.classifier == "feature_logits":
-        check_needs_no_vectors(student.choice, f"{teacher.choice.name}, which gives logits")
+    if teacher.settings.classifier == "feature_logits":
+        check_needs_no_vectors(student, f"{teacher.method_name}, which gives logits")
     check_predicts(teacher, student.classes.names)
 
 
@@ -157,9 +156,9 @@ def check_predicts(model: RoleSetup, names: Sequence[str]) -> None:
     """
     known = {model.classes.names[label] for label in model.train_classes}
     unknown = [name for name in names if name not in known]
-    if unknown and model.choice.settings.classifier == "feature_logits":
+    if unknown and model.settings.classifier == "feature_logits":
         raise RecipeError(
-            f"{model.choice.name} was trained on {len(known)} of {len(names)} classes, without"
+            f"{model.method_name} was trained on {len(known)} of {len(names)} classes, without"
             f" {unknown[0]!r}: it cannot predict the others.\n"
             "  Choose a method with class vectors, such as promptsrc or zeroshot, or set"
             " data.split: all."
@@ -174,7 +173,7 @@ def _file_teacher(file: Path, student: Job) -> FileTeacher:
         DataError: the file is wrong, or lacks an image.
     """
     setup, recipe = student.setup, student.setup.recipe
-    check_needs_no_vectors(setup.choice, f"{file.name}, a file of probabilities")
+    check_needs_no_vectors(setup, f"{file.name}, a file of probabilities")
     if recipe.needed_student().views:
         raise RecipeError(
             f"{setup.loaded.lines.where(('student', 'views'))}: student.views needs the image"
@@ -221,13 +220,13 @@ def with_teacher_run(run: RunFolder, student: Job) -> Job:
 def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     """The filler of the teacher store for a student."""
     setup, images = student.setup, student.training_images
-    recipe, optim = setup.recipe, setup.choice.optim
+    recipe, optim = setup.recipe, setup.optim
     # A closed-form student and its teacher get images as in evaluation, without views
-    is_closed_form = setup.choice.is_closed_form
+    is_closed_form = setup.is_closed_form
     preprocess = teacher.preprocess if is_closed_form else setup.backbone.preprocess
     augment = None if is_closed_form else student.augmentation
     dim = teacher.setup.backbone.embed_dim
-    gives_logits = teacher.setup.choice.settings.classifier == "feature_logits"
+    gives_logits = teacher.setup.settings.classifier == "feature_logits"
     if teacher.setup.role == "student" or gives_logits:
         dim = teacher.class_vectors().shape[1]
     store = OutputStore(
@@ -237,7 +236,7 @@ def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
         precision=optim.precision,
         digests={i: images.digests[i] for i in images.indices},
         dim=dim,
-        n_views=n_stored_views(recipe, setup.choice),
+        n_views=n_stored_views(recipe, setup),
     )
     return StoreFiller(
         store,

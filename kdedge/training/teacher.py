@@ -19,7 +19,7 @@ from kdedge.methods.registry import load_method
 from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job import Job, TrainingData, make_job
+from kdedge.training.job import Job, with_measured_images
 from kdedge.training.rounds import trial_labels
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def teacher_setup(loaded: LoadedRecipe, workspace: Workspace) -> RoleSetup:
         RecipeError: its method cannot be a teacher.
     """
     setup = set_up_role(loaded, "teacher", workspace)
-    check_can_be_teacher(setup.choice)
+    check_can_be_teacher(setup)
     return setup
 
 
@@ -119,41 +119,46 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
         DataError: the method pseudo-labels its images, and there are too few.
     """
     check_sizes((setup.loaded, setup.role, setup.backbone.sizes))
-    check_reads_pseudo_labels(setup.choice, setup.recipe)
-    data = _training_data(setup)
-    file = setup.recipe.classes.texts
-    if file is not None and setup.choice.module.METHOD.learns_from_texts:
-        sentences = read_class_texts(file, setup.classes.names)
-        hashes = {**data.hashes, "class_texts": sha256_json(sentences)}
-        data = replace(data, sentences=sentences, hashes=hashes)
-    job = make_job(setup, data)
+    check_reads_pseudo_labels(setup, setup.recipe)
+    job = with_measured_images(_with_sentences(_with_training_images(Job(setup))))
     if job.has_rounds:
         trial_labels(job)  # raises an error if the pool has too few images
     return job
 
 
-def _training_data(setup: RoleSetup) -> TrainingData:
-    """The training images, of the kinds that a method declares."""
-    needs = setup.choice.data_needs
-    unlabeled = None
+def _with_training_images(job: Job) -> Job:
+    """The job with training images of the kinds that its method declares."""
+    setup, needs = job.setup, job.setup.data_needs
     if needs.unlabeled_images:
-        what = f"{setup.choice.name} learns from unlabeled images"
-        unlabeled = setup.images.require("unlabeled", what)
+        what = f"{setup.method_name} learns from unlabeled images"
+        job = replace(job, unlabeled=setup.images.require("unlabeled", what))
     if not needs.labels:
-        return TrainingData(unlabeled=unlabeled)
-    data = labeled_data(setup)
-    if setup.choice.settings.n_rounds and unlabeled is not None and data.labeled is not None:
-        unlabeled = unlabeled.without(data.labeled)  # pseudo-labels are for the others
-    return replace(data, unlabeled=unlabeled)
+        return job
+    job = with_labels(job)
+    if setup.settings.n_rounds and job.unlabeled is not None and job.labeled is not None:
+        # Pseudo-labels are for the others
+        job = replace(job, unlabeled=job.unlabeled.without(job.labeled))
+    return job
 
 
-def labeled_data(setup: RoleSetup) -> TrainingData:
-    """The labeled images, and the images with pseudo-labels of the recipe's file.
+def _with_sentences(job: Job) -> Job:
+    """The job with the recipe's sentences about classes, if its method learns from them."""
+    setup, file = job.setup, job.setup.recipe.classes.texts
+    if file is None or not setup.module.METHOD.learns_from_texts:
+        return job
+    sentences = read_class_texts(file, setup.classes.names)
+    hashes = {**job.data_hashes, "class_texts": sha256_json(sentences)}
+    return replace(job, sentences=sentences, data_hashes=hashes)
+
+
+def with_labels(job: Job) -> Job:
+    """The job with labeled images, and the images with pseudo-labels of the recipe's file.
 
     Raises:
         DataError: labeled images are of fewer than two classes, or a method in closed form lacks
             labels of a class.
     """
+    setup = job.setup
     spec = setup.recipe.data
     label_of = {label: position for position, label in enumerate(setup.train_classes)}
     labeled = None
@@ -168,20 +173,20 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
                 f" {setup.role} needs two or more.\n  Add images of other classes."
             )
         labeled = replace(labeled, train_labels=labels)
-    if spec.pseudo_labels is None:
-        data = TrainingData(labeled)
-    else:
+    hashes = dict(job.data_hashes)
+    if spec.pseudo_labels is not None:
         pool = setup.images.require("unlabeled", "data.pseudo_labels is of its images")
         labels = read_pseudo_labels(spec.pseudo_labels, pool, class_names=setup.classes.names)
         pseudo = pool.labeled_as(labels)
         if labeled is not None:
             pseudo = pseudo.without(labeled)
         assert pseudo.train_labels is not None
-        hashes = {"pseudo_labels": sha256_json(sorted(pseudo.train_labels.items()))}
-        data = TrainingData(labeled.joined_with(pseudo) if labeled else pseudo, hashes=hashes)
-    present = sorted(set(data.labels.values()))
+        hashes["pseudo_labels"] = sha256_json(sorted(pseudo.train_labels.items()))
+        labeled = pseudo if labeled is None else labeled.joined_with(pseudo)
+    job = replace(job, labeled=labeled, data_hashes=hashes)
+    present = sorted(set(job.labels.values()))
     absent = set(label_of.values()) - set(present)
-    if setup.choice.is_closed_form and absent:
+    if setup.is_closed_form and absent:
         names = [setup.classes.names[setup.train_classes[label]] for label in sorted(absent)]
         remedies = {
             "teacher": "set teacher.method: promptsrc",
@@ -189,17 +194,20 @@ def labeled_data(setup: RoleSetup) -> TrainingData:
             "baseline": "choose another method",
         }
         raise DataError(
-            f"{setup.choice.name} needs labels of every class that it learns from labels, and"
+            f"{setup.method_name} needs labels of every class that it learns from labels, and"
             f" {len(names)} of {len(label_of)} have none: {', '.join(some_of(names))}.\n  Label"
             f" images of each class, take these out of the class list, or {remedies[setup.role]}."
         )
-    settings, needs = setup.choice.settings, setup.choice.data_needs
+    settings, needs = setup.settings, setup.data_needs
     if absent and (settings.learns_from_labels or not needs.novel_class_names):
         # In the softmax, a class without labels would be the wrong answer for every image
-        assert data.labeled is not None
+        assert labeled is not None
         train_classes = [setup.train_classes[label] for label in present]
-        labels = {index: present.index(label) for index, label in data.labels.items()}
-        labeled = replace(data.labeled, train_labels=labels)
-        hashes = {**data.hashes, "train_classes": sha256_json(train_classes)}
-        data = replace(data, labeled=labeled, train_classes=train_classes, hashes=hashes)
-    return data
+        labels = {index: present.index(label) for index, label in job.labels.items()}
+        job = replace(
+            job,
+            labeled=replace(labeled, train_labels=labels),
+            train_classes=train_classes,
+            data_hashes={**hashes, "train_classes": sha256_json(train_classes)},
+        )
+    return job

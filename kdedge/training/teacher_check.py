@@ -36,9 +36,9 @@ def reference_accuracies(run: RunFolder, job: Job) -> dict[str, float]:
     if run.references.exists():
         return read_record(dict[str, float], run.references)
     images = job.truly_labeled
-    if images is None or not images.has_labels_of(len(job.classes.names)):
+    if images is None or not images.has_labels_of(len(job.setup.classes.names)):
         return {}
-    if job.choice.name in ("ridge", "zeroshot"):
+    if job.setup.method_name in ("ridge", "zeroshot"):
         return {}
     accuracies: dict[str, float] = {}
     parts = []
@@ -75,7 +75,7 @@ def compare_with_references(run: RunFolder, job: Job, model: MethodModel) -> dic
 
 def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
-    images, labels = job.data.labeled, job.data.labels
+    images, labels = job.labeled, job.labels
     assert images is not None  # the teacher learns from labels
     # A student learns logits out of balance, and other recipes, with other priors, use the result
     logits = model.logits_of(images, what="looking at the labeled images", without_offsets=True)
@@ -84,5 +84,5 @@ def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
 
 def _mean_over_classes(job: Job, logits: Tensor, labels: Tensor) -> float:
     """Accuracy of logits in percent, mean over classes."""
-    names = job.classes.names
+    names = job.setup.classes.names
     return accuracy_result(logits, labels, class_names=names, split="all").mean_over_classes

@@ -175,7 +175,7 @@ def test_a_step_waits_for_the_gpu_once(trained: Path, gpu: Any, name: str, preci
             pytest.skip("a real GPU does not count")
         job = make_job(name, precision)
         job.method.module.train()
-        stepper = Stepper(job.method, job.choice.optim, job.device, SINGLE_PROCESS)
+        stepper = Stepper(job.method, job.setup.optim, job.setup.device, SINGLE_PROCESS)
         stored = None if job.filler is None else lambda positions, view: torch.ones(2, 40)
         batches = job.batches(1, 0, features=stored)
         for _ in range(3):  # of LaFTer the first learns texts, and the second finds them learned

@@ -48,7 +48,7 @@ def job_of(variant: str) -> Job:
 
 def chosen_by(model: Any, job: Job) -> list[tuple[str, str]]:
     """Image and class of the novel classes' most probable images."""
-    pool = job.data.unlabeled
+    pool = job.unlabeled
     probabilities = pool_probabilities(model, pool)
     chosen = most_probable(probabilities, PER_CLASS, classes=NOVEL)
     items = [pool.source.items[pool.indices[one.row]] for one in chosen]
@@ -97,12 +97,12 @@ def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_a
 def test_pseudo_labeled_images_weigh_together_as_much_as_the_labeled_ones() -> None:
     job = job_of("fpl")
     given = {0: 2, 5: 3, 7: 3}
-    both = job_of_round(job, given).data
+    both = job_of_round(job, given)
     assert both.weights is not None
-    assert (len(job.data.labels), len(both.labels)) == (8, 11)
-    first = len(job.data.labeled.source.items)
+    assert (len(job.labels), len(both.labels)) == (8, 11)
+    first = len(job.labeled.source.items)
     assert {i - first: label for i, label in both.labels.items() if i >= first} == given
-    batch = [*list(job.data.labels)[:2], first, first + 5, first + 7]
+    batch = [*list(job.labels)[:2], first, first + 5, first + 7]
     # CE(labeled) + 8 / 3 CE(pseudo-labeled), each the mean over its part of the batch
     expected = torch.tensor([1 / 2] * 2 + [8 / 3 / 3] * 3)
     torch.testing.assert_close(both.weights(batch), expected)

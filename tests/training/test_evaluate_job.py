@@ -30,9 +30,8 @@ def job_of(role: str, *, trains_by_gradient: bool = True) -> Any:
     """A model's job, as far as it is asked for."""
     source = SimpleNamespace(items=[SimpleNamespace(key="0.jpg")])
     return SimpleNamespace(
-        setup=SimpleNamespace(role=role),
-        choice=SimpleNamespace(trains_by_gradient=trains_by_gradient),
-        data=SimpleNamespace(images=SimpleNamespace(source=source, indices=[0])),
+        setup=SimpleNamespace(role=role, trains_by_gradient=trains_by_gradient),
+        images=SimpleNamespace(source=source, indices=[0]),
     )
 
 

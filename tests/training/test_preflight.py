@@ -77,16 +77,14 @@ class Slow:
 
 def slowed(job: Job) -> Job:
     images = dataclasses.replace(job.training_images, source=Slow(job.training_images.source))
-    data = dataclasses.replace(job.data, labeled=images, unlabeled=None)
-    return dataclasses.replace(job, data=data)
+    return dataclasses.replace(job, labeled=images, unlabeled=None)
 
 
 def with_method(job: Job, method: type[promptsrc.Method]) -> Job:
     """A job of another method with the same settings."""
     module = ModuleType("own")
     vars(module).update(METHOD=promptsrc.METHOD, Settings=promptsrc.Settings, Method=method)
-    choice = dataclasses.replace(job.choice, module=module)
-    return dataclasses.replace(job, setup=dataclasses.replace(job.setup, choice=choice))
+    return dataclasses.replace(job, setup=dataclasses.replace(job.setup, module=module))
 
 
 def test_trial_steps_change_nothing_of_the_run_to_come(job: Job) -> None:
@@ -150,8 +148,7 @@ def test_the_estimate_is_of_all_rounds(job: Job) -> None:
         def n_rounds(self) -> int:
             return 3
 
-    choice = dataclasses.replace(job.choice, settings=InRounds(**job.choice.settings.model_dump()))
-    setup = dataclasses.replace(job.setup, choice=choice)
+    setup = dataclasses.replace(job.setup, settings=InRounds(**job.setup.settings.model_dump()))
     assert estimate_seconds(dataclasses.replace(slowed(job), setup=setup)) >= 3 * 5 * 16 * READ_S
 
 

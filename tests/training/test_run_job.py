@@ -89,8 +89,7 @@ def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(
 
     module = ModuleType("own")
     vars(module).update(METHOD=vpt.METHOD, Settings=vpt.Settings, Method=LosesTheDisk)
-    choice = replace(job.choice, module=module)
-    job = replace(job, setup=replace(job.setup, choice=choice))
+    job = replace(job, setup=replace(job.setup, module=module))
     with pytest.raises(KeyError, match="of the step"):
         run_job(job, resume=False)
 

@@ -152,7 +152,7 @@ def _trained_model(
             return trained_teacher(loaded, workspace, names)
         job = baseline_job(loaded, workspace)
         check_predicts(job.setup, names)
-        if not (job.choice.is_closed_form or job.method.trainable_parameters()):
+        if not (job.setup.is_closed_form or job.method.trainable_parameters()):
             return in_balance(job, job.model())
         key, root = job.key(), workspace.root
         resume = newest_run(root, key=key, is_finished=False) is not None
