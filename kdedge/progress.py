@@ -91,7 +91,8 @@ def progress(
 
         def advance(done: int, detail: str = "") -> None:
             nonlocal shown
-            now, n_new = time.monotonic(), done - n_before
+            now = time.monotonic()
+            n_new = done - n_before
             if now - shown < every_s:
                 return
             shown = now

@@ -77,7 +77,8 @@ class RayWorkers:
     """
 
     def __init__(self, resources: WorkerResources, n_workers: int) -> None:
-        self._resources, self._n_workers = resources, n_workers
+        self._resources = resources
+        self._n_workers = n_workers
 
     def run(
         self,
@@ -132,7 +133,8 @@ def _in_order(ray: Any, workers: Sequence[Any], pieces: Sequence[Piece]) -> Iter
     """Yields what `_Worker.do` returns for each piece; a worker gets the next piece when free."""
     # A worker gets its first piece when it has started, which takes long on a busy cluster
     running = {worker.do.remote(None): (-1, worker) for worker in workers}
-    remaining, outputs = iter(enumerate(pieces)), dict[int, bytes]()
+    remaining = iter(enumerate(pieces))
+    outputs = dict[int, bytes]()
     for number in range(len(pieces)):
         while number not in outputs:
             (ready,), _ = ray.wait(list(running))
@@ -167,7 +169,9 @@ class _Worker:
     """Processes single pieces, in a process that Ray starts."""
 
     def __init__(self, work: Any, resources: WorkerResources, version: str) -> None:
-        self._work, self._resources, self._version = work, resources, version
+        self._work = work
+        self._resources = resources
+        self._version = version
         self._do: DoPieces[Any, Any] | None = None
 
     def do(self, piece: bytes | None) -> bytes:
@@ -175,7 +179,8 @@ class _Worker:
 
         The error is its class and message, since Ray would add a traceback to an exception.
         """
-        failed, results = None, list[Any]()
+        failed = None
+        results = list[Any]()
         try:
             if piece is not None:
                 results += self._load()([pickle.loads(piece)])  # noqa: S301 - of this command
@@ -184,7 +189,8 @@ class _Worker:
             text = (
                 f"{error.args[0]}\n  This is the message of a Ray worker on {socket.gethostname()}."
             )
-            failed, results = (type(error), text), []
+            failed = (type(error), text)
+            results = []
         return pickle.dumps((failed, results))
 
     def _load(self) -> DoPieces[Any, Any]:

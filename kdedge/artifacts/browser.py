@@ -14,8 +14,10 @@ from kdedge.runtime.open_classes import check_gives_logits
 from kdedge.targets.onnx import ONNX
 from kdedge.targets.registry import check_precisions, find_target
 
-PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
-SETTINGS, PAGE = "settings.json", "index.html"
+PREPROCESS = "preprocess.onnx"
+MODEL = "model.onnx"
+SETTINGS = "settings.json"
+PAGE = "index.html"
 
 _FILES = (PAGE, "page.css", "page.mjs", "classify.mjs", "package.json", "README.md")
 _N_CLASSES_SHOWN = 5  # classes that the page shows

@@ -198,7 +198,8 @@ def _compare(
     scores: npt.NDArray[np.float64],
     answers: Sequence[_ClientLine],
 ) -> ClientCheck:
-    names, has_scores = artifact.class_names, artifact.head == "scores"
+    names = artifact.class_names
+    has_scores = artifact.head == "scores"
     means = smoke.pixels.mean(axis=(1, 2))  # [K, 3]
     mistakes: list[Mismatch] = []
     score_differences: list[float] = []

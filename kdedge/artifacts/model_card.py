@@ -53,8 +53,10 @@ def renew_model_card(artifact: Artifact) -> Artifact:
 
 
 def _card_text(artifact: Artifact) -> str:
-    record, names = artifact.input_record(), artifact.class_names
-    tensor, preparation = record["input"], record["preprocess"]
+    record = artifact.input_record()
+    names = artifact.class_names
+    tensor = record["input"]
+    preparation = record["preprocess"]
     size = preparation["size_px"]
     batch = f"1 to {artifact.max_batch}" if artifact.batch == "dynamic" else str(artifact.batch)
     low, high = tensor["values"]
@@ -148,7 +150,8 @@ def _image_input_text(artifact: Artifact) -> str:
 def _open_classes_text(artifact: Artifact, answer: str) -> str:
     """Describes how features become logits, for an artifact with open classes."""
     assert artifact.open_classes is not None
-    file, dim = artifact.open_classes.file, artifact.open_classes.dim
+    file = artifact.open_classes.file
+    dim = artifact.open_classes.dim
     return (
         f"`logits = features @ matrix.T`; `{file}` has the matrix, float32"
         f" [{len(artifact.class_names)}, {dim}] in\nNumPy's format, one row for each of the classes"
@@ -159,7 +162,8 @@ def _open_classes_text(artifact: Artifact, answer: str) -> str:
 def _scores_text(artifact: Artifact) -> str:
     """Describes the scores: their prior, their calibration, and the "none of these" limit."""
     text = ""
-    fitted, none = artifact.temperature, artifact.none_of_these
+    fitted = artifact.temperature
+    none = artifact.none_of_these
     prior = artifact.provenance.get("balance", {}).get("prior")
     if prior is not None:
         text += (

@@ -97,7 +97,8 @@ def failed_gates(result: ParityResult, precision: Precision, gates: Gates) -> tu
         gates: what the file must reach.
     """
     lowest = gates.agreement.get(precision, 0.0)
-    n, n_labeled = result.n_images, result.n_labeled
+    n = result.n_images
+    n_labeled = result.n_labeled
     n_differ = round(n * (100 - result.agreement_percent) / 100)
     n_lost = round(n_labeled * (result.accuracy_drop or 0) / 100)
     may_differ = math.ceil(n * (100 - lowest) / 100 - 1e-6)

@@ -73,7 +73,8 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
     is_fixed = smallest == largest
     # For Triton, a graph with a fixed batch size does not batch: the size is part of its dims.
     batch = [largest] if is_fixed else []
-    size, is_uint8 = artifact.preprocess.size_px, artifact.pixels == "uint8"
+    size = artifact.preprocess.size_px
+    is_uint8 = artifact.pixels == "uint8"
     kind = "TYPE_UINT8" if is_uint8 else "TYPE_FP32"
     dims = json.dumps([*batch, 3, size, size])
     has_scores = artifact.head == "scores"

@@ -93,7 +93,8 @@ class LoadedModelFile(LoadedSubject):
         self.inputs = ("on device", "image file")
         if isinstance(backend, DeviceTimed):
             self.inputs = ("on device", "copied", "image file")
-        self._artifact, self._backend = artifact, backend
+        self._artifact = artifact
+        self._backend = backend
 
     def call(self, batch: int, inputs: TimedFrom) -> TimedCall:
         """Returns a call that runs random pixels, or decodes, preprocesses and runs a JPEG.

@@ -209,7 +209,8 @@ class SampledPower:
     def __init__(
         self, read: Callable[[], float | None], devices: Sequence[int | None] = (None, 0)
     ) -> None:
-        self._read, self.devices = read, devices
+        self._read = read
+        self.devices = devices
 
     @contextlib.contextmanager
     def during(self, samples: list[float]) -> Iterator[None]:

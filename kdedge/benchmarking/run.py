@@ -183,7 +183,8 @@ def _plan_turns(
                 continue
             low, high = row.loaded.batches
             # Estimated from its work and the time of the first call, which had `low` images
-            gmacs, first = row.subject.gmacs(batch), row.subject.gmacs(low)
+            gmacs = row.subject.gmacs(batch)
+            first = row.subject.gmacs(low)
             seconds = batch / low * (gmacs / first if gmacs and first else 1) * row.first_ms / 1000
             if batch < low or (high is not None and batch > high):
                 images = "" if low == high else f"to {high} images "

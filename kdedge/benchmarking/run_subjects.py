@@ -151,14 +151,16 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     # Raises an error if the method needs a text encoder and the student has none
     workspace = trained.setup.workspace
     setup = set_up_role(with_baseline(loaded, name), "baseline", workspace, classes=classes)
-    method, backbone = setup.build(), setup.load_backbone()
+    method = setup.build()
+    backbone = setup.load_backbone()
     method.module.requires_grad_(False).eval()
     label = _title(name)
     features = method.forward_features
     tensors: list[Tensor] = [*method.module.parameters(), *backbone.visual.parameters()]
     cached = []
     if setup.settings.classifier != "own_logits":
-        vectors, scale = method.class_vectors(), method.scale
+        vectors = method.class_vectors()
+        scale = method.scale
         cached = [_with_vectors(label, features, vectors, scale, backbone, tensors)]
     if not isinstance(method, TextPromptMethod):
         return cached or [_subject(label, method.own_logits, backbone, tensors)]
@@ -187,7 +189,9 @@ def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
     rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
     vectors = F.normalize(rows, dim=-1).to(backbone.device)
     tensors: list[Tensor] = [*backbone.visual.parameters()]
-    label, features, scale = _title("zeroshot"), backbone.image_features, backbone.scale
+    label = _title("zeroshot")
+    features = backbone.image_features
+    scale = backbone.scale
     return _with_vectors(label, features, vectors, scale, backbone, tensors)
 
 
@@ -197,7 +201,8 @@ def _own_subject(trained: RunModel) -> Subject:
     label = _title(trained.setup.method_name)
     if trained.run.role != "baseline":
         label = f"{trained.run.role}, {label}"
-    features, vectors = trained.forward_features, trained.class_vectors()
+    features = trained.forward_features
+    vectors = trained.class_vectors()
     return _with_vectors(label, features, vectors, trained.scale, trained.backbone, tensors)
 
 

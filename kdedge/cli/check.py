@@ -25,7 +25,8 @@ def command(recipe: str, overrides: dict[str, Any], as_json: bool, **options: An
     """
     preflight = check(recipe, overrides=overrides, **options)
     has_student = any(finding.what.startswith("student") for finding in preflight.findings)
-    name, given = "distill" if has_student else "teach", ("size", "root", "device")
+    name = "distill" if has_student else "teach"
+    given = ("size", "root", "device")
     following = next_line(name, recipe, overrides=overrides, given=given)
     text = "\n".join([table_text(preflight.table), *preflight.notes, following])
     print_result(preflight, as_json=as_json, text=text)

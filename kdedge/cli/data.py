@@ -36,9 +36,11 @@ def command() -> None:
 @json_option
 def list_here(data: Path, as_json: bool) -> None:
     """List the benchmark sets and which of them are here."""
-    rows, records = [], []
+    rows = []
+    records = []
     for name, opened in list_sets(data).items():
-        n_classes, n_images = opened.benchmark.n_classes, dict(opened.benchmark.n_images)
+        n_classes = opened.benchmark.n_classes
+        n_images = dict(opened.benchmark.n_images)
         about = {"license": opened.benchmark.license, "here": opened.status}
         records.append({"name": name, "n_classes": n_classes, "n_images": n_images, **about})
         cells = [str(n_classes), f"{sum(n_images.values()):,}", opened.status]
@@ -55,7 +57,9 @@ def list_here(data: Path, as_json: bool) -> None:
 def show(name: str, data: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, terms, layout, and which are missing."""
     opened = open_set(name, data)
-    benchmark, folder, missing = opened.benchmark, opened.folder, opened.missing
+    benchmark = opened.benchmark
+    folder = opened.folder
+    missing = opened.missing
     record = {
         "name": name,
         "folder": str(folder),

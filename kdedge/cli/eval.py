@@ -69,7 +69,8 @@ def command(
         rows = labeled_results(folder, results)
         text = f"{folder.path}, {result.n_images:,} images\n{accuracy_text(rows)}"
         stored = model_records(folder)
-        own, measured = stored.own, replace(stored, results=results)
+        own = stored.own
+        measured = replace(stored, results=results)
         # The stored confusions are those of the stored predictions
         if own and (own.images_hash, own.per_class) != (result.images_hash, result.per_class):
             measured = replace(measured, details={})

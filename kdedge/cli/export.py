@@ -220,7 +220,8 @@ def _timed_table(artifact: Artifact, choice: CpuChoice) -> str:
 def _fitted_lines(artifact: Artifact) -> list[str]:
     """Lines about the values fitted to images: the temperature and the limit of "none"."""
     lines = []
-    fitted, none = artifact.temperature, artifact.none_of_these
+    fitted = artifact.temperature
+    none = artifact.none_of_these
     if fitted is not None:
         lines.append(
             f"Calibrated by the temperature {fitted.value:.4g}, fitted to the"

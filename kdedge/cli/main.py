@@ -114,7 +114,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Finds a command as click does; the error for an unknown name suggests the nearest one."""
-        name, known = args[0], self.list_commands(ctx)
+        name = args[0]
+        known = self.list_commands(ctx)
         if not name.startswith("-") and name not in known:
             ctx.fail(f'No such command "{name}". {suggestion(name, known, "")}'.rstrip())
         return super().resolve_command(ctx, args)

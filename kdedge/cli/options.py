@@ -127,7 +127,8 @@ def training_options(role: str) -> Callable[[Callable[..., Any]], Callable[..., 
         command = resume_option(command)
         for name, (kind, what) in reversed(SHORTHANDS.items()):
             key = name if name == "seed" else f"{role}.optim.{name}"
-            option, text = f"--{name.replace('_', '-')}", f"{what}: short for --set {key}=N."
+            option = f"--{name.replace('_', '-')}"
+            text = f"{what}: short for --set {key}=N."
             command = click.option(option, metavar="N", type=kind, help=text)(command)
         return set_option(command)
 

@@ -31,7 +31,8 @@ def command(runs: tuple[str, ...], output: Path | None, root: Path, as_json: boo
 
     page, shown = write_page(runs, output, root)
     records = next((one for one in shown if one.run.role == "student"), shown[0])
-    student, artifact = records.run, records.artifact
+    student = records.run
+    artifact = records.artifact
     following = ["show", str(student.path)]
     is_out = advises_against(records)
     if artifact is not None and not is_out:

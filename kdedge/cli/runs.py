@@ -42,10 +42,12 @@ def _summary(run: RunFolder, record: Provenance) -> dict[str, Any]:
     which = value = n_images = None
     if result is not None:
         which = "all" if result.harmonic_mean is None else "HM"
-        value, n_images = result.main_accuracy, result.n_images
+        value = result.main_accuracy
+        n_images = result.n_images
     elif unlabeled is not None and unlabeled.agreement_percent is not None:
         which = "agrees"
-        value, n_images = unlabeled.agreement_percent, unlabeled.n_images
+        value = unlabeled.agreement_percent
+        n_images = unlabeled.n_images
     was_killed = record.status == "running" and not run.is_in_use
     return {
         "run": run.name,

@@ -25,7 +25,8 @@ def command(as_json: bool) -> None:
     if as_json:
         print_result(recipe_schema, as_json=True)
         return
-    methods, targets = recipe_schema.pop("methods"), recipe_schema.pop("targets")
+    methods = recipe_schema.pop("methods")
+    targets = recipe_schema.pop("targets")
     blocks = ["Recipe", *_lines(recipe_schema)]
     for name, settings in methods.items():
         blocks += ["", f"settings of the method {name}", *_lines(settings)]

@@ -107,7 +107,8 @@ def artifact_text(artifact: Artifact, *, is_whole: bool) -> str:
     """Returns the facts of an artifact that `show` prints, as text; `is_whole` with --all."""
     shown = ", ".join(artifact.class_names[:8])
     more = ", ..." if len(artifact.class_names) > 8 else ""
-    provenance, classes = artifact.provenance, artifact.open_classes
+    provenance = artifact.provenance
+    classes = artifact.open_classes
     open_ = "" if classes is None else f"; open, in {classes.file}"
     # Where in the graph the pixels are normalized, if the artifact records it
     built_in = (file.built_with.get("normalized") for file in artifact.files)

@@ -221,7 +221,8 @@ def _run_mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
         return result
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
-    rows, slope = tokens.flatten(0, -2), _QUICK_GELU_SLOPE
+    rows = tokens.flatten(0, -2)
+    slope = _QUICK_GELU_SLOPE
     hidden = torch.addmm(first.bias, rows, first.weight.T, beta=slope, alpha=slope)
     output = torch.addmm(last.bias, F.silu(hidden), last.weight.T, alpha=1 / slope)
     return output.view(tokens.shape)
@@ -231,7 +232,8 @@ def linear_of(weight: Tensor, bias: Tensor, layer_type: type[nn.Linear] = nn.Lin
     """A linear layer that holds copies of these values; it may have no inputs or outputs."""
     linear = layer_type(1, 1, device="meta")  # torch would warn of a layer without inputs
     linear.out_features, linear.in_features = weight.shape
-    linear.weight, linear.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    linear.weight = nn.Parameter(weight.clone())
+    linear.bias = nn.Parameter(bias.clone())
     return linear
 
 

@@ -85,8 +85,10 @@ class UnbuiltBackbone:
     ) -> None:
         self.name = name
         self.preprocess = preprocess
-        self._empty, self._build = empty.eval(), build
-        self._weights, self._keys = weights, keys
+        self._empty = empty.eval()
+        self._build = build
+        self._weights = weights
+        self._keys = keys
         known = weights.known
         self.has_text_encoder = isinstance(empty, CLIP)
         self.is_trained_with_texts = model_config is not None
@@ -128,7 +130,8 @@ class UnbuiltBackbone:
 
     def _load_module(self) -> nn.Module:
         """Builds the model with the file's values, in float32."""
-        stored, keys = self._weights.tensors(), self._keys
+        stored = self._weights.tensors()
+        keys = self._keys
         dtypes = {name: value.dtype for name, value in self._empty.state_dict().items()}
         visual = self._empty.visual if isinstance(self._empty, CLIP) else self._empty
         if is_promptable_vit(visual):

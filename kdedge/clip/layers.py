@@ -50,7 +50,8 @@ def layers_above(visual: nn.Module) -> dict[str, int]:
     the patch convolution, is one more layer. Layers are counted in the order of their definition,
     which is the order of execution in open_clip's and timm's encoders.
     """
-    layers, layer_of = [""], {}
+    layers = [""]
+    layer_of = {}
     for name, _ in visual.named_parameters():
         match = _LAYER.match(name)
         if match is not None and match.group() not in layers:

@@ -153,7 +153,8 @@ def find_weights(
         DataError: the file is damaged.
         SetupError: the weights are not on this machine and cannot be downloaded.
     """
-    name, tag = spec.name, spec.weights
+    name = spec.name
+    tag = spec.weights
     pretrained: dict[str, Any] = {}
     if name in BUILTIN_MODELS:
         if tag not in (None, "builtin"):
@@ -242,7 +243,8 @@ def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess:
         if (entry := open_clip.get_pretrained_cfg(name, tag)).get("quick_gelu", False)
         == model_config.get("quick_gelu", False)
     }
-    found, default = {*tags.values()}, _pretrained_preprocess(model_config, {})
+    found = {*tags.values()}
+    default = _pretrained_preprocess(model_config, {})
     if len(found) == 1:
         return found.pop()
     if found:
@@ -278,7 +280,8 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
             return cached
         _connect(pretrained["hf_hub"].rstrip("/"), constants.ENDPOINT, constants.HF_HUB_CACHE)
     else:
-        folder, name = home_path(_URL_CACHE), pretrained["url"].rpartition("/")[2]
+        folder = home_path(_URL_CACHE)
+        name = pretrained["url"].rpartition("/")[2]
         if not (folder / name).is_file():
             _connect(name, pretrained["url"], folder)
     return Path(open_clip.download_pretrained(dict(pretrained)))

@@ -73,7 +73,8 @@ def timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
         RecipeError: kdedge does not support this preprocessing.
     """
     channels, height, width = config["input_size"]
-    interpolation, resize_mode = config["interpolation"], _RESIZE_MODES.get(config["crop_mode"])
+    interpolation = config["interpolation"]
+    resize_mode = _RESIZE_MODES.get(config["crop_mode"])
     is_square_rgb = channels == 3 and height == width
     if not is_square_rgb or interpolation not in RESAMPLING or resize_mode is None:
         raise RecipeError(

@@ -95,7 +95,9 @@ class WeightsFile:
     def __init__(
         self, path: Path, cache: HashCache | None, *, read: Callable[[Path], Weights] = read_weights
     ) -> None:
-        self.path, self._cache, self._read = path, cache, read
+        self.path = path
+        self._cache = cache
+        self._read = read
 
     @cached_property
     def known(self) -> KnownFile:
@@ -111,7 +113,8 @@ class WeightsFile:
             known = None if self._cache is None else self._cache.get(path, stamp)
         if known is None:
             with working(f"reading {self.path.name}"):
-                weights, digest = self._read(self.path), sha256_file(self.path)
+                weights = self._read(self.path)
+                digest = sha256_file(self.path)
             assert stamp is not None  # reading a missing file raises an error
             known = KnownFile(
                 path=str(path),

@@ -64,7 +64,8 @@ def explain_validation(
     messages = []
     for path, problems in ordered[:_MAX_SHOWN]:
         full = (*prefix, *path)
-        where, name = lines.where(full), dotted(full) or f"the {what}"
+        where = lines.where(full)
+        name = dotted(full) or f"the {what}"
         subject = where if lines.override(full) == full else f"{where}: {name}"
         messages.append(f"{subject} {_problem(model, path, problems)}")
     if len(ordered) > _MAX_SHOWN:
@@ -76,7 +77,8 @@ def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDeta
     """The problem of a key and its remedy, as the end of a sentence that begins with the key."""
     problem = problems[0]
     if problem["type"] in {"extra_forbidden", "missing"}:
-        parent, key = _follow_location(model, path[:-1])[1], str(path[-1])
+        parent = _follow_location(model, path[:-1])[1]
+        key = str(path[-1])
         fields = {} if parent is None else parent.model_fields
         if problem["type"] == "missing":
             about = fields[key].description if key in fields else None
@@ -93,7 +95,8 @@ def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDeta
 
 
 def _expected(problem: ErrorDetails) -> str:
-    kind, ctx = problem["type"], problem.get("ctx", {})
+    kind = problem["type"]
+    ctx = problem.get("ctx", {})
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         return f"{words} {ctx[key]:g}" if isinstance(ctx[key], float) else f"{words} {ctx[key]}"

@@ -131,7 +131,8 @@ class _Reader:
     """Converts the nodes of one document to plain values, and notes the line of each key."""
 
     def __init__(self, name: str, what: str) -> None:
-        self._name, self._what = name, what
+        self._name = name
+        self._what = what
         self.lines: dict[KeyPath, int] = {}
 
     def value(self, node: Node, path: KeyPath) -> Any:

@@ -179,9 +179,11 @@ def run_reference(
     files, squares = _uncropped_images(trained, chosen)
     smoke = _run_unfolded(trained, squares, scale, offsets)
     sample = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
-    head, others = smoke.logits, outputs.logits
+    head = smoke.logits
+    others = outputs.logits
     if trained.recipe.export.open_classes:
-        head, others = smoke.features, outputs.features
+        head = smoke.features
+        others = outputs.features
     values = np.concatenate([head, others[sample]])
     return Float32Reference(
         chosen=chosen,
@@ -209,7 +211,8 @@ def _uncropped_images(
     often have one shape.
     """
     sample = [chosen.indices[i] for i in spread(len(chosen.indices), _N_UNCROPPED)]
-    files, pixels = [], []
+    files = []
+    pixels = []
     for number, original in enumerate(read_images(chosen.source, sample)):
         height, width = original.shape[:2]
         cut = original[: height - (number % 3 == 2) * (height // 3)]
@@ -232,7 +235,8 @@ def _run_unfolded(
     device = trained.device
     normalize = normalizer(trained.preprocess, device)
     vectors = trained.class_vectors()
-    logits, all_features = [], []
+    logits = []
+    all_features = []
     with progress("running the unfolded model", len(pixels), unit="images") as advance:
         size = images_per_pass(_BATCH, device)
         for start in range(0, len(pixels), size):

@@ -48,7 +48,8 @@ def accuracy_result(
         split: `base-to-novel` adds base and novel accuracy and their harmonic mean.
         selection: how the weights were chosen, for the record.
     """
-    logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
+    logits = logits.detach().float().cpu()
+    labels = labels.detach().cpu()
     base = novel = mean = None
     if split == "base-to-novel":
         in_half = _is_right(logits, labels, split)
@@ -112,8 +113,10 @@ def evaluation_details(
         class_names: all C names, in class-list order.
         split: as for `accuracy_result`.
     """
-    logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
-    predicted, n_classes = logits.argmax(dim=1), len(class_names)
+    logits = logits.detach().float().cpu()
+    labels = labels.detach().cpu()
+    predicted = logits.argmax(dim=1)
+    n_classes = len(class_names)
     pairs, counts = torch.unique(labels * n_classes + predicted, return_counts=True)
     counted = zip(pairs.tolist(), counts.tolist(), strict=True)
     return EvalDetails(

@@ -347,7 +347,8 @@ def mcnemar_p(n_only_old_right: int, n_only_new_right: int) -> float:
         n_only_new_right: images that only the new one gets right.
     """
     n = n_only_old_right + n_only_new_right
-    term, tail = 1, 0  # binomial coefficients, exact
+    term = 1  # a binomial coefficient, exact
+    tail = 0
     for k in range(min(n_only_old_right, n_only_new_right) + 1):
         tail += term
         term = term * (n - k) // (k + 1)

@@ -44,8 +44,10 @@ def fold(modules: ImageModules, request: FoldRequest) -> FoldedModel:
             not linear.
         DataError: the class vectors have another dimension than the student's features.
     """
-    prompts, projector = modules.visual_prompts, modules.projector
-    vectors, offsets = request.class_vectors, request.offsets
+    prompts = modules.visual_prompts
+    projector = modules.projector
+    vectors = request.class_vectors
+    offsets = request.offsets
     if projector is None:
         dim = count_features(modules.visual, "The image encoder", request.preprocess.size_px)
     else:

@@ -112,7 +112,8 @@ class FoldedModel(nn.Module):
         self, modules: ImageModules, request: FoldRequest, last: tuple[Tensor, Tensor] | None
     ) -> None:
         super().__init__()
-        self.head, self.pixels = request.head, request.pixels
+        self.head = request.head
+        self.pixels = request.pixels
         self.output_name = FEATURES_NAME if request.open_classes else OUTPUT_NAME
         if last is None:
             n_features = request.class_vectors.shape[1]

@@ -36,11 +36,13 @@ class FoldedLatentPool(nn.Module):
 
     def __init__(self, pool: AttentionPoolLatent) -> None:
         super().__init__()
-        self.n_heads, self.pool = pool.num_heads, pool.pool
+        self.n_heads = pool.num_heads
+        self.pool = pool.pool
         queries = _split(pool.q(pool.latent[0]).double(), self.n_heads)  # [Q, heads, d]
         queries = pool.q_norm(queries.float()).double() * pool.scale
         weight, bias = plain_weight_and_bias(pool.kv)
-        (key, value), (key_bias, value_bias) = weight.chunk(2), bias.chunk(2)
+        key, value = weight.chunk(2)
+        key_bias, value_bias = bias.chunk(2)
         key, key_bias = (t.reshape(self.n_heads, -1, *t.shape[1:]) for t in (key, key_bias))
         scores = torch.einsum("qhd,hdi->hqi", queries, key)
         shift = torch.einsum("qhd,hd->hq", queries, key_bias)
@@ -48,7 +50,9 @@ class FoldedLatentPool(nn.Module):
         self.value = make_linear(value, value_bias)
         positions = pool.pos_embed
         self.register_buffer("positions", None if positions is None else positions.detach())
-        self.proj, self.norm, self.mlp = pool.proj, pool.norm, pool.mlp
+        self.proj = pool.proj
+        self.norm = pool.norm
+        self.mlp = pool.mlp
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, D]."""
@@ -80,7 +84,9 @@ class FoldedMeanPool(nn.Module):
         factor = (pool.q_proj.out_features // self.n_heads) ** -0.5
         weight, bias = plain_weight_and_bias(pool.q_proj)
         self.query = make_linear(factor * weight, factor * bias)
-        self.key, self.value, self.out = pool.k_proj, pool.v_proj, pool.c_proj
+        self.key = pool.k_proj
+        self.value = pool.v_proj
+        self.out = pool.c_proj
         self.register_buffer("positions", pool.positional_embedding.detach())
 
     def forward(self, features: Tensor) -> Tensor:

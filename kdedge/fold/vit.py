@@ -47,7 +47,8 @@ class FoldedBlock(nn.Module):
         attention = block.attn
         width = len(block.ln_1.weight)
         self.n_heads = attention.num_heads
-        self.ln_1, self.ln_2 = block.ln_1, block.ln_2
+        self.ln_1 = block.ln_1
+        self.ln_2 = block.ln_2
         weight, bias = weight_and_bias(attention.q, width)
         factor = (width // self.n_heads) ** -0.5
         self.query = make_linear(factor * weight, factor * bias)
@@ -108,7 +109,8 @@ class FoldedBlock(nn.Module):
         normed = self.ln_1(tokens)
         queries = tokens if n_queries is None else tokens[:, :n_queries]
         query = self._heads(self.query(normed if n_queries is None else normed[:, :n_queries]))
-        keys, value = self._heads(self.key(normed)), self._heads(self.value(normed))
+        keys = self._heads(self.key(normed))
+        value = self._heads(self.value(normed))
         key = keys
         if self.has_memory:
             n_images = tokens.shape[0]

@@ -71,7 +71,8 @@ class SavedImages:
             raise explain_os_error(error, path) from error
 
     def _free(self, name: Path) -> str:
-        number, free = 1, name.name
+        number = 1
+        free = name.name
         while free in self._names:
             number += 1
             free = f"{name.stem}-{number}{name.suffix}"

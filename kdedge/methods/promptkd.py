@@ -397,15 +397,18 @@ class Method(BaseMethod):
 
     def __init__(self, backbone: ImageBackbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
-        self._teacher, self._class_vectors = inputs.teacher, inputs.vectors()
+        self._teacher = inputs.teacher
+        self._class_vectors = inputs.vectors()
         student = Student(backbone, settings, inputs, self._class_vectors.shape[1])
         self.module = student.to(backbone.device)
         if self._teacher is not None:  # read once, since each read waits for the GPU
-            self._teacher_scale, self._student_scale = self._teacher.scale, self.scale
+            self._teacher_scale = self._teacher.scale
+            self._student_scale = self.scale
         self._texts: TokenizedTexts | None = None
         if settings.needs_text_encoder:
             assert isinstance(backbone, Backbone)  # `find_backbone` has checked it
-            n_ctx, init = settings.n_ctx_text, settings.context_init
+            n_ctx = settings.n_ctx_text
+            init = settings.context_init
             names = inputs.class_names
             self._texts = prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init)
         self._train_classes = torch.tensor(inputs.train_classes, device=backbone.device)

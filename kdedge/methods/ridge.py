@@ -70,7 +70,8 @@ _TEXT_SHARES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Used where most classes have one label. Chosen on training images of DTD's ten, EuroSAT,
 # Caltech101 and CIFAR-10: 0.3 to 4.4 points below the best setting of each draw; leave-one-out's
 # choice is 1 to 9 points below it.
-_ONE_LABEL_LAMBDA, _ONE_LABEL_SCALE = 100.0, 8.0
+_ONE_LABEL_LAMBDA = 100.0
+_ONE_LABEL_SCALE = 8.0
 # Chosen on training images of EuroSAT, DTD's ten, Caltech101 and CIFAR-10: among 0, 1, 4, 16 and
 # 64, at 1 to 16 labels of 4, 10 and 100 classes. With 4 labels of 4 classes, EfficientNet-Lite2
 # gains 7 to 9 points; nowhere does it cost more than 0.5.
@@ -183,7 +184,8 @@ class RidgeEncoder(nn.Module):
 
     def __init__(self, blocks: BlockFeatures, regression: Regression) -> None:
         super().__init__()
-        self.blocks, self.regression = blocks, regression
+        self.blocks = blocks
+        self.regression = regression
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_out]."""
@@ -305,7 +307,8 @@ class Method(ClosedFormMethod):
 
     def _solve_for_all(self, data: ClosedFormData, chosen: _Attempt) -> tuple[Tensor, Tensor]:
         """Weight and bias from all labeled images, with the settings chosen on some of them."""
-        n_columns, n_classes = chosen.n_columns, len(self._train_classes)
+        n_columns = chosen.n_columns
+        n_classes = len(self._train_classes)
         sums = NormalEquations(n_columns, n_classes, self.module.mean.device)
         for images, labels in data.labeled(slice(None)):
             rows = self.module.rows(self._encode(data, images))[:, :n_columns]
@@ -317,7 +320,9 @@ class Method(ClosedFormMethod):
         self, chosen: _Attempt, weight: Tensor, bias: Tensor, texts: _TextLogits | None
     ) -> None:
         """Sets the layers of classes with labels; all others become impossible."""
-        module, known, scale = self.module, self._train_classes, chosen.scale
+        module = self.module
+        known = self._train_classes
+        scale = chosen.scale
         module.out.weight[known, : chosen.n_columns] = (scale * weight.T).float()
         module.out.bias.fill_(IMPOSSIBLE)
         module.out.bias[known] = (scale * bias).float()
@@ -459,11 +464,14 @@ class Method(ClosedFormMethod):
 
     def image_modules(self) -> ImageModules:
         """Block features and regression, without blocks and texts whose weights are all 0."""
-        module, blocks = copy.deepcopy(self.module), self._blocks
-        n_own, out = module.n_own, module.out
+        module = copy.deepcopy(self.module)
+        blocks = self._blocks
+        n_own = module.n_own
+        out = module.out
         if not len(module.random.bias) and not out.weight[:, n_own:].any():
             blocks = BlockFeatures(self._backbone.visual, 0)
-            module.mean, module.gain = module.mean[:n_own], module.gain[:n_own]
+            module.mean = module.mean[:n_own]
+            module.gain = module.gain[:n_own]
             module.out = linear_of(out.weight[:, :n_own], out.bias, FloatLinear)
             module.requires_grad_(False)
         if module.text is not None and not module.text.weight.any():
@@ -488,7 +496,8 @@ class DualRidge:
             (self._share * values).sum(dim=0) for values in (rows, targets)
         )
         self._rows = self._root * (rows - self._center)
-        self._targets, self._raw_targets = self._root * (targets - self._target_center), targets
+        self._targets = self._root * (targets - self._target_center)
+        self._raw_targets = targets
         self._values, self._vectors = torch.linalg.eigh(self._rows @ self._rows.T)
         self._values = self._values.clamp_min(0)
         # For equal rows, the solution is the mean

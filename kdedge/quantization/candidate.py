@@ -83,7 +83,8 @@ class CalibratedModel:
 
         Sites without biases, and convolutions, are not changed.
         """
-        changed, inputs = copy.deepcopy(self.model), dict(self.inputs)
+        changed = copy.deepcopy(self.model)
+        inputs = dict(self.inputs)
         centers = {}
         for site in self.sites:
             layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
@@ -129,7 +130,8 @@ class CalibratedModel:
         Args:
             alphas: strength of smoothing, by a site's first layer; other sites are not changed.
         """
-        changed, inputs = copy.deepcopy(self.model), dict(self.inputs)
+        changed = copy.deepcopy(self.model)
+        inputs = dict(self.inputs)
         for site in self.sites:
             alpha = alphas.get(site.layers[0])
             if alpha is None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 HIGHEST = 127
-INPUT_LOWEST, WEIGHT_LOWEST = -128, -127
+INPUT_LOWEST = -128
+WEIGHT_LOWEST = -127
 
 
 @dataclass(frozen=True)

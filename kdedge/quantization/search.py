@@ -265,7 +265,8 @@ class _Search:
         step = {"step": name, **dataclasses.asdict(measured), "kept": is_kept}
         self.steps.append({**step, "at_seconds": seconds})
         if is_kept:  # the record has the other steps, too
-            self.best, self.expected_percent = candidate, measured.expected_percent
+            self.best = candidate
+            self.expected_percent = measured.expected_percent
             log.info(
                 f"INT8, {name}: {measured.agreement_percent:.1f} % of {len(self.held_out)} held-out"
                 " images keep their class."

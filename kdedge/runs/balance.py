@@ -37,8 +37,10 @@ def balance_of(model: MethodModel, images: RecipeImages) -> BalanceResult | None
     spec = images.recipe.balance
     if spec is None:
         return None
-    names, images = model.class_names, images.in_one_process
-    pool, prior = images.require("unlabeled", _WHY), _prior(spec, images, names)
+    names = model.class_names
+    images = images.in_one_process
+    pool = images.require("unlabeled", _WHY)
+    prior = _prior(spec, images, names)
     sample = pool.spread(MAX_BALANCE_IMAGES)
     logits = model.logits_of(sample, what="bringing classes into balance", without_offsets=True)
     offsets = offsets_for_unknown_prior(logits) if prior is None else find_offsets(logits, prior)

@@ -198,7 +198,8 @@ class RunFolder(TrainingFolder):
             DataError: a record is damaged.
         """
         name = self.read_provenance().teacher_run
-        root, current = self.root, Path.cwd()
+        root = self.root
+        current = Path.cwd()
         if not self.path.is_absolute() and root.is_relative_to(current):
             root = root.relative_to(current)
         return None if name is None else RunFolder.open(root / name)
@@ -327,17 +328,20 @@ def logged_to(path: Path) -> Iterator[None]:
     with explaining_writes(path):
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    others, level = _OtherHandlers(logger.getEffectiveLevel()), logger.level
+    others = _OtherHandlers(logger.getEffectiveLevel())
+    level = logger.level
     logger.setLevel(min(others.level, logging.INFO))
     if logger.propagate and (logging.getLogger().handlers or not logger.handlers):
         logger.addHandler(others)  # else it would print warnings, which kdedge's handlers print
     logger.addHandler(handler)
-    propagate, logger.propagate = logger.propagate, False
+    propagate = logger.propagate
+    logger.propagate = False
     try:
         yield
     except BaseException as error:
         # Written to the file only; the caller decides what to show
-        name, cause = type(error).__name__, (type(error), error, error.__traceback__)
+        name = type(error).__name__
+        cause = (type(error), error, error.__traceback__)
         record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (name,), cause)
         handler.handle(record)
         vars(error)["run_log"] = path  # the command line's message names this file

@@ -223,8 +223,10 @@ def _choose_samples(
 
 def _sample_of_run(model: RunModel) -> tuple[Images, str] | None:
     """The `unlabeled_sample` of a run's recipe with overrides, which may name another source."""
-    recipe, recorded = model.recipe, model.recorded_recipe
-    unlabeled, own = recipe.data.unlabeled, recorded.data.unlabeled
+    recipe = model.recipe
+    recorded = model.recorded_recipe
+    unlabeled = recipe.data.unlabeled
+    own = recorded.data.unlabeled
     if unlabeled is None:
         return None
     # Keys that choose among the images of a source

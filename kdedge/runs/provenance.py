@@ -145,7 +145,8 @@ class Provenance(_Tolerant):
     @property
     def facts(self) -> dict[str, str]:
         """The facts that `kdedge show` and the report list: name -> text."""
-        training, rounds = self.summary.training, []
+        training = self.summary.training
+        rounds = []
         for entry in self.summary.rounds:
             correct = entry.accuracy_percent
             suffix = "" if correct is None else f" ({correct:.2f} % correct)"

@@ -46,7 +46,8 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
         value = temperature_of_labels(logits, np.array(model.labels_of(sample)))
     else:
         where = "data.unlabeled"
-        pool, teacher = model.images.load("unlabeled"), load_teacher_of(model)
+        pool = model.images.load("unlabeled")
+        teacher = load_teacher_of(model)
         free = pool and [i for i in pool.indices if pool.digests[i] not in exclude_digests]
         if pool is None or not free or teacher is None:
             raise DataError(
@@ -84,11 +85,14 @@ def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[
         The images, each with a label, and their key in the recipe; None unless they are of two
         classes or more, since one class's labels say nothing of the others' scores.
     """
-    recipe, setup = model.recipe, model.setup
+    recipe = model.recipe
+    setup = model.setup
     if recipe.data.validation is not None:
-        images, key = model.images.drawn_validation(), "validation"
+        images = model.images.drawn_validation()
+        key = "validation"
     elif recipe.data.labeled is not None and not setup.data_needs.labels:
-        images, key = model.images.drawn_labeled(setup.role), "labeled"
+        images = model.images.drawn_labeled(setup.role)
+        key = "labeled"
     else:
         return None
     images = images.of_classes(model.images.classes.labeled)

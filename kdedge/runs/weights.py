@@ -33,7 +33,8 @@ def class_vectors_hash(setup: RoleSetup, trained: str, classes: Classes) -> str:
         classes: class names and template.
     """
     record = settings_record(setup)
-    names, template = list(classes.names), classes.template
+    names = list(classes.names)
+    template = classes.template
     return sha256_json([setup.backbone.identity, trained, names, template, record])
 
 

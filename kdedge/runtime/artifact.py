@@ -449,7 +449,8 @@ class Artifact(_Shared):
 
     def input_record(self) -> dict[str, Any]:
         """How an image file becomes the graph's input, and what the graph does itself."""
-        preprocess, is_float = self.preprocess, self.pixels == "float"
+        preprocess = self.preprocess
+        is_float = self.pixels == "float"
         return {
             "preprocess": {
                 "size_px": preprocess.size_px,
@@ -486,7 +487,8 @@ def load_artifact(path: Path) -> Artifact:
         SetupError: a newer version of kdedge wrote it.
     """
     try:
-        folder, is_folder = artifact_at(path), path.is_dir()
+        folder = artifact_at(path)
+        is_folder = path.is_dir()
         instead = "is not a folder" if path.exists() else "does not exist"
     except OSError as error:  # a name that is too long, a folder that may not be searched
         raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error

@@ -22,9 +22,14 @@ if TYPE_CHECKING:  # `kdedge doctor` uses this module, even if NumPy is broken
     import numpy.typing as npt
 
 _RUNTIMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
-_TO_DEVICE, _FROM_DEVICE = 1, 2  # enum cudaMemcpyKind
+# enum cudaMemcpyKind
+_TO_DEVICE = 1
+_FROM_DEVICE = 2
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE and cudaErrorNoDevice
-_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CU_DEVICE_ATTRIBUTE_...
+# CU_DEVICE_ATTRIBUTE_...
+_MULTIPROCESSORS = 16
+_MAJOR = 75
+_MINOR = 76
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,11 @@ def find_gpu() -> Gpu:
 
 
 def _describe_gpu(driver: Any, ordinal: int) -> Gpu:
-    gpu, value, memory = c_int(), c_int(), c_size_t()
-    name, bus_id = ctypes.create_string_buffer(256), ctypes.create_string_buffer(32)
+    gpu = c_int()
+    value = c_int()
+    memory = c_size_t()
+    name = ctypes.create_string_buffer(256)
+    bus_id = ctypes.create_string_buffer(32)
     _check_driver(driver.cuDeviceGet(byref(gpu), ordinal))
     _check_driver(driver.cuDeviceGetName(name, len(name), gpu))
     _check_driver(driver.cuDeviceTotalMem_v2(byref(memory), gpu))

@@ -154,10 +154,13 @@ def all_of(parts: Iterable[Contention]) -> Contention:
 
 def watch_contention() -> Callable[[], Contention]:
     """Starts a period; returns a function that returns the `Contention` so far."""
-    began, cpu, process = time.monotonic(), _cpu_s(), time.process_time()
+    began = time.monotonic()
+    cpu = _cpu_s()
+    process = time.process_time()
 
     def since() -> Contention:
-        now, seconds = _cpu_s(), time.monotonic() - began
+        now = _cpu_s()
+        seconds = time.monotonic() - began
         if cpu is None or now is None:
             return Contention(seconds, allowed_cores(), None)
         return Contention(seconds, allowed_cores(), now - cpu - (time.process_time() - process))

@@ -86,7 +86,8 @@ class _OpenClasses:
     """
 
     def __init__(self, backend: Backend, matrix: Matrix) -> None:
-        self.graph, self.matrix = backend, matrix
+        self.graph = backend
+        self.matrix = matrix
         if isinstance(backend, TakesImages):
             self.run_image = lambda image: class_logits(backend.run_image(image), matrix)
         if isinstance(backend, DeviceTimed):

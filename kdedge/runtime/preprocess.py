@@ -228,7 +228,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         image.load()
         # Read the orientation after loading: PNG may store it behind the pixels, and for TIFF and
         # AVIF Pillow rotates the image while it loads.
-        upright, turn = _to_rgb(image), _TURNS.get(_orientation(image))
+        upright = _to_rgb(image)
+        turn = _TURNS.get(_orientation(image))
         return upright if turn is None else upright.transpose(turn)
     except ImageError:
         raise

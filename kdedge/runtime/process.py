@@ -36,7 +36,10 @@ _SHORT_SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 _CHOSEN = "KDEDGE_CHOSEN"
 _LOOK_S = 0.05
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
+# Parameters of mallopt, from malloc.h of glibc
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
 # glibc no longer adapts the last two once one is set: the values that it adapts them to
 _DEFAULTS = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20}
@@ -87,7 +90,8 @@ def set_up_threads(n_threads: int | None) -> None:
 
 def warn_if_busy() -> None:
     """Warns before long work, once, if other processes kept cores busy in `set_up_threads`."""
-    busy_cores, _Process.busy_cores = _Process.busy_cores, None
+    busy_cores = _Process.busy_cores
+    _Process.busy_cores = None
     if busy_cores is not None:
         n_free = allowed_cores() - round(busy_cores)
         call = option(f"--threads {n_free}", f"kdedge.compute_threads({n_free})")
@@ -166,7 +170,8 @@ def torch_as_before() -> Iterator[None]:
 
 def _note_settings() -> None:
     torch = sys.modules.get("torch")
-    _Process.gpu, _Process.is_tf32_allowed = None, True
+    _Process.gpu = None
+    _Process.is_tf32_allowed = True
     if torch is not None:
         if torch.cuda.is_initialized():
             _Process.gpu = torch.cuda.current_device()
@@ -211,7 +216,8 @@ def _busy_cores(n_threads: int) -> float | None:
         return None
     since = watch_contention()
     time.sleep(_LOOK_S)
-    others, n_cores = since().others_cores, allowed_cores()
+    others = since().others_cores
+    n_cores = allowed_cores()
     noise = max(0.5, n_cores / 20)
     return others if others is not None and others > max(noise, n_cores - n_threads) else None
 

@@ -176,9 +176,11 @@ class App:
                 response = handler if isinstance(handler, Response) else await handler(request)
                 code = response.status_code
             except HTTPException as error:
-                response, code = _error_answer(error), error.status_code
+                response = _error_answer(error)
+                code = error.status_code
             except ClientDisconnect:
-                response, code = Response(status_code=_CLIENT_LEFT), _CLIENT_LEFT
+                response = Response(status_code=_CLIENT_LEFT)
+                code = _CLIENT_LEFT
             finally:
                 self.metrics.count_request(path, code, time.perf_counter() - start)
             if self.is_draining:

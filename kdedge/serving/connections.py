@@ -33,7 +33,8 @@ class WaitingConnections:
     """
 
     def __init__(self, most: int, headers_s: float) -> None:
-        self._most, self._headers_s = most, headers_s
+        self._most = most
+        self._headers_s = headers_s
         self._timers: dict[Connection, asyncio.TimerHandle] = {}  # the longest wait first
 
     def add(self, connection: Connection) -> None:

@@ -33,12 +33,14 @@ MIN_REFERENCE = 100
 
 _N_LEARNED = 200  # observations of a reference from the stream
 _WINDOWS = (4, 8, 12, 16, 20)  # observations
-_N_DIRECTIONS, _IMAGES_PER_DIRECTION = 8, 25
+_N_DIRECTIONS = 8
+_IMAGES_PER_DIRECTION = 25
 _OVER = 0.05  # a drift is over when all p-values are above this
 _LEAST = 1e-300
 _MAX_NAMED = 3
 # A scene has changed if the brightness of 16 x 16 parts differs by 6 of 255 on average
-_SIDE, _CHANGED = 16, 6.0
+_SIDE = 16
+_CHANGED = 6.0
 
 Statistic = Literal["classes", "confidence", "none"]
 _MEANS: tuple[Statistic, ...] = ("classes", "confidence")
@@ -127,7 +129,8 @@ class DriftReference:
     """
 
     def __init__(self, scored: Sequence[ScoredFrame]) -> None:
-        self.n_images, self.summary = len(scored), ScoreSummary.of(scored)
+        self.n_images = len(scored)
+        self.summary = ScoreSummary.of(scored)
         scores = np.stack([image.scores for image in scored])
         logs = _log_scores(scores)
         self._center = logs.mean(axis=0)
@@ -138,7 +141,8 @@ class DriftReference:
             name: [_normal_scores(column) for column in self._raw_values(scores, name).T]
             for name in self.statistics
         }
-        self._means, self._precisions = dict[Statistic, Array](), dict[Statistic, Array]()
+        self._means = dict[Statistic, Array]()
+        self._precisions = dict[Statistic, Array]()
         for name in self.statistics:
             values = self.values(scored, name)
             covariance = np.atleast_2d(np.cov(values, rowvar=False))
@@ -233,7 +237,8 @@ class DriftMonitor:
         self._frames.append(scored)
         if len(self._frames) < self._n_frames:
             return []
-        frames, self._frames = self._frames, []
+        frames = self._frames
+        self._frames = []
         small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=1.0)
         scene = np.asarray(small.convert("L"), np.float32)
         if self._scene is not None and np.abs(self._scene - scene).mean() <= _CHANGED:
@@ -242,7 +247,8 @@ class DriftMonitor:
         if self.reference is None:
             self._learned.append(scored)  # a single frame, since a mean varies less
             if len(self._learned) == _N_LEARNED:
-                self.reference, self._learned = DriftReference(self._learned), []
+                self.reference = DriftReference(self._learned)
+                self._learned = []
             return []
         self._last.append(frames)
         names = (*self.reference.statistics, *(("none",) if self._has_none else ()))
@@ -252,7 +258,8 @@ class DriftMonitor:
     def _test(self, name: Statistic, reference: DriftReference) -> Drift | None:
         rows = np.stack([reference.values(frames, name).mean(axis=0) for frames in self._last])
         p_values = {n: reference.p_value(name, rows[-n:]) for n in _WINDOWS if n <= len(rows)}
-        is_over, longest = name in self._raised, max(_WINDOWS)
+        is_over = name in self._raised
+        longest = max(_WINDOWS)
         if is_over:
             is_back = longest in p_values and min(p_values.values()) > _OVER
             windows = [longest] if is_back else []
@@ -262,7 +269,8 @@ class DriftMonitor:
             return None
         self._raised ^= {name}
         frames = [frame for observed in list(self._last)[-windows[0] :] for frame in observed]
-        p_value, now = p_values[windows[0]], ScoreSummary.of(frames)
+        p_value = p_values[windows[0]]
+        now = ScoreSummary.of(frames)
         return Drift(name, is_over, p_value, len(frames), reference.summary, now)
 
 

@@ -34,7 +34,8 @@ class ServedModel:
     """
 
     def __init__(self, classifier: Classifier, batch: int | None) -> None:
-        self.classifier, self.artifact = classifier, classifier.artifact
+        self.classifier = classifier
+        self.artifact = classifier.artifact
         largest = classifier.max_batch
         self.max_batch = largest if batch is None else min(batch, largest)
         self.close = weakref.finalize(self, classifier.close)
@@ -93,7 +94,8 @@ class Batcher:
     def __init__(self, on_batch: Callable[[int], None]) -> None:
         self._on_batch = on_batch
         self._waiting: deque[_Waiting] = deque()
-        self._changed, self._is_closed = threading.Condition(), False
+        self._changed = threading.Condition()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 

@@ -214,7 +214,8 @@ def _read_files(tensor: _Input, binary: bytes) -> list[bytes]:
 
 def _read_pixels(tensor: _Input, binary: bytes, artifact: Artifact) -> npt.NDArray[Any]:
     """The graph's input from numbers in JSON, or from binary data."""
-    shape, size_px = tensor.shape, artifact.preprocess.size_px
+    shape = tensor.shape
+    size_px = artifact.preprocess.size_px
     datatype = _datatype(artifact)
     if shape[1:] != [3, size_px, size_px] or shape[0] < 1 or tensor.datatype != datatype:
         raise _bad(

@@ -89,7 +89,8 @@ class Server:
         self._load = load
         self._batch = batch
         self._look_every_s = look_every_s
-        self._folder, self._next_search_s = Path(), 0.0
+        self._folder = Path()
+        self._next_search_s = 0.0
         self._socket = _listen(host, port)
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._socket.close)
@@ -100,7 +101,8 @@ class Server:
             model = ServedModel(loaded, batch)
             model.warm_up()
             self.name = model.artifact.model_name
-            self._app, self._limits = App(self.name, model, limits), limits
+            self._app = App(self.name, model, limits)
+            self._limits = limits
             n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             n_connections = max(n_files - _OTHER_FILES, _MIN_CONNECTIONS)
             n_waiting = min(n_connections // 4, _MAX_WAITING)
@@ -160,7 +162,8 @@ class Server:
         Args:
             state: the folder's state before the model was loaded.
         """
-        outcomes, loaded = self._app.metrics.artifacts, state
+        outcomes = self._app.metrics.artifacts
+        loaded = state
         while not self._ends.wait(self._look_every_s):
             before, state = state, self._folder_state()
             if state == loaded or state != before:  # somebody may still be writing
@@ -209,7 +212,8 @@ class Server:
             SetupError: this machine cannot run it.
         """
         classifier = self._load(path)
-        artifact, file = classifier.artifact, classifier.file
+        artifact = classifier.artifact
+        file = classifier.file
         model = ServedModel(classifier, self._batch)
         with contextlib.ExitStack() as on_error:
             on_error.callback(model.close)

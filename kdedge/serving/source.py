@@ -274,7 +274,8 @@ class LatestFrameReader:
         self._every = every
         self._first_wait_s = first_wait_s
         self._waiting: deque[Frame | Event | BaseException] = deque()
-        self._changed, self._stopped = threading.Condition(), threading.Event()
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __iter__(self) -> Iterator[Frame | Event]:
@@ -311,7 +312,8 @@ class LatestFrameReader:
 
     def _read(self) -> None:
         """The thread: reads frames until the source is lost, then tries to open it again."""
-        video, number = self._video, 0
+        video = self._video
+        number = 0
         try:
             while True:
                 try:
@@ -336,7 +338,8 @@ class LatestFrameReader:
 
     def _open_again(self) -> LiveVideo | None:
         """Opens the source again; returns None if the reader is closed meanwhile."""
-        lost_at, wait_s = time.monotonic(), self._first_wait_s
+        lost_at = time.monotonic()
+        wait_s = self._first_wait_s
         while not self._stopped.wait(wait_s):
             try:
                 video = self._reopen()

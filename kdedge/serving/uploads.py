@@ -33,7 +33,8 @@ class Uploads:
     """
 
     def __init__(self, limits: RequestLimits) -> None:
-        self._limits, self.n_bytes = limits, 0
+        self._limits = limits
+        self.n_bytes = 0
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request, timeout_s: float) -> AsyncIterator[bytes]:

@@ -30,7 +30,8 @@ from kdedge.serving.source import Event, Frame, FrameSource, event
 log = logging.getLogger(__name__)
 DRIFT = ("artifact", "stream", "off")
 # Defaults for frames; for the files of a folder, both are 1
-WINDOW, DRIFT_FRAMES = 7, 25
+WINDOW = 7
+DRIFT_FRAMES = 25
 
 
 class Decider:
@@ -146,7 +147,8 @@ class Watcher:
                 yield item
             yield self._end()
         finally:
-            n, n_dropped = self._n_classified, self.source.n_dropped()
+            n = self._n_classified
+            n_dropped = self.source.n_dropped()
             parts = [f"{n:,} frame{'' if n == 1 else 's'} classified"]
             if self._n_unreadable:
                 parts.append(f"{self._n_unreadable:,} unreadable")
@@ -159,7 +161,8 @@ class Watcher:
         log.warning(f"{when['time']}: {self.source.name} {text}")
 
     def _start(self) -> Event:
-        monitor, classifier = self._monitor, self.classifier
+        monitor = self._monitor
+        classifier = self.classifier
         return event(
             "start",
             source=self.source.name,
@@ -287,7 +290,8 @@ def _reference(classifier: Classifier, drift: str | None) -> DriftReference | No
     Raises:
         DataError: `drift` is `artifact`, but its smoke set is missing or too small.
     """
-    artifact, names = classifier.artifact, classifier.artifact.class_names
+    artifact = classifier.artifact
+    names = artifact.class_names
     try:
         pixels = load_smoke_set(artifact).pixels
         images = ((str(i), Image.fromarray(image)) for i, image in enumerate(pixels))

@@ -90,7 +90,8 @@ class CpuModel:
         n_threads: int | None = None,
         built_with: Mapping[str, Any] | None = None,
     ) -> None:
-        self._path, self._built_with = path, built_with or {}
+        self._path = path
+        self._built_with = built_with or {}
         self._running: contextlib.AbstractContextManager[Any] = threading.Lock()
         self._model: Any = None
         module = self.package.load()
@@ -109,7 +110,8 @@ class CpuModel:
         """Sets `batches`, `pixels` and `image_shape` from the input's shape (None: any size)."""
         n_images, *image_shape = shape
         self.batches = (1, None) if n_images is None else (n_images, n_images)
-        self.pixels, self.image_shape = "uint8" if is_bytes else "float", tuple(image_shape)
+        self.pixels = "uint8" if is_bytes else "float"
+        self.image_shape = tuple(image_shape)
 
     def _explaining(self, what: str) -> contextlib.AbstractContextManager[None]:
         return explaining(self._path, what, self.package, too_new=self.too_new)

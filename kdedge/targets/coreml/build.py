@@ -75,7 +75,8 @@ def convert(model: nn.Module, artifact: Artifact, precision: Precision) -> Any:
     import coremltools as ct
 
     size_px = artifact.preprocess.size_px
-    shape, one_value = (1, 3, size_px, size_px), (1, 1)
+    shape = (1, 3, size_px, size_px)
+    one_value = (1, 1)
     has_scores = artifact.head == "scores"
     classifier = nn.Sequential(model, nn.Softmax(dim=-1)).eval() if has_scores else model
     images = example_images(model, size_px=size_px, batches=one_value).float()

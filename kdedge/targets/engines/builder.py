@@ -110,7 +110,8 @@ class EngineBuilder:
             self._trt = tensorrt
         else:
             self._trt = module
-        self._module, self._timing_cache = module, timing_cache
+        self._module = module
+        self._timing_cache = timing_cache
         self._tool = title
         self._title = f"{title} {module.__version__}"
 

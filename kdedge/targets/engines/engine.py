@@ -68,8 +68,10 @@ class Engine:
         assert target.run_package is not None
         assert target.backend is not None
         trt: Any = engine_package(target.run_package)
-        self.name, self._cuda = target.backend, open_cuda()
-        self._path, self._version = path, trt.__version__
+        self.name = target.backend
+        self._cuda = open_cuda()
+        self._path = path
+        self._version = trt.__version__
         self._context: Any = None
         self._runtime: Any = None
         self._engine: Any = None
@@ -88,7 +90,8 @@ class Engine:
             f"{self.name} {self._version} on a GPU of compute capability"
             f" {self._cuda.gpu.compute_capability}"
         )
-        self._log, data = open_log(trt), read_bytes(self._path)
+        self._log = open_log(trt)
+        data = read_bytes(self._path)
         try:
             self._runtime = trt.Runtime(self._log)
         except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
@@ -144,8 +147,7 @@ class Engine:
         if n_images >= 0:  # a dynamic batch is -1
             return int(n_images), int(n_images)
         lowest, _, highest = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
-        (low, *_), (high, *_) = lowest, highest
-        return int(low), int(high)
+        return int(lowest[0]), int(highest[0])
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C]; see `Backend.run`.

@@ -58,7 +58,8 @@ def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    batches, size_px = request.artifact.batches, request.artifact.preprocess.size_px
+    batches = request.artifact.batches
+    size_px = request.artifact.preprocess.size_px
     model = copy.deepcopy(request.model).eval()
     example = example_images(model, size_px=size_px, batches=batches)
     program: Any = export_program(model, example, batches=batches)

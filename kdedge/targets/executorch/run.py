@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 class ExecuTorchModel(CpuModel):
     """A loaded program."""
 
-    name, package = "executorch", EXECUTORCH
+    name = "executorch"
+    package = EXECUTORCH
 
     def _open(self, module: Any, n_threads: int | None) -> None:
         with _loading, filter_native_stderr(LOG_LINES):

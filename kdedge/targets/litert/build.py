@@ -61,7 +61,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
 def converted(request: BuildRequest) -> bytes:
     """Converts the folded model to a float32 file for the artifact's smallest batch."""
-    low, size_px = request.artifact.batches[0], request.artifact.preprocess.size_px
+    low = request.artifact.batches[0]
+    size_px = request.artifact.preprocess.size_px
     images = example_images(request.model, size_px=size_px, batches=(low, low))
     with (
         torch.no_grad(),

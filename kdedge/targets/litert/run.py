@@ -23,7 +23,8 @@ SIGNATURE = "serving_default"
 class LiteRtModel(CpuModel):
     """A loaded file."""
 
-    name, package = "litert", LITERT
+    name = "litert"
+    package = LITERT
 
     def _open(self, module: Any, n_threads: int | None) -> None:
         data = read_bytes(self._path)
@@ -31,9 +32,11 @@ class LiteRtModel(CpuModel):
         with filter_native_stderr(LOG_LINES):
             self._model = module.Interpreter(model_content=data, num_threads=n_threads)
             self._model.allocate_tensors()
-        (images,), (logits,) = self._model.get_input_details(), self._model.get_output_details()
+        (images,) = self._model.get_input_details()
+        (logits,) = self._model.get_output_details()
         self._set_input([*map(int, images["shape"])], is_bytes=images["dtype"] is np.uint8)
-        self._input, self._output = images["index"], logits["index"]
+        self._input = images["index"]
+        self._output = logits["index"]
 
     def _compute(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         self._model.set_tensor(self._input, np.ascontiguousarray(images))

@@ -117,7 +117,8 @@ def head_nodes(model: Any) -> set[str]:
 
 def weight_matmuls(model: Any) -> list[Any]:
     """The encoder's MatMul nodes whose second factor is a constant."""
-    head, constants = head_nodes(model), initializers(model)
+    head = head_nodes(model)
+    constants = initializers(model)
     return [
         node
         for node in model.graph.node

@@ -46,7 +46,8 @@ LIMIT = 16384.0
 # to 3e-4 of a value; a larger error means that values are too small for it (below 6e-5).
 MAX_WEIGHT_ERROR = 1e-3
 
-_FLOAT, _HALF = 1, 10  # onnx.TensorProto.FLOAT and FLOAT16
+_FLOAT = 1  # onnx.TensorProto.FLOAT
+_HALF = 10  # onnx.TensorProto.FLOAT16
 
 # The first three have float values in attributes, or read only a shape. On CPUs, ONNX Runtime's
 # FP16 kernel of QuantizeLinear truncates instead of rounding, up to version 1.29:
@@ -94,7 +95,8 @@ def convert(model: Any, maxima: Mapping[str, float]) -> None:
         DataError: the graph is not an image encoder.
     """
     del model.graph.value_info[:]
-    types, constants = _tensor_types(model), _constants(model)
+    types = _tensor_types(model)
+    constants = _constants(model)
     in_float = head_nodes(model)
     for node in model.graph.node:
         if node.op_type in _NEVER_HALF or not _fits(node, constants, maxima):

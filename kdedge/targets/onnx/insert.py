@@ -83,7 +83,8 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
                     model, name, levels, layer.weight_scale, output=output, axis=axis
                 )
             )
-            node.input[0], node.input[1] = dequantized[key], output
+            node.input[0] = dequantized[key]
+            node.input[1] = output
         nodes.append(node)
     set_nodes(model, nodes)
     drop_unused(model)

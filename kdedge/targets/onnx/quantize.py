@@ -130,7 +130,8 @@ def _refit_head(model: Any, float32: Any, images: npt.NDArray[Any]) -> None:
     if head is None:
         return
     x, weight, *_ = head.input
-    (y,), constants = head.output, initializers(model)
+    (y,) = head.output
+    constants = initializers(model)
     if len(head.input) == 2:  # a bias of zero is not in the graph
         head.input.append(f"{HEAD_NODE}/bias")
         set_initializer(model, head.input[2], np.zeros(constants[weight].dims[0], np.float32))
@@ -152,13 +153,15 @@ def _split_linear(model: Any) -> None:
     """Splits each linear layer of a CNN's encoder, which torch exports as Gemm, into two nodes."""
     from onnx import helper, numpy_helper
 
-    head, constants = head_nodes(model), initializers(model)
+    head = head_nodes(model)
+    constants = initializers(model)
     nodes: list[Any] = []
     for node in model.graph.node:
         if node.op_type != "Gemm" or node.name in head or node.input[1] not in constants:
             nodes.append(node)
             continue
-        (x, weight), biases = node.input[:2], [bias for bias in node.input[2:] if bias]
+        x, weight = node.input[:2]
+        biases = [bias for bias in node.input[2:] if bias]
         values = numpy_helper.to_array(constants[weight])
         is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
         set_initializer(model, f"{node.name}/weight", values.T if is_transposed else values)
@@ -175,14 +178,16 @@ def _make_dynamic(model: Any) -> None:
     """Replaces the encoder's linear layers by products of bytes, in a form that ORT fuses."""
     from onnx import helper, numpy_helper
 
-    linear, constants = {node.name for node in weight_matmuls(model)}, initializers(model)
+    linear = {node.name for node in weight_matmuls(model)}
+    constants = initializers(model)
     quantized: set[str] = set()
     nodes: list[Any] = []
     for node in list(model.graph.node):
         if node.name not in linear:
             nodes.append(node)
             continue
-        (x, weight), name = node.input, node.name
+        x, weight = node.input
+        name = node.name
         q, scale, zero = (f"{x}/{part}" for part in ("int8", "scale", "zero_point"))
         if x not in quantized:
             quantized.add(x)
@@ -191,7 +196,8 @@ def _make_dynamic(model: Any) -> None:
         values, scales = _quantize(numpy_helper.to_array(constants[weight]), CPU_WEIGHT_LEVELS)
         set_initializer(model, f"{name}/int8", values)
         set_initializer(model, f"{name}/scale", scales)
-        total, product = f"{name}/sum", f"{name}/scales"
+        total = f"{name}/sum"
+        product = f"{name}/scales"
         nodes += [
             helper.make_node("MatMulInteger", [q, f"{name}/int8", zero], [total], name=name),
             helper.make_node("Cast", [total], [f"{name}/float"], name=f"{name}/Cast", to=1),
@@ -272,7 +278,8 @@ def _find_convs(model: Any) -> tuple[dict[str, _Conv], set[str]]:
     """
     from onnx import numpy_helper
 
-    constants, readers = initializers(model), consumers(model)
+    constants = initializers(model)
+    readers = consumers(model)
     convs: dict[str, _Conv] = {}
     ends: set[str] = set()
     for node in model.graph.node:
@@ -333,7 +340,8 @@ def _constant_nodes(
     """DQ nodes of a convolution's weight and corrected bias, which become its inputs."""
     from onnx import numpy_helper
 
-    node, name = conv.node, conv.node.name
+    node = conv.node
+    name = node.name
     output = f"{name}/weight"
     weight = weight_dequantizer(model, output, conv.levels, conv.scales, output=output)
     bias = shift.astype(np.float64)

@@ -24,7 +24,8 @@ class OnnxSession(CpuModel):
     Calls from several threads run in parallel.
     """
 
-    name, package = "onnxruntime", ONNX_RUNTIME
+    name = "onnxruntime"
+    package = ONNX_RUNTIME
     # Messages about opsets or operators that are newer than this ONNX Runtime
     too_new = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR version")
 
@@ -44,7 +45,8 @@ class OnnxSession(CpuModel):
             self._model = module.InferenceSession(
                 str(self._path), options, providers=["CPUExecutionProvider"]
             )
-        (images, *_), (logits, *_) = self._model.get_inputs(), self._model.get_outputs()
+        images = self._model.get_inputs()[0]
+        logits = self._model.get_outputs()[0]
         sizes = [size if isinstance(size, int) else None for size in images.shape]
         self._set_input(sizes, is_bytes=images.type == "tensor(uint8)")
         self._output = logits.name

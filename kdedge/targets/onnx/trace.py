@@ -154,4 +154,5 @@ def _make_readable(proto: Any) -> None:
             del value.metadata_props[:]
             value.doc_string = ""
     graph.name = "kdedge"
-    proto.producer_name, proto.producer_version = "kdedge", ""
+    proto.producer_name = "kdedge"
+    proto.producer_version = ""

@@ -51,7 +51,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         ResourceError: the file cannot be written.
     """
     assert request.onnx_path is not None
-    artifact, path = request.artifact, request.path
+    artifact = request.artifact
+    path = request.path
     if artifact.batch not in ("dynamic", 1):
         raise RecipeError(
             f"{request.onnx_path} takes batches of {artifact.batch} images, but a file with"
@@ -87,7 +88,8 @@ def find_order(preprocess: Preprocess) -> Order:
     Raises:
         SetupError: no order gives the same bytes.
     """
-    rng, size = np.random.default_rng(0), preprocess.size_px
+    rng = np.random.default_rng(0)
+    size = preprocess.size_px
     images = [
         rng.integers(0, 256, (max(1, size * high // 2), max(1, size * wide // 2), 3), np.uint8)
         for high, wide in _PROBES

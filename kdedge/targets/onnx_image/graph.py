@@ -128,7 +128,8 @@ def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> Non
         preprocess: size, interpolation and resize mode.
         order: the order of the axes.
     """
-    add, size = nodes.add, preprocess.size_px
+    add = nodes.add
+    size = preprocess.size_px
     image = Value(nodes, IMAGE_NAME)
     shape = add("Shape", image)
     height, width = add("Slice", shape, 0, 1), add("Slice", shape, 1, 2)
@@ -181,7 +182,8 @@ def _transpose_by_size(nodes: Nodes, is_tall: Value) -> Value:
 
 def _axis(nodes: Nodes, side: Value, shorter: Value, preprocess: Preprocess) -> Axis:
     """The axis of a side; `shorter` is the shorter one of the image."""
-    add, size = nodes.add, preprocess.size_px
+    add = nodes.add
+    size = preprocess.size_px
     if preprocess.resize_mode == "squash":
         return Axis(side, nodes.constant(size), nodes.constant(0))
     resized = add("Max", side * size / shorter, size)
@@ -214,7 +216,8 @@ def _window_and_weights(axis: Axis, preprocess: Preprocess) -> tuple[Value, Valu
     side| / (2 max(side, resized)) units of the kernel away from it.
     """
     side, resized, offset = axis
-    nodes, add = side.nodes, side.nodes.add
+    nodes = side.nodes
+    add = nodes.add
     larger = add("Max", side, resized)
     reach = larger * (2 * _SUPPORT[preprocess.interpolation])
     outputs = nodes.constant(np.arange(_n_blocks(preprocess) * _BLOCK).reshape(-1, _BLOCK, 1))

@@ -20,7 +20,8 @@ class OnnxImageSession(OnnxSession):
 
     def _open(self, module: Any, n_threads: int | None) -> None:
         super()._open(module, n_threads)
-        self.batches, self.image_shape = (1, 1), (3, None, None)
+        self.batches = (1, 1)
+        self.image_shape = (3, None, None)
         self.pixels = self._built_with.get("pixels", "uint8")  # of its source file
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -19,7 +19,8 @@ from kdedge.targets.openvino import OPENVINO
 class OpenVinoModel(CpuModel):
     """A loaded OpenVINO file, with its weights from the same folder."""
 
-    name, package = "openvino", OPENVINO
+    name = "openvino"
+    package = OPENVINO
 
     def _open(self, module: Any, n_threads: int | None) -> None:
         self._core = module.Core()
@@ -63,7 +64,8 @@ class OpenVinoModel(CpuModel):
 
     def close(self) -> None:
         """Frees the model."""
-        self._requests, self._model = {}, None
+        self._requests = {}
+        self._model = None
 
 
 load = OpenVinoModel

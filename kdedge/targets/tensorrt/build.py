@@ -57,7 +57,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         SetupError: TensorRT or a GPU is missing, or TensorRT cannot build the graph.
         ResourceError: memory or disk ran out.
     """
-    module, gpu = engine_package(TENSORRT), find_gpu()
+    module = engine_package(TENSORRT)
+    gpu = find_gpu()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdedge" / "timing"
     device = {
         "device": gpu.name,

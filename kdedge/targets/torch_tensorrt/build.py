@@ -84,7 +84,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         ResourceError: the file cannot be written.
     """
     torch_tensorrt = check_environment()
-    path, batches = request.path, request.artifact.batches
+    path = request.path
+    batches = request.artifact.batches
     program, example = trace(
         request.model,
         precision=file.precision,
@@ -131,7 +132,8 @@ class Program:
         self._module: Any = torch.export.load(path).module().cuda()
         size_px = artifact.preprocess.size_px
         self.batches: tuple[int, int | None] = artifact.batches
-        self.pixels, self.image_shape = artifact.pixels, (3, size_px, size_px)
+        self.pixels = artifact.pixels
+        self.image_shape = (3, size_px, size_px)
 
     @torch.no_grad()
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -169,7 +171,8 @@ def trace(
     images = example_images(model, size_px=size_px, batches=batches)
     module.eval()
     if on_gpu:
-        module, images = module.cuda(), images.cuda()
+        module = module.cuda()
+        images = images.cuda()
     return export_program(module, images, batches=batches), images
 
 
