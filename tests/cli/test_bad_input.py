@@ -7,7 +7,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,123 +65,227 @@ def halve(path: str) -> None:
     Path(path).write_bytes(whole[: len(whole) // 2])
 
 
+@dataclass(frozen=True)
+class Case:
+    """Something that is wrong with a project or with what a user asks for.
+
+    Attributes:
+        name: what is wrong, in words.
+        code: the exit code.
+        says: parts of the message.
+        break_it: makes the files wrong.
+        overrides: make the recipe wrong.
+    """
+
+    name: str
+    code: int
+    says: Sequence[str]
+    break_it: Callable[[], object] = lambda: None
+    overrides: Sequence[str] = ()
+
+
+def cut_two_images_of_the_pool() -> None:
+    for path in sorted(Path("pool").iterdir())[:2]:
+        cut(path, 100)
+
+
 LONG = "水母" * 40
-REFUSED: dict[str, tuple[Callable[[], object] | None, tuple[str, ...], int, tuple[str, ...]]] = {
-    "no image": (lambda: keep("pool", 0), (), 3, ("pool has no image files; found nothing at",)),
-    "one image": (lambda: keep("pool", 1), (), 3, ("at least 2 unlabeled images in a batch",)),
-    "no labeled image": (lambda: keep("labeled", 0), (), 3, ("labeled has no image files",)),
-    "one labeled image": (
-        *(lambda: keep("labeled", 1), (), 3),
-        ("data.labeled has images of 1 of the 2 base classes, and a teacher",),
+
+
+def call_the_red_fox_by_a_long_name() -> None:
+    Path("classes.txt").write_text(f"cat\ndog\n{LONG}\nschool bus\n")
+    Path("labeled/red fox").rename(f"labeled/{LONG}")
+    Path("test/red fox").rename(f"test/{LONG}")
+
+
+REFUSED = [
+    Case(
+        name="no image",
+        break_it=lambda: keep("pool", 0),
+        code=3,
+        says=["pool has no image files; found nothing at"],
     ),
-    "unreadable images": (
-        lambda: [cut(path, 100) for path in sorted(Path("pool").iterdir())[:2]],
-        *((), 3),
-        (
+    Case(
+        name="one image",
+        break_it=lambda: keep("pool", 1),
+        code=3,
+        says=["at least 2 unlabeled images in a batch"],
+    ),
+    Case(
+        name="no labeled image",
+        break_it=lambda: keep("labeled", 0),
+        code=3,
+        says=["labeled has no image files"],
+    ),
+    Case(
+        name="one labeled image",
+        break_it=lambda: keep("labeled", 1),
+        code=3,
+        says=["data.labeled has images of 1 of the 2 base classes, and a teacher"],
+    ),
+    Case(
+        name="unreadable images",
+        break_it=cut_two_images_of_the_pool,
+        code=3,
+        says=[
             "data.unlabeled: 2 of 40 images are unreadable, and the limit is 1: 1% of 40",
             "\n  0_0.jpg: ",
             "raise data.max_bad_images",
-        ),
-    ),
-    "no label of a readable image": (
-        *(lambda: Path("t.csv").write_text("path,label\nr.yaml,cat\npool/0_0.jpg,\n"),),
-        *(("data.test={list: t.csv}",), 3),
-        ("data.test has no readable image with a label: 2 images, 1 of them unreadable.",),
-    ),
-    "a folder of no class": (
-        *(lambda: Path("test/dog").rename("test/dgo"), (), 3),
-        ('Missing: "dog". Unknown: "dgo" (nearest: "dog").',),
-    ),
-    "a class twice": (
-        *(lambda: Path("classes.txt").write_text("cat\ndog\nred fox\ndog\n"), (), 3),
-        ('classes.txt: "dog" (line 2) and "dog" (line 4) are one',),
-    ),
-    "a class name longer than the context": (
-        lambda: [
-            Path("classes.txt").write_text(f"cat\ndog\n{LONG}\nschool bus\n"),
-            *(Path(one, "red fox").rename(Path(one, LONG)) for one in ("labeled", "test")),
         ],
-        *((), 3),
-        ("needs 247 tokens, but this CLIP has only 77", f"a photo of a {LONG}.", "Shorten"),
     ),
-    "validation on test images": (
-        None,
-        ("data.validation={folder: test}", "student.optim.selection=validation"),
-        *(2, ("data.validation and data.test share 20 images", "use other images")),
+    Case(
+        name="no label of a readable image",
+        break_it=lambda: Path("t.csv").write_text("path,label\nr.yaml,cat\npool/0_0.jpg,\n"),
+        overrides=["data.test={list: t.csv}"],
+        code=3,
+        says=["data.test has no readable image with a label: 2 images, 1 of them unreadable."],
     ),
-    "a wrong setting": (
-        *(lambda: edit("r.yaml", "{prompt_depth: 2}", "{promt_depth: 2}"), (), 2),
-        ("r.yaml:13: student.settings.promt_depth is not a known key.\n  Did you mean prompt_de",),
+    Case(
+        name="a folder of no class",
+        break_it=lambda: Path("test/dog").rename("test/dgo"),
+        code=3,
+        says=['Missing: "dog". Unknown: "dgo" (nearest: "dog").'],
     ),
-    "an unknown method": (
-        *(lambda: edit("r.yaml", "settings: {prompt_depth: 2}", "method: promtkd"), (), 2),
-        ('r.yaml:13: There is no method "promtkd".\n  Did you mean promptkd?',),
+    Case(
+        name="a class twice",
+        break_it=lambda: Path("classes.txt").write_text("cat\ndog\nred fox\ndog\n"),
+        code=3,
+        says=['classes.txt: "dog" (line 2) and "dog" (line 4) are one'],
     ),
-    "a wrong key": (
-        *(lambda: edit("r.yaml", "optim:", "opitm:"), (), 2),
-        ("r.yaml:14: opitm is not a known key.\n  Did you mean optim?",),
+    Case(
+        name="a class name longer than the context",
+        break_it=call_the_red_fox_by_a_long_name,
+        code=3,
+        says=["needs 247 tokens, but this CLIP has only 77", f"a photo of a {LONG}.", "Shorten"],
     ),
-    "a wrong value": (
-        *(lambda: edit("r.yaml", "epochs: 2", "epochs: two"), (), 2),
-        ("r.yaml:14: optim.epochs must be a whole number, got",),
+    Case(
+        name="validation on test images",
+        overrides=["data.validation={folder: test}", "student.optim.selection=validation"],
+        code=2,
+        says=["data.validation and data.test share 20 images", "use other images"],
     ),
-    "all sizes at once": (
-        lambda: edit("r.yaml", "_text: 2, prompt_depth_vision: 2", "_vision: 5"),
-        *(("student.settings.prompt_depth=6",), 2),
-        (
+    Case(
+        name="a wrong setting",
+        break_it=lambda: edit("r.yaml", "{prompt_depth: 2}", "{promt_depth: 2}"),
+        code=2,
+        says=[
+            "r.yaml:13: student.settings.promt_depth is not a known key.\n  Did you mean prompt_de"
+        ],
+    ),
+    Case(
+        name="an unknown method",
+        break_it=lambda: edit("r.yaml", "settings: {prompt_depth: 2}", "method: promtkd"),
+        code=2,
+        says=['r.yaml:13: There is no method "promtkd".\n  Did you mean promptkd?'],
+    ),
+    Case(
+        name="a wrong key",
+        break_it=lambda: edit("r.yaml", "optim:", "opitm:"),
+        code=2,
+        says=["r.yaml:14: opitm is not a known key.\n  Did you mean optim?"],
+    ),
+    Case(
+        name="a wrong value",
+        break_it=lambda: edit("r.yaml", "epochs: 2", "epochs: two"),
+        code=2,
+        says=["r.yaml:14: optim.epochs must be a whole number, got"],
+    ),
+    Case(
+        name="all sizes at once",
+        break_it=lambda: edit("r.yaml", "_text: 2, prompt_depth_vision: 2", "_vision: 5"),
+        overrides=["student.settings.prompt_depth=6"],
+        code=2,
+        says=[
             "r.yaml:10: teacher.settings.prompt_depth_text is 9, but the text encoder of teacher"
             " has 3 layers.\n  Set it to 3 or less.",
             "r.yaml:10: teacher.settings.prompt_depth_vision is 5, but the image encoder",
             "--set student.settings.prompt_depth: student.settings.prompt_depth is 6, but the image"
             " encoder of student has 3 layers.",
-        ),
+        ],
     ),
-    "more merged tokens than half of each block's": (
-        None,
-        *(("student.settings={prompt_depth: 2, merge_tokens: 6}",), 2),
-        ("16 patch tokens and 3 blocks: a block merges at most half", "to 5 or less."),
+    Case(
+        name="more merged tokens than half of each block's",
+        overrides=["student.settings={prompt_depth: 2, merge_tokens: 6}"],
+        code=2,
+        says=["16 patch tokens and 3 blocks: a block merges at most half", "to 5 or less."],
     ),
-    "the same in fewer blocks": (
-        None,
-        *(("student.settings={prompt_depth: 2, depth: 2, merge_tokens: 9}",), 2),
-        ("16 patch tokens and 2 blocks", "to 8 or less"),
+    Case(
+        name="the same in fewer blocks",
+        overrides=["student.settings={prompt_depth: 2, depth: 2, merge_tokens: 9}"],
+        code=2,
+        says=["16 patch tokens and 2 blocks", "to 8 or less"],
     ),
-    "more blocks than there are": (
-        None,
-        *(("student.settings={prompt_depth: 2, depth: 4, merge_tokens: 4}",), 2),
-        ("student.settings.depth is 4, but the image encoder of student has 3 layers.",),
+    Case(
+        name="more blocks than there are",
+        overrides=["student.settings={prompt_depth: 2, depth: 4, merge_tokens: 4}"],
+        code=2,
+        says=["student.settings.depth is 4, but the image encoder of student has 3 layers."],
     ),
-    "a batch of one": (None, ("student.optim.batch_size=1",), 3, ("raise optim.batch_size",)),
-    "no such weights": (
-        *(None, ("student.weights=gone.pt",), 3),
-        ("--set student.weights cannot be read: there is no file",),
+    Case(
+        name="a batch of one",
+        overrides=["student.optim.batch_size=1"],
+        code=3,
+        says=["raise optim.batch_size"],
     ),
-    "weights that are a text": (
-        *(None, ("student.weights=classes.txt",), 2),
-        ("got only the weights classes.txt",),
+    Case(
+        name="no such weights",
+        overrides=["student.weights=gone.pt"],
+        code=3,
+        says=["--set student.weights cannot be read: there is no file"],
     ),
-    "weights that are cut off": (
-        *(lambda: halve("student.pt"), (), 3),
-        ("student.pt begins like a torch file but has no end",),
+    Case(
+        name="weights that are a text",
+        overrides=["student.weights=classes.txt"],
+        code=2,
+        says=["got only the weights classes.txt"],
     ),
-    "no teacher": (None, ("teacher=null",), 2, ("has no section teacher",)),
-    "no pool": (None, ("data.unlabeled=null",), 2, ("The recipe has no data.unlabeled",)),
-    "no labels": (None, ("data.labeled=null",), 2, ("The recipe has no data.labeled",)),
-    "no such run": (None, ("teacher.run=pool",), 2, ("pool is neither a run folder nor the",)),
-    "a template without a name": (None, ("classes.template=a photo",), 2, ("must hold {} once",)),
-}
+    Case(
+        name="weights that are cut off",
+        break_it=lambda: halve("student.pt"),
+        code=3,
+        says=["student.pt begins like a torch file but has no end"],
+    ),
+    Case(
+        name="no teacher",
+        overrides=["teacher=null"],
+        code=2,
+        says=["has no section teacher"],
+    ),
+    Case(
+        name="no pool",
+        overrides=["data.unlabeled=null"],
+        code=2,
+        says=["The recipe has no data.unlabeled"],
+    ),
+    Case(
+        name="no labels",
+        overrides=["data.labeled=null"],
+        code=2,
+        says=["The recipe has no data.labeled"],
+    ),
+    Case(
+        name="no such run",
+        overrides=["teacher.run=pool"],
+        code=2,
+        says=["pool is neither a run folder nor the"],
+    ),
+    Case(
+        name="a template without a name",
+        overrides=["classes.template=a photo"],
+        code=2,
+        says=["must hold {} once"],
+    ),
+]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
 def test_what_check_refuses_distill_refuses_alike_before_a_teacher_is_trained(
-    kdedge: Run, name: str
+    kdedge: Run, case: Case
 ) -> None:
-    break_it, overrides, code, parts = REFUSED[name]
-    if break_it is not None:
-        break_it()
-    options = [word for one in overrides for word in ("--set", one)]
+    case.break_it()
+    options = [f"--set={override}" for override in case.overrides]
     for command in ("check", "distill"):
-        kdedge(command, "r.yaml", *options).fails(code, *parts)
+        kdedge(command, "r.yaml", *options).fails(case.code, *case.says)
     assert runs() == []
 
 
@@ -209,54 +314,93 @@ def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run) -> None:
 
 # init
 
-INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labeled", "labeled")
+IMAGES_AND_CLASSES = ("--images", "pool", "--classes", "classes.txt")
+FILES = (*IMAGES_AND_CLASSES, "--labeled", "labeled")
+INIT = ("init", "line3", *FILES)
 
 
-@pytest.mark.parametrize(
-    ("break_it", "code", "parts"),
-    [
-        (lambda: keep("pool", 1), 3, ("pool has 1 image, and two or more are needed.",)),
-        (
-            lambda: [cut(path, 50) for path in Path("pool").iterdir()],
-            3,
-            ("pool: none of 40 images can be read.\n  0_0.jpg: ",),
-        ),
-        (lambda: Path("classes.txt").write_text("cat\n"), 3, ("classes.txt has 1 class name,",)),
-        (
-            lambda: [Path("classes.txt").unlink(), Path("classes.txt").mkdir()],
-            3,
-            (
-                "classes.txt cannot be read: is a directory.",
-                "Name a text file with one class name per line",
-            ),
-        ),
-        (
-            lambda: Path("classes.txt").write_text("Cat\ndog\ncat \n"),
-            3,
-            ('"Cat" (line 1) and "cat" (line 3) are one class name.', "Remove or rename one."),
-        ),
-        (
-            lambda: Path("labeled/dog").rename("labeled/dgo"),
-            3,
-            ('Unknown: "dgo" (nearest: "dog")', "Folder names must equal class names"),
-        ),
-        (
-            lambda: [shutil.rmtree(f"labeled/{name}") for name in ("cat", "dog", "red fox")],
-            3,
-            ("labeled has images of 1 class, and two or more are needed.",),
-        ),
-        (
-            lambda: [shutil.rmtree("test"), Path("test").symlink_to("labeled")],
-            2,
-            ("test is named for training and for test images:", "Move a part of each class"),
-        ),
-    ],
-)
-def test_init_writes_nothing_that_cannot_work(
-    kdedge: Run, break_it: Callable[[], object], code: int, parts: tuple[str, ...]
-) -> None:
-    break_it()
-    kdedge(*INIT, "--test", "test").fails(code, *parts)
+def cut_every_image_of_the_pool() -> None:
+    for path in Path("pool").iterdir():
+        cut(path, 50)
+
+
+def put_a_folder_in_place_of_the_class_list() -> None:
+    Path("classes.txt").unlink()
+    Path("classes.txt").mkdir()
+
+
+def leave_labels_of_the_school_bus_alone() -> None:
+    for name in ("cat", "dog", "red fox"):
+        shutil.rmtree(f"labeled/{name}")
+
+
+def name_the_labeled_images_as_test_images() -> None:
+    shutil.rmtree("test")
+    Path("test").symlink_to("labeled")
+
+
+CANNOT_WORK = [
+    Case(
+        name="one image",
+        break_it=lambda: keep("pool", 1),
+        code=3,
+        says=["pool has 1 image, and two or more are needed."],
+    ),
+    Case(
+        name="no readable image",
+        break_it=cut_every_image_of_the_pool,
+        code=3,
+        says=["pool: none of 40 images can be read.\n  0_0.jpg: "],
+    ),
+    Case(
+        name="one class",
+        break_it=lambda: Path("classes.txt").write_text("cat\n"),
+        code=3,
+        says=["classes.txt has 1 class name,"],
+    ),
+    Case(
+        name="a folder as the class list",
+        break_it=put_a_folder_in_place_of_the_class_list,
+        code=3,
+        says=[
+            "classes.txt cannot be read: is a directory.",
+            "Name a text file with one class name per line",
+        ],
+    ),
+    Case(
+        name="a class twice",
+        break_it=lambda: Path("classes.txt").write_text("Cat\ndog\ncat \n"),
+        code=3,
+        says=[
+            '"Cat" (line 1) and "cat" (line 3) are one class name.',
+            "Remove or rename one.",
+        ],
+    ),
+    Case(
+        name="a folder of no class",
+        break_it=lambda: Path("labeled/dog").rename("labeled/dgo"),
+        code=3,
+        says=['Unknown: "dgo" (nearest: "dog")', "Folder names must equal class names"],
+    ),
+    Case(
+        name="labels of one class",
+        break_it=leave_labels_of_the_school_bus_alone,
+        code=3,
+        says=["labeled has images of 1 class, and two or more are needed."],
+    ),
+    Case(
+        name="one folder for training and test",
+        break_it=name_the_labeled_images_as_test_images,
+        code=2,
+        says=["test is named for training and for test images:", "Move a part of each class"],
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CANNOT_WORK, ids=lambda case: case.name)
+def test_init_writes_nothing_that_cannot_work(kdedge: Run, case: Case) -> None:
+    case.break_it()
+    kdedge(*INIT, "--test", "test").fails(case.code, *case.says)
     assert not Path("line3.yaml").exists()
 
 
@@ -264,21 +408,35 @@ def test_init_in_a_folder_that_may_not_be_written_is_no_bug(
     kdedge: Run, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here it is gone, which not even root may write to."""
-    options = [str(Path(one).absolute()) if Path(one).exists() else one for one in INIT[2:]]
     Path("gone").mkdir()
     monkeypatch.chdir("gone")
     Path("../gone").rmdir()
-    kdedge(*INIT[:2], *options).fails(7, "line3.yaml could not be written: no such file")
+    done = kdedge(
+        "init",
+        "line3",
+        f"--images={project / 'pool'}",
+        f"--classes={project / 'classes.txt'}",
+        f"--labeled={project / 'labeled'}",
+    )
+    done.fails(7, "line3.yaml could not be written: no such file")
     monkeypatch.chdir(project)
 
 
-def test_init_says_what_it_found_and_its_recipe_passes_the_check(kdedge: Run) -> None:
+@pytest.fixture
+def labels_but_for_one_class(project: Path) -> None:
+    """A project in which init has something to say about each folder."""
     shutil.rmtree("labeled/red fox")
     Path("pool/notes.txt").touch()
     shutil.copy("pool/0_0.jpg", "pool/0_0.png")  # as a mask may be called
     Path("labeled/cat").rename("labeled/CAT")
-    clips = ("--teacher", "teacher.pt", "--student", "student.pt")
-    done = kdedge(*INIT, *clips).succeeds()
+
+
+TINY_CLIPS = ("--teacher", "teacher.pt", "--student", "student.pt")
+
+
+@pytest.mark.usefixtures("labels_but_for_one_class")
+def test_init_says_what_it_found(kdedge: Run) -> None:
+    done = kdedge(*INIT, *TINY_CLIPS).succeeds()
     assert done.out.splitlines()[:8] == [
         "classes  4 in classes.txt",
         "images   41, of 40x40",
@@ -291,27 +449,46 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(kdedge: Run) ->
     ]
     assert 'no images of "red fox"' in done.out
     assert 'promptsrc teaches, as "red fox" has no labels' in done.out
+
+
+@pytest.mark.usefixtures("labels_but_for_one_class")
+def test_the_recipe_of_init_fits_the_images_and_the_models_and_passes_the_check(
+    kdedge: Run,
+) -> None:
+    kdedge(*INIT, *TINY_CLIPS).succeeds()
     text = Path("line3.yaml").read_text()
     assert "method: promptsrc" in text  # one class has no labels
     assert "prompt_depth_vision: 4" in text  # the teacher has four image layers
     assert "prompt_depth: 3" in text  # for tune: prompts
     assert len(text.splitlines()) < 40
-    few = ("--set", "teacher.settings.n_anchor_templates=2")
-    kdedge("check", "line3.yaml", *few).succeeds()
+    kdedge("check", "line3.yaml", "--set=teacher.settings.n_anchor_templates=2").succeeds()
 
 
 def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run) -> None:
     kdedge(*INIT, "--student", "ViT-B-16:gone.pt").fails(3, "there is no file")
-    other = kdedge(*INIT, "--student", "ViT-B-16:teacher.pt")
-    other.fails(3, "ViT-B-16: the file does not fit the model", "Name the model that the weights")
+    kdedge(*INIT, "--student", "ViT-B-16:teacher.pt").fails(
+        3, "ViT-B-16: the file does not fit the model", "Name the model that the weights"
+    )
     kdedge(*INIT, "--student", "ViT-B-61:openai").fails(2, "ViT-B-61", "ViT-B-16")
     assert not Path("line3.yaml").exists()
+
+
+def test_init_refuses_a_teacher_without_layers_that_take_prompts(kdedge: Run) -> None:
     shutil.rmtree("labeled/dog")  # with labels of all classes, no prompts are trained
     kdedge(*INIT, "--teacher", "RN50:openai").fails(2, "no layers that take them")
-    for teacher in ("efficientnet-lite2", "timm/resnet18.a1_in1k:pretrained", "MobileCLIP-S1:gone"):
-        said = (f"{teacher} is an image encoder alone", "a teacher that knows classes by their")
-        kdedge(*INIT, "--teacher", teacher).fails(2, *said, '"dog" has no labels.')
-        kdedge(*INIT[:-2], "--teacher", teacher).fails(2, *said)
+    assert not Path("line3.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "teacher", ["efficientnet-lite2", "timm/resnet18.a1_in1k:pretrained", "MobileCLIP-S1:gone"]
+)
+def test_init_refuses_an_image_encoder_alone_as_teacher_where_labels_do_not_teach_all_classes(
+    kdedge: Run, teacher: str
+) -> None:
+    shutil.rmtree("labeled/dog")
+    said = (f"{teacher} is an image encoder alone", "a teacher that knows classes by their")
+    kdedge(*INIT, "--teacher", teacher).fails(2, *said, '"dog" has no labels.')
+    kdedge("init", "line3", *IMAGES_AND_CLASSES, "--teacher", teacher).fails(2, *said)
     assert not Path("line3.yaml").exists()
 
 
@@ -337,15 +514,18 @@ def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run) -> None
     assert "  backbone: MobileCLIP2-S0\n" in text
     assert "method: ridge" in text
     both = ("--size", "nano", "--student", "student.pt")
-    kdedge("init", "other", *INIT[2:], *both).fails(2, "Give only one of them.")
+    kdedge("init", "other", *FILES, *both).fails(2, "Give only one of them.")
 
 
 @pytest.mark.parametrize(
-    ("scale", "settings", "lr"),
-    [(100.0, (25.0, 10.0), 0.005), (15.0, (3.8, 1.5), 0.033)],
+    ("scale", "text_loss_weight", "image_loss_weight", "lr"),
+    [
+        pytest.param(100.0, 25.0, 10.0, 0.005, id="CLIP's own scale"),
+        pytest.param(15.0, 3.8, 1.5, 0.033, id="a smaller scale"),
+    ],
 )
 def test_init_follows_the_logit_scale_where_prompts_are_trained(
-    kdedge: Run, scale: float, settings: tuple[float, float], lr: float
+    kdedge: Run, scale: float, text_loss_weight: float, image_loss_weight: float, lr: float
 ) -> None:
     state = torch.load("teacher.pt")
     torch.save({**state, "logit_scale": torch.tensor(scale).log()}, "scaled.pt")
@@ -353,7 +533,8 @@ def test_init_follows_the_logit_scale_where_prompts_are_trained(
     kdedge(*INIT, "--teacher", "scaled.pt", "--student", "student.pt").succeeds()
     loaded = load_recipe("line3.yaml")
     kept = choose_method(loaded, "teacher")
-    assert (kept.settings.text_loss_weight, kept.settings.image_loss_weight) == settings
+    assert kept.settings.text_loss_weight == text_loss_weight
+    assert kept.settings.image_loss_weight == image_loss_weight
     assert kept.optim.lr == lr
 
 
@@ -447,37 +628,106 @@ def test_a_machine_without_a_network_says_at_once_which_file_to_fetch_and_where_
 
 # Runs whose files were damaged or replaced
 
-HAVE_CHANGED = "is damaged: its contents do not match their SHA-256."
+
+@dataclass(frozen=True)
+class Damage:
+    """What a disk did to a file of a run.
+
+    Attributes:
+        name: what happened to which file, in words.
+        file: in the run's folder; {kind} stands for teacher or student.
+        damage: does it to a path.
+        code: the exit code of `kdedge eval`.
+        says: a part of its message.
+    """
+
+    name: str
+    file: str
+    damage: Callable[[Path], object]
+    code: int
+    says: str
+
+
 DAMAGES = [
-    ("class_vectors.safetensors", flip, 3, HAVE_CHANGED),
-    (
-        "class_vectors.safetensors",
-        lambda path: cut(path, 300),
-        3,
-        "class_vectors.safetensors cannot be read",
+    Damage(
+        name="a bit of the class vectors flipped",
+        file="class_vectors.safetensors",
+        damage=flip,
+        code=3,
+        says="is damaged: its contents do not match their SHA-256.",
     ),
-    ("class_vectors.safetensors", Path.unlink, 3, "class_vectors.safetensors cannot be read"),
-    ("{kind}.safetensors", flip, 3, HAVE_CHANGED),
-    ("{kind}.safetensors", lambda path: cut(path, 900), 3, "{kind}.safetensors cannot be read"),
-    ("{kind}.safetensors", Path.unlink, 3, "{kind}.safetensors cannot be read"),
-    ("provenance.json", lambda path: cut(path, 90), 3, "provenance.json is not valid JSON"),
-    ("provenance.json", Path.unlink, 2, "is neither a run folder nor the name of a run"),
-    ("recipe.yaml", lambda path: cut(path, 0), 2, "recipe.yaml is empty"),
+    Damage(
+        name="class vectors cut off",
+        file="class_vectors.safetensors",
+        damage=lambda path: cut(path, 300),
+        code=3,
+        says="class_vectors.safetensors cannot be read",
+    ),
+    Damage(
+        name="class vectors gone",
+        file="class_vectors.safetensors",
+        damage=Path.unlink,
+        code=3,
+        says="class_vectors.safetensors cannot be read",
+    ),
+    Damage(
+        name="a bit of the weights flipped",
+        file="{kind}.safetensors",
+        damage=flip,
+        code=3,
+        says="is damaged: its contents do not match their SHA-256.",
+    ),
+    Damage(
+        name="weights cut off",
+        file="{kind}.safetensors",
+        damage=lambda path: cut(path, 900),
+        code=3,
+        says="{kind}.safetensors cannot be read",
+    ),
+    Damage(
+        name="weights gone",
+        file="{kind}.safetensors",
+        damage=Path.unlink,
+        code=3,
+        says="{kind}.safetensors cannot be read",
+    ),
+    Damage(
+        name="provenance cut off",
+        file="provenance.json",
+        damage=lambda path: cut(path, 90),
+        code=3,
+        says="provenance.json is not valid JSON",
+    ),
+    Damage(
+        name="provenance gone",
+        file="provenance.json",
+        damage=Path.unlink,
+        code=2,
+        says="is neither a run folder nor the name of a run",
+    ),
+    Damage(
+        name="an empty recipe",
+        file="recipe.yaml",
+        damage=lambda path: cut(path, 0),
+        code=2,
+        says="recipe.yaml is empty",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("run", "kind"), [("01", "teacher"), ("02", "student")])
+@pytest.mark.parametrize(
+    ("run", "kind"), [("tiny/01", "teacher"), ("tiny/02", "student")], ids=["teacher", "student"]
+)
 def test_eval_refuses_every_damaged_file_of_a_run(
     kdedge: Run, trained: Path, run: str, kind: str
 ) -> None:
-    folder = trained / "runs/tiny" / run
-    for name, damage, code, message in DAMAGES:
-        path = folder / name.format(kind=kind)
+    for case in DAMAGES:
+        path = trained / "runs" / run / case.file.format(kind=kind)
         whole = path.read_bytes()
-        damage(path)
-        kdedge("eval", f"tiny/{run}").fails(code, message.format(kind=kind), "\n  ")
+        case.damage(path)
+        kdedge("eval", run).fails(case.code, case.says.format(kind=kind), "\n  ")
         path.write_bytes(whole)
-    assert kdedge("eval", f"tiny/{run}").code == 0
+    assert kdedge("eval", run).code == 0
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "class_vectors.safetensors"])
@@ -559,9 +809,9 @@ def test_a_damaged_evaluation_costs_the_table_and_nothing_else(kdedge: Run, trai
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        (("predict", "tiny", "x.jpg"), 3),
-        (("show", "tiny"), 2),
-        (("eval",), 2),
+        pytest.param(("predict", "tiny", "x.jpg"), 3, id="predict"),
+        pytest.param(("show", "tiny"), 2, id="show"),
+        pytest.param(("eval",), 2, id="eval"),
     ],
 )
 def test_from_another_folder_a_run_is_missed_with_the_folder_that_was_searched(
@@ -584,18 +834,25 @@ def test_a_runs_folder_that_cannot_be_written_is_refused(kdedge: Run) -> None:
     kdedge("teach", "r.yaml").fails(7, "runs/.cache/text_features could not be written")
 
 
+DIVERGING = (
+    "--set=student.optim={lr: 10, warmup_epochs: 0}",
+    "--set=student.settings.losses.kl.weight=1e38",
+)
+
+
 def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, trained: Path) -> None:
-    options = (
-        *("--set", "student.optim={lr: 10, warmup_epochs: 0}"),
-        *("--set", "student.settings.losses.kl.weight=1e38"),
-    )
-    done = kdedge("distill", "r.yaml", *options)
+    done = kdedge("distill", "r.yaml", *DIVERGING)
     done.fails(5, "training diverged at epoch 1, step ", "lower optim.lr (now 10)")
     named = done.err.split("Images: ")[1].split(".\n")[0].split(", ")
     assert len(named) == 4
     assert all(Path("pool", name).is_file() for name in named)
     state = load_newest(Path("runs/tiny/03/checkpoints"))
     assert all(bool(tensor.float().isfinite().all()) for tensor in state.module.values())
-    # What is broken is never taken for the newest finished run
+
+
+def test_a_diverged_run_is_not_taken_for_the_newest_finished_one(
+    kdedge: Run, trained: Path
+) -> None:
+    assert kdedge("distill", "r.yaml", *DIVERGING).code == 5
     assert "runs/tiny/02" in kdedge("eval").out
     kdedge("eval", "tiny/03").fails(2, "tiny/03 is not finished")
