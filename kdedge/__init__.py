@@ -28,14 +28,7 @@ _CORE = {
     "kdedge.api.bench": ("bench",),
     "kdedge.api.check": ("check",),
     "kdedge.api.compare": ("compare",),
-    "kdedge.api.data": (
-        "BenchmarkSet",
-        "fetch_set",
-        "list_sets",
-        "open_set",
-        "scan_images",
-        "verify_set",
-    ),
+    "kdedge.api.data": ("scan_images",),
     "kdedge.api.demo": (
         "Demo",
         "demo",
@@ -72,10 +65,8 @@ _CORE = {
         "load_recipe",
     ),
     "kdedge.config.recipe": ("Recipe",),
-    "kdedge.data.fetch": ("Fetched",),
     "kdedge.evaluation.comparison": ("Comparison",),
     "kdedge.data.survey": ("Survey",),
-    "kdedge.data.verify": ("Verification",),
     "kdedge.artifacts.client": ("ClientCheck",),
     "kdedge.errors": (
         "CellsFailed",

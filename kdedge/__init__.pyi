@@ -17,17 +17,19 @@ from kdedge.api.artifact import (
 from kdedge.api.bench import bench as bench
 from kdedge.api.check import check as check
 from kdedge.api.compare import compare as compare
-from kdedge.api.data import (
+from kdedge.api.data import scan_images as scan_images
+from kdedge.api.demo import Demo as Demo, demo as demo
+from kdedge.api.evaluate import evaluate as evaluate
+from kdedge.api.export import export as export
+from kdedge.paper.benchmark_sets.api import (
     BenchmarkSet as BenchmarkSet,
     fetch_set as fetch_set,
     list_sets as list_sets,
     open_set as open_set,
-    scan_images as scan_images,
     verify_set as verify_set,
 )
-from kdedge.api.demo import Demo as Demo, demo as demo
-from kdedge.api.evaluate import evaluate as evaluate
-from kdedge.api.export import export as export
+from kdedge.paper.benchmark_sets.fetch import Fetched as Fetched
+from kdedge.paper.benchmark_sets.verify import Verification as Verification
 from kdedge.paper.checkpoints.api import import_checkpoint as import_checkpoint
 from kdedge.api.init import NewRecipe as NewRecipe, init as init
 from kdedge.api.model import LoadedModel as LoadedModel, load as load
@@ -50,10 +52,8 @@ from kdedge.api.train import (
 )
 from kdedge.config.load import LoadedRecipe as LoadedRecipe, load_recipe as load_recipe
 from kdedge.config.recipe import Recipe as Recipe
-from kdedge.data.fetch import Fetched as Fetched
 from kdedge.evaluation.comparison import Comparison as Comparison
 from kdedge.data.survey import Survey as Survey
-from kdedge.data.verify import Verification as Verification
 from kdedge.artifacts.client import ClientCheck as ClientCheck
 from kdedge.errors import (
     CellsFailed as CellsFailed,

@@ -1,9 +1,10 @@
-"""Commands, functions, methods, losses and targets by name: the core's, and those that join it.
+"""Commands, functions, methods, losses, targets and benchmark sets by name.
 
-Each plugin of the core is a file in one folder, or a folder with certain files. Other files there
-have a leading underscore or are listed as shared. Packages join through a group of entry points:
-packages of others, and kdedge's own wings, such as `kdedge.serving`, which the core does not
-import. Listing imports nothing; loading imports one module.
+Some are the core's, others join it. Each plugin of the core is a file in one folder, or a folder
+with certain files. Other files there have a leading underscore or are listed as shared. Packages
+join through a group of entry points: packages of others, and kdedge's own wings, such as
+`kdedge.serving`, which the core does not import. Listing imports nothing; loading imports one
+module.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Plugins:
 
     Attributes:
         noun: the kind's name in messages, such as `method`.
-        package: the package that holds kdedge's own plugins.
+        package: the package that holds the core's own plugins; None if the core has none.
         group: the group of entry points.
         parts: for each module of a plugin, the names that it must define, each with a description.
             The module "" is the plugin itself. If plugins are folders, the first module is a file
@@ -38,14 +39,16 @@ class Plugins:
     """
 
     noun: str
-    package: str
+    package: str | None
     group: str
     parts: Mapping[str, Mapping[str, str]]
     shared: tuple[str, ...] = ()
 
     def own(self) -> list[str]:
-        """Names of kdedge's own plugins, sorted."""
-        folder = Path(__file__).parents[1].joinpath(*self.package.split("."))
+        """Names of the core's own plugins, sorted."""
+        if self.package is None:
+            return []
+        folder = _folder(self.package)
         part = next(iter(self.parts))
         if part:
             paths = [file.parent.name.replace("_", "-") for file in folder.glob(f"*/{part}.py")]
@@ -64,8 +67,8 @@ class Plugins:
 
     def file(self, name: str) -> Path | None:
         """The file of a plugin's module "", which is not imported; None if there is none."""
-        if name in self.own():
-            return Path(__file__).parents[1].joinpath(*self.package.split("."), f"{name}.py")
+        if self.package is not None and name in self.own():
+            return _folder(self.package) / f"{name}.py"
         point = self.outside().get(name)
         return None if point is None else file_of(point)
 
@@ -108,6 +111,10 @@ class Plugins:
             if missing not in PACKAGES:
                 raise
             raise PACKAGES[missing].missing(f"the {self.noun} {name}") from error
+
+
+def _folder(package: str) -> Path:
+    return Path(__file__).parents[1].joinpath(*package.split("."))
 
 
 def joined(group: str) -> dict[str, EntryPoint]:

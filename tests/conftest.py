@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -44,11 +45,11 @@ GOLDEN = Path(__file__).parent / "golden"
 # Tests of the other rows of CONTRIBUTING.md's table: papers, CPU runtimes, what never ran on its
 # hardware
 NOT_CORE = re.compile(
-    r"tests/(serving|suite|data/benchmarks|methods/losses|cli/plugins|docs|fuzz"
+    r"tests/(serving|paper|methods/losses|cli/plugins|docs|fuzz"
     r"|targets/(openvino|litert|executorch|coreml|engines|torch_tensorrt)"
     r"|methods/test_(?!ridge|promptkd|promptsrc|zeroshot|contract|registry)"
     r"|cli/test_(gpu|suite\w*|several_processes|rounds|pseudo_label|ablations|watch|browser"
-    r"|benchmarks|import)|artifacts/test_triton)\b"
+    r"|benchmark\w*|import)|artifacts/test_triton)\b"
 )
 
 
@@ -330,14 +331,29 @@ def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
 
 
 @pytest.fixture
-def add_benchmark() -> Iterator[Callable[[Any], None]]:
-    """Adds a benchmark set to kdedge's, for the test's time."""
-    from kdedge.data.benchmarks import benchmarks
+def add_benchmark(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Any], None]:
+    """Installs a package with one benchmark set, for the test's time."""
 
-    own = dict(benchmarks())
-    yield lambda added: benchmarks().update({added.name: added})
-    benchmarks().clear()
-    benchmarks().update(own)
+    def add(benchmark: Any) -> None:
+        site = tmp_path_factory.mktemp("benchmark_set")
+        (site / "set.pickle").write_bytes(pickle.dumps(benchmark))
+        (site / f"{site.name}.py").write_text(
+            "import pickle\n"
+            "from pathlib import Path\n"
+            "def benchmark_set(name):\n"
+            "    return pickle.loads(Path(__file__).with_name('set.pickle').read_bytes())\n"
+        )
+        info = site / f"{site.name}-1.0.dist-info"
+        info.mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {site.name}\nVersion: 1.0\n"
+        (info / "METADATA").write_text(metadata)
+        points = f"[kdedge.benchmark_sets]\n{benchmark.name} = {site.name}\n"
+        (info / "entry_points.txt").write_text(points)
+        monkeypatch.syspath_prepend(site)
+
+    return add
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,7 @@ def test_a_wheel_holds_the_recipes_the_templates_and_the_demos_clips(tmp_path: P
     assert recipes <= names
     clips = {name for name in names if name.startswith("kdedge/clip/builtin/")}
     assert {name.rpartition(".")[2] for name in clips} >= {"safetensors", "json", "py"}
-    assert "kdedge/data/benchmarks/sets.yaml" in names
+    assert "kdedge/paper/benchmark_sets/sets.yaml" in names
     templates = {str(path.relative_to(ROOT)) for path in (ROOT / "kdedge").glob("*/templates/*")}
     assert templates
     assert templates <= names

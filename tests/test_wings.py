@@ -19,11 +19,21 @@ WINGS = ("paper", "serving")
 def without_wing(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder with kdedge, as a wheel without the wing would install it."""
     gone = WINGS if request.param == "all" else (request.param,)
+    return install_without(*gone, folder=tmp_path)
+
+
+@pytest.fixture
+def without_paper(tmp_path: Path) -> Path:
+    """The same without `kdedge.paper`."""
+    return install_without("paper", folder=tmp_path)
+
+
+def install_without(*gone: str, folder: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "kdedge", tmp_path / "kdedge", ignore=ignored)
+    shutil.copytree(ROOT / "kdedge", folder / "kdedge", ignore=ignored)
     for wing in gone:
-        shutil.rmtree(tmp_path / "kdedge" / wing)
-    info = tmp_path / f"kdedge-{distribution('kdedge').version}.dist-info"
+        shutil.rmtree(folder / "kdedge" / wing)
+    info = folder / f"kdedge-{distribution('kdedge').version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdedge\nVersion: 0\n")
     groups: dict[str, list[str]] = {}
@@ -32,19 +42,23 @@ def without_wing(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             groups.setdefault(point.group, []).append(f"{point.name} = {point.value}")
     text = "\n".join(f"[{group}]\n" + "\n".join(lines) for group, lines in groups.items())
     (info / "entry_points.txt").write_text(text)
-    return tmp_path
+    return folder
 
 
-def run(without_wing: Path, *arguments: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(without_wing), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+def start(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
         [sys.executable, *arguments],
-        cwd=without_wing,
+        cwd=installed,
         env=env,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def run(installed: Path, *arguments: str) -> str:
+    done = start(installed, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -94,3 +108,27 @@ def test_the_help_lists_no_command_of_it(without_wing: Path) -> None:
     for wing, command in (("paper", "suite"), ("serving", "serve")):
         is_here = (without_wing / "kdedge" / wing).exists()
         assert (f"\n  {command} " in listed) == is_here
+
+
+def test_own_images_are_scanned_without_benchmark_sets(without_paper: Path) -> None:
+    listed = run(without_paper, "-m", "kdedge", "data", "--help")
+    assert "\n  scan " in listed
+    assert "\n  fetch " not in listed
+
+
+def test_a_recipe_with_a_benchmark_set_says_what_it_lacks(without_paper: Path) -> None:
+    recipe = without_paper / "sun397.yaml"
+    recipe.write_text(
+        "name: sun397\n"
+        "classes: {benchmark: sun397}\n"
+        "data: {unlabeled: {benchmark: sun397}}\n"
+        "teacher: {backbone: kdedge-demo-teacher, weights: builtin}\n"
+        "student: {backbone: kdedge-demo-student, weights: builtin}\n"
+    )
+    done = start(without_paper, "-m", "kdedge", "distill", "sun397.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(
+        "kdedge: The recipe has benchmark: sun397, but no installed package has benchmark sets.\n"
+        "  Install all of kdedge: its package kdedge.paper has the published sets. Or name images"
+        " and classes of your own in the recipe.\n"
+    )

@@ -28,9 +28,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from kdedge.data.benchmarks import PARTS, CoopSet, list_benchmarks, load_benchmark
-from kdedge.data.classes import benchmark_root
+from kdedge.data.benchmark_sets import benchmark_root
 from kdedge.files import write_atomic
+from kdedge.paper.benchmark_sets import PARTS, CoopSet
+from kdedge.paper.benchmark_sets.api import list_sets
 
 IMAGES = {"eurosat": "data/EuroSAT/2750", "caltech101": "101_ObjectCategories"}
 JUNK = {".DS_Store", "tmp"}
@@ -140,7 +141,7 @@ def write_new(file: Path, data: bytes) -> bool:
 
 def coop_sets() -> dict[str, CoopSet]:
     """The sets in CoOp's layout that have one of its split files."""
-    loaded = {name: load_benchmark(name) for name in list_benchmarks()}
+    loaded = {name: one.benchmark for name, one in list_sets().items()}
     return {
         name: one
         for name, one in loaded.items()

@@ -24,13 +24,8 @@ from typing import NoReturn
 import click
 
 from kdedge import __version__, torchrun
-from kdedge.cli.output import (
-    colored,
-    help_all_option,
-    set_up_logging,
-    shows_all,
-    summary_of_module,
-)
+from kdedge.cli.lazy_group import LazyGroup, commands_of
+from kdedge.cli.output import colored, help_all_option, set_up_logging, shows_all
 from kdedge.errors import (
     NO_ROOM,
     DataError,
@@ -43,8 +38,7 @@ from kdedge.errors import (
     os_reason,
     signum_of,
 )
-from kdedge.messages import ON_COMMAND_LINE, nearest, one_line, suggestion
-from kdedge.plugins import Plugins
+from kdedge.messages import ON_COMMAND_LINE, nearest, one_line
 
 # Errors that a mistyped path can cause
 _BAD_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM})
@@ -65,69 +59,42 @@ _RAISED: list[KeyboardInterrupt] = []
 _ORDER = [name for names in _GROUPS.values() for name in names]
 
 
-_COMMANDS = Plugins(
-    noun="command",
-    package="kdedge.cli",
-    group="kdedge.commands",
-    parts={"": {"command": "a click.Command; the first line of the module is its summary."}},
-    shared=("main", "options", "output", "results"),
-)
-
-
-class LazyGroup(click.Group):
-    """A group of the commands of this folder, `<name>.py` with a `command`, and of plugins."""
+class _Program(LazyGroup):
+    """All commands of `kdedge`, in the order in which a project uses them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names in the order in which a project uses them, then the others sorted."""
-        names = sorted({*_COMMANDS.names(), *self.commands})
+        names = super().list_commands(ctx)
         return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports one command."""
-        if cmd_name not in _COMMANDS.names():
-            return super().get_command(ctx, cmd_name)
-        command = _COMMANDS.load(cmd_name).command
-        assert isinstance(command, click.Command)
-        return command
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists `_FLOW`, or all commands by task, each with the first line of its file.
-
-        No command's module is imported.
-        """
+        """Lists `_FLOW`, or all commands by task."""
         names = self.list_commands(ctx)
         if not shows_all(ctx):
             flow = [name for name in _FLOW if name in names]
             with formatter.section("Commands"):
-                formatter.write_dl([(name, _summary(name)) for name in flow])
+                formatter.write_dl(self.summaries(flow))
             formatter.write_paragraph()
             formatter.write_text(f"kdedge --help-all lists {len(names) - len(flow)} more.")
             return
         groups = {**_GROUPS, "More": [name for name in names if name not in _ORDER]}
         for title, members in groups.items():
-            rows = [(name, _summary(name)) for name in members if name in names]
+            rows = self.summaries([name for name in members if name in names])
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds a command as click does; the error for an unknown name suggests the nearest one."""
-        name = args[0]
-        known = self.list_commands(ctx)
-        if not name.startswith("-") and name not in known:
-            ctx.fail(f'No such command "{name}". {suggestion(name, known, "")}'.rstrip())
-        return super().resolve_command(ctx, args)
+
+_COMMANDS = commands_of(
+    "kdedge.cli",
+    "kdedge.commands",
+    shared=("lazy_group", "main", "options", "output", "results"),
+)
 
 
-def _summary(name: str) -> str:
-    """The first line of a command's module, which is not imported."""
-    file = _COMMANDS.file(name)
-    return "" if file is None else summary_of_module(file)
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Program, plugins=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @help_all_option
 @click.version_option(__version__, "--version", message="kdedge %(version)s")
 def cli() -> None:

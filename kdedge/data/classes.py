@@ -5,7 +5,6 @@ Sentences that describe the classes come from a JSON file, {class name: [sentenc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +13,10 @@ from pydantic import AfterValidator, Field, StrictStr, TypeAdapter, ValidationEr
 
 from kdedge.config.data_spec import ClassesSpec, DataSpec
 from kdedge.config.fields import class_key
-from kdedge.data.benchmarks import load_benchmark
+from kdedge.data.benchmark_sets import benchmark_root, load_benchmark_set
 from kdedge.data.sources import synthetic
 from kdedge.errors import DataError
-from kdedge.files import MAX_NAMES_BYTES, home_path, read_text, sha256_json
+from kdedge.files import MAX_NAMES_BYTES, read_text, sha256_json
 from kdedge.messages import suggestion
 
 _REMEDY = "Name a text file with one class name per line."
@@ -36,11 +35,12 @@ def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
     Raises:
         DataError: the file or set is missing or malformed, a name appears twice, or there are fewer
             than two names.
+        RecipeError: it is a benchmark set, and no installed package has any.
     """
     if spec.file is not None:
         return read_class_file(spec.file)
     if spec.benchmark is not None:
-        return load_benchmark(spec.benchmark).class_names(benchmark_root(data.root))
+        return load_benchmark_set(spec.benchmark).class_names(benchmark_root(data.root))
     if spec.synthetic is not None:
         return synthetic.CLASS_NAMES
     names = tuple(spec.names or ())
@@ -105,11 +105,6 @@ def _check_names(pairs: Sequence[tuple[str, str]], where: str) -> None:
 def class_list_hash(names: Sequence[str]) -> str:
     """Returns the SHA-256 of the names in order, in hex."""
     return sha256_json(list(names))
-
-
-def benchmark_root(root: str | Path | None) -> Path:
-    """Returns the folder of the benchmark sets: the given one, else KDEDGE_DATA, else ./data."""
-    return home_path(root or os.environ.get("KDEDGE_DATA") or "data")
 
 
 def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

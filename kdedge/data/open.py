@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdedge.config.data_spec import DataSpec, SourceSpec
-from kdedge.data.benchmarks import load_benchmark
-from kdedge.data.classes import benchmark_root
+from kdedge.data.benchmark_sets import benchmark_root, load_benchmark_set
 from kdedge.data.sources import (
     ImageSource,
     csv_list,
@@ -33,6 +32,7 @@ def open_source(
 
     Raises:
         DataError: the source is missing, empty or malformed, or its labels do not fit the names.
+        RecipeError: it is a benchmark set, and no installed package has any.
         MissingPackage: the source needs a package that is not installed.
     """
     labels: dict[str, Any] = {"class_names": class_names, "labeled": labeled}
@@ -48,7 +48,7 @@ def open_source(
     if spec.huggingface is not None:
         return huggingface.open_source(spec.huggingface, part=spec.part, **columns, **labels)
     if spec.benchmark is not None:
-        benchmark = load_benchmark(spec.benchmark)
+        benchmark = load_benchmark_set(spec.benchmark)
         return benchmark.open_source(benchmark_root(data.root), part=spec.part, **labels)
     names = synthetic.CLASS_NAMES
     if labeled and tuple(class_names) != names:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from kdedge.config.data_spec import LabeledSpec, SourceSpec, UnlabeledSpec, to_count
 from kdedge.config.recipe import Recipe
-from kdedge.data.classes import benchmark_root
+from kdedge.data.benchmark_sets import benchmark_root
 from kdedge.data.images import Images, check_limit, read_facts, scanned
 from kdedge.data.open import open_source
 from kdedge.data.sources import ImageSource, WithoutLabels

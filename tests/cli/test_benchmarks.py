@@ -16,8 +16,8 @@ from PIL import Image
 
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe
-from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.split import few_shot
+from kdedge.paper.benchmark_sets import benchmark_set
 from kdedge.setup.classes import load_classes
 from kdedge.setup.images import RecipeImages
 from kdedge.setup.workspace import Workspace
@@ -26,7 +26,7 @@ Run = Callable[..., Any]
 
 pytestmark = pytest.mark.usefixtures("textures")
 
-DTD = load_benchmark("dtd")
+DTD = benchmark_set("dtd")
 
 NAMES = ("banded", "blotchy", "zigzagged")
 N_IMAGES = {"train": 24, "val": 30, "test": 6}

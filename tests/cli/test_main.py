@@ -91,7 +91,8 @@ def test_every_command_has_one_line_in_the_help_and_a_help_of_its_own_without_to
         import contextlib, io, sys
         from pathlib import Path
         import click
-        from kdedge.cli.main import cli, run, summary_of_module
+        from kdedge.cli.main import cli, run
+        from kdedge.cli.output import summary_of_module
         for name in cli.list_commands(click.Context(cli)):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 code = run([name, "-h"])

@@ -66,13 +66,6 @@ def test_built_in_drawings_have_their_own_classes():
         open_source(spec, class_names=NAMES, labeled=True, data=DataSpec())
 
 
-@pytest.mark.parametrize("name", ["sun398", "_coop", "../x", "os"])
-def test_an_unknown_benchmark_is_refused_with_the_known_ones(name):
-    spec = SourceSpec(benchmark=name)
-    with pytest.raises(DataError, match=r"set\.\n  (There are: .*|Did you mean )sun397"):
-        open_source(spec, class_names=NAMES, labeled=True, data=DataSpec())
-
-
 @pytest.mark.parametrize("kind", ["folder", "list", "webdataset"])
 def test_columns_are_of_tables_alone(kind, specs):
     with pytest.raises(ValueError, match="which only parquet and huggingface have"):

@@ -33,12 +33,12 @@ from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import infer_config, read_weights
 from kdedge.config.load import check_paths, load_recipe
-from kdedge.data.benchmarks import read_split
 from kdedge.data.classes import read_class_file, read_class_texts
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.data.sources import csv_list, webdataset
-from kdedge.data.unpack import unpack
 from kdedge.errors import KdedgeError
+from kdedge.paper.benchmark_sets import read_split
+from kdedge.paper.benchmark_sets.unpack import unpack
 from kdedge.paper.checkpoints.layout import read_public_checkpoint
 from kdedge.paper.suite.spec import load_suite
 from kdedge.records.speed import read_speed

@@ -13,7 +13,7 @@ from kdedge.files import FileStamp, open_regular, printable
 from kdedge.messages import nearest
 from kdedge.runtime.preprocess import ImageError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
+IMAGE_EXTENSIONS: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
 """Extensions of image files that every build of Pillow reads, in lower case and without the dot.
 
 Folders and shards may hold more kinds: see `runtime.preprocess.more_extensions`.

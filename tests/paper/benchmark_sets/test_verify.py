@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kdedge.data.benchmarks import load_benchmark
-from kdedge.data.verify import verify
+from kdedge.paper.benchmark_sets import benchmark_set
+from kdedge.paper.benchmark_sets.verify import verify
 
-SUN397 = load_benchmark("sun397")
+SUN397 = benchmark_set("sun397")
 
 SPLIT = {
     "train": [["a/1.jpg", 0, "abbey"], ["c/1.jpg", 1, "church"]],

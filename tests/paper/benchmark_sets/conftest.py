@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.data.benchmarks import CoopSet, load_benchmark
+from kdedge.paper.benchmark_sets import CoopSet, benchmark_set
 
 N = 10
 """Images of each class, which a split divides: 5, 2, 3."""
@@ -61,7 +61,7 @@ COOP_NAMES = ("abbey", "indoor church", "hard-leaved pocket orchid", "2012 Acura
 
 def coop_set(name: str) -> Callable[[Path], list[str]]:
     """Writes the images of a set that CoOp's file divides, and that file."""
-    benchmark = load_benchmark(name)
+    benchmark = benchmark_set(name)
     assert isinstance(benchmark, CoopSet)
 
     def writer(folder: Path) -> list[str]:
@@ -166,7 +166,7 @@ def miniature(tmp_path: Path, add_benchmark: Callable[..., None]) -> Callable[[s
     """Writes a set's miniature, and installs it as `small_<name>`."""
 
     def make(name: str) -> Miniature:
-        published = load_benchmark(name)
+        published = benchmark_set(name)
         folder = tmp_path / published.folder
         folder.mkdir(parents=True)
         names = tuple((WRITERS.get(name) or coop_set(name))(folder))

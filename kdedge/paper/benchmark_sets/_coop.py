@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kdedge.data.benchmarks._benchmark import Benchmark, ImageList, read_lines, unexpected
 from kdedge.errors import DataError
+from kdedge.paper.benchmark_sets._benchmark import Benchmark, ImageList, read_lines, unexpected
 from kdedge.records.record import read_record
 
 PARTS = ("train", "val", "test")

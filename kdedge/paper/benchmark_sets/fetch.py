@@ -11,13 +11,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks import Benchmark, HubArchive, by_hand
-from kdedge.data.unpack import unpack
 from kdedge.errors import DataError, ResourceError, SetupError, explain_os_error, explaining_writes
 from kdedge.files import check_room, sha256_file
 from kdedge.locks import lock_file
 from kdedge.messages import first_line, same_call
 from kdedge.packages import need
+from kdedge.paper.benchmark_sets import Benchmark, HubArchive, by_hand
+from kdedge.paper.benchmark_sets.unpack import unpack
 from kdedge.progress import progress, readable_bytes
 from kdedge.records.record import Record
 

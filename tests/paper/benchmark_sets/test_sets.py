@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from kdedge.config.fields import check_template
-from kdedge.data.benchmarks import CoopSet, list_benchmarks, load_benchmark
+from kdedge.data.benchmark_sets import list_benchmark_sets
 from kdedge.errors import DataError
+from kdedge.paper.benchmark_sets import CoopSet, benchmark_set
 
 SPLIT_BY_COOP = [
     one.name
-    for one in map(load_benchmark, list_benchmarks())
+    for one in map(benchmark_set, list_benchmark_sets())
     if isinstance(one, CoopSet) and one.name != "fgvc_aircraft"
 ]
 BASE_TO_NOVEL = {
@@ -55,9 +56,9 @@ TOTALS = {
 Make = Callable[[str], Any]
 
 
-@pytest.mark.parametrize("name", list_benchmarks())
+@pytest.mark.parametrize("name", list_benchmark_sets())
 def test_a_set_says_what_it_is(name: str) -> None:
-    benchmark = load_benchmark(name)
+    benchmark = benchmark_set(name)
     assert benchmark.name == name
     assert check_template(benchmark.template) == benchmark.template
     assert benchmark.license
@@ -70,9 +71,9 @@ def test_a_set_says_what_it_is(name: str) -> None:
         assert sum(benchmark.n_images.values()) == TOTALS[name]
 
 
-@pytest.mark.parametrize("name", list_benchmarks())
+@pytest.mark.parametrize("name", list_benchmark_sets())
 def test_a_download_has_an_origin_and_what_is_known_of_it_is_well_formed(name: str) -> None:
-    benchmark = load_benchmark(name)
+    benchmark = benchmark_set(name)
     for download in benchmark.downloads:
         assert re.search(r"https?://", download.by_hand)
         assert download.sha256 is None or re.fullmatch("[0-9a-f]{64}", download.sha256)
@@ -86,7 +87,7 @@ def test_a_download_has_an_origin_and_what_is_known_of_it_is_well_formed(name: s
         assert mirror.sha256 is None or re.fullmatch("[0-9a-f]{64}", mirror.sha256)
 
 
-@pytest.mark.parametrize("name", list_benchmarks())
+@pytest.mark.parametrize("name", list_benchmark_sets())
 def test_a_set_is_read_from_its_own_layout(
     name: str, miniature: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,7 +111,7 @@ def test_a_set_is_read_from_its_own_layout(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("name", list_benchmarks())
+@pytest.mark.parametrize("name", list_benchmark_sets())
 def test_labels_are_positions_in_the_class_list_that_is_used(name: str, miniature: Make) -> None:
     mini = miniature(name)
     names = ("another", *reversed(mini.names))
@@ -146,7 +147,7 @@ def test_the_split_file_alone_tells_the_names(name: str, miniature: Make, tmp_pa
         mini.benchmark.open_source(other, part="train", class_names=mini.names, labeled=True)
 
 
-@pytest.mark.parametrize("name", list_benchmarks())
+@pytest.mark.parametrize("name", list_benchmark_sets())
 def test_other_counts_than_the_published_ones_are_refused(name: str, miniature: Make) -> None:
     mini = miniature(name)
     more = {**mini.n_images, "test": mini.n_images["test"] + 1}
@@ -157,9 +158,9 @@ def test_other_counts_than_the_published_ones_are_refused(name: str, miniature: 
         replace(mini.benchmark, n_classes=len(mini.names) + 1).class_names(mini.root)
 
 
-@pytest.mark.parametrize("name", list_benchmarks())
+@pytest.mark.parametrize("name", list_benchmark_sets())
 def test_every_set_explains_itself_where_it_is_missing(name: str, tmp_path: Path) -> None:
-    benchmark = load_benchmark(name)
+    benchmark = benchmark_set(name)
     for ask in (
         lambda: benchmark.class_names(tmp_path),
         lambda: benchmark.open_source(tmp_path, part="train", class_names=(), labeled=False),

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks import Benchmark, MissingPartsError
 from kdedge.data.images import scan, with_reasons
 from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError
 from kdedge.files import sha256_file
 from kdedge.messages import option
+from kdedge.paper.benchmark_sets import Benchmark, MissingPartsError
 from kdedge.progress import progress
 from kdedge.records.record import Record
 from kdedge.records.tables import Table, Tabled

@@ -8,17 +8,15 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from kdedge.config.yaml_file import parse_yaml
-from kdedge.data.benchmarks._benchmark import (
+from kdedge.paper.benchmark_sets._benchmark import (
     Benchmark,
     Download,
     HubArchive,
     MissingPartsError,
     by_hand,
 )
-from kdedge.data.benchmarks._coop import PARTS, AircraftSet, CoopSet, read_split
-from kdedge.data.benchmarks._imagenet import FolderSet
-from kdedge.errors import DataError
-from kdedge.messages import suggestion
+from kdedge.paper.benchmark_sets._coop import PARTS, AircraftSet, CoopSet, read_split
+from kdedge.paper.benchmark_sets._imagenet import FolderSet
 
 __all__ = [
     "PARTS",
@@ -27,10 +25,8 @@ __all__ = [
     "Download",
     "HubArchive",
     "MissingPartsError",
-    "benchmarks",
+    "benchmark_set",
     "by_hand",
-    "list_benchmarks",
-    "load_benchmark",
     "read_split",
 ]
 
@@ -41,8 +37,16 @@ _KINDS: dict[str, type[Benchmark]] = {
 }
 
 
+def benchmark_set(name: str) -> Benchmark:
+    """Returns a set of `sets.yaml`.
+
+    `pyproject.toml` has an entry point to this module for each of them.
+    """
+    return _rows()[name]
+
+
 @functools.cache
-def benchmarks() -> dict[str, Benchmark]:
+def _rows() -> dict[str, Benchmark]:
     """The sets of `sets.yaml`, by name."""
     file = Path(__file__).with_name("sets.yaml")
     rows, _ = parse_yaml(file.read_text(encoding="utf-8"), name=str(file))
@@ -50,20 +54,3 @@ def benchmarks() -> dict[str, Benchmark]:
         name: TypeAdapter(_KINDS[row.pop("kind")]).validate_python({"name": name, **row})
         for name, row in rows.items()
     }
-
-
-def list_benchmarks() -> list[str]:
-    """Returns the names of the sets."""
-    return sorted(benchmarks())
-
-
-def load_benchmark(name: str) -> Benchmark:
-    """Returns a benchmark set.
-
-    Raises:
-        DataError: there is no set of that name.
-    """
-    if name not in benchmarks():
-        known = suggestion(name, list_benchmarks())
-        raise DataError(f"{name} is not a known benchmark set.\n  {known}")
-    return benchmarks()[name]

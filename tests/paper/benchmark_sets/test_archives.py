@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.data.unpack import unpack
 from kdedge.errors import DataError, ResourceError
+from kdedge.paper.benchmark_sets.unpack import unpack
 
 Member = tuple[str | zipfile.ZipInfo, bytes]
 GOOD: list[Member] = [("images/a.jpg", b"a"), ("images/b/c.jpg", b"cc")]

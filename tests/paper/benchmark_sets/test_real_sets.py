@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.data.benchmarks import CoopSet, load_benchmark
 from kdedge.data.split import few_shot
-from kdedge.data.verify import verify
 from kdedge.files import sha256_json
+from kdedge.paper.benchmark_sets import CoopSet, benchmark_set
+from kdedge.paper.benchmark_sets.verify import verify
 
 PUBLIC = json.loads((Path(__file__).parent / "public_few_shot_lists.json").read_text())
 ROOT = Path(os.environ.get("KDEDGE_DATA") or "KDEDGE_DATA is not set")
@@ -25,7 +25,7 @@ ROOT = Path(os.environ.get("KDEDGE_DATA") or "KDEDGE_DATA is not set")
 
 def coop_set(name: str, *, with_images: bool) -> CoopSet:
     """The set, which KDEDGE_DATA has, or the test is skipped."""
-    found = load_benchmark(name)
+    found = benchmark_set(name)
     assert isinstance(found, CoopSet)
     folder = ROOT / found.folder
     for file in found.downloads:

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from kdedge.data.benchmarks import read_split
 from kdedge.errors import DataError
+from kdedge.paper.benchmark_sets import read_split
 
 SPLIT = {
     "train": [["c/a.jpg", 1, "church"], ["a/b.jpg", 0, "abbey"]],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kdedge.config.data_spec import SourceSpec
-from kdedge.data.benchmarks import list_benchmarks
+from kdedge.data.benchmark_sets import list_benchmark_sets
 from kdedge.data.images import Images
 from kdedge.setup.images import draw_shots
 
@@ -35,7 +35,7 @@ def coop_draw(images: Images, shots: int) -> list[int]:
     return drawn
 
 
-@pytest.mark.parametrize("name", sorted(set(list_benchmarks()) - VARIANTS))
+@pytest.mark.parametrize("name", sorted(set(list_benchmark_sets()) - VARIANTS))
 @pytest.mark.parametrize(("shots", "seed"), [(1, 1), (2, 2), (5, 3)])
 def test_training_and_then_validation_images_are_coops_draw(
     name: str, shots: int, seed: int, miniature: Make

@@ -16,10 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks._benchmark import Benchmark, ImageList, exists, read_lines, unexpected
 from kdedge.data.sources import IMAGE_EXTENSIONS
 from kdedge.errors import DataError, os_reason
 from kdedge.packages import need
+from kdedge.paper.benchmark_sets._benchmark import (
+    Benchmark,
+    ImageList,
+    exists,
+    read_lines,
+    unexpected,
+)
 
 log = logging.getLogger(__name__)
 

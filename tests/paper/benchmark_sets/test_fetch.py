@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 import kdedge
-from kdedge.data.benchmarks import Download, HubArchive, load_benchmark
-from kdedge.data.fetch import Fetched, fetch
 from kdedge.errors import DataError, InUseError, ResourceError, SetupError
+from kdedge.paper.benchmark_sets import Download, HubArchive, benchmark_set
+from kdedge.paper.benchmark_sets.fetch import Fetched, fetch
 
-SUN397 = load_benchmark("sun397")
+SUN397 = benchmark_set("sun397")
 ADDRESS = "https://official.test"
 IMAGES = {"images/a.jpg": b"a", "images/b/c.jpg": b"c"}
 SPLIT = {"split.json": b"{}"}
@@ -93,11 +93,11 @@ FETCH = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from kdedge.data.benchmarks import Download, HubArchive, load_benchmark
-from kdedge.data.fetch import fetch
+from kdedge.paper.benchmark_sets import Download, HubArchive, benchmark_set
+from kdedge.paper.benchmark_sets.fetch import fetch
 images = Download("images", "")
 hub = HubArchive("m.zip", repository="owner/sets", commit="abc123")
-fetch(replace(load_benchmark("sun397"), downloads=(images,), mirror=hub), Path(sys.argv[1]))
+fetch(replace(benchmark_set("sun397"), downloads=(images,), mirror=hub), Path(sys.argv[1]))
 """
 
 

@@ -11,14 +11,15 @@ import pytest
 
 from kdedge.config.load import load_recipe, shipped_recipes
 from kdedge.config.recipe import Recipe
-from kdedge.data.benchmarks import list_benchmarks, load_benchmark
+from kdedge.data.benchmark_sets import list_benchmark_sets
+from kdedge.paper.benchmark_sets import benchmark_set
 from kdedge.paper.suite.spec import AVERAGE, Suite, check_names, load_suite
 from kdedge.records.evaluation import harmonic_mean
 from kdedge.setup.method import choose_method
 
 SUITES = Path(__file__).parents[2] / "benchmarks" / "suites"
 VARIANTS = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
-BASE_TO_NOVEL = sorted(set(list_benchmarks()) - VARIANTS)
+BASE_TO_NOVEL = sorted(set(list_benchmark_sets()) - VARIANTS)
 CROSS = sorted(set(BASE_TO_NOVEL) - {"imagenet"})
 
 
@@ -33,14 +34,14 @@ def rest(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("name", list_benchmarks())
+@pytest.mark.parametrize("name", list_benchmark_sets())
 def test_every_set_has_a_recipe_of_its_name_and_template(name: str) -> None:
     recipe = shipped(name)
     data = recipe.data
     assert recipe.name == name
     assert (recipe.classes.benchmark, recipe.classes.template) == (
         name,
-        load_benchmark(name).template,
+        benchmark_set(name).template,
     )
     assert (data.unlabeled.benchmark, data.unlabeled.part) == (name, "train")
     assert (data.test.benchmark, data.test.part) == (name, "test")
@@ -100,7 +101,7 @@ def test_a_cross_dataset_recipe_is_the_sets_with_the_teacher_of_imagenets_classe
     assert recipe.data == own.data.model_copy(update={"labeled": None, "split": "all"})
     assert (recipe.teacher, recipe.student, recipe.optim) == (None, variant.student, variant.optim)
     text = shipped_recipes()[recipe.name].read_text()
-    assert f"one image weighs 1000 / {load_benchmark(name).n_classes}\n" in text
+    assert f"one image weighs 1000 / {benchmark_set(name).n_classes}\n" in text
 
 
 def figures(suite: Suite) -> Iterator[tuple[str, str, Any]]:

@@ -1,0 +1,1 @@
+"""The commands of `kdedge data` for images of your own."""

@@ -1,0 +1,1 @@
+"""The commands of `kdedge data` that benchmark sets add."""
