@@ -50,12 +50,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.clip.backbone import Backbone
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch
-from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
-from kdedge.data.loader import training_batches
 from kdedge.data.sources.webdataset import open_source
-from kdedge.data.views import Augmentation
+from kdedge.loading.batch import Batch
+from kdedge.loading.decoding import Preparation
+from kdedge.loading.loader import training_batches
+from kdedge.loading.views import Augmentation
 from kdedge.methods import promptkd, promptsrc, ridge
 from kdedge.methods.base import MethodInputs
 from kdedge.runtime.preprocess import Preprocess

@@ -38,13 +38,16 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from planted_outliers import plant
 from torch import nn
 
+from kdedge.builders.onnx.insert import find_sites
+from kdedge.builders.onnx.quantize import to_int8, to_int8_cpu
+from kdedge.builders.onnx.trace import write_onnx
 from kdedge.config.load import parse_overrides
-from kdedge.data.decoding import normalizer
 from kdedge.data.images import spread
 from kdedge.deploy.export import N_HELD_OUT
 from kdedge.deploy.int8_images import choose_calibration_images
 from kdedge.deploy.pixels import PixelArray, read_pixels
 from kdedge.fold import FoldedModel, FoldRequest, fold
+from kdedge.loading.decoding import normalizer
 from kdedge.progress import progress
 from kdedge.quantization.search import search
 from kdedge.runs.folder import RunFolder
@@ -54,9 +57,6 @@ from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as backend
 from kdedge.targets.onnx.graph import load_graph
 from kdedge.targets.onnx.half import to_fp16
-from kdedge.targets.onnx.insert import find_sites
-from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
-from kdedge.targets.onnx.trace import write_onnx
 
 FLOAT32 = "float32"
 BATCH = 32

@@ -25,6 +25,7 @@ import torch
 from interleaved import N_CALLS, interleaved
 from plain_loop import random_backbone
 
+from kdedge.builders.onnx.trace import write_onnx
 from kdedge.clip.backbone import ImageBackbone, make_backbone, unit_length
 from kdedge.config.student_sizes import student_size
 from kdedge.evaluation.flops import count_gmacs
@@ -33,7 +34,6 @@ from kdedge.methods import promptkd
 from kdedge.methods.base import MethodInputs
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.run import load
-from kdedge.targets.onnx.trace import write_onnx
 
 N_CLASSES, TEACHER_DIM = 397, 768
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdedge.data.decoding import normalizer
+from kdedge.loading.decoding import normalizer
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import load_run
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact

@@ -65,7 +65,7 @@ _CORE = {
         "load_recipe",
     ),
     "kdedge.config.recipe": ("Recipe",),
-    "kdedge.evaluation.comparison": ("Comparison",),
+    "kdedge.inference.comparison": ("Comparison",),
     "kdedge.data.survey": ("Survey",),
     "kdedge.artifacts.client": ("ClientCheck",),
     "kdedge.errors": (

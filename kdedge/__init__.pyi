@@ -52,7 +52,7 @@ from kdedge.api.train import (
 )
 from kdedge.config.load import LoadedRecipe as LoadedRecipe, load_recipe as load_recipe
 from kdedge.config.recipe import Recipe as Recipe
-from kdedge.evaluation.comparison import Comparison as Comparison
+from kdedge.inference.comparison import Comparison as Comparison
 from kdedge.data.survey import Survey as Survey
 from kdedge.artifacts.client import ClientCheck as ClientCheck
 from kdedge.errors import (

@@ -33,9 +33,8 @@ class Plugins:
         package: the package that holds the core's own plugins; None if the core has none.
         group: the group of entry points.
         parts: for each module of a plugin, the names that it must define, each with a description.
-            The module "" is the plugin itself. If plugins are folders, the first module is a file
-            that each folder has.
-        shared: files in the package that are not plugins.
+            The module "" is the plugin itself. Plugins with other modules are folders.
+        shared: files or folders in the package that are not plugins.
     """
 
     noun: str
@@ -49,11 +48,10 @@ class Plugins:
         if self.package is None:
             return []
         folder = _folder(self.package)
-        part = next(iter(self.parts))
-        if part:
-            paths = [file.parent.name.replace("_", "-") for file in folder.glob(f"*/{part}.py")]
-        else:
+        if set(self.parts) == {""}:
             paths = [file.stem for file in folder.glob("*.py")]
+        else:
+            paths = [file.parent.name.replace("_", "-") for file in folder.glob("*/__init__.py")]
         return sorted(name for name in paths if name[0] != "_" and name not in self.shared)
 
     def outside(self) -> dict[str, EntryPoint]:

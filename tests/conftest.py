@@ -497,6 +497,8 @@ def int8_by_maxima() -> Callable[..., None]:
     import torch
     from onnx import numpy_helper
 
+    from kdedge.builders.onnx.insert import quantizable
+    from kdedge.builders.onnx.quantize import to_int8
     from kdedge.quantization.fake import (
         HIGHEST,
         QuantizedLayer,
@@ -506,8 +508,6 @@ def int8_by_maxima() -> Callable[..., None]:
     )
     from kdedge.targets.onnx.graph import initializers, load_graph
     from kdedge.targets.onnx.half import absolute_maxima
-    from kdedge.targets.onnx.insert import quantizable
-    from kdedge.targets.onnx.quantize import to_int8
 
     def write(source: Path, output: Path, *, calibration: np.ndarray) -> None:
         model = load_graph(source)

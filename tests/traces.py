@@ -1,6 +1,6 @@
 """Lets torch trace a model for ONNX, which takes 2 s, once for each structure.
 
-Models of one structure differ in their weights only, which `kdedge.targets.onnx.trace` puts into
+Models of one structure differ in their weights only, which `kdedge.builders.onnx.trace` puts into
 the program of each; tests of that trace every model.
 
 For every model torch lists the translations of all operators, which takes one second, and

@@ -145,7 +145,7 @@ def _run_subjects(
 ) -> tuple[list[Subject], dict[str, str]]:
     """Returns a run's models and its newest artifact's files, and why other models are left out."""
     need_training_packages("Measuring a run")
-    from kdedge.benchmarking.run_subjects import run_subjects
+    from kdedge.api.bench_subjects import run_subjects
     from kdedge.runs.model import run_workspace
 
     newest = run.newest_artifact

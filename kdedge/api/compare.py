@@ -11,14 +11,14 @@ from pathlib import Path
 from kdedge.api.inputs import AnyPath, open_inputs, path_list
 from kdedge.api.model import load
 from kdedge.errors import DataError, GateError, RecipeError, check_at_least
-from kdedge.evaluation.comparison import (
+from kdedge.inference.classify import Classifier
+from kdedge.inference.comparison import (
     ComparedImage,
     ComparedModel,
     Comparison,
     compare_predictions,
     predicted_class,
 )
-from kdedge.inference.classify import Classifier
 from kdedge.messages import option, some_of
 from kdedge.progress import progress
 from kdedge.records.tables import images_text

@@ -1,6 +1,6 @@
 """The parity gate: an exported file must predict like the float32 model, on real images.
 
-Runs on the device, without torch. `evaluation.agreement.measure_parity` computes the comparison;
+Runs on the device, without torch. `inference.agreement.measure_parity` computes the comparison;
 this module runs the exported files, applies the gates, and stores a smoke set for the device.
 """
 
@@ -21,8 +21,8 @@ import safetensors
 import safetensors.numpy
 
 from kdedge.errors import GateError
-from kdedge.evaluation.agreement import measure_parity
 from kdedge.files import write_atomic
+from kdedge.inference.agreement import measure_parity
 from kdedge.records.evaluation import Gates, ParityResult, WorstImage
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend, TakesImages, run_batches

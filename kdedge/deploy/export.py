@@ -27,6 +27,9 @@ from kdedge.artifacts.build import ExportInputs, build_file, with_parity
 from kdedge.artifacts.classes import write_classes
 from kdedge.artifacts.model_card import write_model_card
 from kdedge.artifacts.parity import SMOKE_SET, predict_pixels, write_smoke_set
+from kdedge.builders.onnx.insert import find_sites
+from kdedge.builders.onnx.quantize import to_int8, to_int8_cpu
+from kdedge.builders.onnx.trace import Tracer, write_onnx
 from kdedge.data.images import Images, spread
 from kdedge.deploy.int8_images import CalibrationSet, choose_calibration_images
 from kdedge.deploy.known_images import choose_known_images
@@ -48,9 +51,6 @@ from kdedge.targets.onnx import TARGET as ONNX
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx.graph import load_graph
 from kdedge.targets.onnx.half import to_fp16
-from kdedge.targets.onnx.insert import find_sites
-from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
-from kdedge.targets.onnx.trace import Tracer, write_onnx
 from kdedge.targets.registry import check_can_build, load_file
 
 log = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from kdedge.artifacts.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way
-from kdedge.data.decoding import normalizer
 from kdedge.data.images import Images, spread
-from kdedge.data.loader import images_per_pass
 from kdedge.deploy.pixels import read_images, read_pixels
 from kdedge.errors import RecipeError
 from kdedge.evaluation.accuracy import calibration_error_percent
-from kdedge.evaluation.agreement import measure_parity
+from kdedge.inference.agreement import measure_parity
+from kdedge.loading.decoding import normalizer
+from kdedge.loading.loader import images_per_pass
 from kdedge.progress import progress
 from kdedge.records.evaluation import ParityResult, TestSet
 from kdedge.runs.model import RunModel

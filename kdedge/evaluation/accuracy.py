@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdedge.data.split import base_novel
-from kdedge.evaluation.agreement import class_accuracies
+from kdedge.inference.agreement import class_accuracies
 from kdedge.records.evaluation import (
     CalibrationBin,
     EvalDetails,

@@ -33,8 +33,8 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
+from kdedge.loading.batch import Batch
 from kdedge.methods import ivlp, promptsrc
 from kdedge.methods.base import StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration

@@ -35,10 +35,10 @@ from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
 from kdedge.clip.prompts import random_linear
 from kdedge.clip.vision import encode_image
 from kdedge.config.fields import Strict
-from kdedge.data.batch import Batch
 from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.loading.batch import Batch
 from kdedge.runtime.preprocess import Preprocess
 
 EncoderName = Literal["image", "text"]

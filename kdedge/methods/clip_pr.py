@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.balance import class_shares
 from kdedge.clip.prompts import random_linear, readable
 from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.balance import class_shares
-from kdedge.data.batch import Batch
+from kdedge.loading.batch import Batch
 from kdedge.methods.base import BaseMethod, Classifier, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images

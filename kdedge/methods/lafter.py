@@ -29,7 +29,7 @@ from kdedge.clip.prompts import make_visual_prompts, random_linear, readable
 from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch
+from kdedge.loading.batch import Batch
 from kdedge.methods.base import BaseMethod, ImageModules, MethodInputs, MethodSettings, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import encode_images

@@ -42,8 +42,8 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.token_merging import max_merge_tokens
 from kdedge.clip.vision import encode_image
-from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
+from kdedge.loading.batch import Batch
 from kdedge.methods.base import (
     BaseMethod,
     Classifier,

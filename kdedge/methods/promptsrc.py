@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch
+from kdedge.loading.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods.base import StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration

@@ -15,8 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import prompted_text_features, prompted_texts
 from kdedge.clip.text import TokenizedTexts, in_chunks
-from kdedge.data.batch import Batch
 from kdedge.errors import DataError
+from kdedge.loading.batch import Batch
 from kdedge.methods.base import BaseMethod, ImageModules, MethodInputs, StepOutput
 
 

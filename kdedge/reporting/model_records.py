@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdedge.artifacts.ship import FileToShip, file_to_ship
-from kdedge.evaluation.comparison import ALPHA, mcnemar_p
 from kdedge.files import highest_number
+from kdedge.inference.comparison import ALPHA, mcnemar_p
 from kdedge.records.evaluation import (
     EvalDetails,
     EvalResult,

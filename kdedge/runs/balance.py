@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kdedge.clip.balance import class_shares, find_offsets, offsets_for_unknown_prior
 from kdedge.config.data_spec import BalanceSpec
-from kdedge.data.balance import class_shares, find_offsets, offsets_for_unknown_prior
 from kdedge.records.evaluation import BalanceResult
 from kdedge.setup.images import RecipeImages
 

@@ -20,10 +20,10 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.vision import encode_image
 from kdedge.config.load import load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
-from kdedge.data.decoding import converted
 from kdedge.data.images import Images
-from kdedge.data.loader import evaluation_batches
 from kdedge.errors import DataError, DivergedError, KdedgeError, RecipeError
+from kdedge.loading.decoding import converted
+from kdedge.loading.loader import evaluation_batches
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import progress
 from kdedge.records.evaluation import BalanceResult
@@ -99,7 +99,7 @@ class MethodModel:
 
     @cached_property
     def offsets(self) -> Tensor | None:
-        """[C], subtracted from its logits (`data/balance.py`), or None."""
+        """[C], subtracted from its logits (`clip/balance.py`), or None."""
         if self.balance is None:
             return None
         offsets = [self.balance.offsets[name] for name in self.class_names]

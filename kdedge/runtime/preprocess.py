@@ -1,8 +1,8 @@
 """The image preprocessing: decode, orient, resize, crop.
 
 Evaluation, calibration and the device all use this file, so they cannot differ. Training crops are
-made in `data/views.py`. `data/decoding.py` and exported graphs normalize the pixels; on RGB images
-the result equals open_clip's evaluation transform bit for bit
+made in `loading/views.py`. `loading/decoding.py` and exported graphs normalize the pixels; on RGB
+images the result equals open_clip's evaluation transform bit for bit
 (`open_clip.image_transform(size, is_train=False)`).
 """
 

@@ -1,5 +1,8 @@
 """The targets by name: folders next to this file, and entry points of the group `kdedge.targets`.
 
+A target that is built with torch has its build module in `kdedge/builders/`: no code in this folder
+loads torch.
+
 Listing imports each target's `__init__.py`, which only has data. An installed package's target that
 cannot be imported is left out with a warning; using it raises an error with the reason.
 """
@@ -31,6 +34,14 @@ _TARGETS = Plugins(
         "run": {"load": "see kdedge.targets.base.RunModule."},
         "": {"TARGET": "a kdedge.targets.base.Target."},
     },
+    shared=("engines",),
+)
+_BUILDERS = Plugins(
+    noun="target",
+    package="kdedge.builders",
+    group="kdedge.builders",
+    parts={"": _TARGETS.parts["build"]},
+    shared=("program",),
 )
 
 
@@ -90,11 +101,15 @@ def target_of_backend(name: str) -> Target:
 
 
 def build_module(target: Target) -> BuildModule:
-    """Imports a target's build.py.
+    """Imports what builds a target's files: its build.py, or a file of `kdedge/builders/`.
 
     Raises:
+        MissingPackage: torch is needed and not installed.
         SetupError: the module of an installed package cannot be imported or lacks a function.
     """
+    name = target.name.replace("-", "_")
+    if name in _BUILDERS.own():
+        return cast("BuildModule", _BUILDERS.load(name))
     return cast("BuildModule", _TARGETS.load(target.name, "build"))
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kdedge.data.images import Images
-from kdedge.data.loader import evaluation_batches
-from kdedge.data.views import ORDER, random_stream
 from kdedge.distributed import ProcessGroup
+from kdedge.loading.loader import evaluation_batches
+from kdedge.loading.views import ORDER, random_stream
 from kdedge.methods.base import ClosedFormData, ClosedFormMethod
 from kdedge.runs.model import MethodModel
 from kdedge.setup.role import RoleSetup

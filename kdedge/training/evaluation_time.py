@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from kdedge.data.images import Images
-from kdedge.data.loader import evaluation_batches
+from kdedge.loading.loader import evaluation_batches
 from kdedge.runs.balance import MAX_BALANCE_IMAGES
 from kdedge.runs.measure import unlabeled_sample
 from kdedge.runs.model import MethodModel

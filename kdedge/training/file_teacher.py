@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdedge.data.batch import copy_to
 from kdedge.data.images import Images
 from kdedge.data.probabilities import read_probabilities
 from kdedge.files import sha256_json
+from kdedge.loading.batch import copy_to
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes
 

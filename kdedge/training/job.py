@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from kdedge.config.recipe import Recipe
-from kdedge.data.batch import Batch, FeaturesOfViews, ImageWeights
 from kdedge.data.classes import class_list_hash
-from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
-from kdedge.data.loader import n_steps, training_batches
-from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.files import sha256_json
+from kdedge.loading.batch import Batch, FeaturesOfViews, ImageWeights
+from kdedge.loading.decoding import Preparation
+from kdedge.loading.loader import n_steps, training_batches
+from kdedge.loading.views import Augmentation
 from kdedge.methods.base import BaseMethod, Teacher
 from kdedge.progress import working
 from kdedge.runs.balance import check_balance

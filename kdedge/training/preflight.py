@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.data.batch import FeaturesOfViews
 from kdedge.data.images import Images
 from kdedge.errors import ResourceError
 from kdedge.files import nearest_existing
+from kdedge.loading.batch import FeaturesOfViews
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import rough_duration
 from kdedge.records.record import Record

@@ -12,11 +12,11 @@ import torch
 
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import dump_recipe
-from kdedge.data.decoding import choose_n_workers
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import check_shards, step_sizes
 from kdedge.errors import DataError, Interrupted, RecipeError, signum_of
 from kdedge.files import write_json
+from kdedge.loading.decoding import choose_n_workers
+from kdedge.loading.loader import check_shards, step_sizes
 from kdedge.messages import option, same_call
 from kdedge.runs.find import newest_run
 from kdedge.runs.folder import RunFolder, logged_to

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.data.decoding import Preparation
 from kdedge.errors import RecipeError
+from kdedge.loading.decoding import Preparation
 from kdedge.methods.base import Teacher
 from kdedge.runs.find import find_run, newest_run
 from kdedge.runs.folder import RunFolder

@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor
 
-from kdedge.data.balance import find_offsets
+from kdedge.clip.balance import find_offsets
 from kdedge.evaluation.accuracy import accuracy_result
 from kdedge.files import write_json
 from kdedge.records.record import read_record

@@ -68,7 +68,7 @@ def open_run(project: Path, *overrides: str, name: str = "tiny/02") -> Any:
 def test_the_files_give_the_students_logits_divided_by_the_temperature(project: Path) -> None:
     import torch
 
-    from kdedge.data.decoding import normalizer
+    from kdedge.loading.decoding import normalizer
 
     student = open_run(project)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)

@@ -15,11 +15,11 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_model, draw_token_table
 from kdedge.clip.find import find_backbone
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.data.decoding import normalizer
 from kdedge.data.drawings import CLEAN, draw_image
-from kdedge.data.loader import evaluation_batches
 from kdedge.data.sources.synthetic import CLASS_NAMES, open_source
 from kdedge.errors import RecipeError
+from kdedge.loading.decoding import normalizer
+from kdedge.loading.loader import evaluation_batches
 from kdedge.runtime.preprocess import resize_and_crop
 
 NAMES = CLASS_NAMES

@@ -466,8 +466,8 @@ def files(
     """A folded student that merges 5 of its 25 patch tokens in each block, and its ONNX files."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
+    from kdedge.builders.onnx.trace import write_onnx
     from kdedge.targets.onnx.half import to_fp16
-    from kdedge.targets.onnx.trace import write_onnx
 
     backbone = make_clip(n_layers=3, image_px=40)
     model = folded(make_student(backbone, merge_tokens=5), backbone)

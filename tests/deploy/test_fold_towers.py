@@ -246,7 +246,7 @@ def test_onnx_runtime_gives_the_same_for_any_batch_in_the_same_opset(
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from kdedge.targets.onnx.trace import OPSET, write_onnx
+    from kdedge.builders.onnx.trace import OPSET, write_onnx
 
     made = student_of(name)
     model = made.fold()
@@ -366,7 +366,7 @@ def test_without_a_projector_the_class_vectors_follow_the_encoder(name: str, hea
 
 def test_an_encoder_whose_steps_depend_on_the_pixels_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    from kdedge.targets.onnx.trace import write_onnx
+    from kdedge.builders.onnx.trace import write_onnx
 
     model = make_student(Family(lambda: Made(choosing_by_the_pixels), 16, INSIDE)).fold()
     with pytest.raises(RecipeError, match="cannot be exported to ONNX: ") as caught:

@@ -238,3 +238,15 @@ def test_the_students_by_size_are_those_of_the_code(size: str) -> None:
     one = SIZES[size]
     start = rf"^\| `{one.backbone}` \| \d+ \| {one.n_parameters} \| {one.gflops} \|"
     assert re.search(rf"{start} .*`--size {size}` \|$", TEXTS["docs/choose.md"], re.MULTILINE)
+
+
+def steps_of_the_walks() -> list[tuple[str, str]]:
+    """Each file of a walk in the page on architecture, with a function or class named after it."""
+    return re.findall(r"`([\w/]+\.py)` `([\w.]+)`", TEXTS["docs/architecture.md"])
+
+
+@pytest.mark.parametrize(("file", "name"), steps_of_the_walks(), ids=lambda part: part)
+def test_a_step_of_a_walk_names_what_its_file_defines(file: str, name: str) -> None:
+    code = (ROOT / "kdedge" / file).read_text(encoding="utf-8")
+    for part in name.split("."):
+        assert re.search(rf"^\s*(async )?(def|class) {part}\b", code, re.MULTILINE)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.weights import hash_weights
-from kdedge.data.batch import Batch
 from kdedge.fold import FoldRequest, fold
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.base import MethodInputs
 from kdedge.methods.registry import load_method

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
+from kdedge.loading.batch import Batch
 from kdedge.methods import clip_pr
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
-from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
+from kdedge.loading.batch import Batch
 from kdedge.methods.registry import list_methods, load_method
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import make_backbone
-from kdedge.data.batch import Batch
+from kdedge.loading.batch import Batch
 from kdedge.runtime.preprocess import Preprocess
 
 N_IMAGES = 6

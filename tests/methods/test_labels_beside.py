@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.data.batch import Batch
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptkd
 
 Student = Callable[..., promptkd.Method]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DataError
+from kdedge.loading.batch import Batch
 from kdedge.methods import lafter
 from kdedge.training.loop.step import Stepper
 

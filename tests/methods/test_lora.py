@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
-from kdedge.data.batch import Batch
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptkd
 
 Student = Callable[..., promptkd.Method]

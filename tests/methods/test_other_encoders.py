@@ -12,8 +12,8 @@ from open_clip import CLIP
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, ImageBackbone, make_backbone
-from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptkd
 from kdedge.runtime.preprocess import Preprocess
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
-from kdedge.data.batch import Batch
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptkd
 from kdedge.methods.base import Projector
 from kdedge.methods.losses.kl import distillation_loss

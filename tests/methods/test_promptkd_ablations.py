@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone
-from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptkd
 from kdedge.methods.base import Projector
 from kdedge.methods.losses import list_losses

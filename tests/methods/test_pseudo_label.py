@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone
-from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import most_probable
+from kdedge.loading.batch import Batch
 from kdedge.methods import coop, promptsrc, pseudo_label
 from kdedge.methods.base import MethodInputs
 

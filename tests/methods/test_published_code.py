@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import load_recipe, shipped_recipes
-from kdedge.data.batch import Batch
+from kdedge.loading.batch import Batch
 from kdedge.training.loop.precision import MixedPrecision
 
 Build = Callable[..., Any]

@@ -20,7 +20,7 @@ from kdedge.clip.find import find_backbone
 from kdedge.clip.prompts import readable
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights import hash_weights
-from kdedge.data.batch import Batch
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptkd, promptsrc, zeroshot
 from kdedge.methods.base import MethodInputs
 from kdedge.methods.registry import load_method

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, make_backbone
 from kdedge.clip.vision import encode_image
-from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptkd
 from kdedge.runtime.preprocess import Preprocess
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kdedge.clip.class_vectors import ClassVectors
-from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import most_confident_predicted
+from kdedge.loading.batch import Batch
 from kdedge.methods import upl
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]

@@ -27,9 +27,9 @@ def images() -> np.ndarray:
 def sites(folded: Any, made_once: Callable[..., Path]) -> Any:
     """Where it is quantized."""
     pytest.importorskip("onnx")
+    from kdedge.builders.onnx.insert import find_sites
+    from kdedge.builders.onnx.trace import write_onnx
     from kdedge.targets.onnx.graph import load_graph
-    from kdedge.targets.onnx.insert import find_sites
-    from kdedge.targets.onnx.trace import write_onnx
 
     def write(made: Path) -> None:
         write_onnx(folded, made / "model.onnx", size_px=32, batches=(1, 1))

@@ -119,10 +119,10 @@ def test_the_written_file_computes_what_the_model_computes(
     """With a float32 rest it is equal; with an FP16 rest it loses as much as the model."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
+    from kdedge.builders.onnx.insert import insert_qdq, quantizable
+    from kdedge.builders.onnx.quantize import to_int8
+    from kdedge.builders.onnx.trace import write_onnx
     from kdedge.targets.onnx.graph import load_graph
-    from kdedge.targets.onnx.insert import insert_qdq, quantizable
-    from kdedge.targets.onnx.quantize import to_int8
-    from kdedge.targets.onnx.trace import write_onnx
 
     model, batch = copy.deepcopy(folded), torch.from_numpy(images)
     plain = model(batch).detach().numpy()

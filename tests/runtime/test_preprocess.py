@@ -31,7 +31,7 @@ def normalized(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """[3, H, W], as training and evaluation compute it."""
     import torch
 
-    from kdedge.data.decoding import normalizer
+    from kdedge.loading.decoding import normalizer
 
     pixels = torch.from_numpy(np.array(resize_and_crop(image, preprocess)))
     return normalizer(preprocess, torch.device("cpu"))(pixels).numpy()

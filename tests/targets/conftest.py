@@ -37,7 +37,7 @@ def open_onnx(
     fold_student: Callable[..., FoldedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The ONNX file of the same student with open classes: it gives 40 features."""
-    from kdedge.targets.onnx.trace import write_onnx
+    from kdedge.builders.onnx.trace import write_onnx
 
     path = tmp_path_factory.mktemp("open") / "model.onnx"
     write_onnx(fold_student(open_classes=True), path, size_px=32, batches=(1, MAX_BATCH))
@@ -234,8 +234,8 @@ def write_precisions(
     """Writes a model's ONNX files for batches of 1 to 4; gives precision -> file."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
+    from kdedge.builders.onnx.trace import write_onnx
     from kdedge.targets.onnx.half import to_fp16
-    from kdedge.targets.onnx.trace import write_onnx
 
     names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
     images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)

@@ -71,7 +71,7 @@ def built(
     made_once: Callable[..., Path],
 ) -> Path:
     """The folder of an artifact with the file; not to be changed."""
-    from kdedge.targets.onnx.trace import write_onnx
+    from kdedge.builders.onnx.trace import write_onnx
 
     folder = tmp_path_factory.mktemp(case.target) / "artifact"
     artifact = load_artifact(shutil.copytree(block_artifact.path, folder))

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.data.decoding import Preparation
 from kdedge.data.sources import Item
-from kdedge.data.views import Augmentation
+from kdedge.loading.decoding import Preparation
+from kdedge.loading.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.output_store.fill import StoreFiller
 from kdedge.training.output_store.store import OutputStore

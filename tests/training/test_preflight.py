@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from kdedge.config.load import load_recipe
-from kdedge.data.batch import Batch
 from kdedge.data.sources import ImageSource, Item
 from kdedge.errors import DivergedError
+from kdedge.loading.batch import Batch
 from kdedge.methods import promptsrc
 from kdedge.methods.base import StepOutput
 from kdedge.runtime.machine import memory_bytes

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from kdedge.config.load import load_recipe
-from kdedge.data.batch import Batch
 from kdedge.data.images import Images
 from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
+from kdedge.loading.batch import Batch
 from kdedge.methods import vpt
 from kdedge.methods.base import StepOutput
 from kdedge.runs.find import newest_run

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from kdedge.clip.backbone import Backbone
-from kdedge.data.decoding import converted, normalizer
+from kdedge.loading.decoding import converted, normalizer
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
-from kdedge.data.loader import training_batches
-from kdedge.data.views import Augmentation
+from kdedge.loading.decoding import Preparation
+from kdedge.loading.loader import training_batches
+from kdedge.loading.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.tensor_file import read_tensors, write_tensors
 from kdedge.training.output_store.fill import StoreFiller

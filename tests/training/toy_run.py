@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
+from kdedge.loading.batch import Batch
 from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.runs.folder import RunFolder, logged_to
 from kdedge.runs.provenance import TrainingSummary

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.data.decoding import Preparation
 from kdedge.data.images import Images
 from kdedge.data.pseudo_labels import check_enough, most_probable, write_pseudo_labels
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import refuse_existing, sha256_json
+from kdedge.loading.decoding import Preparation
 from kdedge.messages import first_line, option, same_call
 from kdedge.records.record import Record
 from kdedge.runs.find import newest_run

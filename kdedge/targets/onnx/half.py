@@ -61,7 +61,7 @@ def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any]) -> None:
     Node names, metadata, opset and a dynamic batch are kept.
 
     Args:
-        onnx_path: a float32 file of `targets.onnx.trace`.
+        onnx_path: a float32 file of `builders.onnx.trace`.
         output: the file to write.
         images: [N, 3, S, S], as the graph takes them; real images, to find the tensors that are too
             large for FP16.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
+from kdedge.loading.batch import Batch
 from kdedge.messages import some_of
 from kdedge.methods.base import BaseMethod, StepOutput
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng

@@ -30,9 +30,9 @@ from typing import Any
 import torch
 
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, Interrupted, ResourceError
+from kdedge.loading.batch import Batch
 from kdedge.messages import option, same_call
 from kdedge.methods.base import BaseMethod
 from kdedge.runs.folder import TrainingFolder

@@ -18,17 +18,17 @@ from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import Recipe
-from kdedge.data.decoding import (
+from kdedge.data.sources import ImageSource, InFiles
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.errors import DivergedError, ResourceError
+from kdedge.files import check_room
+from kdedge.loading.decoding import (
     MAX_WORKERS,
     PlannedImage,
     choose_n_workers,
     load_images,
 )
-from kdedge.data.loader import images_per_pass
-from kdedge.data.sources import ImageSource, InFiles
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
-from kdedge.errors import DivergedError, ResourceError
-from kdedge.files import check_room
+from kdedge.loading.loader import images_per_pass
 from kdedge.locks import is_locked, lock_file
 from kdedge.progress import progress, rough_duration
 from kdedge.ray_workers import DoPieces, RayWorkers, WorkerResources

@@ -2,7 +2,7 @@
 
 A teacher store holds a teacher's features, mostly of unit length, which every epoch, seed, student,
 loss, class list and set of images can use; `pseudo-label` stores logits until its file is written.
-A view is the crop and flip that `data/views.py` draws, so the student sees exactly the crop of
+A view is the crop and flip that `loading/views.py` draws, so the student sees exactly the crop of
 which the teacher's output is stored.
 
     <root>/<key>/store.json                       what outputs depend on; `key` is its hash
@@ -32,10 +32,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge.config.optim_spec import TrainingPrecision
-from kdedge.data.decoding import Preparation
-from kdedge.data.views import RATIO
 from kdedge.errors import DataError, explaining_writes
 from kdedge.files import sha256_json, write_json
+from kdedge.loading.decoding import Preparation
+from kdedge.loading.views import RATIO
 from kdedge.progress import progress, readable_bytes
 from kdedge.tensor_file import read_tensors, write_tensors
 

@@ -42,9 +42,9 @@ def folded_export(
     """Writes a student with six classes as float32 ONNX; its images are not all of one class."""
     import torch
 
+    from kdedge.builders.onnx.trace import write_onnx
     from kdedge.fold import FoldRequest, fold
     from kdedge.methods import promptkd
-    from kdedge.targets.onnx.trace import write_onnx
 
     student = promptkd.Method(
         tiny_backbone,
@@ -131,8 +131,8 @@ def folded_runtime_files(
     made_once: Callable[..., Path],
 ) -> dict[str, Path]:
     """Its files in lower precisions, by their names; that in INT8 is for TensorRT."""
+    from kdedge.builders.onnx.quantize import to_int8_cpu
     from kdedge.targets.onnx.half import to_fp16
-    from kdedge.targets.onnx.quantize import to_int8_cpu
 
     def make(folder: Path) -> None:
         to_fp16(folded_onnx, folder / "fp16.onnx", images=folded_images)

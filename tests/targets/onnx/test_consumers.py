@@ -20,7 +20,7 @@ def files(
     folded_images: Any,
 ) -> dict[str, Path]:
     """Those of every precision, that for CPUs, and one with open classes."""
-    from kdedge.targets.onnx.quantize import to_int8_cpu
+    from kdedge.builders.onnx.quantize import to_int8_cpu
 
     for_cpus = tmp_path_factory.mktemp("read") / "model.int8-cpu.onnx"
     to_int8_cpu(onnx_files["fp32"], for_cpus, calibration=folded_images[:4])

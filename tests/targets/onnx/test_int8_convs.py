@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from kdedge.builders.onnx.quantize import to_int8_cpu
+from kdedge.builders.onnx.trace import write_onnx
 from kdedge.fold import FoldRequest, fold
 from kdedge.methods.base import ImageModules
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.onnx.graph import extremes, initializers, run_outputs, wide_convs
 from kdedge.targets.onnx.half import to_fp16
-from kdedge.targets.onnx.quantize import to_int8_cpu
-from kdedge.targets.onnx.trace import write_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdedge.builders.onnx.quantize import to_int8_cpu
 from kdedge.targets.onnx.graph import head_nodes, initializers, run_outputs, weight_matmuls
 from kdedge.targets.onnx.half import absolute_maxima
-from kdedge.targets.onnx.quantize import to_int8_cpu
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

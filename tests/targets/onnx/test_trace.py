@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdedge.builders.onnx.trace import OPSET, Tracer, write_onnx
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.fold import FoldedModel
-from kdedge.targets.onnx.trace import OPSET, Tracer, write_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -51,7 +51,7 @@ def test_a_fixed_batch_and_pixels_as_bytes_are_known(
 ) -> None:
     import copy
 
-    from kdedge.targets.onnx.trace import write_onnx
+    from kdedge.builders.onnx.trace import write_onnx
 
     model: Any = copy.deepcopy(block_model)
     model.pixels = "uint8"

@@ -25,12 +25,12 @@ from kdedge.artifacts.parity import (
     read_smoke_set,
     write_smoke_set,
 )
+from kdedge.builders import torch_tensorrt as target
 from kdedge.errors import MissingPackage, RecipeError, SetupError
 from kdedge.fold import FoldedModel
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.registry import find_target
-from kdedge.targets.torch_tensorrt import build as target
 
 
 def sha256_file(path: Path) -> str:

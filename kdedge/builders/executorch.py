@@ -19,13 +19,13 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from kdedge.builders.program import example_images, export_program, write_converted
 from kdedge.native_lines import LOG_LINES, filter_native_stderr, quiet
 from kdedge.runtime.backend import padded_batches
 from kdedge.targets.base import HEAD_LAYERS, BuildRequest, PlannedFile
 from kdedge.targets.executorch import EXECUTORCH
 from kdedge.targets.executorch.run import SMALLEST_BATCH, open_runtime
 from kdedge.targets.onnx.graph import MIN_CHANNELS
-from kdedge.targets.program import example_images, export_program, write_converted
 
 _HEAD = {name.rstrip("/") for name in HEAD_LAYERS}
 _CALIBRATION_BATCH = 32

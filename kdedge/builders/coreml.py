@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from kdedge import __version__
+from kdedge.builders.program import example_images, export_program, write_converted
 from kdedge.errors import RecipeError
 from kdedge.native_lines import ANY_LINE, silenced
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.targets.base import BuildRequest, PlannedFile
 from kdedge.targets.coreml import COREML
-from kdedge.targets.program import example_images, export_program, write_converted
 
 INPUT_NAME = "image"
 

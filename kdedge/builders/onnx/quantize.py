@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.builders.onnx.insert import insert_qdq
 from kdedge.quantization.fake import QuantizedLayer
 from kdedge.targets.base import CPU_WEIGHT_LEVELS
 from kdedge.targets.onnx import half
@@ -42,7 +43,6 @@ from kdedge.targets.onnx.graph import (
     weight_dequantizer,
     weight_matmuls,
 )
-from kdedge.targets.onnx.insert import insert_qdq
 
 # Name of the node that gives a closed list of classes its logits; torch's exporter makes it, with
 # a weight [C, D]
@@ -65,7 +65,7 @@ def to_int8(
     stored as INT8. Everything else is FP16 as in `half`. Node names and metadata are kept.
 
     Args:
-        onnx_path: a float32 file of `targets.onnx.trace`.
+        onnx_path: a float32 file of `builders.onnx.trace`.
         output: the file to write.
         calibration: [N, 3, S, S], as the graph takes them; real images of the deployment.
         layers: quantized layers by their names in `insert.quantizable`; other layers are FP16.
@@ -93,7 +93,7 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
     with fixed ranges (`quantize_convs`). Node names, metadata and opset are kept.
 
     Args:
-        onnx_path: a float32 file of `targets.onnx.trace`.
+        onnx_path: a float32 file of `builders.onnx.trace`.
         output: the file to write.
         calibration: [N, 3, S, S], as the graph takes them; real images, for the head and a CNN's
             ranges.

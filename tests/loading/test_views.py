@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from kdedge.data.views import Augmentation, crop_box, random_stream, shift_hue, strengthened
+from kdedge.loading.views import Augmentation, crop_box, random_stream, shift_hue, strengthened
 from kdedge.runtime.preprocess import Preprocess
 
 

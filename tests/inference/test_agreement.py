@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdedge.errors import DivergedError
-from kdedge.evaluation.agreement import N_WORST, measure_parity
+from kdedge.inference.agreement import N_WORST, measure_parity
 from kdedge.records.evaluation import ParityResult, WorstImage
 from kdedge.records.record import parse_record
 

@@ -1,6 +1,6 @@
 """Batches whose contents depend on the seed, the epoch and the step only.
 
-Order and augmentation come from counter-based random streams (`data/views.py`). So training can
+Order and augmentation come from counter-based random streams (`loading/views.py`). So training can
 resume at any step, with any number of workers, and gets the same batches to the last bit.
 """
 
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.batch import Batch, FeaturesOfViews, ImageWeights
-from kdedge.data.decoding import PlannedImage, Preparation, choose_n_workers, load_images
 from kdedge.data.images import Images
 from kdedge.data.sources import ImageSource
-from kdedge.data.views import ORDER, SECOND_SET, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError
+from kdedge.loading.batch import Batch, FeaturesOfViews, ImageWeights
+from kdedge.loading.decoding import PlannedImage, Preparation, choose_n_workers, load_images
+from kdedge.loading.views import ORDER, SECOND_SET, random_stream
 from kdedge.runtime.preprocess import Preprocess
 
 _CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.data.balance import class_shares, find_offsets, offsets_for_unknown_prior
+from kdedge.clip.balance import class_shares, find_offsets, offsets_for_unknown_prior
 
 
 def test_shares_go_by_the_names_of_classes_however_they_are_written() -> None:

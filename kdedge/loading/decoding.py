@@ -27,10 +27,10 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from kdedge.data.batch import copy_to
 from kdedge.data.sources import ImageSource
-from kdedge.data.views import SECOND_SET, Augmentation, decode_pixels
 from kdedge.errors import DataError, ResourceError
+from kdedge.loading.batch import copy_to
+from kdedge.loading.views import SECOND_SET, Augmentation, decode_pixels
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import ImageError, Preprocess, decode_image, resize_and_crop
 from kdedge.torchrun import local_world_size

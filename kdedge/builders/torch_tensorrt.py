@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from kdedge.builders.program import dynamic_shapes, example_images, export_program
 from kdedge.errors import SetupError
 from kdedge.files import write_atomic
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.targets.base import BuildRequest, PlannedFile
-from kdedge.targets.program import dynamic_shapes, example_images, export_program
 from kdedge.targets.torch_tensorrt import TORCH_TENSORRT
 
 

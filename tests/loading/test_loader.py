@@ -17,12 +17,12 @@ import torch
 from PIL import ExifTags, Image
 
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.data.decoding import Preparation, choose_n_workers
 from kdedge.data.images import Images
-from kdedge.data.loader import evaluation_batches, n_steps, training_batches
-from kdedge.data.views import Augmentation, decode_pixels
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.loading.decoding import Preparation, choose_n_workers
+from kdedge.loading.loader import evaluation_batches, n_steps, training_batches
+from kdedge.loading.views import Augmentation, decode_pixels
 from kdedge.runtime.preprocess import (
     ImageError,
     Preprocess,
@@ -402,7 +402,7 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 from kdedge.data.images import Images
-from kdedge.data.loader import evaluation_batches
+from kdedge.loading.loader import evaluation_batches
 from kdedge.data.sources.folder import open_source
 from kdedge.runtime.preprocess import Preprocess
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdedge.evaluation.comparison import (
+from kdedge.inference.comparison import (
     ComparedImage,
     ComparedModel,
     LabeledComparison,

@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdedge.builders.program import example_images, write_converted
 from kdedge.native_lines import ANY_LINE, silenced
 from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.runtime.backend import padded_batches
 from kdedge.targets.base import HEAD_LAYERS, BuildRequest, PlannedFile
 from kdedge.targets.litert import CONVERTER, QUANTIZER, run
 from kdedge.targets.onnx.graph import MIN_CHANNELS
-from kdedge.targets.program import example_images, write_converted
 
 _LINEAR = "FULLY_CONNECTED"
 # A weight's name ends with its layer's class and name: .../torch.nn.modules.linear.Linear_hidden;1

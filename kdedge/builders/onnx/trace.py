@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdedge.builders.program import dynamic_shapes, example_images
 from kdedge.errors import RecipeError
 from kdedge.files import written_together
 from kdedge.messages import first_line
 from kdedge.native_lines import quiet
 from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
-from kdedge.targets.program import dynamic_shapes, example_images
 
 # The lowest opset that the exporter writes. `LayerNormalization` is one node, whose statistics
 # are float32 in every precision.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kdedge.benchmarking.run_subjects import newest_baselines
+from kdedge.api.bench_subjects import newest_baselines
 from kdedge.runs.folder import RunFolder
 
 

@@ -1,0 +1,1 @@
+"""Builds files from a folded torch model, for the targets that need torch to be built."""

@@ -1,0 +1,1 @@
+"""Turns images into batches: decoding, normalization, random crops, a training's loader."""
