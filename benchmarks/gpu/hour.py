@@ -61,7 +61,7 @@ def steps(recipe: str, device: str, *short: str) -> dict[str, list[str]]:
         "check": ["check", recipe, *on, "--json"],
         **{x: trained(f"gpu-{x}", f"optim.precision={x}") for x in PRECISIONS},
         "store": trained("gpu-store", *stored),
-        "balance": trained("gpu-balance", *stored, "balance={prior: auto}"),
+        "balance": trained("gpu-balance", *stored, "logit_adjustment={prior: auto}"),
         "ridge": trained("gpu-ridge", *ridge, "student.views=1"),
         "bench": ["bench", own, *bench],
         **{

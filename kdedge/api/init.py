@@ -71,7 +71,7 @@ _WHY = {
     "student.views": "the teacher's features are stored: another student costs no second pass",
     "student.one_pass_first": "a student without training, in one pass; the better one is kept",
     "student.optim": "for all weights: lr of arXiv:2212.06138 for CLIP's ViT-B/16, by batch_size",
-    "balance": "corrects CLIP's preference for some classes; or the shares that you know",
+    "logit_adjustment": "corrects CLIP's preference for some classes; or the shares that you know",
     "export.precisions": "add int8 for a GPU or Jetson; export --cpu makes INT8 by itself",
     "gates": "what an exported file must reach against the float32 model, in whole images",
 }
@@ -281,7 +281,7 @@ def _models(
         "teacher": teacher_model,
         "student": _model("promptkd", student, settings)
         | {"one_pass_first": True, "optim": _TUNED},
-        "balance": {"prior": "auto"},
+        "logit_adjustment": {"prior": "auto"},
     }
 
 

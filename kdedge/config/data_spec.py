@@ -241,7 +241,7 @@ def to_count(share: str | int, n_images: int, rounded: Callable[[float], int] = 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class BalanceSpec(Strict):
+class LogitAdjustmentSpec(Strict):
     """Shifts a model's logits so that it predicts each class as often as a prior says."""
 
     prior: Literal["auto", "uniform", "labels"] | dict[str, Share] = Field(
@@ -256,7 +256,7 @@ class BalanceSpec(Strict):
     )
 
     @model_validator(mode="after")
-    def _sums_to_one(self) -> BalanceSpec:
+    def _sums_to_one(self) -> LogitAdjustmentSpec:
         total = sum(self.prior.values()) if isinstance(self.prior, dict) else 1
         if not math.isclose(total, 1, abs_tol=1e-3):
             raise ValueError(

@@ -21,6 +21,9 @@ from kdedge.messages import nearest, option, some_of
 Overrides = Mapping[str, Any]
 """Dotted keys with values, such as `{"student.optim.epochs": 10}`; later ones win."""
 
+# Former names of keys, which are read as the present ones
+_FORMER_KEYS = {"balance": "logit_adjustment"}
+
 _OVERRIDE = re.compile(r"([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)=(.*)", re.DOTALL)
 
 
@@ -61,9 +64,11 @@ def load_recipe(
         RecipeError: no such recipe, not YAML, unknown keys, wrong types, numbers out of range.
     """
     values, lines, path, text = _read(source)
+    values, lines = _with_present_keys(values, lines)
     overridden = set(lines.overrides)
     for key, value in (overrides or {}).items():
-        keys = tuple(key.split("."))
+        first, *others = key.split(".")
+        keys = (_FORMER_KEYS.get(first, first), *others)
         _set(values, keys, _as_override(plain_values(value)))
         overridden = {other for other in overridden if other[: len(keys)] != keys} | {keys}
     lines = replace(lines, overrides=frozenset(overridden))
@@ -94,6 +99,26 @@ def _read(source: AnyRecipe) -> tuple[dict[str, Any], LineMap, Path, str]:
             "  Start from a shipped recipe, or write one with: kdedge init"
         )
     return values, lines, path, text
+
+
+def _with_present_keys(values: dict[str, Any], lines: LineMap) -> tuple[dict[str, Any], LineMap]:
+    """A recipe's values and lines under the present names of their keys.
+
+    Raises:
+        RecipeError: a key is there under both names.
+    """
+    for former, present in _FORMER_KEYS.items():
+        if former in values and present in values:
+            raise RecipeError(
+                f"{lines.where((former,))}: {former} is a former name of {present}, and the recipe"
+                f" has both.\n  Remove {former}."
+            )
+    renamed = {_FORMER_KEYS.get(key, key): value for key, value in values.items()}
+    paths = {
+        (_FORMER_KEYS.get(str(path[0]), path[0]), *path[1:]) if path else path: line
+        for path, line in lines.lines.items()
+    }
+    return renamed, replace(lines, lines=paths)
 
 
 def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:

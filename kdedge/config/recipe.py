@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from kdedge.config.data_spec import BalanceSpec, ClassesSpec, DataSpec
+from kdedge.config.data_spec import ClassesSpec, DataSpec, LogitAdjustmentSpec
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.fields import (
     Name,
@@ -254,7 +254,7 @@ class Recipe(Strict):
     baseline: BaselineSpec | None = Field(
         None, description="A method to compare with, on the student's backbone."
     )
-    balance: BalanceSpec | None = Field(
+    logit_adjustment: LogitAdjustmentSpec | None = Field(
         None,
         description="Subtract a model's preference for some classes from its logits. Default: no,"
         " as in the papers.",

@@ -39,8 +39,8 @@ class FoldRequest:
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         open_classes: the graph's outputs are features; class vectors and `scale` are not folded in.
-        offsets: [C], subtracted from the logits (`clip/balance.py`), or None. With open classes,
-            the constant 1 is appended to the features instead: see `artifacts.classes`.
+        offsets: [C], subtracted from the logits (`clip/logit_adjustment.py`), or None. With open
+            classes, the constant 1 is appended to the features instead: see `artifacts.classes`.
     """
 
     class_vectors: Tensor

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.balance import class_shares
+from kdedge.clip.logit_adjustment import class_shares
 from kdedge.clip.prompts import random_linear, readable
 from kdedge.clip.text import in_chunks
 from kdedge.config.optim_spec import OptimSettings

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, ImageBackbone, unit_length
-from kdedge.clip.balance import find_offsets
 from kdedge.clip.blocks import linear_of
+from kdedge.clip.logit_adjustment import find_offsets
 from kdedge.clip.vision import BlockFeatures
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DivergedError, RecipeError

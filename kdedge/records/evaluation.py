@@ -237,7 +237,7 @@ def assumed_shares(prior: str | dict[str, float]) -> str:
 
 
 @dataclass(frozen=True)
-class BalanceResult(Record):
+class LogitAdjustment(Record):
     """Offsets that bring a model's predictions into balance.
 
     Attributes:

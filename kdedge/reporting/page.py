@@ -104,11 +104,11 @@ def _verdict(records: RunRecords) -> list[str]:
     verdict = verdict_of(records)
     lines = [] if verdict is None else [verdict.text]
     lines += (headline_of(records) or "").splitlines()
-    if records.balance is not None:
-        shares = assumed_shares(records.balance.prior)
+    if records.logit_adjustment is not None:
+        shares = assumed_shares(records.logit_adjustment.prior)
         lines.append(
             f"Its scores assume {shares}. Where the device sees other shares, write them into"
-            " balance.prior of the recipe."
+            " logit_adjustment.prior of the recipe."
         )
     if references := records.references:
         measured = [f"{_REFERENCES[name]} {value:.1f} %" for name, value in references.items()]

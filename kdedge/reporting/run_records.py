@@ -15,12 +15,12 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import check_regular, read_bytes
-from kdedge.records.evaluation import BalanceResult
+from kdedge.records.evaluation import LogitAdjustment
 from kdedge.records.record import parse_record, read_record
 from kdedge.reporting.model_records import ModelRecords, model_records, newest_speed
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
-from kdedge.runs.results import read_balance
+from kdedge.runs.results import read_logit_adjustment
 from kdedge.runtime.cpu_choice import CpuChoice, readable_choices
 
 _T = TypeVar("_T")
@@ -58,7 +58,7 @@ class RunRecords(ModelRecords):
         provenance: record of how the run was made.
         recipe: the resolved recipe.
         training: log of the training.
-        balance: the offsets that balance its classes.
+        logit_adjustment: the offsets that bring its classes into balance.
         references: accuracies of the teacher, zero-shot CLIP and ridge on the labeled images.
         speed_file: file of the newest speed measurement.
         problems: errors of damaged records, which are left out.
@@ -67,7 +67,7 @@ class RunRecords(ModelRecords):
     provenance: Provenance
     recipe: LoadedRecipe | None
     training: TrainingLog
-    balance: BalanceResult | None
+    logit_adjustment: LogitAdjustment | None
     references: Mapping[str, float]
     speed_file: Path | None
     problems: tuple[str, ...]
@@ -150,7 +150,7 @@ def run_records(run: RunFolder) -> RunRecords:
         **vars(model_records(run, read)),
         provenance=provenance,
         recipe=read(load_recipe, run.recipe),
-        balance=read(read_balance, run),
+        logit_adjustment=read(read_logit_adjustment, run),
         references=read(_read_references, run, provenance.teacher_run) or {},
         training=read(_read_training, metrics) or TrainingLog(),
         speed_file=newest_speed(run),

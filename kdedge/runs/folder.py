@@ -78,7 +78,7 @@ class RunFolder(TrainingFolder):
     evaluation = _File("eval.json")
     evaluation_details = _File("eval_details.json")  # confusions and calibration bins
     unlabeled_evaluation = _File("eval_unlabeled.json")  # measurements on images without labels
-    balance = _File("balance.json")  # offsets of the logits
+    logit_adjustment = _File("balance.json")  # offsets of the logits
     references = _File("references.json")  # what a teacher is compared with, and its own accuracy
     _lock_file = _File(".lock")
 

@@ -26,10 +26,10 @@ from kdedge.loading.decoding import converted
 from kdedge.loading.loader import evaluation_batches
 from kdedge.methods.base import BaseMethod
 from kdedge.progress import progress
-from kdedge.records.evaluation import BalanceResult
-from kdedge.runs.balance import balance_of
+from kdedge.records.evaluation import LogitAdjustment
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import read_balance
+from kdedge.runs.logit_adjustment import logit_adjustment_of
+from kdedge.runs.results import read_logit_adjustment
 from kdedge.runs.weights import (
     check_stored_weights,
     class_vectors_hash,
@@ -65,7 +65,7 @@ class MethodModel:
         method: BaseMethod | None = None,
         *,
         classes: Classes | None = None,
-        balance: BalanceResult | None = None,
+        logit_adjustment: LogitAdjustment | None = None,
     ) -> None:
         """Makes a model of a method.
 
@@ -74,12 +74,12 @@ class MethodModel:
             method: the method, in the mode (evaluation or training) that its owner chose; None to
                 build it on first use, see `build_method`.
             classes: the class list of its logits; None for the setup's.
-            balance: see `balance`.
+            logit_adjustment: see `logit_adjustment`.
         """
         self.setup = setup
         self.classes = setup.classes if classes is None else classes
         self._method = method
-        self._balance = balance
+        self._logit_adjustment = logit_adjustment
 
     @property
     def method(self) -> BaseMethod:
@@ -93,16 +93,16 @@ class MethodModel:
         return self.setup.build()
 
     @property
-    def balance(self) -> BalanceResult | None:
+    def logit_adjustment(self) -> LogitAdjustment | None:
         """What brings its classes into balance; None if the recipe does not ask for it."""
-        return self._balance
+        return self._logit_adjustment
 
     @cached_property
     def offsets(self) -> Tensor | None:
-        """[C], subtracted from its logits (`clip/balance.py`), or None."""
-        if self.balance is None:
+        """[C], subtracted from its logits (`clip/logit_adjustment.py`), or None."""
+        if self.logit_adjustment is None:
             return None
-        offsets = [self.balance.offsets[name] for name in self.class_names]
+        offsets = [self.logit_adjustment.offsets[name] for name in self.class_names]
         return torch.tensor(offsets, device=self.device)
 
     @property
@@ -373,22 +373,24 @@ class RunModel(MethodModel):
         return [None if label is None else position.get(listed[label]) for label in labels]
 
     @cached_property
-    def balance(self) -> BalanceResult | None:
-        """What brings its classes into balance; None if the recipe has no `balance`.
+    def logit_adjustment(self) -> LogitAdjustment | None:
+        """What brings its classes into balance; None if the recipe has no `logit_adjustment`.
 
-        Read from the run; computed again if the recipe's `balance`, its images or the classes have
-        changed.
+        Read from the run; computed again if the recipe's `logit_adjustment`, its images or the
+        classes have changed.
         """
-        spec = self.recipe.balance
+        spec = self.recipe.logit_adjustment
         if spec is None:
             return None
-        stored, data, own = read_balance(self.run), self.recipe.data, self.recorded_recipe.data
+        stored = read_logit_adjustment(self.run)
+        data = self.recipe.data
+        own = self.recorded_recipe.data
         now = (spec.prior, spec.strength, set(self.class_names), data.unlabeled, data.labeled)
         if stored:
             of = (stored.prior, stored.strength, set(stored.offsets), own.unlabeled, own.labeled)
             if now == of:
                 return stored
-        return balance_of(self, self.images)
+        return logit_adjustment_of(self, self.images)
 
     def plain_logits(self, images: Tensor) -> Tensor:
         """The logits of `class_names`, whichever classes the method was built for."""
@@ -407,11 +409,11 @@ class RunModel(MethodModel):
     def provenance(self) -> dict[str, Any]:
         """The provenance of the model, as plain values."""
         record, offsets = self.run.read_provenance(), self.offsets
-        spec = self.recipe.balance
-        balance = {}
+        spec = self.recipe.logit_adjustment
+        adjustment = {}
         if spec is not None and offsets is not None:
             values = dict(zip(self.class_names, offsets.tolist(), strict=True))
-            balance = {"balance": {**spec.model_dump(mode="json"), "offsets": values}}
+            adjustment = {"balance": {**spec.model_dump(mode="json"), "offsets": values}}
         return {
             "run": self.run.name,
             "role": self.run.role,
@@ -422,7 +424,7 @@ class RunModel(MethodModel):
             "backbone": self.setup.backbone.name,
             "hashes": {**record.hashes, "class_vectors": self.vectors_hash},
             "scale": self.scale,
-            **balance,
+            **adjustment,
         }
 
 
@@ -520,7 +522,7 @@ def load_teacher(
         label_names: the class list in which labels are positions; default: the same.
     """
     values, listed = recipe_values(recipe), label_names or names
-    overrides = {key: values.get(key) for key in ("data", "balance")}
+    overrides = {key: values.get(key) for key in ("data", "logit_adjustment")}
     return load_run(run, workspace, overrides=overrides, names=names, label_names=listed)
 
 
@@ -532,7 +534,7 @@ def load_teacher_of(model: RunModel) -> RunModel | None:
             return None
         workspace, listed = model.setup.workspace, model.images.classes.names
         teacher = load_teacher(run, workspace, model.recipe, model.class_names, listed)
-        _ = teacher.balance  # found now, so that its error leaves the teacher out, too
+        _ = teacher.logit_adjustment  # found now, so that its error leaves the teacher out, too
     except KdedgeError as error:
         log.warning(f"The teacher's predictions are left out: {error}")
         return None

@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeVar
 
 from kdedge.files import write_atomic, write_json
 from kdedge.records.evaluation import (
-    BalanceResult,
     EvalDetails,
     EvalResult,
+    LogitAdjustment,
     UnlabeledResult,
     are_same_images,
     on_same_images,
@@ -126,13 +126,17 @@ def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
     return _read(UnlabeledResult, run.unlabeled_evaluation)
 
 
-def read_balance(run: RunFolder) -> BalanceResult | None:
+def read_logit_adjustment(run: RunFolder) -> LogitAdjustment | None:
     """Reads balance.json; None if there is none.
 
     Raises:
         DataError: it is damaged.
     """
-    return read_record(BalanceResult, run.balance) if run.balance.exists() else None
+    return (
+        read_record(LogitAdjustment, run.logit_adjustment)
+        if run.logit_adjustment.exists()
+        else None
+    )
 
 
 def with_stored(run: RunFolder, result: EvalResult) -> dict[str, EvalResult]:

@@ -12,7 +12,7 @@ from kdedge.data.images import Images
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.records.evaluation import UnlabeledResult
 from kdedge.records.record import if_readable
-from kdedge.runs.balance import balance_of
+from kdedge.runs.logit_adjustment import logit_adjustment_of
 from kdedge.runs.measure import (
     measure_accuracy,
     measure_logits,
@@ -23,7 +23,7 @@ from kdedge.runs.model import MethodModel, RunModel
 from kdedge.runs.results import (
     Evaluation,
     Evaluations,
-    read_balance,
+    read_logit_adjustment,
     readable_details,
     readable_evaluation,
 )
@@ -38,14 +38,14 @@ _ENOUGH = 100  # fewest test images for which a low accuracy is reported
 def evaluations(job: Job, model: MethodModel) -> Evaluations:
     """Results of the trained method, its teacher, and two baselines on the same backbone.
 
-    One baseline is zero-shot CLIP, also with its own offsets if `balance` finds any; it needs a
-    text encoder. The other is a ridge regression on the labels, which shows what the backbone
-    reaches without the teacher; it needs labels of every class. A teacher that is a file is
-    measured if it has predictions for the test images.
+    One baseline is zero-shot CLIP, also with its own offsets if `logit_adjustment` finds any; it
+    needs a text encoder. The other is a ridge regression on the labels, which shows what the
+    backbone reaches without the teacher; it needs labels of every class. A teacher that is a file
+    is measured if it has predictions for the test images.
 
     Args:
         job: a job with the trained method.
-        model: the trained model, with offsets if the recipe has `balance`.
+        model: the trained model, with offsets if the recipe has `logit_adjustment`.
     """
     test = job.test
     if test is None:
@@ -66,35 +66,47 @@ def evaluations(job: Job, model: MethodModel) -> Evaluations:
     labeled = None if job.teacher is None else job.truly_labeled
     if labeled is not None and labeled.has_labels_of(len(job.setup.classes.names)):
         ridge, _ = ridge_on_labels(job.setup, labeled)
-        results["labels_alone"] = measure_accuracy(in_balance(job, ridge), test, job.setup.classes)
+        results["labels_alone"] = measure_accuracy(adjusted(job, ridge), test, job.setup.classes)
     if job.setup.backbone.has_text_encoder:
         zero_shot = zero_shot_model(job)
         logits = zero_shot.logits_of(test, what="evaluating images")
         results["zeroshot"] = measure_logits(logits, test, job.setup.classes)
-        balanced = in_balance(job, zero_shot)
+        balanced = adjusted(job, zero_shot)
         if balanced.offsets is not None and balanced.offsets.any():
             logits = logits - balanced.offsets.cpu()
             results["zeroshot_balanced"] = measure_logits(logits, test, job.setup.classes)
     return results
 
 
-def in_balance(job: Job, model: MethodModel) -> MethodModel:
-    """A model of the job's classes with offsets; the same model if the recipe has no `balance`."""
-    balance = balance_of(model, job.setup.images)
-    return model if balance is None else MethodModel(model.setup, model.method, balance=balance)
+def adjusted(job: Job, model: MethodModel) -> MethodModel:
+    """The model with the offsets of the recipe's `logit_adjustment`, or as it is without any."""
+    found = logit_adjustment_of(model, job.setup.images)
+    if found is None:
+        return model
+    return MethodModel(model.setup, model.method, logit_adjustment=found)
 
 
 def _teacher_result(job: Job, test: Images) -> Evaluation | None:
-    """The teacher's result: read from its run if images and balance are the same, else measured."""
+    """The teacher's result: read from its run if images and offsets are the same, else measured."""
     teacher = job.teacher
-    if isinstance(teacher, RunModel) and teacher.balance == if_readable(read_balance, teacher.run):
-        result = readable_evaluation(teacher.run).get(teacher.run.role)
-        details = readable_details(teacher.run).get(teacher.run.role)
-        images_hash, split = test.hash_with(job.setup.classes.names), job.setup.classes.split
-        if result and details and (result.images_hash, result.split) == (images_hash, split):
+    if teacher is None:
+        return None
+    classes = job.setup.classes
+    if isinstance(teacher, RunModel):
+        run = teacher.run
+        result = readable_evaluation(run).get(run.role)
+        details = readable_details(run).get(run.role)
+        has_same_offsets = teacher.logit_adjustment == if_readable(read_logit_adjustment, run)
+        if (
+            has_same_offsets
+            and result is not None
+            and details is not None
+            and result.images_hash == test.hash_with(classes.names)
+            and result.split == classes.split
+        ):
             return Evaluation(result, replace(details, samples=None))
-    logits = None if teacher is None else teacher.logits_of(test, what="running the teacher")
-    return None if logits is None else measure_logits(logits, test, job.setup.classes)
+    logits = teacher.logits_of(test, what="running the teacher")
+    return None if logits is None else measure_logits(logits, test, classes)
 
 
 def unlabeled_result(job: Job, model: MethodModel) -> UnlabeledResult | None:

@@ -6,7 +6,7 @@ import time
 
 from kdedge.data.images import Images
 from kdedge.loading.loader import evaluation_batches
-from kdedge.runs.balance import MAX_BALANCE_IMAGES
+from kdedge.runs.logit_adjustment import MAX_ADJUSTMENT_IMAGES
 from kdedge.runs.measure import unlabeled_sample
 from kdedge.runs.model import MethodModel
 from kdedge.training.job import Job
@@ -53,10 +53,10 @@ def _n_passes(job: Job) -> int:
         n_passes += n_models * len(job.test.indices)
     if _has_one_pass_first(job) and job.setup.recipe.data.validation is not None:
         n_passes += len(job.setup.images.drawn_validation().indices)
-    if job.setup.recipe.balance is not None:
+    if job.setup.recipe.logit_adjustment is not None:
         pool = job.setup.images.load("unlabeled")
         n_pool = 0 if pool is None else len(pool.indices)
-        n_passes += n_models * min(MAX_BALANCE_IMAGES, n_pool)
+        n_passes += n_models * min(MAX_ADJUSTMENT_IMAGES, n_pool)
     return n_passes
 
 

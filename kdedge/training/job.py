@@ -21,8 +21,8 @@ from kdedge.loading.loader import n_steps, training_batches
 from kdedge.loading.views import Augmentation
 from kdedge.methods.base import BaseMethod, Teacher
 from kdedge.progress import working
-from kdedge.runs.balance import check_balance
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.logit_adjustment import check_logit_adjustment
 from kdedge.runs.model import MethodModel, RunModel
 from kdedge.setup.images import RecipeImages
 from kdedge.setup.method import MethodChoice, settings_record
@@ -188,9 +188,9 @@ class Job:
         """Hashes of backbone, class list, images and teacher, by name."""
         setup, backbone = self.setup, self.setup.backbone
         # The images that give the offsets of its logits; a teacher's offsets are not in its key
-        balance = None if setup.role == "teacher" else setup.recipe.balance
-        pool = None if balance is None else setup.images.load("unlabeled")
-        is_by_labels = balance is not None and balance.prior == "labels"
+        adjustment = None if setup.role == "teacher" else setup.recipe.logit_adjustment
+        pool = None if adjustment is None else setup.images.load("unlabeled")
+        is_by_labels = adjustment is not None and adjustment.prior == "labels"
         lists = {
             "labeled_list": self.labeled,
             "unlabeled_list": self.unlabeled or pool,
@@ -231,13 +231,13 @@ def with_measured_images(job: Job) -> Job:
 
     Raises:
         RecipeError: the images that select an epoch are missing, or validation images are test
-            images; or the recipe's `balance` is wrong.
+            images; or the recipe's `logit_adjustment` is wrong.
         DataError: the images that select an epoch have none of a labeled class.
     """
     setup = job.setup
     images = setup.images
     selection = setup.optim.selection
-    check_balance(images)
+    check_logit_adjustment(images)
     test = images.load("test")
     if selection == "test":
         test = images.require("test", "selection: test chooses the epoch on it")
@@ -281,7 +281,9 @@ def job_key(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> 
         choice: the role, the method, its settings and how it is optimized.
         hashes: of backbone, class list, image lists and teacher, by name.
     """
-    role, balance = choice.role, recipe.balance
+    role = choice.role
+    # A teacher's logits are not adjusted: one serves recipes with adjustment and without
+    adjustment = None if role == "teacher" else recipe.logit_adjustment
     is_student = role == "student"
     has_store = is_student and "teacher_store" in hashes
     return sha256_json(
@@ -292,8 +294,7 @@ def job_key(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> 
             "template": recipe.classes.template,
             "split": recipe.data.split,
             "seed": recipe.seed,
-            # A teacher's logits are not balanced: one serves recipes with balance and without
-            "balance": balance.model_dump(mode="json") if balance and role != "teacher" else None,
+            "balance": None if adjustment is None else adjustment.model_dump(mode="json"),
             "view_seed": view_seed(recipe) if is_student else None,
             "views": n_stored_views(recipe, choice) if has_store else None,
             **hashes,

@@ -27,9 +27,9 @@ from kdedge.runtime.process import threads_with_workers
 from kdedge.setup.method import settings_record
 from kdedge.training.closed_form import fit
 from kdedge.training.evaluate_job import (
+    adjusted,
     count_cost,
     evaluations,
-    in_balance,
     unlabeled_result,
     warn_of_failure,
 )
@@ -293,9 +293,9 @@ def _write_skipped_images(run: RunFolder, job: Job) -> None:
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     """Writes the trained weights and evaluates them."""
     write_weights(run, job.setup, job.method, vectors_hash=job.vectors_hash())
-    model = in_balance(job, job.model())
-    if model.balance is not None:
-        write_json(run.balance, model.balance.to_dict())
+    model = adjusted(job, job.model())
+    if model.logit_adjustment is not None:
+        write_json(run.logit_adjustment, model.logit_adjustment.to_dict())
     results = evaluations(job, model)
     if results:
         write_evaluations(run, results)

@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor
 
-from kdedge.clip.balance import find_offsets
+from kdedge.clip.logit_adjustment import find_offsets
 from kdedge.evaluation.accuracy import accuracy_result
 from kdedge.files import write_json
 from kdedge.records.record import read_record

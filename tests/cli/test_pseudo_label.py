@@ -77,7 +77,9 @@ def test_zero_shot_labels_are_written_and_the_command_that_trains_on_them_works(
     assert all((project / "pool" / one["image"]).is_file() for one in labels)
     write(kdedge, path="again.jsonl").succeeds()
     assert Path("again.jsonl").read_bytes() == Path(LABELS).read_bytes()
-    assert write(kdedge, "--set", "balance={prior: uniform}", path="balanced.jsonl").code == 0
+    assert (
+        write(kdedge, "--set", "logit_adjustment={prior: uniform}", path="balanced.jsonl").code == 0
+    )
     assert lines_of("balanced.jsonl")[0]["made_by"] != origin["made_by"]
     record = baseline_record(kdedge, *COOP, "--set", f"data.pseudo_labels={LABELS}")
     # 8 labeled images of 2 base classes and 12 pseudo-labeled ones of 4, 4 a step, 2 epochs

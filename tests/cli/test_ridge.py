@@ -34,7 +34,9 @@ OWN = ("data.split=all", TEACHER, STUDENT)
 FEATURES = (
     "student={method: ridge, weights: student.pt, settings: {outputs: features, n_random: 64}}"
 )
-ONE_CLASS = "balance={prior: {cat: 0.00001, dog: 0.00001, red fox: 0.00001, school bus: 0.99997}}"
+ONE_CLASS = (
+    "logit_adjustment={prior: {cat: 0.00001, dog: 0.00001, red fox: 0.00001, school bus: 0.99997}}"
+)
 
 
 def options(*texts: str) -> list[str]:
@@ -80,7 +82,13 @@ def test_labels_of_every_class_teach_in_closed_form(kdedge: Run) -> None:
 
 
 def test_offsets_are_those_of_the_pool_that_the_recipe_names(kdedge: Run) -> None:
-    command = ("train", "r.yaml", "--method", "zeroshot", *options("balance={prior: uniform}"))
+    command = (
+        "train",
+        "r.yaml",
+        "--method",
+        "zeroshot",
+        *options("logit_adjustment={prior: uniform}"),
+    )
     assert kdedge(*command).code == 0
     Path("fewer").mkdir()
     for picture in sorted(Path("pool").iterdir())[:9]:
@@ -89,8 +97,8 @@ def test_offsets_are_those_of_the_pool_that_the_recipe_names(kdedge: Run) -> Non
     assert "Starting a new run" in done.err
     run, workspace = RunFolder.open(Path("runs/tiny/01")), Workspace(Path("runs"), CPU)
     model = load_run(run, workspace, overrides={"data.unlabeled.folder": "fewer"})
-    assert model.balance.n_images == 9
-    strengths = ({"balance.strength": strength} for strength in (1, 0.5))
+    assert model.logit_adjustment.n_images == 9
+    strengths = ({"logit_adjustment.strength": strength} for strength in (1, 0.5))
     whole, half = (load_run(run, workspace, overrides=o).balance.offsets for o in strengths)
     assert half == pytest.approx({name: offset / 2 for name, offset in whole.items()})
 
@@ -117,7 +125,7 @@ def test_black_training_images_are_named_and_the_headline_tells(kdedge: Run) -> 
 
 def test_the_exported_files_are_in_balance(kdedge: Run) -> None:
     pytest.importorskip("onnxruntime")
-    balance = "balance={prior: {cat: 0.1, dog: 0.2, red fox: 0.3, school bus: 0.4}}"
+    balance = "logit_adjustment={prior: {cat: 0.1, dog: 0.2, red fox: 0.3, school bus: 0.4}}"
     chosen = (*OWN, balance, "export.none_of_these=50%")
     assert kdedge("distill", "r.yaml", *options(*chosen)).code == 0
     kdedge("export", "tiny/02", "--int8", "--int8-minutes", "0").succeeds()
@@ -133,7 +141,7 @@ def test_the_exported_files_are_in_balance(kdedge: Run) -> None:
         found = kdedge("predict", "tiny/02", "test", "--format", "jsonl", "--batch", n_images)
         assert found.code == 0, found.err
         assert len(found.out.splitlines()) == 20
-    kdedge("eval", "tiny/02", "--json", *options("balance=null")).succeeds()
+    kdedge("eval", "tiny/02", "--json", *options("logit_adjustment=null")).succeeds()
 
 
 def test_balance_is_subtracted_from_what_eval_measures(trained: Path, kdedge: Run) -> None:
@@ -146,14 +154,14 @@ def test_balance_is_subtracted_from_what_eval_measures(trained: Path, kdedge: Ru
 
 def test_a_teacher_is_compared_in_the_balance_of_its_student(kdedge: Run) -> None:
     chosen = ("teacher.method=zeroshot", "teacher.settings={}", FEATURES)
-    for balance in (ONE_CLASS, "balance=null"):
+    for balance in (ONE_CLASS, "logit_adjustment=null"):
         assert kdedge("distill", "r.yaml", *options(*chosen, balance)).code == 0
     own, same, other = (read(f"runs/tiny/0{n}/eval.json")["teacher"] for n in (1, 2, 3))
-    plain = kdedge("eval", "tiny/01", "--json", *options("balance=null"))
+    plain = kdedge("eval", "tiny/01", "--json", *options("logit_adjustment=null"))
     assert (same["all"], other["all"]) == (own["all"], json.loads(plain.out)["all"])
     unlabeled = options("data.test=null", "data.labeled=null")
     judged = json.loads(kdedge("eval", "tiny/03", "--json", *unlabeled).out)
-    plain = kdedge("eval", "tiny/01", "--json", *options("balance=null"), *unlabeled)
+    plain = kdedge("eval", "tiny/01", "--json", *options("logit_adjustment=null"), *unlabeled)
     assert judged["teacher_predicted"] == json.loads(plain.out)["predicted"]
     assert judged["teacher_predicted"].keys() != {"school bus"}  # as in the teacher's own balance
 
@@ -161,7 +169,7 @@ def test_a_teacher_is_compared_in_the_balance_of_its_student(kdedge: Run) -> Non
 def test_features_serve_classes_without_labels_and_later_ones(kdedge: Run) -> None:
     pytest.importorskip("onnxruntime")
     chosen = ("teacher.method=zeroshot", "teacher.settings={}", FEATURES)
-    balance = "balance={prior: uniform}"
+    balance = "logit_adjustment={prior: uniform}"
     assert kdedge("distill", "r.yaml", *options(*chosen, balance)).code == 0
     Path("few.txt").write_text("forklift\ncat\nred fox\n")
     shutil.copytree("test/red fox", "novel/red fox")  # of one class: calibration does without it
@@ -251,12 +259,12 @@ def test_the_student_of_one_pass_is_kept_where_training_does_not_beat_it(kdedge:
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
-        (("balance={prior: {cat: 0.5, dog: 0.2}}",), 2, "sums to 0.7"),
-        (("balance={prior: {cat: 0.5, dog: 0.5}}",), 2, "lacks 'red fox'"),
-        (("balance={prior: {cat: 0.5, wolf: 0.5}}",), 2, "balance.prior lacks"),
-        (("balance={prior: labels}", "data.labeled=null"), 2, "data.labeled"),
-        (("balance={prior: equal}",), 2, "balance.prior"),
-        (("balance={strength: 2}",), 2, "balance.strength"),
+        (("logit_adjustment={prior: {cat: 0.5, dog: 0.2}}",), 2, "sums to 0.7"),
+        (("logit_adjustment={prior: {cat: 0.5, dog: 0.5}}",), 2, "lacks 'red fox'"),
+        (("logit_adjustment={prior: {cat: 0.5, wolf: 0.5}}",), 2, "logit_adjustment.prior lacks"),
+        (("logit_adjustment={prior: labels}", "data.labeled=null"), 2, "data.labeled"),
+        (("logit_adjustment={prior: equal}",), 2, "logit_adjustment.prior"),
+        (("logit_adjustment={strength: 2}",), 2, "logit_adjustment.strength"),
         (("student.settings.outputs=features",), 2, "outputs: logits"),
         (("teacher.settings.outputs=features",), 2, "outputs: logits"),
         (("data.split=base-to-novel",), 2, "was trained on 2 of 4 classes"),
@@ -279,4 +287,4 @@ def test_a_pool_of_ten_equal_images_is_solved(kdedge: Run) -> None:
         path.unlink()
     for number in range(10):
         Path(f"pool/{number}.jpg").write_bytes(data)
-    kdedge("distill", "r.yaml", *options(*OWN, "balance={prior: auto}")).succeeds()
+    kdedge("distill", "r.yaml", *options(*OWN, "logit_adjustment={prior: auto}")).succeeds()

@@ -83,7 +83,11 @@ def test_two_processes_learn_what_one_does(project: Path, kdedge: Any, torchrun:
 
 
 def test_no_process_waits_for_images_that_one_reads_alone(torchrun: Torchrun) -> None:
-    short = ("name=other", "baseline.optim={epochs: 1, batch_size: 4}", "balance={prior: auto}")
+    short = (
+        "name=other",
+        "baseline.optim={epochs: 1, batch_size: 4}",
+        "logit_adjustment={prior: auto}",
+    )
     alone = ("name=other", "data.unlabeled.hold_out=25%", "data.test=null", "student.method=ridge")
     alone += ("student.settings={outputs: features}", "teacher={run: runs/tiny/01}")
     for first, options in ((("train", "--method=coop"), short), (("distill",), alone)):

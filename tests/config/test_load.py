@@ -211,8 +211,14 @@ def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in
         ("optim.epochs=x", 'overrides: optim.epochs must be a whole number, got "x".'),
         ("optim={epoch: 1}", "overrides: optim: optim.epoch is not a known key."),
         ("optim.epochs", "--set optim.epochs has no key and value."),
-        ("balance.prior=unifrom", 'or a mapping (key: value), got "unifrom".\n  Did you mean'),
-        ("balance.prior={cat: 50%}", 'balance.prior.cat must be a number, got "50%".'),
+        (
+            "logit_adjustment.prior=unifrom",
+            'or a mapping (key: value), got "unifrom".\n  Did you mean',
+        ),
+        (
+            "logit_adjustment.prior={cat: 50%}",
+            'logit_adjustment.prior.cat must be a number, got "50%".',
+        ),
         ("=1", "--set =1 has no key and value."),
         ("a..b=1", "has no key and value."),
         ("name.x=1", "overrides: name.x: name is a single value and has no keys."),
@@ -313,3 +319,22 @@ def test_the_dump_holds_defaults_and_null_where_null_was_given(tmp_path):
     assert values["optim"]["momentum"] == 0.9
     assert values["student"]["optim"]["clip_grad_norm"] is None
     assert json.dumps(values["data"]["unlabeled"]) == json.dumps({"folder": str(tmp_path / "cams")})
+
+
+def test_balance_is_read_as_the_former_name_of_logit_adjustment(tmp_path: Path) -> None:
+    former = load_recipe(write(tmp_path, GOOD + "balance: {prior: labels}\n"))
+    present = load_recipe(write(tmp_path, GOOD + "logit_adjustment: {prior: labels}\n"))
+    assert former.recipe == present.recipe
+    assert former.lines == present.lines
+
+
+def test_an_override_of_balance_is_one_of_logit_adjustment(tmp_path: Path) -> None:
+    loaded = load_recipe(write(tmp_path, GOOD), {"balance.prior": "labels"})
+    assert loaded.recipe.logit_adjustment is not None
+    assert loaded.recipe.logit_adjustment.prior == "labels"
+
+
+def test_a_key_under_its_former_and_its_present_name_is_refused(tmp_path: Path) -> None:
+    both = "balance: {prior: auto}\nlogit_adjustment: {prior: labels}\n"
+    with pytest.raises(RecipeError, match=r"\.yaml:15: balance is a former name of logit_adj"):
+        load_recipe(write(tmp_path, GOOD + both))

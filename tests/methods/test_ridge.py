@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.balance import find_offsets
 from kdedge.clip.class_vectors import TextFeatureCache
+from kdedge.clip.logit_adjustment import find_offsets
 from kdedge.clip.vision import BlockFeatures
 from kdedge.errors import DivergedError, RecipeError
 from kdedge.methods import ridge, zeroshot

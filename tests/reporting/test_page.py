@@ -106,7 +106,7 @@ def test_everything_of_a_run_is_there(whole_report: Path, page: Page) -> None:
 def test_the_shares_that_scores_assume_and_the_ridge_probe_are_told(make_run: MakeRun) -> None:
     run = make_run(only="eval")
     balance = {"prior": "uniform", "strength": 1.0, "offsets": {}, "n_images": 9, "images": "nine"}
-    run.balance.write_text(json.dumps(balance), encoding="utf-8")
+    run.logit_adjustment.write_text(json.dumps(balance), encoding="utf-8")
     (run.path / "references.json").write_text('{"ridge": 61.26, "trained": 50.0}')
     verdict = make_chapters([run_records(run)])[0].verdict
     assert "Its scores assume equal shares of the classes." in verdict[-2]

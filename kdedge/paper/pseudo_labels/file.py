@@ -23,7 +23,7 @@ from kdedge.setup.images import RecipeImages
 from kdedge.setup.method import warn_of_unused_optim
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import trained_teacher
-from kdedge.training.evaluate_job import in_balance
+from kdedge.training.evaluate_job import adjusted
 from kdedge.training.output_store.fill import StoreFiller
 from kdedge.training.output_store.store import OutputStore
 from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
@@ -153,7 +153,7 @@ def _trained_model(
         job = baseline_job(loaded, workspace)
         check_predicts(job.setup, names)
         if not (job.setup.is_closed_form or job.method.trainable_parameters()):
-            return in_balance(job, job.model())
+            return adjusted(job, job.model())
         key, root = job.key(), workspace.root
         resume = newest_run(root, key=key, is_finished=False) is not None
         return load_run(newest_run(root, key=key) or run_job(job, resume=resume), workspace)

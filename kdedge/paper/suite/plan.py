@@ -99,7 +99,7 @@ class Cell:
             return self.depends_on(self.role)
         choice = choose_method(self.loaded, "teacher")
         values = json.loads(self.depends_on("teacher"))
-        values.pop("balance", None)  # a teacher's logits are not balanced
+        values.pop("logit_adjustment", None)  # a teacher's logits are not adjusted
         if choice.optim.selection != "test":
             values["data"].pop("test", None)
         if not choice.data_needs.unlabeled_images:

@@ -106,7 +106,7 @@ def test_cells_of_one_teacher_start_one_by_one_until_it_is_there(plan_of: PlanOf
     ("change", "is_same"),
     [
         ("student.optim.epochs: 3", True),
-        ("balance: {prior: auto}", True),
+        ("logit_adjustment: {prior: auto}", True),
         ("data.unlabeled.hold_out: 50%", True),
         ("gates: {max_drop: 3}", True),
         ("teacher.settings.n_ctx_text: 2", False),

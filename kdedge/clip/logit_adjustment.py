@@ -1,4 +1,4 @@
-"""Class balance: subtracts a model's preference for some classes from its logits.
+"""Logit adjustment: subtracts a model's preference for some classes from its logits.
 
 With logits `L` [N, C] of a pool of images and a prior `q` [C] of its classes,
 

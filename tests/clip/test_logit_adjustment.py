@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.clip.balance import class_shares, find_offsets, offsets_for_unknown_prior
+from kdedge.clip.logit_adjustment import class_shares, find_offsets, offsets_for_unknown_prior
 
 
 def test_shares_go_by_the_names_of_classes_however_they_are_written() -> None:
-    found = class_shares({"DOG": 1.0, "Caf\u00e9": 3.0}, ["Cafe\u0301", "dog"], "balance.prior")
+    found = class_shares(
+        {"DOG": 1.0, "Caf\u00e9": 3.0}, ["Cafe\u0301", "dog"], "logit_adjustment.prior"
+    )
     assert found.tolist() == [0.75, 0.25]
 
 
