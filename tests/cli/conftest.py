@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import time
@@ -196,6 +198,26 @@ def kdedge(capsys: pytest.CaptureFixture[str]) -> Run:
         code = run(arguments)
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
+
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def kdedge_in() -> Callable[..., Done]:
+    """Runs a command in a folder, for fixtures whose result several tests read."""
+    from kdedge.cli.main import run
+
+    def run_command(folder: Path, *arguments: str) -> Done:
+        out = io.StringIO()
+        err = io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.MonkeyPatch.context() as patched,
+        ):
+            patched.chdir(folder)
+            code = run(arguments)
+        return Done(code, out.getvalue(), err.getvalue())
 
     return run_command
 

@@ -188,6 +188,16 @@ def build_run(
     return run
 
 
+@pytest.fixture(scope="session", name="build_run")
+def build_run_fixture() -> Callable[..., RunFolder]:
+    """Makes a run in a folder, for fixtures that several tests share."""
+
+    def build(folder: Path, names: Sequence[str] = NAMES, **how: Any) -> RunFolder:
+        return build_run(folder, names, **how)
+
+    return build
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., RunFolder]:
     """Makes runs in the test's own folder."""

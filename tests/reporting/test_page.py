@@ -9,8 +9,8 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,22 @@ import pytest
 from PIL import Image
 
 from kdedge.artifacts.parity import SMOKE_SET, SmokeSet, write_smoke_set
-from kdedge.records.evaluation import EvalDetails, SampleImage, UnlabeledResult, WorstImage
-from kdedge.reporting.blocks import Plot
+from kdedge.records.evaluation import (
+    EvalDetails,
+    ParityResult,
+    SampleImage,
+    UnlabeledResult,
+    WorstImage,
+)
+from kdedge.reporting.blocks import Chapter, Plot
 from kdedge.reporting.headline import headline_of, verdict_of
 from kdedge.reporting.image_cards import changed_cards
-from kdedge.reporting.model_records import model_records
+from kdedge.reporting.model_records import ModelRecords, model_records
 from kdedge.reporting.page import make_chapters, write_report
 from kdedge.reporting.run_records import run_records
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import Evaluation, read_details, read_evaluation, write_evaluations
+from kdedge.runtime.artifact import ModelFile
 from kdedge.runtime.cpu_choice import CpuChoice, CpuMachine, TimedFile, keep_choice
 from kdedge.runtime.none_of_these import NoneOfThese
 
@@ -69,9 +76,16 @@ def said(*runs: RunFolder) -> str:
 
 def plots(*runs: RunFolder) -> list[str]:
     """Names of the images that it would have."""
-    chapters = make_chapters([run_records(run) for run in runs])
-    blocks = [b for chapter in chapters for section in chapter.sections for b in section.blocks]
-    return [block.name for block in blocks if isinstance(block, Plot)]
+    names = []
+    for chapter in make_chapters([run_records(run) for run in runs]):
+        for section in chapter.sections:
+            names += [block.name for block in section.blocks if isinstance(block, Plot)]
+    return names
+
+
+def verdict_lines(run: RunFolder) -> list[str]:
+    """The sentences at the top of a run's chapter."""
+    return list(make_chapters([run_records(run)])[0].verdict)
 
 
 @pytest.fixture(scope="module")
@@ -85,22 +99,34 @@ def pictures(html: str) -> list[ET.Element]:
     return [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.S)]
 
 
-def test_everything_of_a_run_is_there(whole_report: Path, page: Page) -> None:
+def test_a_report_is_one_file_with_a_number_in_the_runs_folder(whole_report: Path) -> None:
     assert whole_report.parts[-3:] == ("report", "01", "index.html")
     assert [path.name for path in whole_report.parent.iterdir()] == ["index.html"]
-    html = whole_report.read_text(encoding="utf-8")
-    assert len(pictures(html)) == 4  # confusions, calibration, speed, training
-    order = [
-        *("Accuracy on 40 test images", "The file to ship", "Accuracy by class", "Confusions"),
-        *("Wrong, with the highest", "Confusion matrix", "Calibration", "Exported files"),
-        *("Speed", "Training", "How it was made"),
+
+
+def test_a_page_has_every_part_of_a_run_in_order(whole_report: Path, page: Page) -> None:
+    assert len(pictures(whole_report.read_text(encoding="utf-8"))) == 4
+    titles = [
+        "Accuracy on 40 test images",
+        "The file to ship",
+        "Accuracy by class",
+        "Confusions",
+        "Confusion matrix",
+        "Calibration",
+        "Exported files",
+        "Speed",
+        "Training",
+        "How it was made",
     ]
-    places = [page.text.find(title) for title in order if title != "Wrong, with the highest"]
+    places = [page.text.find(title) for title in titles]
     assert -1 not in places
     assert places == sorted(places)
+    assert "To add it to the next report" not in page.text
+
+
+def test_a_page_says_which_models_were_measured_on_how_many_images(page: Page) -> None:
     assert "student (ViT-B-16, promptkd) · 4 classes · 40 test images" in page.text
     assert "zero-shot CLIP (student's)" in page.text
-    assert "To add it to the next report" not in page.text
 
 
 def test_the_shares_that_scores_assume_and_the_ridge_probe_are_told(make_run: MakeRun) -> None:
@@ -108,7 +134,7 @@ def test_the_shares_that_scores_assume_and_the_ridge_probe_are_told(make_run: Ma
     balance = {"prior": "uniform", "strength": 1.0, "offsets": {}, "n_images": 9, "images": "nine"}
     run.logit_adjustment.write_text(json.dumps(balance), encoding="utf-8")
     (run.path / "references.json").write_text('{"ridge": 61.26, "trained": 50.0}')
-    verdict = make_chapters([run_records(run)])[0].verdict
+    verdict = verdict_lines(run)
     assert "Its scores assume equal shares of the classes." in verdict[-2]
     assert "ridge regression on the teacher's features, by leave-one-out, 61.3 %" in verdict[-1]
 
@@ -119,9 +145,11 @@ def test_a_page_loads_nothing_and_runs_nothing(whole_report: Path, page: Page) -
     for source in page.sources:
         assert source.startswith(("data:image/", "#"))
     assert any(source.startswith("data:image/jpeg") for source in page.sources)  # worst images
-    for tree in pictures(whole_report.read_text(encoding="utf-8")):
-        links = [v for e in tree.iter() for k, v in e.attrib.items() if k.endswith("href")]
-        assert all(link.startswith(("#", "data:image/png")) for link in links)
+    for picture in pictures(whole_report.read_text(encoding="utf-8")):
+        for element in picture.iter():
+            for name, value in element.attrib.items():
+                if name.endswith("href"):
+                    assert value.startswith(("#", "data:image/png"))
 
 
 def test_class_names_are_shown_as_they_are(whole_report: Path, page: Page) -> None:
@@ -170,7 +198,8 @@ def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: M
 
 
 def test_the_measured_time_of_the_newest_export_is_shown(make_run: MakeRun) -> None:
-    run, speed = make_run(only="eval artifact"), run_records(make_run(only="bench")).speed
+    run = make_run(only="eval artifact")
+    speed = run_records(make_run(only="bench")).speed
     first = run_records(run).artifact
     assert first is not None
     (time,) = speed.rows[1].measurements
@@ -181,7 +210,8 @@ def test_the_measured_time_of_the_newest_export_is_shown(make_run: MakeRun) -> N
 
 
 def test_accuracies_on_other_test_images_are_not_in_one_table(make_run: MakeRun) -> None:
-    run, other = make_run(), make_run(only="eval")
+    run = make_run()
+    other = make_run(only="eval")
     found = json.loads(other.evaluation.read_text(encoding="utf-8"))
     for result in found.values():
         result["images_hash"] = "of others"
@@ -190,32 +220,40 @@ def test_accuracies_on_other_test_images_are_not_in_one_table(make_run: MakeRun)
     own["student"]["images_hash"] = own["zeroshot"]["images_hash"] = "of these"
     run.evaluation.write_text(json.dumps(own), encoding="utf-8")
     comparison = make_chapters([run_records(run), run_records(other)])[0]
-    tables = comparison.sections[0].blocks
-    assert [[row[0].partition(":")[0] for row in table.rows[:-1]] for table in tables] == [
-        ["tiny/01"] * 2, ["tiny/02"] * 2
-    ]  # fmt: skip
+    first, second = comparison.sections[0].blocks  # of each, the last row is of no run
+    assert [row[0].partition(":")[0] for row in first.rows[:-1]] == ["tiny/01", "tiny/01"]
+    assert [row[0].partition(":")[0] for row in second.rows[:-1]] == ["tiny/02", "tiny/02"]
 
 
 def test_a_model_that_two_runs_share_is_one_row(make_run: MakeRun) -> None:
-    runs = make_run(only="eval"), make_run(only="eval")
-    found = json.loads(runs[1].evaluation.read_text(encoding="utf-8"))
+    first = make_run(only="eval")
+    second = make_run(only="eval")
+    found = json.loads(second.evaluation.read_text(encoding="utf-8"))
     found["student"] = {**found["zeroshot"]}
-    runs[1].evaluation_details.unlink()
-    runs[1].evaluation.write_text(json.dumps(found), encoding="utf-8")
-    table: Any = make_chapters([run_records(run) for run in runs])[0].sections[0].blocks[0]
+    second.evaluation_details.unlink()
+    second.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    table: Any = make_chapters([run_records(first), run_records(second)])[0].sections[0].blocks[0]
     assert [row[0].partition(" (")[0] for row in table.rows] == [
-        *("tiny/01: zero-shot CLIP", "tiny/01: student", "tiny/02: student"),
+        "tiny/01: zero-shot CLIP",
+        "tiny/01: student",
+        "tiny/02: student",
         "always the most frequent class",
     ]
 
 
-def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None:
+@pytest.fixture
+def compared(make_run: MakeRun) -> RunFolder:
+    """A run whose student is right on 40 % of 40 images, its teacher on 80 %, CLIP on 30 %.
+
+    Its exported files passed their gates.
+    """
     run = make_run()
-    found = json.loads(run.evaluation.read_text(encoding="utf-8"))
-    found["teacher"] = {**found["student"], "all": 80.0, "per_class": {}}
-    found["zeroshot"] = {**found["student"], "all": 30.0, "per_class": {}}
-    found["student"] |= {"all": 40.0, "per_class": dict.fromkeys(found["student"]["per_class"])}
     run.evaluation_details.unlink()
+    found = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    student = found["student"]
+    found["teacher"] = {**student, "all": 80.0, "per_class": {}}
+    found["zeroshot"] = {**student, "all": 30.0, "per_class": {}}
+    found["student"] = {**student, "all": 40.0, "per_class": dict.fromkeys(student["per_class"])}
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     record = json.loads(run.provenance.read_text(encoding="utf-8"))
     record["summary"] = {"gmacs": 0.5, "teacher_gmacs": 43.0}
@@ -225,82 +263,141 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
     artifact = run_records(run).artifact
     replace(artifact, files=tuple(replace(file, gate="passed") for file in artifact.files)).save()
-    headline = (
+    return run
+
+
+def test_what_was_kept_of_the_teacher_is_the_headline(compared: RunFolder) -> None:
+    assert verdict_lines(compared) == [
         "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %), 10.0 points"
-        " above zero-shot CLIP.\n"
-        "It keeps 50 % of its teacher's accuracy, and needs 86x fewer operations.\n"
-        "model.onnx passed its gate: 2 MB, a call takes 1 ms."
-    )
-    assert "\n".join(make_chapters([run_records(run)])[0].verdict) == headline
-    for name in ("teacher", "zeroshot"):
-        found[name]["n_images"] += 1  # other images are not compared
-    run.evaluation.write_text(json.dumps(found), encoding="utf-8")
-    assert "\n".join(make_chapters([run_records(run)])[0].verdict) == (
-        "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %).\n"
-        "It needs 86x fewer operations than its teacher.\n"
-        "model.onnx passed its gate: 2 MB, a call takes 1 ms."
-    )
-    none = NoneOfThese("mahalanobis", "none.safetensors", 95.0, "10 images", 10)
-    names = artifact.class_names[1:]
-    replace(run_records(run).artifact, class_names=names, none_of_these=none).save()
-    assert "\n".join(make_chapters([run_records(run)])[0].verdict).endswith(
-        f"a call takes 1 ms.\nThe accuracy is not that of the {len(names)} exported classes.\n"
-        'The accuracy does not count "none", which about 5 % of usual images get.'
-    )
+        " above zero-shot CLIP.",
+        "It keeps 50 % of its teacher's accuracy, and needs 86x fewer operations.",
+        "model.onnx passed its gate: 2 MB, a call takes 1 ms.",
+    ]
+
+
+def test_accuracies_on_other_images_are_not_compared_in_the_headline(compared: RunFolder) -> None:
+    found = json.loads(compared.evaluation.read_text(encoding="utf-8"))
+    found["teacher"]["n_images"] += 1
+    found["zeroshot"]["n_images"] += 1
+    compared.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    assert verdict_lines(compared) == [
+        "The student is right on 40.0 % of 40 test images (95 % interval: 26 to 55 %).",
+        "It needs 86x fewer operations than its teacher.",
+        "model.onnx passed its gate: 2 MB, a call takes 1 ms.",
+    ]
+
+
+def test_the_headline_says_what_an_accuracy_does_not_count_of_the_exported_classes(
+    compared: RunFolder,
+) -> None:
+    artifact = run_records(compared).artifact
+    replace(
+        artifact,
+        class_names=artifact.class_names[1:],
+        none_of_these=NoneOfThese("mahalanobis", "none.safetensors", 95.0, "10 images", 10),
+    ).save()
+    assert verdict_lines(compared)[-2:] == [
+        "The accuracy is not that of the 3 exported classes.",
+        'The accuracy does not count "none", which about 5 % of usual images get.',
+    ]
 
 
 def first_right(percent: float, n_images: int) -> str:
     """`EvalDetails.right` of a model that is right on the same images as a worse one, and more."""
-    return f"{2 ** round(percent * n_images / 100) - 1:x}"
+    n_right = round(percent * n_images / 100)
+    bits = (1 << n_right) - 1  # one bit an image, and the lowest n_right are set
+    return f"{bits:x}"
 
 
-@pytest.mark.parametrize(
-    ("own", "zero_shot", "teacher", "largest", "headline"),
-    [
-        ((30, 40), (30.5, 40), (20, 20), 10, "is 0.5 points below zero-shot CLIP: do not use it"),
-        (
-            (30, 40), (35, 20), (20, 20), 10,
-            "is right on 30.0 % of 40 test images (95 % interval: 18 to 45 %), 5.0 points below"
-            " zero-shot CLIP, and 20.0 points above it in the mean over classes",
-        ),
-        (
-            (50, 50), (20, 20), (45, 45), 71,
-            "is right on 50.0 % of 40 test images (95 % interval: 35 to 65 %), 30.0 points above"
-            " zero-shot CLIP, 21.0 points below always predicting the most frequent class.\n"
-            "It is as good as its teacher, as far as 40 images show",
-        ),
-        (
-            (50, 50), (20, 20), (32.5, 45), 10,
-            "is right on 50.0 % of 40 test images (95 % interval: 35 to 65 %), 30.0 points above"
-            " zero-shot CLIP.\n"
-            "It is 17.5 points (7 images) above its teacher",
-        ),
-    ],
-)  # fmt: skip
-def test_a_loss_is_not_congratulated_on(
-    make_run: MakeRun,
-    own: tuple[float, float],
-    zero_shot: tuple[float, float],
-    teacher: tuple[float, float],
-    largest: float,
-    headline: str,
-) -> None:
-    """Each model's accuracy over all images, and of its only class: the mean over classes."""
+@dataclass(frozen=True)
+class Score:
+    """How often a model is right, in percent.
+
+    Attributes:
+        all: over all images.
+        mean: over classes, of which there are two.
+    """
+
+    all: float
+    mean: float
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        return {"a": 2 * self.mean - self.all, "b": self.all}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A student that loses against something, and what the headline says.
+
+    Attributes:
+        name: what it loses against, in words.
+        largest_class_percent: the share of the most frequent class.
+        headline: how the headline begins, after "The student".
+    """
+
+    name: str
+    student: Score
+    zero_shot: Score
+    teacher: Score
+    largest_class_percent: float
+    headline: str
+
+
+LOSSES = [
+    Loss(
+        name="below zero-shot CLIP",
+        student=Score(all=30, mean=40),
+        zero_shot=Score(all=30.5, mean=40),
+        teacher=Score(all=20, mean=20),
+        largest_class_percent=10,
+        headline="is 0.5 points below zero-shot CLIP: do not use it",
+    ),
+    Loss(
+        name="below zero-shot CLIP over all images, and not in the mean over classes",
+        student=Score(all=30, mean=40),
+        zero_shot=Score(all=35, mean=20),
+        teacher=Score(all=20, mean=20),
+        largest_class_percent=10,
+        headline="is right on 30.0 % of 40 test images (95 % interval: 18 to 45 %), 5.0 points"
+        " below zero-shot CLIP, and 20.0 points above it in the mean over classes",
+    ),
+    Loss(
+        name="below the most frequent class",
+        student=Score(all=50, mean=50),
+        zero_shot=Score(all=20, mean=20),
+        teacher=Score(all=45, mean=45),
+        largest_class_percent=71,
+        headline="is right on 50.0 % of 40 test images (95 % interval: 35 to 65 %), 30.0 points"
+        " above zero-shot CLIP, 21.0 points below always predicting the most frequent class.\n"
+        "It is as good as its teacher, as far as 40 images show",
+    ),
+    Loss(
+        name="a teacher below its student",
+        student=Score(all=50, mean=50),
+        zero_shot=Score(all=20, mean=20),
+        teacher=Score(all=32.5, mean=45),
+        largest_class_percent=10,
+        headline="is right on 50.0 % of 40 test images (95 % interval: 35 to 65 %), 30.0 points"
+        " above zero-shot CLIP.\n"
+        "It is 17.5 points (7 images) above its teacher",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
+def test_a_loss_is_not_congratulated_on(make_run: MakeRun, case: Loss) -> None:
     run = make_run()
     found = json.loads(run.evaluation.read_text(encoding="utf-8"))
-    student = found["student"] | {"largest_class_percent": largest}
     details = json.loads(run.evaluation_details.read_text(encoding="utf-8"))
-    for name, (all_images, mean) in (
-        ("student", own),
-        ("zeroshot", zero_shot),
-        ("teacher", teacher),
-    ):
-        classes = {"a": 2 * mean - all_images, "b": all_images}
-        found[name] = {**student, "all": all_images, "per_class": classes}
-        details[name] = {**details["student"], "right": first_right(all_images, 40)}
+    measured = {**found["student"], "largest_class_percent": case.largest_class_percent}
+    scores = {"student": case.student, "zeroshot": case.zero_shot, "teacher": case.teacher}
+    for name, score in scores.items():
+        found[name] = {**measured, "all": score.all, "per_class": score.per_class}
+        details[name] = {**details["student"], "right": first_right(score.all, 40)}
     run.evaluation_details.write_text(json.dumps(details), encoding="utf-8")
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
-    assert headline_of(model_records(run)).startswith(f"The student {headline}")
+    assert headline_of(model_records(run)).startswith(f"The student {case.headline}")
 
 
 def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> None:
@@ -316,8 +413,12 @@ def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> 
 @pytest.mark.parametrize(
     "file",
     [
-        *("eval.json", "eval_details.json", "metrics.jsonl", "recipe.yaml"),
-        *("bench/01.json", "artifacts/01/artifact.json"),
+        "eval.json",
+        "eval_details.json",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "bench/01.json",
+        "artifacts/01/artifact.json",
     ],
 )
 def test_a_damaged_record_costs_its_part_and_nothing_else(make_run: MakeRun, file: str) -> None:
@@ -369,21 +470,43 @@ def test_a_thousand_classes_stay_readable(make_run: MakeRun) -> None:
     assert written.stat().st_size < 2_000_000
 
 
-def test_several_runs_are_compared_first(make_run: MakeRun) -> None:
-    runs = make_run(only="eval bench"), make_run(only="bench"), make_run(only="bench", cpu="B")
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory, build_run: MakeRun) -> str:
+    """The page about three runs, the third of which was measured on another machine."""
+    folder = tmp_path_factory.mktemp("comparison")
+    runs = [
+        build_run(folder, only="eval bench"),
+        build_run(folder, only="bench"),
+        build_run(folder, only="bench", cpu="B"),
+    ]
     written = write_report([run_records(run) for run in runs], output=None)
-    html = written.read_text(encoding="utf-8")
-    page = Page(html)
+    return written.read_text(encoding="utf-8")
+
+
+def test_several_runs_are_compared_first(comparison: str) -> None:
+    page = Page(comparison)
     assert page.text.index("3 runs compared") < page.text.index("How it was made")
     assert "tiny/01: student" in page.text
     assert "tiny/02: i8.onnx" in page.text
-    assert "Measured on another machine, so shown only in its chapter: tiny/03." in page.text
-    twin = RunFolder(shutil.copytree(runs[1].path, runs[1].root / "other/tiny/02"), "student")
-    chapters = make_chapters([run_records(run) for run in (runs[1], twin)])
-    assert len({chapter.anchor for chapter in chapters}) == 3
-    ids = re.findall(r' id="([^"]+)"', html)
+
+
+def test_speed_on_another_machine_is_not_compared(comparison: str) -> None:
+    said = "Measured on another machine, so shown only in its chapter: tiny/03."
+    assert said in Page(comparison).text
+
+
+def test_each_place_of_a_page_has_its_own_id_and_every_link_leads_to_one(comparison: str) -> None:
+    ids = re.findall(r' id="([^"]+)"', comparison)
     assert len(set(ids)) == len(ids)
-    assert {source[1:] for source in page.sources if source.startswith("#")} <= set(ids)
+    links = {source[1:] for source in Page(comparison).sources if source.startswith("#")}
+    assert links <= set(ids)
+
+
+def test_runs_of_one_name_in_two_folders_have_chapters_of_their_own(make_run: MakeRun) -> None:
+    run = make_run(only="bench")
+    twin = RunFolder(shutil.copytree(run.path, run.root / "other/tiny/01"), "student")
+    chapters = make_chapters([run_records(run), run_records(twin)])
+    assert len({chapter.anchor for chapter in chapters}) == 3  # and the comparison
 
 
 def test_latencies_are_all_of_one_batch(make_run: MakeRun) -> None:
@@ -415,93 +538,218 @@ def test_the_newest_numbers_count(make_run: MakeRun) -> None:
     assert records.problems == ()
 
 
-def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun) -> None:
+def unlabeled_chapter(make_run: MakeRun) -> Chapter:
+    """Of a run without labels, with 14 classes; the teacher names the first one alone."""
     names = [f"class {number:02}" for number in range(14)]
     run = make_run(names, only="")
-    counts = {name: number for number, name in enumerate(names, start=1)}
-    sample = SampleImage("0.png", ((names[0], 60.0),), names[1])
     found = UnlabeledResult(
-        *(105, "105 of 105 images of data.unlabeled", "hash", 75.0, 60.0, 66.0),
-        *(counts, {names[0]: 105}, len(names), (sample,)),
+        n_images=105,
+        images="105 of 105 images of data.unlabeled",
+        images_hash="hash",
+        agreement_percent=75.0,
+        confidence_percent=60.0,
+        teacher_confidence_percent=66.0,
+        predicted={name: number for number, name in enumerate(names, start=1)},
+        teacher_predicted={names[0]: 105},
+        n_classes=14,
+        samples=(SampleImage("0.png", ((names[0], 60.0),), names[1]),),
     )
     run.unlabeled_evaluation.write_text(json.dumps(found.to_dict()), encoding="utf-8")
     (chapter,) = make_chapters([run_records(run)])
-    second, first = chapter.verdict
+    return chapter
+
+
+def test_without_labels_agreement_is_told_and_that_it_does_not_suffice_to_deploy(
+    make_run: MakeRun,
+) -> None:
+    second, first = unlabeled_chapter(make_run).verdict
     assert first == "The student agrees with its teacher on 75 % of 105 images."
     assert second.startswith("Whether to deploy it is not known: put labeled images into")
-    blocks: dict[str, Any] = {section.title: section.blocks for section in chapter.sections}
-    facts, table = blocks["Without labels"]
+
+
+def test_without_labels_the_teachers_predictions_stand_beside(make_run: MakeRun) -> None:
+    sections = {one.title: one.blocks for one in unlabeled_chapter(make_run).sections}
+    facts: Any
+    table: Any
+    cards: Any
+    facts, table = sections["Without labels"]
     assert ["teacher agrees", "75.00 %"] in facts.rows
     assert table.rows[0] == ["class 13", "14", "0"]
     assert table.caption == "The 12 most frequent of 14."
-    (cards,) = blocks["Images"]
+    (cards,) = sections["Images"]
     assert cards.cards[0].lines == ["class 00, 60\u00a0%", "teacher: class 01"]
 
 
-def test_a_report_says_on_what_condition_to_deploy(make_run: MakeRun) -> None:
-    run = make_run()
+# On what condition to deploy
 
-    def said_of(
-        confusion: Sequence[tuple[int, int, int]], largest: float = 60.0, alone: float = 0.0
-    ) -> str | None:
-        n_images = sum(n for *_, n in confusion)
-        names = ("cat", "fox", "owl")
-        details = EvalDetails(names, n_images, tuple(confusion), ())
-        n_of = {name: sum(n for a, _, n in confusion if names[a] == name) for name in names}
-        n_right = {names[a]: n for a, b, n in confusion if a == b}
-        per_class = {x: 100 * n_right.get(x, 0) / n if n else None for x, n in n_of.items()}
-        known = read_evaluation(run)["student"]
-        result = replace(
-            known,
-            all=details.accuracy_percent,
-            largest_class_percent=largest,
-            per_class=per_class,
-        )
-        results = {"student": result, "labels_alone": replace(result, all=alone)}
-        of = {
-            name: replace(details, right=first_right(x.all, n_images))
-            for name, x in results.items()
-        }
-        measured = {"results": results, "details": of}
-        verdict = verdict_of(replace(model_records(run), **measured))
-        return None if verdict is None else verdict.text
 
-    # No test image of owls: their accuracy is unknown, and not 0
-    assert said_of([(0, 0, 8), (0, 1, 2), (1, 0, 1), (1, 1, 1)]) == (
+@dataclass(frozen=True)
+class Answers:
+    """Test images of one class that a student gives one answer for."""
+
+    n: int
+    of: str
+    answered: str
+
+
+def said_of(
+    run: RunFolder,
+    *answers: Answers,
+    most_frequent_percent: float = 60.0,
+    labels_alone_percent: float = 0.0,
+) -> str:
+    """The verdict on a student of three classes that gives these answers.
+
+    The other two are how often the most frequent class would be right, and how often the same
+    network is that was trained on labels alone.
+    """
+    names = ("cat", "fox", "owl")
+    n_images = sum(one.n for one in answers)
+    per_class: dict[str, float | None] = {}
+    for name in names:
+        of_class = [one for one in answers if one.of == name]
+        n = sum(one.n for one in of_class)
+        n_right = sum(one.n for one in of_class if one.answered == name)
+        per_class[name] = 100 * n_right / n if n else None
+    confusion = [(names.index(one.of), names.index(one.answered), one.n) for one in answers]
+    details = EvalDetails(names, n_images, tuple(confusion), ())
+    student = replace(
+        read_evaluation(run)["student"],
+        all=details.accuracy_percent,
+        largest_class_percent=most_frequent_percent,
+        per_class=per_class,
+    )
+    results = {"student": student, "labels_alone": replace(student, all=labels_alone_percent)}
+    all_details = {
+        name: replace(details, right=first_right(result.all, n_images))
+        for name, result in results.items()
+    }
+    verdict = verdict_of(replace(model_records(run), results=results, details=all_details))
+    assert verdict is not None
+    return verdict.text
+
+
+def test_a_verdict_names_the_weakest_class_and_those_that_no_test_image_shows(
+    make_run: MakeRun,
+) -> None:
+    """The accuracy of owls is unknown, and not 0."""
+    verdict = said_of(
+        make_run(),
+        Answers(8, of="cat", answered="cat"),
+        Answers(2, of="cat", answered="fox"),
+        Answers(1, of="fox", answered="cat"),
+        Answers(1, of="fox", answered="fox"),
+    )
+    assert verdict == (
         "Deploy it if 75.0 % right is enough, and 50 % of its weakest class, fox (1 of 2 images;"
         " 95 % interval: 9 to 91 %). More test images would tell more. No test image shows"
         ' "owl".'
     )
-    assert said_of([(0, 0, 8), (1, 1, 1), (2, 2, 1)]) == (
+
+
+def test_a_verdict_on_few_images_that_are_all_right_is_the_end_of_the_interval(
+    make_run: MakeRun,
+) -> None:
+    verdict = said_of(
+        make_run(),
+        Answers(8, of="cat", answered="cat"),
+        Answers(1, of="fox", answered="fox"),
+        Answers(1, of="owl", answered="owl"),
+    )
+    assert verdict == (
         "Deploy it if 72.2 % right is enough: 10 images, all of them right, cannot show more (95 %"
         " interval)."
     )
-    assert "Do not deploy it: it predicts one class" in str(said_of([(0, 0, 8), (1, 0, 2)]))
-    assert "always predicting the most frequent" in str(
-        said_of([(0, 0, 5), (0, 1, 4), (1, 1, 1)], 80.0)
-    )
-    assert "all test images are of one class, fox." in str(said_of([(1, 1, 5), (1, 0, 5)]))
-    assert "labels alone: 90.0 % right. Train it with" in str(
-        said_of([(0, 0, 50), (0, 1, 40), (1, 1, 10)], 40.0, alone=90.0)
-    )
-    few = [(0, 0, 5), (0, 1, 4), (1, 1, 1)]  # 6 of 10 images are no fewer than 9, by chance
-    assert str(said_of(few, 40.0, alone=90.0)).startswith("Deploy it if")
-    record = json.loads((run.path / "provenance.json").read_text())
-    record["summary"]["closed_form"] = {"lambda": 1.0, "unseen_classes": ["fox"]}
-    (run.path / "provenance.json").write_text(json.dumps(record))
-    assert str(said_of([(0, 0, 8), (1, 1, 1), (1, 0, 1), (2, 2, 1)])).endswith(
-        ' more. The teacher predicts "fox" for no unlabeled image: add images.'
-    )
-    many = [(0, 0, 2000), (0, 1, 1000), (1, 1, 9)]
-    assert (
-        "66.8 % right is enough, and 67 % of its weakest class, cat (2,000 of 3,000 images)."
-        in str(said_of(many))
-    )
 
 
-def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
+def test_a_verdict_on_many_images_needs_no_interval(make_run: MakeRun) -> None:
+    verdict = said_of(
+        make_run(),
+        Answers(2000, of="cat", answered="cat"),
+        Answers(1000, of="cat", answered="fox"),
+        Answers(9, of="fox", answered="fox"),
+    )
+    expected = "66.8 % right is enough, and 67 % of its weakest class, cat (2,000 of 3,000 images)."
+    assert expected in verdict
+
+
+def test_a_student_that_predicts_one_class_is_not_to_be_deployed(make_run: MakeRun) -> None:
+    verdict = said_of(
+        make_run(),
+        Answers(8, of="cat", answered="cat"),
+        Answers(2, of="fox", answered="cat"),
+    )
+    assert "Do not deploy it: it predicts one class" in verdict
+
+
+def test_a_student_below_the_most_frequent_class_is_told_of(make_run: MakeRun) -> None:
+    verdict = said_of(
+        make_run(),
+        Answers(5, of="cat", answered="cat"),
+        Answers(4, of="cat", answered="fox"),
+        Answers(1, of="fox", answered="fox"),
+        most_frequent_percent=80.0,
+    )
+    assert "always predicting the most frequent" in verdict
+
+
+def test_test_images_of_one_class_are_told_of(make_run: MakeRun) -> None:
+    verdict = said_of(
+        make_run(),
+        Answers(5, of="fox", answered="fox"),
+        Answers(5, of="fox", answered="cat"),
+    )
+    assert "all test images are of one class, fox." in verdict
+
+
+def test_a_student_that_labels_alone_train_better_is_told_of(make_run: MakeRun) -> None:
+    verdict = said_of(
+        make_run(),
+        Answers(50, of="cat", answered="cat"),
+        Answers(40, of="cat", answered="fox"),
+        Answers(10, of="fox", answered="fox"),
+        most_frequent_percent=40.0,
+        labels_alone_percent=90.0,
+    )
+    assert "labels alone: 90.0 % right. Train it with" in verdict
+
+
+def test_a_loss_against_labels_alone_that_may_be_chance_is_not_told_of(make_run: MakeRun) -> None:
+    """6 of 10 images are no fewer than 9, by chance."""
+    verdict = said_of(
+        make_run(),
+        Answers(5, of="cat", answered="cat"),
+        Answers(4, of="cat", answered="fox"),
+        Answers(1, of="fox", answered="fox"),
+        most_frequent_percent=40.0,
+        labels_alone_percent=90.0,
+    )
+    assert verdict.startswith("Deploy it if")
+
+
+def test_a_class_that_the_teacher_predicts_for_no_unlabeled_image_is_told_of(
     make_run: MakeRun,
 ) -> None:
+    run = make_run()
+    record = json.loads(run.provenance.read_text())
+    record["summary"]["closed_form"] = {"lambda": 1.0, "unseen_classes": ["fox"]}
+    run.provenance.write_text(json.dumps(record))
+    verdict = said_of(
+        run,
+        Answers(8, of="cat", answered="cat"),
+        Answers(1, of="fox", answered="fox"),
+        Answers(1, of="fox", answered="cat"),
+        Answers(1, of="owl", answered="owl"),
+    )
+    assert verdict.endswith(' more. The teacher predicts "fox" for no unlabeled image: add images.')
+
+
+# The file to ship
+
+
+@pytest.fixture
+def to_ship(make_run: MakeRun) -> RunFolder:
+    """A run with an artifact, and with the cost of its student and teacher."""
     run = make_run(only="artifact")
     record = json.loads(run.provenance.read_text(encoding="utf-8"))
     record["summary"] = {
@@ -511,36 +759,67 @@ def test_the_headline_names_the_file_to_ship_and_those_that_missed_their_gates(
         "teacher_parameters": 2,
     }
     run.provenance.write_text(json.dumps(record), encoding="utf-8")
-    artifact = run_records(run).artifact
-    plain, int8 = artifact.files
-    assert int8.parity is not None
-    gpus = replace(int8, name="gpu.onnx", device="gpu", gate="passed")
-    parity = replace(int8.parity, agreement_percent=97.4, n_nonfinite=0)
-    cpus = replace(int8, gate="missed", parity=parity)
-    plain = replace(plain, gate="passed", parity=replace(int8.parity, agreement_percent=100.0))
-    shipped = "passed its gate: {} MB, it agrees with the student on"
-    missed = "i8.onnx ({}) missed its gate, and is used only if you ask for that precision."
-    for files, expected in [
-        (
-            (plain, gpus, cpus),
-            f"model.onnx {shipped.format(2)} 100.0 % of 40 images.\n{missed.format('97.40 %')}",
-        ),
-        ((replace(cpus, gate="passed"), gpus), f"i8.onnx {shipped.format(1)} 97.4 % of 40 images."),
-        ((replace(int8, gate="missed"),), missed.format("NaN or infinity for 1 image")),
-    ]:
-        replace(artifact, files=files).save()
-        assert str(headline_of(model_records(run))).endswith(
-            f"needs 2.0x fewer operations but 1.5x more weights than its teacher.\n{expected}"
-        )
+    return run
 
 
-def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
-    make_run: MakeRun,
+def end_of_headline(run: RunFolder, *files: ModelFile) -> str:
+    """The lines about the files, of an artifact that has these."""
+    replace(run_records(run).artifact, files=files).save()
+    headline = str(headline_of(model_records(run)))
+    cost = "needs 2.0x fewer operations but 1.5x more weights than its teacher.\n"
+    assert cost in headline
+    return headline.partition(cost)[2]
+
+
+def with_agreement(file: ModelFile, parity: ParityResult, percent: float) -> ModelFile:
+    """A file that agrees with the student on a share of the images, with finite scores."""
+    return replace(file, parity=replace(parity, agreement_percent=percent, n_nonfinite=0))
+
+
+def test_the_headline_names_the_file_to_ship_and_one_for_a_cpu_that_missed_its_gate(
+    to_ship: RunFolder,
 ) -> None:
+    plain, int8 = run_records(to_ship).artifact.files
+    assert int8.parity is not None
+    end = end_of_headline(
+        to_ship,
+        replace(with_agreement(plain, int8.parity, 100.0), gate="passed"),
+        replace(int8, name="gpu.onnx", device="gpu", gate="passed"),
+        replace(with_agreement(int8, int8.parity, 97.4), gate="missed"),
+    )
+    assert end == (
+        "model.onnx passed its gate: 2 MB, it agrees with the student on 100.0 % of 40 images.\n"
+        "i8.onnx (97.40 %) missed its gate, and is used only if you ask for that precision."
+    )
+
+
+def test_a_file_for_gpus_is_not_the_one_to_ship_for_a_cpu(to_ship: RunFolder) -> None:
+    _, int8 = run_records(to_ship).artifact.files
+    assert int8.parity is not None
+    end = end_of_headline(
+        to_ship,
+        replace(with_agreement(int8, int8.parity, 97.4), gate="passed"),
+        replace(int8, name="gpu.onnx", device="gpu", gate="passed"),
+    )
+    expected = "i8.onnx passed its gate: 1 MB, it agrees with the student on 97.4 % of 40 images."
+    assert end == expected
+
+
+def test_a_file_without_finite_scores_missed_its_gate_for_that(to_ship: RunFolder) -> None:
+    _, int8 = run_records(to_ship).artifact.files
+    assert end_of_headline(to_ship, replace(int8, gate="missed")) == (
+        "i8.onnx (NaN or infinity for 1 image) missed its gate, and is used only if you ask for"
+        " that precision."
+    )
+
+
+@pytest.fixture
+def worse_file(make_run: MakeRun) -> RunFolder:
+    """A run of cats and foxes whose file to ship is right on 60 % of the student's images."""
     run = make_run(["cat", "fox"])
     student = read_evaluation(run)["student"]
-    artifact = run_records(run).artifact
     assert student.n_images == 20
+    artifact = run_records(run).artifact
     (int8,) = (file for file in artifact.files if file.parity is not None)
     assert int8.parity is not None
     parity = replace(
@@ -555,25 +834,51 @@ def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
     )
     replace(artifact, files=(replace(int8, parity=parity, gate="passed"),)).save()
     (run.path / "bench/01.json").unlink()
-    results = {"student": replace(student, largest_class_percent=40.0)}
-    below = f"{student.all - 60:.1f} points below the student before export"
-    assert str(headline_of(replace(model_records(run), results=results))).startswith(
-        f"The file to ship, i8.onnx, is right on 60.0 % of 20 test images (95 % interval: 39 to"
-        f" 78 %), {below}."
+    return run
+
+
+def records_of_the_student_alone(run: RunFolder) -> ModelRecords:
+    student = replace(read_evaluation(run)["student"], largest_class_percent=40.0)
+    return replace(model_records(run), results={"student": student})
+
+
+def test_the_headline_is_about_the_file_to_ship_where_it_answers_otherwise(
+    worse_file: RunFolder,
+) -> None:
+    lost = read_evaluation(worse_file)["student"].all - 60
+    assert str(headline_of(records_of_the_student_alone(worse_file))).startswith(
+        "The file to ship, i8.onnx, is right on 60.0 % of 20 test images (95 % interval: 39 to"
+        f" 78 %), {lost:.1f} points below the student before export."
     )
-    verdict = verdict_of(replace(model_records(run), results=results))
+
+
+def test_the_verdict_is_about_the_file_to_ship_where_it_answers_otherwise(
+    worse_file: RunFolder,
+) -> None:
+    verdict = verdict_of(records_of_the_student_alone(worse_file))
     assert verdict.text.startswith(
         "Deploy it if 60.0 % right is enough, and 50 % of its weakest class, fox (5 of 10 images;"
     )
-    assert re.search(
-        r"Accuracy by class.*?'file to ship', 'student.*?\['fox', '10', '50.00'", said(run)
-    )
-    # Compared on other images, it cannot be set beside the student's figures
-    parity = replace(parity, images_hash="1" * 64)
-    replace(artifact, files=(replace(int8, parity=parity, gate="passed"),)).save()
-    assert str(headline_of(replace(model_records(run), results=results))).startswith(
-        f"The student is right on {student.all:.1f} %"
-    )
+
+
+def test_the_accuracy_by_class_has_a_column_of_the_file_to_ship_where_it_answers_otherwise(
+    worse_file: RunFolder,
+) -> None:
+    table = r"Accuracy by class.*?'file to ship', 'student.*?\['fox', '10', '50.00'"
+    assert re.search(table, said(worse_file))
+
+
+def test_a_file_that_was_compared_on_other_images_is_not_set_beside_the_student(
+    worse_file: RunFolder,
+) -> None:
+    artifact = run_records(worse_file).artifact
+    (file,) = artifact.files
+    assert file.parity is not None
+    others = replace(file.parity, images_hash="1" * 64)
+    replace(artifact, files=(replace(file, parity=others),)).save()
+    accuracy = read_evaluation(worse_file)["student"].all
+    headline = str(headline_of(records_of_the_student_alone(worse_file)))
+    assert headline.startswith(f"The student is right on {accuracy:.1f} %")
 
 
 def test_the_file_to_ship_is_set_beside_the_teacher_and_the_student_beside_labels_alone(
@@ -630,7 +935,7 @@ def test_an_image_stands_beside_its_own_two_answers(make_run: MakeRun) -> None:
     assert changed_cards(records.artifact, records.artifact.files[0], records.recipe) is None
     int8 = records.artifact.files[1]
     assert int8.parity is not None
-    same = tuple(WorstImage("0.png", "cat", "cat", distance) for distance in (0.00004, None))
+    same = WorstImage("0.png", "cat", "cat", 0.00004), WorstImage("0.png", "cat", "cat", None)
     unchanged = replace(int8, parity=replace(int8.parity, worst=same))
     assert changed_cards(records.artifact, unchanged, records.recipe) is None
 
@@ -638,9 +943,9 @@ def test_an_image_stands_beside_its_own_two_answers(make_run: MakeRun) -> None:
 def test_an_image_of_a_smoke_set_is_found_by_its_number(make_run: MakeRun, tmp_path: Path) -> None:
     artifact = run_records(make_run(["cat", "dog"], only="artifact")).artifact
     smoke = artifact.path / SMOKE_SET
-    pixels = (
-        np.zeros((3, 32, 32, 3), np.uint8) + np.array([0, 50, 100], np.uint8)[:, None, None, None]
-    )
+    pixels = np.zeros((3, 32, 32, 3), np.uint8)
+    pixels[1] = 50
+    pixels[2] = 100
     write_smoke_set(smoke, SmokeSet(pixels, np.zeros((3, 2), np.float32)))
     int8 = artifact.files[1]
     assert int8.parity is not None
@@ -672,7 +977,8 @@ def test_a_sample_has_its_image_its_answers_and_its_class(
     pool = str(tmp_path / "pool")
     before, _, after = text.rpartition(pool)
     run.recipe.write_text(f"{before}{tmp_path / 'test'}{after}", encoding="utf-8")
-    details, results = read_details(run)["student"], read_evaluation(run)["student"]
+    details = read_details(run)["student"]
+    results = read_evaluation(run)["student"]
     samples = {
         "right": (SampleImage("cat/0.png", (("cat", 75.0), ("dog", 25.0)), "cat", "cat"),),
         "wrong": (SampleImage("dog/0.png", (("cat", 60.0),), "dog", "dog"),),
@@ -684,7 +990,9 @@ def test_a_sample_has_its_image_its_answers_and_its_class(
     blocks: Any = section.blocks
     wrong, unsure, right = blocks
     assert [block.title.partition(",")[0] for block in blocks] == [
-        *("Wrong", "Lowest confidence", "Right")
+        "Wrong",
+        "Lowest confidence",
+        "Right",
     ]
     assert right.cards[0].lines == ["cat, 75\u00a0%", "right", "teacher: cat"]
     assert first_pixel(right.cards[0].thumbnail) == [0, 40, 200]
