@@ -116,7 +116,8 @@ class Diagnosis(Record, Tabled):
     @property
     def table(self) -> Table:
         """The machine and its GPUs."""
-        devices, problem = self.cuda.devices, self.cuda.problem
+        devices = self.cuda.devices
+        problem = self.cuda.problem
         rows = [*_named(self.machine)]
         rows += [("GPU", ", ".join(map(" ".join, _named(device)))) for device in devices]
         if problem is not None:
@@ -317,8 +318,10 @@ def describe(module: ModuleType) -> MethodFacts:
     """A method's declared facts."""
     from kdedge.methods.losses import losses_model
 
-    declared, about = module.METHOD, (module.__doc__ or "").partition("\n")[0]
-    needs, losses = asdict(declared.main_data_needs), {}
+    declared = module.METHOD
+    about = (module.__doc__ or "").partition("\n")[0]
+    needs = asdict(declared.main_data_needs)
+    losses = {}
     field = module.Settings.model_fields.get("losses")
     if field is not None and field.annotation is losses_model():
         losses = {name: str(loss.description) for name, loss in losses_model().model_fields.items()}

@@ -200,7 +200,8 @@ def _encode(
     from kdedge.artifacts.classes import NewClasses
     from kdedge.runs.model import load_run, run_workspace
 
-    record, exported = run.read_provenance(), artifact.provenance
+    record = run.read_provenance()
+    exported = artifact.provenance
     hashes = exported.get("hashes")
     same = {key: hashes.get(key) for key in record.hashes} if isinstance(hashes, dict) else None
     run_facts = (record.hashes, record.finished_at, record.seed)

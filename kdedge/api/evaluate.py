@@ -53,7 +53,8 @@ def evaluate(
         ...     print(result.all, result.per_class)
     """
     root = runs_folder(root, run)
-    folder, artifact = find_run(run, root), named_artifact(run, root)
+    folder = find_run(run, root)
+    artifact = named_artifact(run, root)
     if artifact is not None:
         log.warning(
             f"{artifact} is an artifact. This measures the model of its run, before the export and"

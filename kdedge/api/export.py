@@ -157,7 +157,8 @@ class _Export:
         """Raises the error of a file that missed its gates or was not made; logs the others."""
         from kdedge.artifacts.parity import gate_error
 
-        files, gates = self.artifact.files, self.artifact.gates
+        files = self.artifact.files
+        gates = self.artifact.gates
         passed = [file.name for file in files if file.gate == "passed"]
         missed = [
             gate_error(file, file.parity, gates, passed)

@@ -27,7 +27,8 @@ from kdedge.errors import RecipeError, explaining_writes
 from kdedge.files import home_path, refuse_existing
 from kdedge.records.tables import Table, Tabled
 
-TEACHER_CLIP, STUDENT_CLIP = "ViT-L-14:openai", student_size("base").clip
+TEACHER_CLIP = "ViT-L-14:openai"
+STUDENT_CLIP = student_size("base").clip
 """The default CLIPs of a new recipe."""
 
 _ON_HUB = {
@@ -103,10 +104,12 @@ class NewRecipe(Tabled):
         """Lines that explain the choice of the recipe's methods."""
         if self.teacher_method == "ridge":
             return ["ridge for both, as every class has labels: one pass over the images"]
-        teacher, why = "zero-shot CLIP", "there are no labels"
+        teacher = "zero-shot CLIP"
+        why = "there are no labels"
         if "labeled" in self.surveys:
             absent = self.surveys["labeled"].absent
-            teacher, why = self.teacher_method, f'"{absent[0]}" has no labels'
+            teacher = self.teacher_method
+            why = f'"{absent[0]}" has no labels'
         return [
             f"{teacher} teaches, as {why}; promptkd learns in epochs, for hours on a CPU.",
             "With labels of every class, one pass over the images is enough.",
@@ -431,7 +434,8 @@ def _fitting_counts(
     from kdedge.methods.registry import load_method
 
     settings_type = load_method(method).Settings
-    defaults, chosen = settings_type(), settings_type.model_validate(settings).layer_counts
+    defaults = settings_type()
+    chosen = settings_type.model_validate(settings).layer_counts
     fitting: dict[str, int] = {}
     for setting, encoders in defaults.layer_counts.items():
         if all(encoder in n_layers for encoder in encoders):

@@ -121,7 +121,8 @@ def open_inputs(
     for name in paths:
         path = home_path(name)
         try:
-            is_folder, is_there = path.is_dir(), path.exists()
+            is_folder = path.is_dir()
+            is_there = path.exists()
         except OSError as error:
             raise DataError(
                 f"{name} cannot be read: {os_reason(error)}.\n"

@@ -25,7 +25,8 @@ class Predictions(Tabled, list[Result]):
 
     def __init__(self, results: Iterable[Result], *, top: int, tells_none: bool = False) -> None:
         super().__init__(results)
-        self._top, self._tells_none = top, tells_none
+        self._top = top
+        self._tells_none = tells_none
 
     @property
     def classified(self) -> list[Prediction]:

@@ -61,7 +61,8 @@ def write_page(
     names = runs or (None,)
     folders = [find_run(name, root) for name in names]
     for name, run in zip(names, folders, strict=True):
-        artifact, newest = named_artifact(name, root), run.newest_artifact or run.path
+        artifact = named_artifact(name, root)
+        newest = run.newest_artifact or run.path
         if artifact is not None and artifact.resolve() != newest.resolve():
             raise RecipeError(
                 f"{artifact} is not the newest artifact of {run.path}, and a report shows that.\n"

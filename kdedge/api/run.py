@@ -131,7 +131,8 @@ class Run(Tabled):
         from kdedge.runs.model import load_run, run_workspace
 
         model = load_run(self.folder, run_workspace(self.folder, device))
-        source, n_images = InputSource(inputs), len(inputs)
+        source = InputSource(inputs)
+        n_images = len(inputs)
         with progress("reading images", n_images, unit="images") as advance:
             images = scan(source, progress=advance)
         bad = images.skipped

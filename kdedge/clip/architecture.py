@@ -95,12 +95,14 @@ class EncoderSizes:
 
 def encoder_sizes(model_config: Mapping[str, Any]) -> EncoderSizes:
     """Reads the sizes from a config; missing keys have open_clip's defaults."""
-    vision, text = model_config["vision_cfg"], model_config["text_cfg"]
+    vision = model_config["vision_cfg"]
+    text = model_config["text_cfg"]
     layers = {"image": vision.get("layers", 12), "text": text.get("layers", 12)}
     if vision.get("timm_model_name"):
         del layers["image"]
     n_layers = {encoder: number for encoder, number in layers.items() if type(number) is int}
-    patch, side = vision.get("patch_size", 16), vision.get("image_size", 224)
+    patch = vision.get("patch_size", 16)
+    side = vision.get("image_size", 224)
     is_vit = "image" in n_layers and type(patch) is int and type(side) is int and patch > 0
     return EncoderSizes(n_layers, (side // patch) ** 2 if is_vit else None)
 

@@ -67,7 +67,8 @@ class Attention(nn.Module):
             [B, Q, D]; and the keys of the tokens without the memory, [B, heads, N, D / heads].
         """
         query = self._split_heads(self.q(queries))
-        key, value = self.k(tokens), self.v(tokens)
+        key = self.k(tokens)
+        value = self.v(tokens)
         if memory is not None:
             n_images = len(tokens)
             key = torch.cat([key, self.k(memory).expand(n_images, -1, -1)], dim=1)  # [B, N + M, D]

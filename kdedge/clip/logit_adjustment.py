@@ -22,7 +22,8 @@ from kdedge.config.fields import class_key
 from kdedge.errors import RecipeError
 
 _N_ROUNDS = 5
-_MAX_OFFSET, _MAX_RISK = 0.75, 0.01
+_MAX_OFFSET = 0.75
+_MAX_RISK = 0.01
 _LOWEST = -1000.0  # logit
 
 
@@ -55,7 +56,8 @@ def find_offsets(logits: Tensor, prior: Tensor) -> Tensor:
         logits: [N, C], finite.
         prior: [C], positive, sums to 1.
     """
-    logits, log_prior = logits.double(), prior.double().log()
+    logits = logits.double()
+    log_prior = prior.double().log()
     offsets = torch.zeros_like(log_prior)
     # A class that a model cannot predict (`methods/ridge.py`, IMPOSSIBLE) stays so
     is_possible = logits.amax(dim=0) > _LOWEST

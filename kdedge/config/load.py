@@ -156,7 +156,8 @@ def find_recipe(path_or_name: str | Path, *, folder: Path = Path()) -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """Returns the names and files of the recipes that come with kdedge."""
     package = Path(__file__).parent.parent
-    installed, checkout = package / "recipes", package.parent / "recipes"
+    installed = package / "recipes"
+    checkout = package.parent / "recipes"
     folder = installed if installed.is_dir() else checkout
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -267,7 +268,8 @@ def check_paths(loaded: LoadedRecipe) -> None:
     Raises:
         DataError: some do not exist; the message lists all of them with the lines of their keys.
     """
-    values, folder = recipe_values(loaded.recipe), loaded.path.absolute().parent
+    values = recipe_values(loaded.recipe)
+    folder = loaded.path.absolute().parent
     if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
         values["teacher"] = {"run": values["teacher"]["run"]}  # the other keys are not used
     try:

@@ -97,11 +97,14 @@ def _background(rng: np.random.Generator) -> Floats:
     x, y = _grid()
     angle = _uniform(rng, 0, 2 * np.pi)
     ramp = 0.5 + 0.35 * (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y)
-    first, second = _muted(rng), _muted(rng)
+    first = _muted(rng)
+    second = _muted(rng)
     scene: Floats = first + ramp[..., None] * (second - first)
     for _ in range(1 + int(3 * rng.random())):
-        dx, dy = x - np.float32(_uniform(rng, -1, 1)), y - np.float32(_uniform(rng, -1, 1))
-        half_width, half_height = _uniform(rng, 0.06, 0.35), _uniform(rng, 0.06, 0.35)
+        dx = x - np.float32(_uniform(rng, -1, 1))
+        dy = y - np.float32(_uniform(rng, -1, 1))
+        half_width = _uniform(rng, 0.06, 0.35)
+        half_height = _uniform(rng, 0.06, 0.35)
         reach = np.maximum(abs(dx) / np.float32(half_width), abs(dy) / np.float32(half_height))
         scene += _edge(1 - reach, 0.2)[..., None] * (_muted(rng) - scene)
     return scene
@@ -123,7 +126,8 @@ def _object_coordinates(rng: np.random.Generator) -> tuple[Floats, Floats, float
     angle = _uniform(rng, -0.3, 0.3)  # radians
     dx = (x - np.float32(_uniform(rng, -room, room))) / np.float32(radius)
     dy = (y - np.float32(_uniform(rng, -room, room))) / np.float32(radius)
-    cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    cosine = np.float32(np.cos(angle))
+    sine = np.float32(np.sin(angle))
     return cosine * dx + sine * dy, cosine * dy - sine * dx, 2 / SIZE_PX / radius
 
 
@@ -160,7 +164,8 @@ def _inside_star(u: Floats, v: Floats) -> Floats:
     angle = np.arctan2(u, v)
     folded = abs(angle - fifth * np.round(angle / fifth))
     radius = np.hypot(u, v)
-    outer, inner = 1.0, 0.42
+    outer = 1.0
+    inner = 0.42
     tip_to_notch = np.array([inner * np.cos(fifth / 2) - outer, inner * np.sin(fifth / 2)])
     normal = np.array([tip_to_notch[1], -tip_to_notch[0]]) / np.hypot(*tip_to_notch)
     normal = normal.astype(np.float32)
@@ -181,7 +186,8 @@ def _paint(
     shift = rng.random(2, dtype=np.float32)
     if texture == "plain":
         return np.broadcast_to(main, (*u.shape, 3))  # [H, W, 3]
-    cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    cosine = np.float32(np.cos(angle))
+    sine = np.float32(np.sin(angle))
     across = (cosine * u + sine * v) / np.float32(period) + shift[0]  # in periods
     along = (cosine * v - sine * u) / np.float32(period) + shift[1]
     pattern = _edge(_second_color(texture, across, along), pixel / period)

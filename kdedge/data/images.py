@@ -175,7 +175,8 @@ class Images:
     @cached_property
     def list_hash(self) -> str:
         """SHA-256, in hex, of the images in use: keys, labels and contents in order."""
-        items, digests = self.source.items, self.digests
+        items = self.source.items
+        digests = self.digests
         return sha256_json([[items[i].key, items[i].label, digests[i]] for i in self.indices])
 
     @cached_property

@@ -183,12 +183,14 @@ def write_pseudo_labels(
     Raises:
         ResourceError: the file cannot be written.
     """
-    class_list, image_list = class_list_hash(class_names), pool.list_hash
+    class_list = class_list_hash(class_names)
+    image_list = pool.list_hash
     origin = _Origin(method=method, made_by=made_by, class_list=class_list, image_list=image_list)
     lines: list[dict[str, Any]] = [origin.model_dump()]
     keys = list(pool.positions)
     for label in labels:
-        image, name = keys[label.row], class_names[label.label]
+        image = keys[label.row]
+        name = class_names[label.label]
         lines.append({"image": image, "class": name, "confidence": round(label.confidence, 6)})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(path, text.encode())
@@ -228,7 +230,8 @@ def read_pseudo_labels(path: Path, pool: Images, *, class_names: Sequence[str]) 
     labels: dict[int, int] = {}
     for where, line in lines[1:]:
         entry = _parse(_ImageLine, where, line)
-        image, label = pool.positions.get(entry.image), index.find(entry.class_name)
+        image = pool.positions.get(entry.image)
+        label = index.find(entry.class_name)
         if label is None:
             raise DataError(
                 f'{where}: "{entry.class_name}" is not a class name'

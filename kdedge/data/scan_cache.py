@@ -97,7 +97,8 @@ class ScanCache:
 
     def save(self, source: ImageSource) -> None:
         """Adds newly scanned images to the source's file in the cache."""
-        file, new = self._file(source), self._new
+        file = self._file(source)
+        new = self._new
         self._new = {}
         if file is None or not new:
             return

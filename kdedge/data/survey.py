@@ -81,7 +81,8 @@ class Survey(Record, Tabled):
         lines = [f"{self.n_images:,}, of {text}"]
         if self.unreadable:
             n_read = f"{self.n_read:,}{' opened' if self.n_read < self.n_images else ''}"
-            n, first = len(self.unreadable), self.unreadable[0].key
+            n = len(self.unreadable)
+            first = self.unreadable[0].key
             lines.append(f"{n:,} of {n_read} cannot be read, such as {first}")
         if self.n_duplicates:
             lines.append(f"{self.n_duplicates:,} of {self.n_read:,} are copies of others")

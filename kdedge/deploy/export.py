@@ -119,7 +119,8 @@ def _write_files(
     optional: Set[Precision],
 ) -> tuple[Artifact, ExportInputs]:
     """Writes and compares all files, and writes `artifact.json` last."""
-    spec, size = trained.recipe.export, trained.preprocess.size_px
+    spec = trained.recipe.export
+    size = trained.preprocess.size_px
     compared = reference.digests
     known = choose_known_images(trained, pool, spec.none_of_these, exclude_digests=compared)
     used = compared if known is None else compared | known.digests
@@ -193,7 +194,8 @@ def _fold(trained: RunModel, reference: Float32Reference) -> FoldedModel:
 
 def _without_files(trained: RunModel, reference: Float32Reference, folder: Path) -> Artifact:
     """The artifact without files, except for the class matrix if its classes are open."""
-    spec, only = trained.recipe.export, reference.only_class
+    spec = trained.recipe.export
+    only = reference.only_class
     artifact = Artifact(
         path=folder,
         name=trained.recipe.name,
@@ -285,7 +287,8 @@ def _with_int8(
     minutes: float,
 ) -> Artifact:
     """Searches for the best INT8 model, and writes its files from float graphs of it."""
-    images, gate = inputs.calibration, artifact.gates.agreement["int8"]
+    images = inputs.calibration
+    gate = artifact.gates.agreement["int8"]
     assert images is not None
     is_open = artifact.open_classes is not None
     # The best of several candidates is better on the images that chose it than on other images:
@@ -302,7 +305,8 @@ def _with_int8(
         class_matrix=torch.tensor(load_matrix(artifact)) if is_open else None,
     )
     with tempfile.TemporaryDirectory(dir=artifact.path, prefix=".int8.") as scratch:
-        graph, exact = Path(scratch) / "model.onnx", Path(scratch) / "exact.onnx"
+        graph = Path(scratch) / "model.onnx"
+        exact = Path(scratch) / "exact.onnx"
         trace(best.model, graph)
         write = functools.partial(to_int8, graph, calibration=images, layers=best.layers)
         searched = {**facts, "search": record}

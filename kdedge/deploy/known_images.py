@@ -38,7 +38,8 @@ from kdedge.runtime.open_classes import class_logits, graph_of
 # standard deviation, at 5 %)
 MAX_IMAGES = 8000
 
-_FOR_GAUSSIANS, _FOR_LIMIT = slice(0, None, 2), slice(1, None, 2)
+_FOR_GAUSSIANS = slice(0, None, 2)
+_FOR_LIMIT = slice(1, None, 2)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def fit_gaussians(
         DataError: all outputs of each predicted class are equal, or none is finite.
     """
     is_finite = np.isfinite(outputs).all(axis=1)
-    values, predicted = outputs[is_finite].astype(np.float64), predicted[is_finite]
+    values = outputs[is_finite].astype(np.float64)
+    predicted = predicted[is_finite]
     classes, positions = np.unique(predicted, return_inverse=True)
     means = np.stack([values[positions == c].mean(axis=0) for c in range(len(classes))] or [[]])
     centered = values - means[positions] if len(values) else values

@@ -91,7 +91,8 @@ class _Batches(Dataset[_Loaded]):
         return slot, len(places), None, ""
 
     def _load(self, pixels: torch.Tensor, number: int, position: int, view: int) -> None:
-        preprocess, augment = self.preparation.preprocess, self.preparation.augment
+        preprocess = self.preparation.preprocess
+        augment = self.preparation.augment
         data = self.sources[number].read(position)
         if augment is None:
             pixels.numpy()[:] = resize_and_crop(decode_image(data), preprocess)

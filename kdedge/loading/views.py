@@ -62,7 +62,8 @@ def crop_box(
             left = int(generator.integers(0, width - crop_width + 1))
             return left, top, crop_width, crop_height
     ratio = width / height
-    crop_width, crop_height = width, height
+    crop_width = width
+    crop_height = height
     if ratio < RATIO[0]:
         crop_height = round(width / RATIO[0])
     elif ratio > RATIO[1]:

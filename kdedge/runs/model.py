@@ -338,7 +338,8 @@ class RunModel(MethodModel):
             DataError: the student made the stored vectors; or the teacher is missing, or did not
                 make them.
         """
-        stored, names = self.stored.class_names, self.class_names
+        stored = self.stored.class_names
+        names = self.class_names
         new = [name for name in names if name not in stored]
         what = f"{len(new)} of {len(names)} class names have no stored vector, first {new[0]!r}"
         vectors_file = self.run.class_vectors
@@ -353,7 +354,8 @@ class RunModel(MethodModel):
         try:
             folder = self.run.teacher_folder()
         except RecipeError:
-            problem, folder = "its teacher's run is missing", None
+            problem = "its teacher's run is missing"
+            folder = None
         if folder is not None:
             teacher = load_run(folder, self.setup.workspace, names=names)
             if teacher.stored.vectors_hash == self.stored.vectors_hash:
@@ -408,7 +410,8 @@ class RunModel(MethodModel):
 
     def provenance(self) -> dict[str, Any]:
         """The provenance of the model, as plain values."""
-        record, offsets = self.run.read_provenance(), self.offsets
+        record = self.run.read_provenance()
+        offsets = self.offsets
         spec = self.recipe.logit_adjustment
         adjustment = {}
         if spec is not None and offsets is not None:
@@ -521,7 +524,8 @@ def load_teacher(
         names: the student's class list.
         label_names: the class list in which labels are positions; default: the same.
     """
-    values, listed = recipe_values(recipe), label_names or names
+    values = recipe_values(recipe)
+    listed = label_names or names
     overrides = {key: values.get(key) for key in ("data", "logit_adjustment")}
     return load_run(run, workspace, overrides=overrides, names=names, label_names=listed)
 
@@ -532,7 +536,8 @@ def load_teacher_of(model: RunModel) -> RunModel | None:
         run = model.run.teacher_folder()
         if run is None:
             return None
-        workspace, listed = model.setup.workspace, model.images.classes.names
+        workspace = model.setup.workspace
+        listed = model.images.classes.names
         teacher = load_teacher(run, workspace, model.recipe, model.class_names, listed)
         _ = teacher.logit_adjustment  # found now, so that its error leaves the teacher out, too
     except KdedgeError as error:

@@ -49,7 +49,9 @@ class RecipeImages:
     """
 
     def __init__(self, recipe: Recipe, classes: Classes, workspace: Workspace) -> None:
-        self.recipe, self.classes, self._workspace = recipe, classes, workspace
+        self.recipe = recipe
+        self.classes = classes
+        self._workspace = workspace
         self._group = workspace.group
 
     @property
@@ -130,7 +132,8 @@ class RecipeImages:
             RecipeError: the recipe has no validation images.
         """
         images = self.require("validation", "selection: validation chooses the epoch on it")
-        spec, labeled = self.recipe.data.validation, self.recipe.data.labeled
+        spec = self.recipe.data.validation
+        labeled = self.recipe.data.labeled
         assert spec is not None  # `require` ensures it
         stream = self._stream()
         if spec.shots is not None and labeled is not None and labeled.shots is not None:
@@ -175,7 +178,8 @@ class RecipeImages:
 
     def _readable(self, spec: SourceSpec, key: DataPart) -> Images:
         """The readable images of a source, without test images; scanned once per workspace."""
-        data, names = self.recipe.data, self.classes.names
+        data = self.recipe.data
+        names = self.classes.names
         labeled = _needs_labels(spec)
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         tested = str(data.test) if key in ("labeled", "unlabeled") else ""
@@ -201,7 +205,8 @@ class RecipeImages:
         return self._workspace.read_once(entry, read)
 
     def _open(self, spec: SourceSpec) -> ImageSource:
-        data, names = self.recipe.data, self.classes.names
+        data = self.recipe.data
+        names = self.classes.names
         labeled = _needs_labels(spec)
         try:
             return open_source(spec, class_names=names, labeled=labeled, data=data)
@@ -219,7 +224,8 @@ class RecipeImages:
 
         A benchmark set keeps images that are also in its test set, since the protocol draws them.
         """
-        test_spec, is_set = self.recipe.data.test, spec.benchmark is not None
+        test_spec = self.recipe.data.test
+        is_set = spec.benchmark is not None
         if isinstance(spec, UnlabeledSpec):
             if spec.include_test or (is_set and spec.include_test is None):
                 return images
@@ -301,7 +307,8 @@ def _needs_labels(spec: SourceSpec) -> bool:
 def _warn_of_labels(images: Images, key: DataPart) -> None:
     """Warns about images without a label, and about equal images with different labels."""
     labels = images.class_labels()
-    items, n_images = images.source.items, len(images.indices)
+    items = images.source.items
+    n_images = len(images.indices)
     unlabeled = [items[index].key for index in images.indices if index not in labels]
     if unlabeled:
         log.warning(

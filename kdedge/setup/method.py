@@ -105,7 +105,8 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
     try:
         module = load_method(spec.method)
     except RecipeError as error:
-        key, lines = (role, "method"), loaded.lines
+        key = (role, "method")
+        lines = loaded.lines
         if key not in lines.lines or lines.override(key):  # --method, a suite
             raise
         raise RecipeError(f"{lines.where(key)}: {error}") from None

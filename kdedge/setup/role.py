@@ -56,7 +56,8 @@ class RoleSetup(MethodChoice):
     @property
     def train_classes(self) -> range:
         """Classes that may have labels; those that do are the classes of the softmax, if any."""
-        needs, classes = self.data_needs, self.classes
+        needs = self.data_needs
+        classes = self.classes
         has_pseudo_labels = needs.labels and classes.has_pseudo_labels
         knows_names = needs.novel_class_names and not self.settings.learns_from_labels
         return range(len(classes.names)) if has_pseudo_labels or knows_names else classes.labeled

@@ -55,7 +55,9 @@ class Workspace:
             ray_workers: Ray workers that encode pools of images; None: this process encodes them.
             is_read_only: whether to keep caches in memory and write nothing below `root`.
         """
-        self.root, self.device, self.group = root, device, group
+        self.root = root
+        self.device = device
+        self.group = group
         self.ray_workers = ray_workers
         self._caches = None if is_read_only else root / ".cache"
         self.scans = ScanCache(self._cache("scans"))
@@ -130,7 +132,8 @@ def parse_device(name: str | torch.device | None) -> torch.device:
             f"{given}: PyTorch finds no CUDA device on this machine.\n"
             f"  Use {option('--device cpu')}, or run `kdedge doctor` to see why."
         )
-    n_gpus, number = torch.cuda.device_count(), torch.device(name).index
+    n_gpus = torch.cuda.device_count()
+    number = torch.device(name).index
     if number is not None and number >= n_gpus:
         known = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(n_gpus))
         raise SetupError(f"{given}: there is no such GPU on this machine.\n  It has {known}.")

@@ -110,7 +110,8 @@ class Joined:
 
     def __init__(self, first: ImageSource, second: ImageSource) -> None:
         self.items = (*first.items, *second.items)
-        self._first, self._second = first, second
+        self._first = first
+        self._second = second
 
     def read(self, i: int) -> bytes:
         """Returns the bytes of image i's file.

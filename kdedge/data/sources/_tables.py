@@ -30,7 +30,8 @@ _LABEL_COLUMNS = ("label", "labels")
 @contextlib.contextmanager
 def quiet_datasets(datasets: Any) -> Iterator[None]:
     """Context in which `datasets` shows progress bars only on terminals, and logs no errors."""
-    verbosity, hides_bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    verbosity = datasets.logging.get_verbosity()
+    hides_bars = datasets.are_progress_bars_disabled()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
@@ -147,7 +148,8 @@ class TableSource:
         Raises:
             DataError: a file is damaged, or has a number that its features do not name.
         """
-        name, names = self._columns.label, self._columns.names
+        name = self._columns.label
+        names = self._columns.names
         if name is None:
             return [""] * self._starts[-1]
         texts = []

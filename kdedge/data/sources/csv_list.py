@@ -96,7 +96,8 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[_Row]]:
             fields = [field.strip() for field in row]
             named_columns = None if rows or heading else _columns(path, fields)
             if named_columns is not None:
-                heading, columns = fields, named_columns
+                heading = fields
+                columns = named_columns
             elif any(fields):
                 read = _read_row(path, reader.line_num, fields, heading, columns)
                 if read.path in rows:

@@ -109,7 +109,8 @@ def open_source(
     items: list[Item] = []
     keys: set[str] = set()
     for sample in _samples(pattern):
-        key, path = sample["__key__"], sample["__url__"]
+        key = sample["__key__"]
+        path = sample["__url__"]
         if key in keys:
             raise DataError(
                 f"{path}: sample {key} appears twice.\n"
@@ -270,7 +271,8 @@ class _TarReader:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.seek, self.tell = file.seek, file.tell
+        self.seek = file.seek
+        self.tell = file.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER_BYTES:

@@ -58,7 +58,8 @@ def open_set(name: str, data: str | Path | None = None) -> BenchmarkSet:
     Raises:
         DataError: there is no such set.
     """
-    benchmark, place = _load(name), benchmark_root(data)
+    benchmark = _load(name)
+    place = benchmark_root(data)
     return BenchmarkSet(benchmark, place / benchmark.folder, benchmark.missing(place))
 
 

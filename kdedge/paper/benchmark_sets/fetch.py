@@ -53,7 +53,8 @@ def fetch(benchmark: Benchmark, root: Path) -> Fetched:
         ResourceError: the disk is full, or the folder may not be written.
         InUseError: another fetch uses the folder.
     """
-    folder, mirror = root / benchmark.folder, benchmark.mirror
+    folder = root / benchmark.folder
+    mirror = benchmark.mirror
     missing = benchmark.missing(root)
     if not missing:
         return Fetched(folder, (), ())

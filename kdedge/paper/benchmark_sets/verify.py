@@ -122,7 +122,8 @@ def _verify_part(
     name: str, source: FileSource, n_published_classes: int, read_images: bool
 ) -> tuple[VerifiedPart, list[str]]:
     """One part as it is on this machine, and its differences from the published one."""
-    n_images, n_classes = len(source.items), len({item.label for item in source.items})
+    n_images = len(source.items)
+    n_classes = len({item.label for item in source.items})
     missing = [
         item.key for i, item in enumerate(source.items) if not is_file(source.location(i).path)
     ]

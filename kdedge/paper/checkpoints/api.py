@@ -78,7 +78,8 @@ def import_checkpoint(
         if value is not None and (kind, extra) != ("promptsrc", "exact"):
             what = option(f"--{extra}")
             raise RecipeError(f"{what} has no effect on a {kind} checkpoint.\n  Leave it out.")
-    file, root = home_path(file), runs_folder(root)
+    file = home_path(file)
+    root = runs_folder(root)
     config = None if config is None else home_path(config)
     # A browser names a second download "model (1).pth"
     name = name or f"{re.sub('[^A-Za-z0-9_-]+', '-', file.name.split('.')[0])}-{kind}"

@@ -85,7 +85,8 @@ def import_public(
         vectors = load_class_vectors(teacher.class_vectors)
         class_names = vectors.class_names
         parameters, settings = _read_promptkd(checkpoint.state_dict)
-        width, dim = len(parameters.trained["projector.linear2.weight"]), vectors.vectors.shape[1]
+        width = len(parameters.trained["projector.linear2.weight"])
+        dim = vectors.vectors.shape[1]
         if width != dim:
             raise DataError(
                 f"{file} projects to {width} dimensions, but the class vectors of {teacher.name}"

@@ -174,7 +174,8 @@ def deviation(
     Raises:
         DataError: the loaded CLIP has no tensor of that name and shape.
     """
-    relative, worst = 0.0, ""
+    relative = 0.0
+    worst = ""
     for key, tensor in checkpoint_backbone.items():
         loaded = backbone_state.get(key)
         if loaded is None or loaded.shape != tensor.shape:
@@ -190,7 +191,8 @@ def deviation(
         difference = float((loaded - tensor.detach().float().cpu()).abs().max())
         magnitude = max(float(loaded.abs().max()), torch.finfo(torch.float32).tiny)
         if not worst or difference / magnitude > relative:
-            relative, worst = difference / magnitude, key
+            relative = difference / magnitude
+            worst = key
     return relative, worst
 
 

@@ -60,7 +60,8 @@ def pseudo_label(
     if method is None:
         from kdedge.setup.method import choose_method
 
-        teacher, data = loaded.recipe.teacher, loaded.recipe.data
+        teacher = loaded.recipe.teacher
+        data = loaded.recipe.data
         is_unable = teacher is None or teacher.file is not None
         if teacher and teacher.is_trained and data.labeled is None and data.pseudo_labels is None:
             is_unable = choose_method(loaded, "teacher").data_needs.labels

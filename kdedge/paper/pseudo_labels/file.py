@@ -154,7 +154,8 @@ def _trained_model(
         check_predicts(job.setup, names)
         if not (job.setup.is_closed_form or job.method.trainable_parameters()):
             return adjusted(job, job.model())
-        key, root = job.key(), workspace.root
+        key = job.key()
+        root = workspace.root
         resume = newest_run(root, key=key, is_finished=False) is not None
         return load_run(newest_run(root, key=key) or run_job(job, resume=resume), workspace)
     except Interrupted as error:

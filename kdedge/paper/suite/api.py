@@ -91,10 +91,12 @@ class SuiteResult:
     def __init__(self, state: SuiteState, exported: Exported | None) -> None:
         from kdedge.paper.suite.tables import make_lines, make_tables, notes, to_record
 
-        plan, outcomes = state.plan, state.outcomes
+        plan = state.plan
+        outcomes = state.outcomes
         lines = make_lines(plan, outcomes)
         self.folder = state.folder
-        self.tables, self.notes = make_tables(lines), notes(plan)
+        self.tables = make_tables(lines)
+        self.notes = notes(plan)
         paths = [outcome.run for outcome in outcomes.values()]
         self.runs: list[Run] = [open_run(path) for path in paths if path is not None]
         self._record = to_record(plan, outcomes, lines)

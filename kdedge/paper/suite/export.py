@@ -113,7 +113,8 @@ def _table(record: dict[str, Any]) -> Table:
     ]
     rows = []
     for file in record["files"]:
-        name, doubt = Path(file["file"]).name, file["doubt"]
+        name = Path(file["file"]).name
+        doubt = file["doubt"]
         rows.append([
             file["student"], name, "yes" if file["is_on_front"] else "",
             decimals(file["accuracy"]), decimals(file["harmonic_mean"]),
@@ -145,7 +146,8 @@ def _file(row: SpeedRow, path: Path, result: EvalResult | None) -> dict[str, Any
     counts 2 per multiply-add. `is_on_front` is whether the file is on the Pareto front of files
     with the same images, and `doubt` why it is not ranked.
     """
-    time, accuracy = row.without_file(1), row.accuracy
+    time = row.without_file(1)
+    accuracy = row.accuracy
     doubt = row.problem or ("it was not measured at batch 1" if time is None else time.doubt)
     if row.gate == "missed":
         doubt = doubt or "it missed its gates"

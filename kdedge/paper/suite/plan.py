@@ -214,7 +214,8 @@ def _measuring_cells(
 ) -> list[Cell]:
     """The cells that measure the runs of a row's source on a recipe's test images."""
     resolved = _load_to_test(loaded, file)
-    name, cell = resolved.recipe.name, trained[0]
+    name = resolved.recipe.name
+    cell = trained[0]
     if choose_method(cell.loaded, cell.role).settings.is_class_specific:
         known, names = (load_classes(each.recipe).names for each in (cell.loaded, resolved))
         new = [class_name for class_name in names if class_name not in known]
@@ -238,7 +239,8 @@ def measuring_overrides(recipe: Recipe) -> list[str]:
 
 def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> list[Cell]:
     """The cells of a row on one recipe; only one for zero-shot CLIP, which has no random draws."""
-    suite, row = loaded.suite, loaded.suite.methods[number]
+    suite = loaded.suite
+    row = loaded.suite.methods[number]
     try:
         resolved, role = _resolve_row(loaded, file, row)
     except (RecipeError, DataError) as error:

@@ -75,8 +75,10 @@ class Runner:
         n_jobs: int,
         after_each: Callable[[], None],
     ) -> None:
-        self._state, self._cells = state, state.plan.cells
-        self._n_jobs, self._after_each = n_jobs, after_each
+        self._state = state
+        self._cells = state.plan.cells
+        self._n_jobs = n_jobs
+        self._after_each = after_each
         self._options = ["--json", "--runs", str(root.absolute())]
         self._options += [] if device is None else ["--device", device]
         shares = n_jobs > 1 and parse_device(device).type == "cpu"
@@ -203,7 +205,8 @@ class Runner:
             return
         output = self._state.file(cell, ".output.json")
         path = running.measures or read_record(dict[str, Any], output)[cell.role]["path"]
-        run, inputs = RunFolder.open(Path(path)), self._state.inputs(cell)
+        run = RunFolder.open(Path(path))
+        inputs = self._state.inputs(cell)
         if running.measures is None:
             result = readable_evaluation(run).get(cell.role)
             # An empty hash: the test images could not be read when the cell began
@@ -224,7 +227,8 @@ class Runner:
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
         """Records and logs that a cell has failed."""
         self._state.write(cell, Outcome("failed", exit_code=exit_code, last_lines=last_lines))
-        file, shown = self._state.file(cell, ".log"), "\n  ".join(last_lines)
+        file = self._state.file(cell, ".log")
+        shown = "\n  ".join(last_lines)
         log.warning(
             f"{cell.label} failed with exit code {exit_code}; its log is {file}.\n  {shown}"
         )

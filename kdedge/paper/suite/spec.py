@@ -186,7 +186,8 @@ def check_names(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
     Raises:
         RecipeError: a name is not in the suite.
     """
-    rows, paper = loaded.suite.methods, loaded.suite.paper
+    rows = loaded.suite.methods
+    paper = loaded.suite.paper
     for number, row in enumerate(rows):
         for recipe in row.set_on:
             _check_known(loaded, ("methods", number, "set_on", recipe), "a recipe", recipes)
@@ -198,7 +199,8 @@ def check_names(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
 
 
 def _check_known(loaded: LoadedSuite, key: KeyPath, what: str, known: Sequence[str]) -> None:
-    name, section = str(key[-1]), "set_on" if key[0] == "methods" else "paper.figures"
+    name = str(key[-1])
+    section = "set_on" if key[0] == "methods" else "paper.figures"
     if name in known:
         return
     remedy = suggestion(name, known, f"Known: {', '.join(known)}.")

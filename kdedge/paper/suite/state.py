@@ -77,7 +77,8 @@ class SuiteState:
     """
 
     def __init__(self, plan: Plan, folder: Path, root: Path) -> None:
-        self.plan, self.folder = plan, folder
+        self.plan = plan
+        self.folder = folder
         self.outcomes: dict[Cell, Outcome] = {}
         self._root = root
         self._inputs: dict[Cell, Inputs] = {}
@@ -85,7 +86,8 @@ class SuiteState:
 
     def read(self) -> None:
         """Reads the outcomes of all cells, and the images of the finished cells."""
-        self._inputs, self._images = {}, {}
+        self._inputs = {}
+        self._images = {}
         self.outcomes = {cell: self._read(cell) for cell in self.plan.cells}
 
     def _read(self, cell: Cell) -> Outcome:

@@ -130,7 +130,8 @@ def _over(
 def _means(rows: Sequence[Values]) -> Values:
     """The mean of each figure; the harmonic mean is of the mean base and novel accuracy."""
     means = {name: _over(fmean, rows, name) for name in FIGURES}
-    base, novel = means["base"], means["novel"]
+    base = means["base"]
+    novel = means["novel"]
     means["harmonic_mean"] = None if base is None or novel is None else harmonic_mean(base, novel)
     return means
 

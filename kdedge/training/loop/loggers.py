@@ -44,7 +44,9 @@ class MetricsLog:
             stack.callback(self._events.close)
             self._advance = stack.enter_context(progress(what, n_steps, done=step))
             self._open = stack.pop_all()
-        self._since, self._n_images, self._speed = time.monotonic(), 0, 0.0
+        self._since = time.monotonic()
+        self._n_images = 0
+        self._speed = 0.0
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -79,14 +81,17 @@ class MetricsLog:
         self._advance(step, f"{shown}, epoch {epoch}, loss {figures['loss']:.3g}")
         if not is_written:
             return
-        self._since, self._n_images, self._speed = now, 0, speed
+        self._since = now
+        self._n_images = 0
+        self._speed = speed
         values = {name: float(x) for name, x in figures.items()}
         self._write({"epoch": epoch, "step": step, **values, "images_per_second": speed})
 
     def epoch(self, *, epoch: int, step: int, figures: Mapping[str, float]) -> None:
         """Writes an epoch's metrics; speeds leave out the time since the last step."""
         self._write({"kind": "epoch", "epoch": epoch, "step": step, **figures})
-        self._since, self._n_images = time.monotonic(), 0
+        self._since = time.monotonic()
+        self._n_images = 0
 
     def _write(self, line: dict[str, Any]) -> None:
         bad = [key for key, x in line.items() if isinstance(x, float) and not math.isfinite(x)]
@@ -111,7 +116,8 @@ class _EventFile:
         from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
         from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._event = event_pb2.Event
+        self._summary = summary_pb2.Summary
         now = time.time_ns()
         path = folder / f"events.out.tfevents.{now // 10**9}.{now % 10**9:09d}"
         with contextlib.ExitStack() as stack:

@@ -41,7 +41,9 @@ def make_optimizer(
     ]
     if scales:
         groups.append({"params": scales, "lr_factor": 1.0, "weight_decay": 0.0})
-    lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
+    lr = settings.lr
+    momentum = settings.momentum
+    decay = settings.weight_decay
     if settings.algorithm == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), weight_decay=decay)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay)

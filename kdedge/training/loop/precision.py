@@ -13,7 +13,8 @@ from kdedge.errors import SetupError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch.float16}
 # Loss scale of the first step, and steps without overflow after which it doubles, as in torch
-_FIRST_SCALE, _GROWTH_INTERVAL = 2.0**16, 2000
+_FIRST_SCALE = 2.0**16
+_GROWTH_INTERVAL = 2000
 
 
 class MixedPrecision:
@@ -54,7 +55,8 @@ class MixedPrecision:
                     "  Set optim.precision: fp32."
                 )
         self._is_scaled = name == "fp16"
-        self._scale, self._n_finite = _FIRST_SCALE if self._is_scaled else 1.0, 0
+        self._scale = _FIRST_SCALE if self._is_scaled else 1.0
+        self._n_finite = 0
         self._rounded = half_parameters if name == "fp16-unscaled" else ()
         _round(self._rounded)
 
@@ -108,7 +110,8 @@ class MixedPrecision:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state returned by `state_dict`."""
         if self._is_scaled:
-            self._scale, self._n_finite = float(state["scale"]), int(state["n_finite"])
+            self._scale = float(state["scale"])
+            self._n_finite = int(state["n_finite"])
 
 
 @torch.no_grad()

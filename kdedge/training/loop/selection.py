@@ -26,7 +26,8 @@ class BestWeights:
     def consider(self, module: nn.Module, *, score: float, epoch: int | None) -> None:
         """Copies the module's state if its score is strictly higher than all earlier scores."""
         if self.score is None or score > self.score:
-            self.score, self.epoch = score, epoch
+            self.score = score
+            self.epoch = epoch
             state = module.state_dict()
             self._module = {name: value.to("cpu", copy=True) for name, value in state.items()}
 
@@ -40,7 +41,9 @@ class BestWeights:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state returned by `state_dict`."""
-        self.score, self.epoch, self._module = state["score"], state["epoch"], state["module"]
+        self.score = state["score"]
+        self.epoch = state["epoch"]
+        self._module = state["module"]
 
 
 class ParameterAverage:

@@ -49,7 +49,9 @@ class Stepper:
         )
         self.precision = MixedPrecision(settings.precision, device, method.half_parameters())
         self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch
-        self._method, self._settings, self._device = method, settings, device
+        self._method = method
+        self._settings = settings
+        self._device = device
         self._group = group
         is_alone = settings.micro_batch == "auto" and group.world_size == 1
         self._can_halve = is_alone and method.can_split_batches

@@ -104,11 +104,14 @@ class Training:
         device: torch.device,
         group: ProcessGroup,
     ) -> None:
-        self.epoch, self.step = 1, 0
-        self._method, self._settings = method, settings
+        self.epoch = 1
+        self.step = 0
+        self._method = method
+        self._settings = settings
         self._n_steps = n_steps
         self._run = run
-        self._device, self._group = device, group
+        self._device = device
+        self._group = group
         self._stepper = Stepper(method, settings, device, group)
         self._parameters = self._stepper.parameters
         weights = method.averaging_weights(settings.epochs)
@@ -173,9 +176,11 @@ class Training:
         """Restores the state of a checkpoint."""
         for name, part in self._parts.items():
             part.load_state_dict(getattr(state, name))
-        self.epoch, self.step = state.epoch, state.step
+        self.epoch = state.epoch
+        self.step = state.step
         record = state.record
-        self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
+        self._loss_sum = record["loss_sum"]
+        self._final_loss = record["final_loss"]
         self._seconds_before = record["seconds"]
         self._n_metrics_bytes = record["metrics_bytes"]
         if self._settings.micro_batch == "auto":
@@ -229,7 +234,8 @@ class Training:
             self._average.add(self._parameters, epoch=self.epoch)
         if self._settings.selection != "last":
             assert validate is not None
-            moving, module = self._moving, self._method.module
+            moving = self._moving
+            module = self._method.module
             with moving.in_place_of(module) if moving else contextlib.nullcontext():
                 figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
             if self._average is not None and self.epoch == self._settings.epochs:
@@ -238,7 +244,8 @@ class Training:
                 figures["averaged_validation_percent"] = self._consider(validate, epoch=None)
         if self._metrics is not None:
             self._metrics.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch = self.epoch + 1
+        self.step = 0
         self._loss_sum = 0.0
 
     def check_stop(self) -> None:

@@ -103,7 +103,8 @@ class StoreFiller:
         began = time.perf_counter()
         for images in self._images([trial] * _N_TRIALS, n_workers=0):
             self._outputs(images)
-            took, began = time.perf_counter() - began, time.perf_counter()
+            took = time.perf_counter() - began
+            began = time.perf_counter()
         return took / len(trial) * n_crops(missing)
 
     def _fill(self, missing: list[Chunk]) -> None:
@@ -112,7 +113,8 @@ class StoreFiller:
         log.info(f"{self.store}. Computing {n_of_all} crops.")
         began = time.monotonic()
         shard = missing[self.group.rank :: self.group.world_size]
-        n_done, what = 0, f"filling the {self.store.name.lower()}"
+        n_done = 0
+        what = f"filling the {self.store.name.lower()}"
         with progress(what, n_crops(shard), unit="crops") as advance:
             for n in self._computed(shard):
                 n_done += n
@@ -205,7 +207,8 @@ def check_disk_space(store: OutputStore, missing: Sequence[Chunk]) -> None:
 
 def opener(model: MethodModel) -> Callable[[WorkerResources], MethodModel]:
     """A picklable function that opens a finished run's model, or an untrained one, in a worker."""
-    setup, root = model.setup, model.setup.workspace.root.absolute()
+    setup = model.setup
+    root = model.setup.workspace.root.absolute()
     if isinstance(model, RunModel):
         run = model.run.path.absolute()
         return functools.partial(_open_run, root, run, model.recipe, model.class_names)

@@ -129,9 +129,12 @@ class OutputStore:
         self._description = _describe(features_hash, preparation, precision)
         self.key = sha256_json(self._description)
         self.path = root / self.key[:16]
-        self.preparation, self.precision = preparation, precision
-        self.dim, self.n_views = dim, n_views
-        self.dtype, self.name = dtype, name
+        self.preparation = preparation
+        self.precision = precision
+        self.dim = dim
+        self.n_views = n_views
+        self.dtype = dtype
+        self.name = name
         self.indices = np.array(sorted(digests), np.int64)
         hashes = b"".join(bytes.fromhex(digests[i]) for i in self.indices.tolist())
         self._sha256 = np.frombuffer(hashes, np.uint8).reshape(-1, 32)

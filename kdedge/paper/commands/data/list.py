@@ -16,9 +16,11 @@ from kdedge.paper.commands.data.options import data_option
 @json_option
 def command(data: Path, as_json: bool) -> None:
     """List the benchmark sets and which of them are here."""
-    rows, records = [], []
+    rows = []
+    records = []
     for name, opened in list_sets(data).items():
-        n_classes, n_images = opened.benchmark.n_classes, dict(opened.benchmark.n_images)
+        n_classes = opened.benchmark.n_classes
+        n_images = dict(opened.benchmark.n_images)
         about = {"license": opened.benchmark.license, "here": opened.status}
         records.append({"name": name, "n_classes": n_classes, "n_images": n_images, **about})
         cells = [str(n_classes), f"{sum(n_images.values()):,}", opened.status]

@@ -19,7 +19,9 @@ from kdedge.paper.commands.data.options import data_option
 def command(name: str, data: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, terms, layout, and which are missing."""
     opened = open_set(name, data)
-    benchmark, folder, missing = opened.benchmark, opened.folder, opened.missing
+    benchmark = opened.benchmark
+    folder = opened.folder
+    missing = opened.missing
     record = {
         "name": name,
         "folder": str(folder),
