@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,44 @@ from kdedge.training.teacher import with_baseline
 log = logging.getLogger(__name__)
 
 _Logits = Callable[[Tensor], Tensor]
-# A subject, the run that has its accuracy, and the accuracy's key there
-_Scored = tuple[Subject, RunFolder | None, str]
 
 
-def run_subjects(
-    run: RunFolder, workspace: Workspace, *, against: Sequence[str]
-) -> tuple[list[Subject], dict[str, str]]:
+@dataclass(frozen=True)
+class _Scored:
+    """A subject and where its accuracy is recorded.
+
+    Attributes:
+        subject: the subject, without its accuracy.
+        run: the run that has the accuracy; None if no run has it.
+        key: the accuracy's key in that run's evaluation.
+    """
+
+    subject: Subject
+    run: RunFolder | None
+    key: str
+
+
+@dataclass(frozen=True)
+class _Gmacs:
+    """Work of a model, in GMACs: of each image, and once for each call."""
+
+    per_image: float
+    per_call: float
+
+
+class RunSubjects(NamedTuple):
+    """Models to measure next to a run.
+
+    Attributes:
+        subjects: the models that can be measured, the run's own last.
+        left_out: the label of each other model -> why it cannot be measured.
+    """
+
+    subjects: list[Subject]
+    left_out: dict[str, str]
+
+
+def run_subjects(run: RunFolder, workspace: Workspace, *, against: Sequence[str]) -> RunSubjects:
     """Returns the subjects of a finished run in PyTorch, and why other models are left out.
 
     Args:
@@ -78,7 +109,8 @@ def run_subjects(
     rows: list[_Scored] = []
     left_out: dict[str, str] = {}
     if isinstance(trained.backbone, Backbone):
-        rows.append((_zero_shot(trained.backbone, len(trained.class_names)), run, "zeroshot"))
+        zero_shot = _zero_shot(trained.backbone, len(trained.class_names))
+        rows.append(_Scored(zero_shot, run, "zeroshot"))
     else:
         left_out[_title("zeroshot")] = (
             f"{trained.backbone.name} is an image encoder alone, and reads no class names"
@@ -87,13 +119,12 @@ def run_subjects(
         rows += _baseline_rows(trained, against, left_out)
     if run.role == "student":
         rows += _teacher_rows(run, trained, left_out)
-    rows.append((_own_subject(trained), run, run.role))
+    rows.append(_Scored(_own_subject(trained), run, run.role))
     source = trained.recipe.name
     subjects = [
-        replace(subject, source=source, accuracy=_accuracy(owner, key))
-        for subject, owner, key in rows
+        replace(row.subject, source=source, accuracy=_accuracy(row.run, row.key)) for row in rows
     ]
-    return subjects, left_out
+    return RunSubjects(subjects, left_out)
 
 
 def _accuracy(run: RunFolder | None, key: str) -> Accuracy | None:
@@ -115,8 +146,8 @@ def _teacher_rows(run: RunFolder, trained: RunModel, left_out: dict[str, str]) -
         left_out["teacher"] = first_line(error)
         return []
     if "teacher" in readable_evaluation(run):  # its accuracy on the student's test images
-        return [(subject, run, "teacher")]
-    return [(subject, folder, folder.role)]
+        return [_Scored(subject, run, "teacher")]
+    return [_Scored(subject, folder, folder.role)]
 
 
 def _baseline_rows(
@@ -129,20 +160,28 @@ def _baseline_rows(
         run = known.get(name)
         loaded = trained.setup.loaded if run is None else load_recipe(run.recipe)
         try:
-            rows += [(row, run, "baseline") for row in _baseline_subjects(name, loaded, trained)]
+            subjects = _baseline_subjects(name, loaded, trained)
         except KdedgeError as error:
             left_out[_title(name)] = first_line(error)
+        else:
+            rows += [_Scored(subject, run, "baseline") for subject in subjects]
     return rows
 
 
 def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
     """The newest finished run of each baseline method, among runs of a recipe's name."""
-    finished = [
-        (str(record.finished_at), str(record.method), run)
-        for run, record in runs_in(root)
-        if run.role == "baseline" and run.path.parent.name == recipe and record.is_finished
-    ]
-    return {method: run for _, method, run in sorted(finished, key=lambda entry: entry[0])}
+    finished_at: dict[str, str] = {}
+    newest: dict[str, RunFolder] = {}
+    for run, record in runs_in(root):
+        is_of_recipe = run.role == "baseline" and run.path.parent.name == recipe
+        if not is_of_recipe or not record.is_finished:
+            continue
+        method = str(record.method)
+        time = str(record.finished_at)
+        if method not in newest or time >= finished_at[method]:
+            newest[method] = run
+            finished_at[method] = time
+    return newest
 
 
 def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[Subject]:
@@ -159,16 +198,23 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
     tensors: list[Tensor] = [*method.module.parameters(), *backbone.visual.parameters()]
     cached = []
     if setup.settings.classifier != "own_logits":
-        vectors = method.class_vectors()
-        scale = method.scale
-        cached = [_with_vectors(label, features, vectors, scale, backbone, tensors)]
+        subject = _with_vectors(
+            label,
+            backbone,
+            features=features,
+            vectors=method.class_vectors(),
+            scale=method.scale,
+            tensors=tensors,
+        )
+        cached = [subject]
     if not isinstance(method, TextPromptMethod):
         return cached or [_subject(label, method.own_logits, backbone, tensors)]
     assert isinstance(backbone, Backbone)  # it encodes texts
     model = backbone.model
     parts: list[nn.Module] = [model.transformer, model.token_embedding, model.ln_final]
-    encoder = [parameter for part in parts for parameter in part.parameters()]
-    encoder += [model.positional_embedding, model.text_projection]
+    encoder: list[Tensor] = [model.positional_embedding, model.text_projection]
+    for part in parts:
+        encoder += part.parameters()
     # Padded to all positions of the encoder, as in the public code
     missing = backbone.context_length - method.texts.tokens.shape[1]
     texts = replace(method.texts, tokens=F.pad(method.texts.tokens, (0, missing)))
@@ -179,7 +225,7 @@ def _baseline_subjects(name: str, loaded: LoadedRecipe, trained: RunModel) -> li
 
     if cached:
         call = count_gmacs(lambda images: method.text_features(texts), _one_image(backbone))
-        gmacs = (cached[0].gmacs_image or 0.0, call)
+        gmacs = _Gmacs(per_image=cached[0].gmacs_image or 0.0, per_call=call)
     paper = _subject(label, logits, backbone, [*tensors, *encoder], gmacs, is_paper=True)
     return [paper, *cached]
 
@@ -188,22 +234,29 @@ def _zero_shot(backbone: Backbone, n_classes: int) -> Subject:
     """Subject of plain CLIP with random class vectors: their values do not affect speed."""
     rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
     vectors = F.normalize(rows, dim=-1).to(backbone.device)
-    tensors: list[Tensor] = [*backbone.visual.parameters()]
-    label = _title("zeroshot")
-    features = backbone.image_features
-    scale = backbone.scale
-    return _with_vectors(label, features, vectors, scale, backbone, tensors)
+    return _with_vectors(
+        _title("zeroshot"),
+        backbone,
+        features=backbone.image_features,
+        vectors=vectors,
+        scale=backbone.scale,
+        tensors=list(backbone.visual.parameters()),
+    )
 
 
 def _own_subject(trained: RunModel) -> Subject:
     """Subject of the run's own model, unfolded."""
-    tensors = trained.method.image_modules().parameters()
     label = _title(trained.setup.method_name)
     if trained.run.role != "baseline":
         label = f"{trained.run.role}, {label}"
-    features = trained.forward_features
-    vectors = trained.class_vectors()
-    return _with_vectors(label, features, vectors, trained.scale, trained.backbone, tensors)
+    return _with_vectors(
+        label,
+        trained.backbone,
+        features=trained.forward_features,
+        vectors=trained.class_vectors(),
+        scale=trained.scale,
+        tensors=list(trained.method.image_modules().parameters()),
+    )
 
 
 def _title(name: str) -> str:
@@ -214,11 +267,12 @@ def _title(name: str) -> str:
 
 def _with_vectors(
     label: str,
+    backbone: ImageBackbone,
+    *,
     features: _Logits,
     vectors: Tensor,
     scale: float,
-    backbone: ImageBackbone,
-    tensors: list[Tensor],
+    tensors: Sequence[Tensor],
 ) -> Subject:
     """Subject of a model with stored class vectors."""
 
@@ -238,7 +292,7 @@ def _subject(
     logits: _Logits,
     backbone: ImageBackbone,
     tensors: Sequence[Tensor],
-    gmacs: tuple[float, float] | None = None,
+    gmacs: _Gmacs | None = None,
     *,
     is_paper: bool = False,
 ) -> Subject:
@@ -249,12 +303,12 @@ def _subject(
         logits: [B, 3, H, W] -> [B, C].
         backbone: the model's backbone.
         tensors: parameters that it needs, class vectors among them.
-        gmacs: GMACs per image, and additional GMACs per call; None to count them.
+        gmacs: its work; None to count it.
         is_paper: whether the model encodes the class texts with every batch.
     """
     n_parameters = sum(tensor.numel() for tensor in tensors)
-    gmacs_image, gmacs_call = gmacs or (count_gmacs(logits, _one_image(backbone)), 0.0)
-
+    if gmacs is None:
+        gmacs = _Gmacs(per_image=count_gmacs(logits, _one_image(backbone)), per_call=0.0)
     return Subject(
         source="",
         model=label,
@@ -262,8 +316,8 @@ def _subject(
         precision="fp32",
         n_parameters=n_parameters,
         n_bytes=None,
-        gmacs_image=gmacs_image,
-        gmacs_call=gmacs_call,
+        gmacs_image=gmacs.per_image,
+        gmacs_call=gmacs.per_call,
         accuracy=None,
         gate=None,
         load=lambda: contextlib.nullcontext(_LoadedTorch(logits, backbone, n_parameters)),
@@ -311,7 +365,8 @@ def _event_timed(work: Callable[[], Any]) -> TimedCall:
     """A call timed by CUDA events around it."""
 
     def call() -> float:
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         began.record()
         work()
         ended.record()

@@ -44,7 +44,7 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
     Returns:
         None if there is no file that passed its gate.
     """
-    choice, _ = measured_choice(artifact)
+    choice = measured_choice(artifact).choice
     files = rank_files(artifact, chosen=None if choice is None else choice.file)
     if not files:
         return None

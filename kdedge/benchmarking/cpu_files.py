@@ -83,15 +83,15 @@ def choose(candidates: Sequence[TimedFile], *, where: str) -> TimedFile:
     Raises:
         GateError: no candidate can be chosen.
     """
-    usable = [(c.speedup, c) for c in candidates if c.out is None and c.speedup is not None]
-    if not usable:
+    speedups = {c.file: c.speedup for c in candidates if c.out is None and c.speedup is not None}
+    if not speedups:
         reasons = "\n".join(f"  {candidate.file}: {candidate.out}" for candidate in candidates)
         raise GateError(
             f"{where} has no file that this CPU can run and that passes its gate.\n{reasons}"
         )
-    limit = (1 - TIE_SHARE) * max(speedup for speedup, _ in usable)
-    equal = [(c.agreement_percent or 0, speedup, c) for speedup, c in usable if speedup >= limit]
-    return max(equal, key=lambda entry: entry[:2])[2]
+    limit = (1 - TIE_SHARE) * max(speedups.values())
+    equally_fast = [c for c in candidates if speedups.get(c.file, 0) >= limit]
+    return max(equally_fast, key=lambda c: (c.agreement_percent or 0, speedups[c.file]))
 
 
 def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
@@ -115,7 +115,15 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
             except KdedgeError as error:
                 out = first_line(error)
             candidates.append(
-                TimedFile(file.name, file.precision, runtime, agreement, None, None, out)
+                TimedFile(
+                    file=file.name,
+                    precision=file.precision,
+                    runtime=runtime,
+                    agreement_percent=agreement,
+                    time=None,
+                    speedup=None,
+                    out=out,
+                )
             )
         log.info("Timing %d files in turns.", len(calls))
         with working(f"timing {len(calls)} files in turns"):
@@ -128,9 +136,10 @@ def _measure(artifact: Artifact, plan: TimingPlan) -> list[TimedFile]:
         if times is not None and baseline is not None and times.rounds:
             time = summarize(times, batch=batch, inputs="on device", baseline=baseline)
             assert time is not None  # it has rounds
-            slow, fast = (percentile(each.samples, _PERCENTILE) for each in (baseline, times))
+            baseline_ms = percentile(baseline.samples, _PERCENTILE)
+            own_ms = percentile(times.samples, _PERCENTILE)
             time = replace(time, samples_ms=())
-            candidates[i] = replace(candidate, time=time, speedup=slow / fast)
+            candidates[i] = replace(candidate, time=time, speedup=baseline_ms / own_ms)
     return candidates
 
 

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +45,24 @@ def device_sheet() -> dict[str, Any]:
     governors = _read_files("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     if governors:
         sheet["governor"] = ", ".join(sorted(set(governors)))
-    nvml, gpu = _nvml_and_gpu()
+    gpu = _first_gpu()
     if gpu is not None:
-        sheet["gpus"] = [_describe_gpu(nvml, gpu)]
+        sheet["gpus"] = [_describe_gpu(gpu)]
     jetson = _jetson()
-    return sheet | ({"jetson": jetson} if jetson else {})
+    if jetson:
+        sheet["jetson"] = jetson
+    return sheet
 
 
 def _versions() -> dict[str, str]:
     """Versions of torch, NumPy and the packages of targets with a backend."""
     targets = [target for target in list_targets() if target.backend is not None]
-    packages = [name for t in targets for p in t.build_packages for name in p.distributions]
-    names = ("torch", "numpy", *packages)
-    return {name: version for name in names if (version := installed_version(name)) is not None}
+    names = ["torch", "numpy"]
+    for target in targets:
+        for package in target.build_packages:
+            names += package.distributions
+    versions = {name: installed_version(name) for name in names}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def _read_files(pattern: str) -> list[str]:
@@ -112,8 +118,10 @@ def conditions() -> dict[str, Any]:
     for key, pattern in _COUNTERS.items():
         if counted := _read_files(pattern):
             state[key] = sum(int(text) for text in counted)
-    nvml, gpu = _nvml_and_gpu()
-    return state if gpu is None else state | {"gpu": _gpu_conditions(nvml, gpu)}
+    gpu = _first_gpu()
+    if gpu is not None:
+        state["gpu"] = _gpu_conditions(gpu)
+    return state
 
 
 def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
@@ -121,7 +129,8 @@ def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
     signs = {key: after[key] > before.get(key, 0) for key in _COUNTERS if key in after}
     if not signs.get("over_current_events"):  # a Jetson does not count what heat slows
         signs.pop("over_current_events", None)
-    gpu, earlier = (state.get("gpu", {}) for state in (after, before))
+    gpu = after.get("gpu", {})
+    earlier = before.get("gpu", {})
     if gpu.get("throttle_reasons"):  # the GPU is idle again: that there is none proves nothing
         signs["reasons"] = True
     slowed_ns, earlier_ns = gpu.get("slowed_ns"), earlier.get("slowed_ns")
@@ -130,44 +139,65 @@ def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
     return any(signs.values()) if signs else None
 
 
-def _nvml_and_gpu() -> tuple[Any, Any]:
-    """NVIDIA's management library, and its handle of the first GPU that CUDA may use.
+@dataclass(frozen=True)
+class _Gpu:
+    """A GPU, as NVIDIA's management library sees it.
 
-    Both are None if library, driver or GPU is missing. A Jetson has no such library. NVML counts
-    GPUs in another order than CUDA, and also those that this process may not use.
+    Attributes:
+        nvml: the library.
+        handle: its handle of the GPU.
+    """
+
+    nvml: Any
+    handle: Any
+
+    def query(self, getter: Callable[..., Any], *arguments: Any) -> Any:
+        """The library's value for this GPU; None if the GPU does not support the query."""
+        return _query(self.nvml, getter, self.handle, *arguments)
+
+
+def _first_gpu() -> _Gpu | None:
+    """The first GPU that CUDA may use; None if the library, the driver or the GPU is missing.
+
+    A Jetson has no such library. NVML counts GPUs in another order than CUDA, and also those that
+    this process may not use.
     """
     try:
         import pynvml as nvml
 
         bus_id = find_gpu().bus_id
     except (ImportError, SetupError):
-        return None, None
+        return None
     try:
         nvml.nvmlInit()
-        return nvml, nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+        return _Gpu(nvml, nvml.nvmlDeviceGetHandleByPciBusId(bus_id))
     except nvml.NVMLError:
-        return None, None
+        return None
 
 
-def _describe_gpu(nvml: Any, gpu: Any) -> dict[str, Any]:
+def _describe_gpu(gpu: _Gpu) -> dict[str, Any]:
+    nvml = gpu.nvml
+    memory = gpu.query(nvml.nvmlDeviceGetMemoryInfo)
+    milliwatts = gpu.query(nvml.nvmlDeviceGetEnforcedPowerLimit)
     return {
-        "name": _query(nvml, nvml.nvmlDeviceGetName, gpu),
+        "name": gpu.query(nvml.nvmlDeviceGetName),
         "driver": _query(nvml, nvml.nvmlSystemGetDriverVersion),
-        "memory_bytes": _query(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
-        "power_limit_watts": _query(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000),
+        "memory_bytes": None if memory is None else memory.total,
+        "power_limit_watts": None if milliwatts is None else milliwatts / 1000,
     }
 
 
-def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
+def _gpu_conditions(gpu: _Gpu) -> dict[str, Any]:
+    nvml = gpu.nvml
     throttle_bits = {
         "power": nvml.nvmlClocksThrottleReasonSwPowerCap,
         "heat": nvml.nvmlClocksThrottleReasonSwThermalSlowdown
         | nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
         "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
     }
-    reasons = _query(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
+    reasons = gpu.query(nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
     policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
-    statuses = [_query(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
+    statuses = [gpu.query(nvml.nvmlDeviceGetViolationStatus, policy) for policy in policies]
     times = [int(status.violationTime) for status in statuses if status is not None]
     return {
         "throttle_reasons": [name for name, bit in throttle_bits.items() if reasons & bit],
@@ -234,21 +264,36 @@ class SampledPower:
             thread.join()
 
 
+@dataclass(frozen=True)
+class _Rail:
+    """A power rail's files: volts in mV, amperes in mA."""
+
+    volts: Path
+    amperes: Path
+
+    def microwatts(self) -> int:
+        return int(self.volts.read_text()) * int(self.amperes.read_text())
+
+
 def _ina_reader() -> Callable[[], float | None] | None:
     """Reads the module's input rail, or the sum of all rails if the board has none."""
-    rails: dict[str, tuple[Path, Path]] = {}
+    rails: dict[str, _Rail] = {}
     for label in sorted(machine.ROOT.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
         number = label.name.removeprefix("in").removesuffix("_label")
-        volts, amperes = (label.with_name(f"{kind}{number}_input") for kind in ("in", "curr"))
-        if volts.is_file() and amperes.is_file():  # some labels have no current: they are not rails
-            rails[label.read_text().strip()] = (volts, amperes)
+        rail = _Rail(
+            volts=label.with_name(f"in{number}_input"),
+            amperes=label.with_name(f"curr{number}_input"),
+        )
+        # Some labels have no current: they are not rails
+        if rail.volts.is_file() and rail.amperes.is_file():
+            rails[label.read_text().strip()] = rail
     if not rails:
         return None
     chosen = [rails[_MODULE_INPUT]] if _MODULE_INPUT in rails else list(rails.values())
 
-    def read() -> float | None:  # mV x mA
+    def read() -> float | None:
         try:
-            return sum(int(v.read_text()) * int(a.read_text()) for v, a in chosen) / 1e6
+            return sum(rail.microwatts() for rail in chosen) / 1e6
         except (OSError, ValueError):
             return None
 
@@ -257,14 +302,17 @@ def _ina_reader() -> Callable[[], float | None] | None:
 
 def _nvml_reader() -> Callable[[], float | None] | None:
     """Reads the power of the first GPU that CUDA may use."""
-    nvml, gpu = _nvml_and_gpu()
+    gpu = _first_gpu()
+    if gpu is None:
+        return None
+    nvml = gpu.nvml
 
     def read() -> float | None:
         # nvmlDeviceGetPowerUsage of newer GPUs is a mean over a second, longer than a turn
-        found = _query(nvml, nvml.nvmlDeviceGetFieldValues, gpu, [nvml.NVML_FI_DEV_POWER_INSTANT])
+        found = gpu.query(nvml.nvmlDeviceGetFieldValues, [nvml.NVML_FI_DEV_POWER_INSTANT])
         if found is not None and found[0].nvmlReturn == nvml.NVML_SUCCESS:
             return float(found[0].value.uiVal) / 1000
-        milliwatts = _query(nvml, nvml.nvmlDeviceGetPowerUsage, gpu)
+        milliwatts = gpu.query(nvml.nvmlDeviceGetPowerUsage)
         return None if milliwatts is None else milliwatts / 1000
 
-    return None if gpu is None or read() is None else read
+    return None if read() is None else read

@@ -63,8 +63,19 @@ class _Row:
         )
 
 
-# A batch size, where the input of calls starts, and the rows that are timed with both
-_Turn = tuple[int, TimedFrom, list[_Row]]
+@dataclass(frozen=True)
+class _Turn:
+    """Rows that are timed against each other.
+
+    Attributes:
+        batch: images per call.
+        inputs: where the input of calls starts.
+        rows: what is timed.
+    """
+
+    batch: int
+    inputs: TimedFrom
+    rows: list[_Row] = field(default_factory=list)
 
 
 def run_bench(
@@ -98,7 +109,7 @@ def run_bench(
     with ExitStack() as held:
         loaded = _load(subjects, held, left_out)
         turns = _plan_turns(loaded, batches, plan, left_out)
-        baseline = next((row for *_, timed in turns for row in timed), None)
+        baseline = next((turn.rows[0] for turn in turns if turn.rows), None)
         try:
             _measure(turns, baseline, plan, power, watch)
         except KeyboardInterrupt as error:
@@ -175,24 +186,30 @@ def _plan_turns(
 ) -> list[_Turn]:
     """Plans all batch sizes, on the device and with copies, then image files; fills `left_out`."""
     starts: tuple[TimedFrom, ...] = ("on device", "copied")
-    turns: list[_Turn] = [(batch, inputs, []) for batch in batches for inputs in starts]
-    turns.append((1, "image file", []))
-    for batch, inputs, timed in turns:
+    turns: list[_Turn] = []
+    for batch in batches:
+        turns += [_Turn(batch, inputs) for inputs in starts]
+    turns.append(_Turn(1, "image file"))
+    for turn in turns:
+        batch = turn.batch
         for row in rows:
-            if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
+            if row.loaded is None or row.problem is not None:
+                continue
+            if turn.inputs not in row.loaded.inputs:
                 continue
             low, high = row.loaded.batches
             # Estimated from its work and the time of the first call, which had `low` images
             gmacs = row.subject.gmacs(batch)
             first = row.subject.gmacs(low)
-            seconds = batch / low * (gmacs / first if gmacs and first else 1) * row.first_ms / 1000
+            more_work = gmacs / first if gmacs and first else 1
+            seconds = batch / low * more_work * row.first_ms / 1000
             if batch < low or (high is not None and batch > high):
                 images = "" if low == high else f"to {high} images "
                 why_not = f"it takes {low} {images}per call"
             elif seconds > plan.call_seconds:
                 why_not = f"a call would take about {seconds:.0f} s"
             else:
-                timed.append(row)
+                turn.rows.append(row)
                 continue
             left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
     return turns
@@ -207,19 +224,20 @@ def _measure(
 ) -> None:
     """Times the rows of each turn against each other; rows that have failed are skipped."""
     done = 0
-    with progress("measuring", sum(len(rows) for *_, rows in turns) * plan.n_rounds) as advance:
+    n_rounds = plan.n_rounds * sum(len(turn.rows) for turn in turns)
+    with progress("measuring", n_rounds) as advance:
 
         def after_turn(row: _Row) -> None:
             nonlocal done
             done += 1
             advance(done, row.subject.label)
 
-        for batch, inputs, rows in turns:
+        for turn in turns:
             calls: dict[_Row, TimedCall] = {}
-            for row in rows:
+            for row in turn.rows:
                 if row.loaded is not None and row.problem is None:
                     try:
-                        calls[row] = row.loaded.call(batch, inputs)
+                        calls[row] = row.loaded.call(turn.batch, turn.inputs)
                     except (KdedgeError, RuntimeError, MemoryError) as error:
                         row.fail(error)
             timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
@@ -227,10 +245,10 @@ def _measure(
             for row, time in timed.items():
                 assert row.loaded is not None  # since it was timed
                 # Watts are of copy and computing; "on device" may be the time of computing alone
-                is_partial = inputs == "on device" and "copied" in row.loaded.inputs
+                is_partial = turn.inputs == "on device" and "copied" in row.loaded.inputs
                 if power is not None and (is_partial or row.loaded.gpu not in power.devices):
                     time.power.clear()
-                summary = summarize(time, batch=batch, inputs=inputs, baseline=against)
+                summary = summarize(time, batch=turn.batch, inputs=turn.inputs, baseline=against)
                 if summary is not None:
                     if row.device == "GPU":  # a GPU keeps computing when others use the cores
                         summary = replace(summary, others_percent=None)

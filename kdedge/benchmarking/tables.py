@@ -8,6 +8,7 @@ from kdedge.records.speed import (
     Measurement,
     NamedRow,
     SpeedResult,
+    SpeedRow,
     TimedFrom,
     accuracies,
     at_smallest_batch,
@@ -62,10 +63,12 @@ def _latencies(named: Sequence[NamedRow], inputs: TimedFrom) -> Table:
 
 def _ratios(named: Sequence[NamedRow], result: SpeedResult) -> Table:
     rows = []
-    for label, _, time in at_smallest_batch(named, "on device"):
+    for smallest in at_smallest_batch(named, "on device"):
+        time = smallest.time
         if time is not None:
             mark = "!" if time.doubt else ""
-            rows.append([label, *result.ratio_cells(time), f"{time.cv_percent:.1f}{mark}"])
+            variation = f"{time.cv_percent:.1f}{mark}"
+            rows.append([smallest.label, *result.ratio_cells(time), variation])
     title = (
         f"Speed relative to {result.baseline}: median, lowest and highest of"
         f" {result.settings['n_rounds']} rounds; variation of the calls"
@@ -122,17 +125,16 @@ def notes(result: SpeedResult) -> list[str]:
     if sources:
         lines.append(f"Accuracies are from {'; '.join(sources)}.")
     lines += result.caveats
-    few = sorted(
-        {
-            row.label
-            for row in result.rows
-            for m in row.measurements
-            if m.n_calls < settings["n_calls"]
-        }
-    )
+    n_calls = settings["n_calls"]
+    few = sorted({row.label for row in result.rows if _has_few_calls(row, n_calls)})
     if few:
-        lines.append(f"Fewer than {settings['n_calls']} calls, as they are slow: {', '.join(few)}.")
+        lines.append(f"Fewer than {n_calls} calls, as they are slow: {', '.join(few)}.")
     return [*lines, *result.problems]
+
+
+def _has_few_calls(row: SpeedRow, n_calls: int) -> bool:
+    """Whether a model is so slow that one of its measurements has fewer calls than planned."""
+    return any(measurement.n_calls < n_calls for measurement in row.measurements)
 
 
 def machine_text(result: SpeedResult) -> str:
@@ -140,11 +142,17 @@ def machine_text(result: SpeedResult) -> str:
     device = result.device
     parts = [f"{device['cpu']}, {device['cpu_cores']} cores"]
     threads = result.settings["threads"]
-    chosen = f" (OMP_NUM_THREADS {known})" if (known := device.get("omp_num_threads")) else ""
-    default = f"default threads of each library{chosen}"
-    parts.append(default if threads is None else f"{threads} threads")
-    if (may_spin := device.get("threads_spin")) is not None:
-        parts.append(f"which {'spin for a short time' if may_spin else 'sleep'} while they wait")
+    openmp_threads = device.get("omp_num_threads")
+    if threads is not None:
+        parts.append(f"{threads} threads")
+    elif openmp_threads:
+        parts.append(f"default threads of each library (OMP_NUM_THREADS {openmp_threads})")
+    else:
+        parts.append("default threads of each library")
+    may_spin = device.get("threads_spin")
+    if may_spin is not None:
+        wait = "spin for a short time" if may_spin else "sleep"
+        parts.append(f"which {wait} while they wait")
     for gpu in device.get("gpus", []):
         parts.append(f"{gpu['name']}, driver {gpu['driver']}")
     if "jetson" in device:

@@ -130,8 +130,9 @@ def measure(
             if n_calls:
                 with _recording_errors(times):
                     time.sleep(_PAUSE_S)
-                    for _ in range(_WARM_UP_CALLS if warm_ms[key] < 1000 * _WARM_UP_S else 0):
-                        call()  # the first calls after a pause are slower
+                    if warm_ms[key] < 1000 * _WARM_UP_S:
+                        for _ in range(_WARM_UP_CALLS):
+                            call()  # the first calls after a pause are slower
                     since = watch()
                     with contextlib.nullcontext() if power is None else power.during(times.power):
                         times.rounds.append([call() for _ in range(n_calls)])
@@ -145,7 +146,10 @@ def _calls_in_round(plan: TimingPlan, call_ms: float, number: int) -> int:
     """Number of timed calls of a round: the calls spread evenly, at least one in each round."""
     n_calls = plan.calls_for(call_ms)
     n_rounds = min(plan.n_rounds, n_calls)
-    return n_calls // n_rounds + (number < n_calls % n_rounds) if number < n_rounds else 0
+    if number >= n_rounds:
+        return 0
+    n_each, n_left = divmod(n_calls, n_rounds)
+    return n_each + 1 if number < n_left else n_each
 
 
 @contextlib.contextmanager

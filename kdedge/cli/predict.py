@@ -20,7 +20,7 @@ from kdedge.api.predict import results_of
 from kdedge.cli.options import artifact_options, count_option, file_option, folder_option
 from kdedge.errors import DataError, explaining_writes
 from kdedge.files import already_exists, new_file
-from kdedge.inference.lines import FORMATS, Lines, column_widths, shown_classes
+from kdedge.inference.lines import FORMATS, NO_COLUMNS, Lines, column_widths, shown_classes
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, best_name, no_scores
 from kdedge.inference.saved_images import SavedImages
 from kdedge.progress import progress_to
@@ -121,7 +121,7 @@ def command(
             kind,
             top=min(top, len(names)),
             min_score=min_score,
-            columns=column_widths(keys or (), names) if is_shown else (0, 0),
+            columns=column_widths(keys or (), names) if is_shown else NO_COLUMNS,
             tells_none=classifier.tells_none,
         )
         saved = None if save is None else SavedImages(save)

@@ -35,6 +35,13 @@ _N_UNCROPPED = 16
 _UNCROPPED_PX = 640
 
 
+class _CalibrationErrors(NamedTuple):
+    """Expected calibration errors in percent; both None without a temperature or labels."""
+
+    before: float | None
+    after: float | None
+
+
 class ReferenceOutputs(NamedTuple):
     """Images after resize and crop, [N, S, S, 3], and the unfolded model's outputs for them.
 
@@ -106,13 +113,13 @@ class Float32Reference:
             runtime=backend.describe(),
             head=artifact.head,
         )
-        before, after = self._calibration_errors(logits)
+        errors = self._calibration_errors(logits)
         return replace(
             parity,
             images_hash=self.images_hash,
             test_set=self.test_set,
-            ece_percent=after,
-            ece_percent_before=before,
+            ece_percent=errors.after,
+            ece_percent_before=errors.before,
         )
 
     @property
@@ -122,21 +129,19 @@ class Float32Reference:
         is_suspect = len(self.labels) > 1 and len(set(self.labels) - {None}) != 1
         return predicted.pop() if is_suspect and len(predicted) == 1 else None
 
-    def _calibration_errors(
-        self, logits: npt.NDArray[np.float32]
-    ) -> tuple[float | None, float | None]:
-        """The calibration errors of a file's logits [N, C], before and after the temperature.
-
-        Both are None if there is no temperature, or there are no labels.
-        """
+    def _calibration_errors(self, logits: npt.NDArray[np.float32]) -> _CalibrationErrors:
+        """The calibration errors of a file's logits [N, C], before and after the temperature."""
         known = [i for i, label in enumerate(self.labels) if label is not None]
         rows = [i for i in known if np.isfinite(logits[i]).all()]
         if self.temperature is None or not rows:
-            return None, None
+            return _CalibrationErrors(None, None)
         labels = torch.tensor([self.labels[i] for i in rows])
-        after = torch.from_numpy(logits[rows])
-        before = calibration_error_percent(self.temperature.value * after, labels)
-        return before, calibration_error_percent(after, labels)
+        calibrated = torch.from_numpy(logits[rows])
+        original = self.temperature.value * calibrated
+        return _CalibrationErrors(
+            before=calibration_error_percent(original, labels),
+            after=calibration_error_percent(calibrated, labels),
+        )
 
 
 def run_reference(
@@ -176,23 +181,23 @@ def run_reference(
     offsets = None if trained.offsets is None else trained.offsets / divisor
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
     outputs = _run_unfolded(trained, pixels, scale, offsets)
-    files, squares = _uncropped_images(trained, chosen)
-    smoke = _run_unfolded(trained, squares, scale, offsets)
-    sample = spread(len(pixels), MAX_SMOKE_IMAGES - len(files))
-    head = smoke.logits
-    others = outputs.logits
+    uncropped = _uncropped_images(trained, chosen)
+    cropped = _run_unfolded(trained, uncropped.pixels, scale, offsets)
+    sample = spread(len(pixels), MAX_SMOKE_IMAGES - len(uncropped.files))
     if trained.recipe.export.open_classes:
-        head = smoke.features
-        others = outputs.features
-    values = np.concatenate([head, others[sample]])
+        values = np.concatenate([cropped.features, outputs.features[sample]])
+    else:
+        values = np.concatenate([cropped.logits, outputs.logits[sample]])
+    source = "unlabeled" if test is None else "test"
     return Float32Reference(
         chosen=chosen,
         outputs=outputs,
-        smoke_set=SmokeSet(np.concatenate([squares, pixels[sample]]), values, files),
+        smoke_set=SmokeSet(
+            np.concatenate([uncropped.pixels, pixels[sample]]), values, uncropped.files
+        ),
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
         labels=tuple(trained.labels_of(chosen)),
-        images=f"{len(chosen.indices)} of {len(images.indices)} images of"
-        f" data.{'unlabeled' if test is None else 'test'}",
+        images=f"{len(chosen.indices)} of {len(images.indices)} images of data.{source}",
         digests=digests,
         images_hash=chosen.hash_with(trained.class_names),
         test_set=test_set,
@@ -202,21 +207,35 @@ def run_reference(
     )
 
 
-def _uncropped_images(
-    trained: RunModel, chosen: Images
-) -> tuple[tuple[bytes, ...], npt.NDArray[np.uint8]]:
-    """Returns images before resize and crop, as PNG files without metadata; and their pixels after.
+@dataclass(frozen=True)
+class _Uncropped:
+    """Images before and after resize and crop.
 
-    Of each three images, one is cut to be taller and one to be wider, as all images of a camera
-    often have one shape.
+    Attributes:
+        files: PNG files without metadata, before.
+        pixels: [N, S, S, 3], after.
+    """
+
+    files: tuple[bytes, ...]
+    pixels: npt.NDArray[np.uint8]
+
+
+def _uncropped_images(trained: RunModel, chosen: Images) -> _Uncropped:
+    """Some of the images before resize and crop.
+
+    All images of a camera often have one shape. So of each three images, the second is cut to be
+    taller and the third to be wider.
     """
     sample = [chosen.indices[i] for i in spread(len(chosen.indices), _N_UNCROPPED)]
     files = []
     pixels = []
     for number, original in enumerate(read_images(chosen.source, sample)):
         height, width = original.shape[:2]
-        cut = original[: height - (number % 3 == 2) * (height // 3)]
-        image = Image.fromarray(cut[:, : width - (number % 3 == 1) * (width // 3)])
+        if number % 3 == 1:
+            width -= width // 3
+        elif number % 3 == 2:
+            height -= height // 3
+        image = Image.fromarray(original[:height, :width])
         image.thumbnail((_UNCROPPED_PX, _UNCROPPED_PX))
         longest = MAX_ASPECT * min(image.size)  # the cut, or its rounding, may exceed the limit
         image = image.crop((0, 0, min(image.width, longest), min(image.height, longest)))
@@ -224,7 +243,7 @@ def _uncropped_images(
         image.save(file, "PNG")
         files.append(file.getvalue())
         pixels.append(np.asarray(resize_and_crop(image, trained.preprocess)))
-    return tuple(files), np.stack(pixels)
+    return _Uncropped(tuple(files), np.stack(pixels))
 
 
 @torch.no_grad()

@@ -53,8 +53,9 @@ def accuracy_result(
     base = novel = mean = None
     if split == "base-to-novel":
         in_half = _is_right(logits, labels, split)
-        halves = [in_half[_is_in(part, labels)] for part in base_novel(len(class_names))]
-        base, novel = (_percent(half) if len(half) else None for half in halves)
+        base_classes, novel_classes = base_novel(len(class_names))
+        base = _percent_of(in_half[_is_in(base_classes, labels)])
+        novel = _percent_of(in_half[_is_in(novel_classes, labels)])
         mean = None if base is None or novel is None else harmonic_mean(base, novel)
     is_right = logits.argmax(dim=1) == labels  # [N]
     return EvalResult(
@@ -86,6 +87,11 @@ def _percent(is_right: Tensor) -> float:
     return 100 * int(is_right.sum()) / len(is_right)
 
 
+def _percent_of(is_right: Tensor) -> float | None:
+    """As `_percent`; None if there are no images."""
+    return _percent(is_right) if len(is_right) else None
+
+
 def _is_in(part: range, labels: Tensor) -> Tensor:
     """[N] bool: which labels are of a range of classes."""
     return (labels >= part.start) & (labels < part.stop)
@@ -95,7 +101,8 @@ def _is_right(logits: Tensor, labels: Tensor, split: SplitName) -> Tensor:
     """[N] bool: which images are right among all names, or among those of their own half."""
     n_classes = logits.shape[1]
     is_right = torch.zeros(len(labels), dtype=torch.bool)
-    for part in base_novel(n_classes) if split == "base-to-novel" else (range(n_classes),):
+    parts = base_novel(n_classes) if split == "base-to-novel" else (range(n_classes),)
+    for part in parts:
         of_part = _is_in(part, labels)
         predicted = logits[of_part, part.start : part.stop].argmax(dim=1) + part.start
         is_right[of_part] = predicted == labels[of_part]
@@ -143,10 +150,15 @@ def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
     confidences, predicted = logits.double().softmax(dim=1).max(dim=1)
     edges = torch.linspace(0, 1, N_BINS + 1)
     bin_indices = torch.bucketize(confidences.float(), edges, right=True) - 1  # [N], 0 to N_BINS
-    n_images, confidence, n_right = (
-        torch.zeros(N_BINS + 1, dtype=torch.float64).scatter_add_(0, bin_indices, values)
-        for values in (torch.ones_like(confidences), confidences, (predicted == labels).double())
-    )
+
+    def sums(values: Tensor) -> Tensor:
+        """[N] -> [N_BINS + 1], the sum of each bin's values."""
+        zeros = torch.zeros(N_BINS + 1, dtype=torch.float64)
+        return zeros.scatter_add_(0, bin_indices, values)
+
+    n_images = sums(torch.ones_like(confidences))
+    confidence = sums(confidences)
+    n_right = sums((predicted == labels).double())
     return tuple(
         CalibrationBin(
             n_images=int(n_images[i]),
@@ -191,13 +203,17 @@ def temperature_of_share(logits: npt.NDArray[np.float32], share: float) -> float
 
     Args:
         logits: [N, C], finite.
-        share: the wanted mean of each image's highest softmax.
+        share: what the mean of each image's highest softmax should be.
 
     Returns:
         The temperature; None if it is outside of the searched range, as for a share of 1.
     """
     logits = logits.astype(np.float64)
-    return _find_root(lambda inverse: float(softmax(inverse * logits).max(axis=1).mean()) - share)
+
+    def excess(inverse: float) -> float:
+        return float(softmax(inverse * logits).max(axis=1).mean()) - share
+
+    return _find_root(excess)
 
 
 def _find_root(increasing: Callable[[float], float]) -> float | None:
@@ -207,5 +223,8 @@ def _find_root(increasing: Callable[[float], float]) -> float | None:
         return None
     for _ in range(_N_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if increasing(float(np.exp(middle))) < 0 else (low, middle)
+        if increasing(float(np.exp(middle))) < 0:
+            low = middle
+        else:
+            high = middle
     return float(np.exp(-(low + high) / 2))

@@ -132,20 +132,25 @@ def _worst_images(
     class_names: Sequence[str],
 ) -> tuple[WorstImage, ...]:
     """The worst images: disagreements first, then by distance, then by key."""
-    entries = [
-        WorstImage(
-            image=key,
-            reference_class=class_names[expected[i]],
-            predicted_class=None if predicted[i] < 0 else class_names[predicted[i]],
-            distance=None if distances is None else distances[i],
+    entries = []
+    for i, key in enumerate(keys):
+        distance = None if distances is None else distances[i]
+        has_distance = distance is not None and distance > 0
+        if predicted[i] == expected[i] and not has_distance:
+            continue
+        entries.append(
+            WorstImage(
+                image=key,
+                reference_class=class_names[expected[i]],
+                predicted_class=None if predicted[i] < 0 else class_names[predicted[i]],
+                distance=distance,
+            )
         )
-        for i, key in enumerate(keys)
-        if predicted[i] != expected[i] or (distances is not None and distances[i] > 0)
-    ]
 
     def order(entry: WorstImage) -> tuple[Any, ...]:
         agrees = entry.predicted_class == entry.reference_class
-        classes = entry.reference_class, entry.predicted_class or ""
-        return agrees, -(entry.distance or 0), entry.image, *classes
+        distance = entry.distance or 0
+        predicted_class = entry.predicted_class or ""
+        return agrees, -distance, entry.image, entry.reference_class, predicted_class
 
     return tuple(sorted(entries, key=order)[:N_WORST])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from kdedge.errors import BackendUnavailable, GateError, MissingPackage, RecipeError, SetupError
@@ -18,8 +19,22 @@ from kdedge.targets.registry import find_target, list_targets, load_file, target
 
 log = logging.getLogger(__name__)
 
-_Failure = tuple[Target, ModelFile, SetupError]
 _ABSENT = (MissingPackage, BackendUnavailable)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A file that this machine cannot run, and the reason."""
+
+    target: Target
+    file: ModelFile
+    error: SetupError
+
+    @property
+    def is_absence(self) -> bool:
+        """Whether a package or a device is missing, so that nothing is broken."""
+        return isinstance(self.error, _ABSENT)
+
 
 _DEVICE_ORDER = ("cpu", "any", "gpu")
 
@@ -46,8 +61,8 @@ def rank_files(
 
     Args:
         artifact: the artifact.
-        precision: the wanted precision; None for any.
-        backend: the wanted backend; None for any.
+        precision: its precision; None for any.
+        backend: what runs it; None for any.
         chosen: name of the file that was measured as the fastest; None if there is none.
 
     Raises:
@@ -55,18 +70,16 @@ def rank_files(
     """
     runnable = list_targets() if backend is None else (target_of_backend(backend),)
     targets = {target.name: target for target in runnable if target.backend is not None}
-    files = [
-        file
-        for file in artifact.files
-        if file.target in targets
-        and precision in (None, file.precision)
-        and (precision is not None or file.gate != "missed")
-    ]
+    if precision is None:
+        files = [file for file in artifact.files if file.gate != "missed"]
+    else:
+        files = [file for file in artifact.files if file.precision == precision]
+    files = [file for file in files if file.target in targets]
     gpu_size = _gpu_size() if any(targets[file.target].is_engine for file in files) else 0
 
     def rank(file: ModelFile) -> tuple[Any, ...]:
         target = targets[file.target]
-        order = targets[file.target].precisions
+        order = target.precisions
         return (
             file.precision == "int8" and file.name != chosen,
             target.is_engine if gpu_size == 0 else not target.is_engine,
@@ -91,8 +104,8 @@ def choose_and_load(
 
     Args:
         artifact: the artifact.
-        precision: the wanted precision; None for any.
-        backend: the wanted backend; None for any.
+        precision: its precision; None for any.
+        backend: what runs it; None for any.
         n_threads: CPU threads; None for the engine's own choice.
 
     Raises:
@@ -115,7 +128,7 @@ def choose_and_load(
         except SetupError as error:
             # Without its traceback, whose frames keep an engine in the GPU's memory
             error.__cause__ = error.__context__ = None
-            failures.append((target, file, error.with_traceback(None)))
+            failures.append(_Failure(target, file, error.with_traceback(None)))
             continue
         _warn(artifact, target, file, failures, was_asked_for=backend is not None)
         if chosen not in (None, file.name):
@@ -125,7 +138,8 @@ def choose_and_load(
                 f"{problem}: using {file.name}. Measure here with: kdedge export"
                 f" {shlex.quote(str(artifact.path))} --cpu"
             )
-        if target.is_engine and not _fits(file, size := _gpu_size()):
+        size = _gpu_size() if target.is_engine else None
+        if target.is_engine and not _fits(file, size):
             log.warning(
                 f"{file.name} was built for a GPU with {_built_for(file)} multiprocessors, but this"
                 f" one has {size}. Build an engine for this GPU with:"
@@ -173,9 +187,11 @@ def _warn(
 ) -> None:
     """Warns if the loaded file missed its gate, was not measured, or is not the preferred one."""
     if file.gate == "missed":
-        agreement = file.parity and f" ({file.parity.agreement_percent:.2f} % agreement)"
+        agreement = ""
+        if file.parity is not None:
+            agreement = f" ({file.parity.agreement_percent:.2f} % agreement)"
         log.warning(
-            f"{file.name} missed its gate{agreement or ''}. It is used because {file.precision} was"
+            f"{file.name} missed its gate{agreement}. It is used because {file.precision} was"
             " asked for; artifact.json compares it with the model."
         )
     if target.name != "onnx" and file.gate == "not measured" and not was_asked_for:
@@ -184,42 +200,41 @@ def _warn(
             f" {_export_command(artifact, target, file)}"
         )
     # A missing TensorRT or GPU needs no warning; one that is broken or does not fit the engine does
-    for _, tried, error in failures:
-        if tried.target != file.target and not isinstance(error, _ABSENT):
-            log.warning(f"Using {file.name} instead of {tried.name}: {error}")
+    for failure in failures:
+        if failure.file.target != file.target and not failure.is_absence:
+            log.warning(f"Using {file.name} instead of {failure.file.name}: {failure.error}")
             break
 
 
 def _nothing_runs(artifact: Artifact, failures: Sequence[_Failure]) -> SetupError:
-    ordered = sorted(failures, key=lambda failure: isinstance(failure[2], _ABSENT))
-    if len({str(error) for *_, error in ordered}) == 1:
-        return ordered[0][2]
-    lines = "\n".join(f"  {file.name}: {first_line(error)}" for _, file, error in ordered)
+    ordered = sorted(failures, key=lambda failure: failure.is_absence)
+    if len({str(failure.error) for failure in ordered}) == 1:
+        return ordered[0].error
+    lines = "\n".join(f"  {f.file.name}: {first_line(f.error)}" for f in ordered)
     remedy = f"Run again with {option('--backend NAME')} to see how to fix one of them."
-    for target, _, error in ordered:
-        if isinstance(error, MissingPackage) and not target.is_engine:
-            remedy = f"The simplest fix on any machine: {str(error).rpartition(': ')[2]}"
+    for failure in ordered:
+        if isinstance(failure.error, MissingPackage) and not failure.target.is_engine:
+            install = str(failure.error).rpartition(": ")[2]
+            remedy = f"The simplest fix on any machine: {install}"
     return SetupError(f"This machine cannot run any file of {artifact.path}.\n{lines}\n  {remedy}")
 
 
 def _nothing_fits(
     artifact: Artifact, precision: Precision | None, backend: str | None
 ) -> RecipeError | GateError:
-    """The error for an artifact without a file of what is wanted, or without one that passed."""
+    """The error for an artifact that has no such file, or none that passed its gate."""
     precisions = get_args(Precision)
     if precision not in (None, *precisions):
         known = ", ".join(precisions)
         return RecipeError(f'There is no precision "{precision}".\n  There are: {known}.')
-    lines = [
-        f"  {file.name}: it missed its gate; to use it add {option(f'--precision {known}')}"
-        for known in precisions
-        for file in rank_files(artifact, precision=known, backend=backend)
-    ]
+    lines = []
+    for known in precisions:
+        flag = option(f"--precision {known}")
+        for file in rank_files(artifact, precision=known, backend=backend):
+            lines.append(f"  {file.name}: it missed its gate; to use it add {flag}")
     if precision is None and lines:
         return GateError("\n".join([f"{artifact.path} has only files with missed gates.", *lines]))
     kind = f"{precision} file" if precision else "file"
     place = f"{backend} can run" if backend else "can be run"
-    present = "; ".join(f"{f.name} ({f.precision}, {f.target})" for f in artifact.files)
-    return RecipeError(
-        f"{artifact.path} has no {kind} that {place}.\n  It has: {present or 'none'}."
-    )
+    present = "; ".join(f"{f.name} ({f.precision}, {f.target})" for f in artifact.files) or "none"
+    return RecipeError(f"{artifact.path} has no {kind} that {place}.\n  It has: {present}.")

@@ -26,7 +26,7 @@ from kdedge.runtime.backend import (
     softmax,
 )
 from kdedge.runtime.machine import usable_cores
-from kdedge.runtime.none_of_these import Gaussians, read_gaussians
+from kdedge.runtime.none_of_these import Gaussians, Similarity, read_gaussians
 from kdedge.runtime.open_classes import class_logits, graph_of
 from kdedge.runtime.preprocess import ImageError, UnreadableImage, decode_image, resize_and_crop
 from kdedge.targets.registry import load_file
@@ -182,7 +182,8 @@ class Classifier:
             SetupError: the model is closed.
         """
         size_px = self.artifact.preprocess.size_px
-        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (size_px, size_px, 3):
+        has_shape = batch.ndim == 4 and batch.shape[1:] == (size_px, size_px, 3)
+        if batch.dtype != np.uint8 or not has_shape:
             raise DataError(
                 f"The batch is {batch.dtype}, {list(batch.shape)}. Give uint8 pixels, 0 to 255, of"
                 f" the shape [N, {size_px}, {size_px}, 3]."
@@ -276,15 +277,22 @@ class Classifier:
 
     def classify_batch(self, images: Sequence[tuple[str, Pixels]], *, top: int) -> list[Result]:
         """Classifies one batch of keys and prepared images."""
-        usable = [(key, pixels) for key, pixels in images if not isinstance(pixels, ImageError)]
+        keys = []
+        usable = []
+        for key, pixels in images:
+            if not isinstance(pixels, ImageError):
+                keys.append(key)
+                usable.append(pixels)
         answers: Iterator[Result] = iter(())
         if usable:
-            keys, prepared = zip(*usable, strict=True)
-            answers = iter(self.results(keys, self._outputs(prepared), top=top))
-        return [
-            UnreadableImage(key, pixels.reason) if isinstance(pixels, ImageError) else next(answers)
-            for key, pixels in images
-        ]
+            answers = iter(self.results(keys, self._outputs(usable), top=top))
+        results: list[Result] = []
+        for key, pixels in images:
+            if isinstance(pixels, ImageError):
+                results.append(UnreadableImage(key, pixels.reason))
+            else:
+                results.append(next(answers))
+        return results
 
     def results(
         self, keys: Sequence[str], outputs: npt.NDArray[np.float32], *, top: int
@@ -297,23 +305,36 @@ class Classifier:
             top: number of classes per image; at most all.
         """
         logits = self.as_logits(outputs)
-        is_finite = np.isfinite(logits).all(axis=1, keepdims=True)  # [N, 1]
-        logits, outputs = (np.where(is_finite, rows, np.float32(0)) for rows in (logits, outputs))
+        is_finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))  # [N]
+        logits = np.where(is_finite[:, None], logits, np.float32(0))
+        outputs = np.where(is_finite[:, None], outputs, np.float32(0))
         names = self.artifact.class_names
         has_scores = self.artifact.head == "scores"
-        known: list[tuple[bool, float | None]] = [(False, None)] * len(keys)
+        similarities: list[Similarity | None] = [None] * len(keys)
         if self._gaussians is not None and self.none_below is not None:
-            known = [*self.none_below.is_none_and_percent(self._gaussians.scores(outputs))]
+            similarities = [*self.none_below.similarities(self._gaussians.scores(outputs))]
         hint = "" if self.file.precision == "fp32" else "; float32 may not"
         results: list[Prediction | NonFiniteLogits] = []
-        images = zip(keys, logits, 100 * softmax(logits), known, np.ravel(is_finite), strict=True)
-        for key, row, scores, similarity, is_good in images:
-            if not is_good:
+        all_scores = 100 * softmax(logits)  # [N, C], percent
+        for i, key in enumerate(keys):
+            if not is_finite[i]:
                 results.append(NonFiniteLogits(key, f"the model gives NaN or infinity{hint}"))
                 continue
-            best = np.argsort(-row, kind="stable")[:top]
+            scores = all_scores[i]
+            best = np.argsort(-logits[i], kind="stable")[:top]
             classes = tuple(
                 ClassScore(names[c], float(scores[c]) if has_scores else None) for c in best
             )
-            results.append(Prediction(key, classes, *similarity))
+            similarity = similarities[i]
+            if similarity is None:
+                results.append(Prediction(key, classes))
+            else:
+                results.append(
+                    Prediction(
+                        key,
+                        classes,
+                        is_none=similarity.is_none,
+                        known_percent=similarity.known_percent,
+                    )
+                )
         return results

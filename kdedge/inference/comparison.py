@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from kdedge.files import printable
 from kdedge.inference.lines import visible
@@ -141,6 +141,13 @@ class ComparedModel:
         return f"{self.file} ({self.precision}), {self.n_classes:,} classes, on {self.runtime}"
 
 
+class PredictedCounts(NamedTuple):
+    """Numbers of images that the old and the new classifier predict as one class."""
+
+    old: int
+    new: int
+
+
 @dataclass(frozen=True)
 class Comparison(Tabled):
     """Two artifacts on the same images; printed and shown in a notebook as a table of changes.
@@ -177,7 +184,7 @@ class Comparison(Tabled):
     only_new: tuple[str, ...]
     n_shared: int
     changed: tuple[ComparedImage, ...]
-    classes: dict[str, tuple[int, int]]
+    classes: dict[str, PredictedCounts]
     labeled: LabeledComparison | None
     unreadable: Sequence[UnreadableImage]
     n_nonfinite: int
@@ -202,29 +209,38 @@ class Comparison(Tabled):
     def table(self) -> Table:
         """The first images whose class changed."""
         has_labels = self.labeled is not None
-        header = ["image", "old", "score", "new", "score", *(["label"] if has_labels else [])]
+        header = ["image", "old", "score", "new", "score"]
+        if has_labels:
+            header.append("label")
         rows = []
         for x in self.changed[:_MAX_SHOWN]:
             cells = [visible(x.image), *_cells(x.old, x.old_score_percent)]
             cells += _cells(x.new, x.new_score_percent)
-            rows.append([*cells, *([visible(x.label or "-")] if has_labels else [])])
+            if has_labels:
+                cells.append(visible(x.label or "-"))
+            rows.append(cells)
         return Table("", header, rows)
 
     @property
     def verdict(self) -> str:
         """Whether the new one is as good, in words; empty if no image has a label."""
+        if self.labeled is None:
+            return ""
         old, new = self.old.precision, self.new.precision
-        files = "" if old == new else f" The old file is {old} and the new one {new}."
-        return "" if self.labeled is None else f"{self.labeled.sentence()}{files}"
+        if old == new:
+            return self.labeled.sentence()
+        return f"{self.labeled.sentence()} The old file is {old} and the new one {new}."
 
     @property
     def notes(self) -> list[str]:
         """The files that were compared, and the figures."""
+        notes = []
         n_more = len(self.changed) - _MAX_SHOWN
-        notes = [f"and {n_more:,} more changed predictions"] if n_more > 0 else []
-        notes += [] if self.changed else ["No prediction has changed."]
-        counts = sorted(self.classes.items(), key=lambda x: -abs(x[1][1] - x[1][0]))
-        changed_counts = [f"{visible(name)} {n:,} -> {m:,}" for name, (n, m) in counts if n != m]
+        if n_more > 0:
+            notes.append(f"and {n_more:,} more changed predictions")
+        if not self.changed:
+            notes.append("No prediction has changed.")
+        changed_counts = self._changed_counts()
         if changed_counts:
             notes.append(f"how often a class is predicted: {_listed(changed_counts)}")
         notes += some_of((f"{visible(x.key)}: {x.reason}" for x in self.unreadable), _MAX_SHOWN)
@@ -256,6 +272,18 @@ class Comparison(Tabled):
         if self.labeled is not None:
             notes += [f"accuracy: {self.labeled.accuracies()}", self.verdict]
         return notes
+
+    def _changed_counts(self) -> list[str]:
+        """How often each changed class is predicted, old and new; the most changed first."""
+        differing = [name for name, counts in self.classes.items() if counts.old != counts.new]
+        differing.sort(
+            key=lambda name: abs(self.classes[name].new - self.classes[name].old), reverse=True
+        )
+        texts = []
+        for name in differing:
+            counts = self.classes[name]
+            texts.append(f"{visible(name)} {counts.old:,} -> {counts.new:,}")
+        return texts
 
 
 def _cells(name: str | None, score: float | None) -> list[str]:
@@ -296,7 +324,9 @@ def compare_predictions(
     only_new = tuple(name for name in new_names if name not in shared)
     old_counts = Counter(i.old for i in images)
     new_counts = Counter(i.new for i in images)
-    classes = [*old_names, *only_new, *([NONE] if NONE in {*old_counts, *new_counts} else [])]
+    classes = [*old_names, *only_new]
+    if NONE in old_counts or NONE in new_counts:
+        classes.append(NONE)
     return Comparison(
         old=old,
         new=new,
@@ -309,7 +339,7 @@ def compare_predictions(
         only_new=only_new,
         n_shared=len(shared),
         changed=tuple(i for i in images if i.is_changed),
-        classes={name: (old_counts[name], new_counts[name]) for name in classes},
+        classes={name: PredictedCounts(old_counts[name], new_counts[name]) for name in classes},
         labeled=_compare_labeled([i for i in images if i.label is not None], shared),
         unreadable=unreadable,
         n_nonfinite=old_counts[None] + new_counts[None],
@@ -320,18 +350,20 @@ def _compare_labeled(
     images: Sequence[ComparedImage], shared: Collection[str]
 ) -> LabeledComparison | None:
     """The accuracies on images with labels, and the test; None if no label is a shared class."""
-    right = [(i.label == i.old, i.label == i.new) for i in images if i.label in shared]
-    if not right:
+    known = [image for image in images if image.label in shared]
+    if not known:
         return None
-    n_only_old = right.count((True, False))
-    n_only_new = right.count((False, True))
+    old_right = [image for image in known if image.label == image.old]
+    new_right = [image for image in known if image.label == image.new]
+    n_only_old = len([image for image in old_right if image.label != image.new])
+    n_only_new = len([image for image in new_right if image.label != image.old])
     return LabeledComparison(
-        n_labeled=len(right),
-        n_left_out=len(images) - len(right),
+        n_labeled=len(known),
+        n_left_out=len(images) - len(known),
         n_only_old_right=n_only_old,
         n_only_new_right=n_only_new,
-        old_accuracy_percent=100 * sum(old for old, _ in right) / len(right),
-        new_accuracy_percent=100 * sum(new for _, new in right) / len(right),
+        old_accuracy_percent=100 * len(old_right) / len(known),
+        new_accuracy_percent=100 * len(new_right) / len(known),
         p_value=mcnemar_p(n_only_old, n_only_new),
     )
 

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdedge.files import printable
 from kdedge.inference.results import Prediction, Result, best_name
@@ -15,6 +15,16 @@ from kdedge.runtime.preprocess import UnreadableImage
 
 FORMATS = ("text", "csv", "jsonl")
 _MAX_KEY_COLUMN = 60
+
+
+class ColumnWidths(NamedTuple):
+    """Widths of the columns of text on a terminal; 0 for no column."""
+
+    keys: int
+    class_names: int
+
+
+NO_COLUMNS = ColumnWidths(0, 0)
 
 
 @dataclass(frozen=True)
@@ -25,14 +35,14 @@ class Lines:
         kind: one of `FORMATS`.
         top: classes per image.
         min_score: percent; below it the best class is not named.
-        columns: for text, the widths to which keys and class names are padded.
+        columns: for text, the widths to which cells are padded.
         tells_none: whether the artifact can tell that an image shows none of its classes.
     """
 
     kind: str
     top: int
     min_score: float | None
-    columns: tuple[int, int] = (0, 0)
+    columns: ColumnWidths = NO_COLUMNS
     tells_none: bool = False
 
     def heading(self) -> str | None:
@@ -42,7 +52,8 @@ class Lines:
         names = ["image", "class", "score_percent"]
         for rank in range(2, self.top + 1):
             names += [f"class_{rank}", f"score_percent_{rank}"]
-        names += ["known_percent"] if self.tells_none else []
+        if self.tells_none:
+            names.append("known_percent")
         return _csv_row([*names, "error"])
 
     def line(self, result: Result) -> str:
@@ -54,35 +65,45 @@ class Lines:
         return self._text(result)
 
     def _text(self, result: Result) -> str:
-        key = visible(result.key).ljust(self.columns[0])
+        key = visible(result.key).ljust(self.columns.keys)
         if not isinstance(result, Prediction):
             what = "unreadable" if isinstance(result, UnreadableImage) else "no prediction"
             return f"{key}  {what}: {result.reason}"
-        name_width = self.columns[1]
-        score_width = 8 if self.columns[1] else 0
+        name_width = self.columns.class_names
+        score_width = 8 if name_width else 0
+        has_score_column = score_width > 0 and result.is_none
         cells = [key]
         for name, score in shown_classes(result, self.min_score):
             cells.append(name.ljust(name_width))
-            cells += [score.rjust(score_width)] if score or (score_width and result.is_none) else []
+            if score or has_score_column:
+                cells.append(score.rjust(score_width))
         return "  ".join(cells).rstrip()
 
     def _csv(self, result: Result) -> str:
-        n_cells = 2 * self.top + self.tells_none
-        if not isinstance(result, Prediction):
-            return _csv_row([printable(result.key), *[""] * n_cells, result.reason])
-        cells: list[str] = []
-        for name, percent in ranked(result, self.min_score):
-            cells += [name or "", "" if percent is None else f"{percent:.4f}"]
-        cells += [""] * (n_cells - len(cells))
-        if self.tells_none and result.known_percent is not None:
-            cells[-1] = f"{result.known_percent:.4f}"
-        return _csv_row([printable(result.key), *cells, ""])
+        cells = []
+        known = ""
+        error = ""
+        if isinstance(result, Prediction):
+            for name, percent in ranked(result, self.min_score):
+                cells += [name or "", "" if percent is None else f"{percent:.4f}"]
+            if result.known_percent is not None:
+                known = f"{result.known_percent:.4f}"
+        else:
+            error = result.reason
+        while len(cells) < 2 * self.top:  # a name and a score each
+            cells.append("")
+        if self.tells_none:
+            cells.append(known)
+        return _csv_row([printable(result.key), *cells, error])
 
 
-def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int, int]:
+def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> ColumnWidths:
     """The widths of keys and class names that align text on a terminal."""
     longest = max((len(visible(key)) for key in keys), default=0)
-    return min(longest, _MAX_KEY_COLUMN), max(len(visible(name)) for name in class_names)
+    return ColumnWidths(
+        keys=min(longest, _MAX_KEY_COLUMN),
+        class_names=max(len(visible(name)) for name in class_names),
+    )
 
 
 def prediction_values(result: Prediction, min_score: float | None) -> dict[str, Any]:

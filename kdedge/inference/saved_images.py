@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,7 +90,9 @@ def with_text(image: Image.Image, lines: Sequence[str]) -> Image.Image:
         image: RGB image.
         lines: one or more lines of text.
     """
-    factor = max(1, min(-(-_MIN_WIDTH_PX // image.width), _MAX_SIDE_PX // image.height))
+    enough = math.ceil(_MIN_WIDTH_PX / image.width)
+    largest = _MAX_SIDE_PX // image.height
+    factor = max(1, min(enough, largest))
     width, height = factor * image.width, factor * image.height
     size_px = max(14, width // 28)
     font = _font(size_px)

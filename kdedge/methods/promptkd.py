@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import (
@@ -385,6 +385,18 @@ def _check_encoder(backbone: ImageBackbone, settings: Settings) -> None:
         )
 
 
+class _Features(NamedTuple):
+    """The student's features of a batch, unit length.
+
+    Attributes:
+        unlabeled: [B, D], of the unlabeled images.
+        labeled: [B_labeled, D]; None if the batch has no labeled images.
+    """
+
+    unlabeled: Tensor
+    labeled: Tensor | None
+
+
 class Method(BaseMethod):
     """PromptKD's student on a frozen backbone, which may have no text encoder.
 
@@ -480,17 +492,17 @@ class Method(BaseMethod):
             self._backbone, self._texts, prompts.context, prompts.deep_context
         )
 
-    def _features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The student's features of a batch's unlabeled images, and of its labeled images if any.
+    def _features(self, batch: Batch) -> _Features:
+        """The student's features of a batch.
 
         The projector's batch norm treats both as one batch.
         """
         raw = encode_images(batch, self.image_features_raw)
         if batch.labeled is None:
-            return self._project(raw), None
+            return _Features(self._project(raw), None)
         labeled = encode_images(batch.labeled, self.image_features_raw)
         features = self._project(torch.cat([raw, labeled]))
-        return features[: len(raw)], features[len(raw) :]
+        return _Features(features[: len(raw)], features[len(raw) :])
 
     def outputs(self, batch: Batch, student_features: Tensor) -> Outputs:
         """The outputs of student and teacher for a batch's unlabeled images.
@@ -528,8 +540,8 @@ class Method(BaseMethod):
                 " variance over one).\n"
                 "  Add images, or raise optim.batch_size."
             )
-        features, labeled_features = self._features(batch)
-        outputs = self.outputs(batch, features)
+        features = self._features(batch)
+        outputs = self.outputs(batch, features.unlabeled)
         n_classes = len(self._class_vectors)
         scalars: dict[str, Tensor] = {}
         terms: list[Tensor] = []
@@ -540,9 +552,9 @@ class Method(BaseMethod):
                 terms.append(settings.weight_for(n_classes) * value)
                 logged = value.detach()
                 scalars |= loss.scalars(logged, n_classes) or {f"{name}_loss": logged}
-            if batch.labeled is not None and labeled_features is not None:
+            if batch.labeled is not None and features.labeled is not None:
                 vectors = outputs.student_vectors[self._train_classes]
-                logits = self._student_scale * labeled_features @ vectors.T
+                logits = self._student_scale * features.labeled @ vectors.T
                 labels = labels_of(batch.labeled)
                 value = F.cross_entropy(logits, labels)
                 terms.append(self._settings.labeled_weight * value)
@@ -559,11 +571,13 @@ class Method(BaseMethod):
             return {f"visual.{name}": n_layers for name, n_layers in above.items()}
         if self.module.lora is None:
             return {}
-        return {
-            f"lora{name.removeprefix(BLOCKS)}.{part}": above[f"{name}.weight"]
-            for name in self.module.lora.layers()
-            for part in ("a", "b")
-        }
+        of_lora = {}
+        for name in self.module.lora.layers():
+            n_layers = above[f"{name}.weight"]
+            in_lora = f"lora{name.removeprefix(BLOCKS)}"
+            of_lora[f"{in_lora}.a"] = n_layers
+            of_lora[f"{in_lora}.b"] = n_layers
+        return of_lora
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:

@@ -27,7 +27,7 @@ labels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -65,6 +65,7 @@ IMPOSSIBLE = -1e4
 
 _LAMBDAS_LABELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _LAMBDAS_TEACHER = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_MIDDLE_LAMBDA = 1e-2
 # Standard deviations of the zero-shot logits, relative to one-hot targets of 1
 _TEXT_SHARES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Used where most classes have one label. Chosen on training images of DTD's ten, EuroSAT,
@@ -220,8 +221,13 @@ class Method(ClosedFormMethod):
         with torch.no_grad():
             blocks = self._blocks(torch.zeros(1, 3, size_px, size_px, device=backbone.device))
         n_random = settings.n_random if is_student else 0
-        sizes = blocks.shape[1], backbone.embed_dim, n_random, vectors.shape[1]
-        self.module = Regression(*sizes, inputs.generator)
+        self.module = Regression(
+            n_in=blocks.shape[1],
+            n_own=backbone.embed_dim,
+            n_random=n_random,
+            n_out=vectors.shape[1],
+            generator=inputs.generator,
+        )
         if inputs.teacher is not None and settings.outputs == "features":
             self.module.scale.fill_(inputs.teacher.scale)
         self.module.to(backbone.device)
@@ -248,8 +254,13 @@ class Method(ClosedFormMethod):
         """Fits the regression to labeled images; leave-one-out chooses the settings."""
         module = self.module
         n_classes = len(self._train_classes)
-        blocks, labels = self._gathered(data, data.labeled(slice(0, data.n_leave_one_out)))
-        labels = labels.to(blocks.device)
+        encoded = []
+        label_batches = []
+        for images, batch_labels in data.labeled(slice(0, data.n_leave_one_out)):
+            encoded.append(self._encode(data, images))
+            label_batches.append(batch_labels)
+        blocks = _joined(encoded)
+        labels = torch.cat(label_batches).to(blocks.device)
         weights = data.equal_classes(labels)
         module.standardize(blocks, weights)
         rows = module.rows(blocks).double()
@@ -264,14 +275,15 @@ class Method(ClosedFormMethod):
         if n_single > (counts > 1).sum():
             attempts = _with_fixed_settings(rows.shape[1], texts, labels, weights)
         else:
-            weights = weights * (counts[labels] > 1)  # 0 for the only image of a class
+            is_alone = counts[labels] == 1  # the only image of its class
+            weights = weights.masked_fill(is_alone, 0)
             attempts = _leave_one_out(solvers, texts, labels, weights)
         best = min(attempts, key=lambda attempt: attempt.loss)
         if data.n_labeled > data.n_leave_one_out:
             solution = self._solve_for_all(data, best)
         else:
             solution = solvers[best.n_columns].solve(best.lam)
-        self._set_label_solution(best, *solution, texts)
+        self._set_label_solution(best, solution, texts)
         n_single = int((data.label_counts == 1).sum())  # of all labels, not only these
         return self._label_record(best, data.n_labeled, n_single)
 
@@ -280,15 +292,6 @@ class Method(ClosedFormMethod):
         with data.autocast():
             blocks: Tensor = self._blocks(images)
         return blocks
-
-    def _gathered(
-        self, data: ClosedFormData, batches: Iterable[tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """The block features of images, and what comes with them, of all batches."""
-        parts = [(self._encode(data, images), *others) for images, *others in batches]
-        blocks, *others = (torch.cat(part) for part in zip(*parts, strict=True))
-        _check_finite(blocks)
-        return blocks, *others
 
     def _text_logits(self, blocks: Tensor, labels: Tensor) -> _TextLogits | None:
         """Zero-shot CLIP's logits, balanced; None if the backbone has no text encoder."""
@@ -305,8 +308,8 @@ class Method(ClosedFormMethod):
         weight = self._backbone.scale * vectors[self._train_classes] / std
         return _TextLogits(((logits - offsets) / std).double(), weight, offsets / std)
 
-    def _solve_for_all(self, data: ClosedFormData, chosen: _Attempt) -> tuple[Tensor, Tensor]:
-        """Weight and bias from all labeled images, with the settings chosen on some of them."""
+    def _solve_for_all(self, data: ClosedFormData, chosen: _Attempt) -> Solution:
+        """The regression on all labeled images, with the settings chosen on some of them."""
         n_columns = chosen.n_columns
         n_classes = len(self._train_classes)
         sums = NormalEquations(n_columns, n_classes, self.module.mean.device)
@@ -317,15 +320,15 @@ class Method(ClosedFormMethod):
         return sums.solve(chosen.lam)
 
     def _set_label_solution(
-        self, chosen: _Attempt, weight: Tensor, bias: Tensor, texts: _TextLogits | None
+        self, chosen: _Attempt, solution: Solution, texts: _TextLogits | None
     ) -> None:
         """Sets the layers of classes with labels; all others become impossible."""
         module = self.module
         known = self._train_classes
         scale = chosen.scale
-        module.out.weight[known, : chosen.n_columns] = (scale * weight.T).float()
+        module.out.weight[known, : chosen.n_columns] = (scale * solution.weight.T).float()
         module.out.bias.fill_(IMPOSSIBLE)
-        module.out.bias[known] = (scale * bias).float()
+        module.out.bias[known] = (scale * solution.bias).float()
         if texts is not None:
             assert module.text is not None
             module.text.weight[known] = scale * chosen.text_share * texts.weight
@@ -361,17 +364,29 @@ class Method(ClosedFormMethod):
     def _fit_to_teacher(self, data: ClosedFormData) -> dict[str, Any]:
         """Fits the regression to the teacher; held-out images choose lambda."""
         n = data.n_held_out
+        encoded = []
+        feature_batches = []
+        logit_batches = []
         first = data.unlabeled(slice(0, n + data.n_standardize), SINGLE_PROCESS)
-        blocks, features, logits = self._gathered(data, first)
+        for images, batch_features, batch_logits in first:
+            encoded.append(self._encode(data, images))
+            feature_batches.append(batch_features)
+            logit_batches.append(batch_logits)
+        blocks = _joined(encoded)
+        features = torch.cat(feature_batches)
+        logits = torch.cat(logit_batches)
         self.module.standardize(blocks[n:], torch.ones(len(blocks) - n, device=blocks.device))
         sums = self._unlabeled_sums(data, blocks[n:], self._target(features[n:], logits[n:]))
         n_unlabeled = sums.n_rows
-        divergence, lam, solution = self._choose_lambda(sums, blocks[:n], logits[:n])
+        best = self._choose_lambda(sums, blocks[:n], logits[:n])
+        solution = best.solution
         if data.n_labeled:
             self._add_labels(data, sums)
-            solution = sums.solve(lam)
-        self._set_solution(*solution)
-        record = {"lambda": lam, "divergence": divergence} if n else {"lambda": lam}
+            solution = sums.solve(best.lam)
+        self._set_solution(solution)
+        record = {"lambda": best.lam}
+        if n:
+            record["divergence"] = best.divergence
         return self._teacher_record(record, data, logits, n_unlabeled)
 
     def _unlabeled_sums(
@@ -390,14 +405,16 @@ class Method(ClosedFormMethod):
 
     def _choose_lambda(
         self, sums: NormalEquations, blocks: Tensor, teacher_logits: Tensor
-    ) -> tuple[float, float, tuple[Tensor, Tensor]]:
-        """Divergence on held-out images, lambda and solution: the best, or a middle lambda's."""
+    ) -> _TeacherAttempt:
+        """The lambda with the smallest divergence; a middle one if no images are held out."""
+        lambdas = _LAMBDAS_TEACHER if len(blocks) else (_MIDDLE_LAMBDA,)
         attempts = []
-        for lam in _LAMBDAS_TEACHER if len(blocks) else _LAMBDAS_TEACHER[2:3]:
+        for lam in lambdas:
             solution = sums.solve(lam)
-            self._set_solution(*solution)
-            attempts.append((self._divergence(blocks, teacher_logits), lam, solution))
-        return min(attempts, key=lambda attempt: attempt[0])
+            self._set_solution(solution)
+            divergence = self._divergence(blocks, teacher_logits)
+            attempts.append(_TeacherAttempt(lam, divergence, solution))
+        return min(attempts, key=lambda attempt: attempt.divergence)
 
     def _teacher_record(
         self, settings: dict[str, float], data: ClosedFormData, logits: Tensor, n_unlabeled: int
@@ -414,9 +431,12 @@ class Method(ClosedFormMethod):
         absent = [name for name, n_images in zip(names, per_class, strict=True) if not n_images]
         if not absent or len(logits) < 5 * len(names):
             return {"summary": summary, **settings}
+        examples = ", ".join(absent[:3])
+        if len(absent) > 3:
+            examples += ", ..."
         summary += (
             f". The teacher predicts none of {len(logits):,} unlabeled images as"
-            f" {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}:"
+            f" {examples}:"
             " the student learns nothing of these classes there; add images"
         )
         return {"summary": summary, **settings, "unseen_classes": absent}
@@ -427,10 +447,10 @@ class Method(ClosedFormMethod):
             return features
         return logits - logits.mean(dim=1, keepdim=True)
 
-    def _set_solution(self, weight: Tensor, bias: Tensor) -> None:
-        """Sets the linear layer to a solution, [n_in, n_out] and [n_out]."""
-        self.module.out.weight.copy_(weight.T)
-        self.module.out.bias.copy_(bias)
+    def _set_solution(self, solution: Solution) -> None:
+        """Sets the linear layer to a solution."""
+        self.module.out.weight.copy_(solution.weight.T)
+        self.module.out.bias.copy_(solution.bias)
 
     def _divergence(self, blocks: Tensor, teacher_logits: Tensor) -> float:
         """Mean KL(teacher | student) in nats; NaN if there are no images."""
@@ -480,6 +500,18 @@ class Method(ClosedFormMethod):
         return ImageModules(encoder, has_unit_length=self._settings.outputs == "features")
 
 
+class Solution(NamedTuple):
+    """A linear layer that predicts K targets from D columns.
+
+    Attributes:
+        weight: [D, K].
+        bias: [K].
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
 class DualRidge:
     """Ridge regression of few rows in the dual form; one decomposition serves all lambdas.
 
@@ -492,9 +524,8 @@ class DualRidge:
     def __init__(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
         self._share = (weights / weights.sum())[:, None]
         self._root = weights.sqrt()[:, None]
-        self._center, self._target_center = (
-            (self._share * values).sum(dim=0) for values in (rows, targets)
-        )
+        self._center = (self._share * rows).sum(dim=0)
+        self._target_center = (self._share * targets).sum(dim=0)
         self._rows = self._root * (rows - self._center)
         self._targets = self._root * (targets - self._target_center)
         self._raw_targets = targets
@@ -511,11 +542,11 @@ class DualRidge:
         residuals: Tensor = (self._targets - fitted) / self._root / (1 - leverage).clamp_min(1e-9)
         return self._raw_targets - residuals
 
-    def solve(self, lam: float) -> tuple[Tensor, Tensor]:
+    def solve(self, lam: float) -> Solution:
         """Weight [D, K] and bias [K]."""
         solved = self._vectors.T @ self._targets / (self._values + lam * self._lambda_unit)[:, None]
         weight = self._rows.T @ (self._vectors @ solved)
-        return weight, self._target_center - self._center @ weight
+        return Solution(weight, self._target_center - self._center @ weight)
 
 
 class NormalEquations:
@@ -543,7 +574,8 @@ class NormalEquations:
 
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
         """Adds rows [B, n_in] and targets [B, n_out] with weights [B]."""
-        rows, targets = rows.double(), targets.double().to(rows.device)
+        rows = rows.double()
+        targets = targets.double().to(rows.device)
         weighted = rows if weights is None else weights[:, None] * rows
         weighted_targets = targets if weights is None else weights[:, None] * targets
         self.rows_rows.addmm_(weighted.T, rows)
@@ -558,7 +590,7 @@ class NormalEquations:
         for tensor in (self.rows_rows, self.rows_targets, self.rows, self.targets, self.counts):
             all_reduce(tensor)
 
-    def solve(self, lam: float) -> tuple[Tensor, Tensor]:
+    def solve(self, lam: float) -> Solution:
         """Weight [n_in, n_out] and bias [n_out]."""
         _check_finite(self.rows)
         n = self.counts[0]
@@ -572,7 +604,7 @@ class NormalEquations:
         matrix.diagonal().add_(lam * lambda_unit)
         centered = self.rows_targets - torch.outer(mean, self.targets)
         weight = torch.cholesky_solve(centered, torch.linalg.cholesky(matrix))
-        return weight, self.targets / n - mean @ weight
+        return Solution(weight, self.targets / n - mean @ weight)
 
 
 def _linear(n_in: int, n_out: int) -> nn.Linear:
@@ -595,8 +627,25 @@ class _TextLogits(NamedTuple):
     offsets: Tensor
 
 
+class _TeacherAttempt(NamedTuple):
+    """A regression on the teacher, and its mean divergence on held-out images, in nats."""
+
+    lam: float
+    divergence: float
+    solution: Solution
+
+
 class _Attempt(NamedTuple):
-    """Settings of a regression on labels, and its results if they were left out."""
+    """Settings of a regression on labels, and how well it predicts each label from the others.
+
+    Attributes:
+        loss: the mean cross-entropy, in nats.
+        percent: how many predictions are right; None if nothing was predicted.
+        n_columns: the first columns, which are used.
+        lam: lambda.
+        text_share: share of the zero-shot logits.
+        scale: what the logits are multiplied by.
+    """
 
     loss: float
     percent: float | None
@@ -614,11 +663,19 @@ def _leave_one_out(
             predictions = solver.leave_one_out(lam)
             for share in (0.0,) if texts is None else _TEXT_SHARES:
                 mixed = predictions if texts is None else predictions + share * texts.logits
-                loss, scale = min((_mean_loss(x * mixed, labels, weights), x) for x in _SCALES)
+                losses = {x: _mean_loss(x * mixed, labels, weights) for x in _SCALES}
+                scale = min(losses, key=losses.__getitem__)
                 is_correct = (mixed.argmax(dim=1) == labels).double()
                 # The mean over classes: their weights have equal sums
                 percent = 100 * float((weights * is_correct).sum() / weights.sum())
-                yield _Attempt(loss, percent, n_columns, lam, share, scale)
+                yield _Attempt(
+                    loss=losses[scale],
+                    percent=percent,
+                    n_columns=n_columns,
+                    lam=lam,
+                    text_share=share,
+                    scale=scale,
+                )
 
 
 def _with_fixed_settings(
@@ -628,13 +685,27 @@ def _with_fixed_settings(
         loss = 0.0
         if texts is not None:
             loss = _mean_loss(_ONE_LABEL_SCALE * share * texts.logits, labels, weights)
-        yield _Attempt(loss, None, n_columns, _ONE_LABEL_LAMBDA, share, _ONE_LABEL_SCALE)
+        yield _Attempt(
+            loss=loss,
+            percent=None,
+            n_columns=n_columns,
+            lam=_ONE_LABEL_LAMBDA,
+            text_share=share,
+            scale=_ONE_LABEL_SCALE,
+        )
 
 
 def _mean_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     """The weighted mean of the cross-entropy, in nats."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     return float((weights * losses).sum() / weights.sum())
+
+
+def _joined(batches: list[Tensor]) -> Tensor:
+    """The block features of all batches in one tensor, checked."""
+    blocks = torch.cat(batches)
+    _check_finite(blocks)
+    return blocks
 
 
 def _check_finite(rows: Tensor) -> None:

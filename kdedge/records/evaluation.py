@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -158,10 +158,11 @@ def results_table(rows: Sequence[tuple[str, EvalResult]], *, first: str = "model
     columns["calibration error"] = "ece_percent"
     if any(result.calibrated_ece_percent is not None for _, result in rows):
         columns["calibrated"] = "calibrated_ece_percent"
-    cells = [
-        [label, *(decimals(getattr(row, key)) for key in columns.values())] for label, row in rows
-    ]
-    return Table("", [first, *columns], cells)
+    lines = []
+    for label, result in rows:
+        accuracies = [decimals(getattr(result, name)) for name in columns.values()]
+        lines.append([label, *accuracies])
+    return Table("", [first, *columns], lines)
 
 
 @dataclass(frozen=True)
@@ -229,11 +230,12 @@ def assumed_shares(prior: str | dict[str, float]) -> str:
     if isinstance(prior, dict):
         given = ", ".join(f"{name} {100 * share:g} %" for name, share in prior.items())
         return f"these shares of the classes: {given}"
-    return {
+    words = {
         "auto": "equal shares of the classes, as far as the unlabeled images allow",
         "uniform": "equal shares of the classes",
         "labels": "the shares of the labeled images",
-    }[prior]
+    }
+    return words[prior]
 
 
 @dataclass(frozen=True)
@@ -370,6 +372,18 @@ def ece_percent(bins: Sequence[CalibrationBin], n_images: int) -> float:
     return sum(gaps) / n_images
 
 
+class OnlyRight(NamedTuple):
+    """Numbers of test images that only one of two models gets right.
+
+    Attributes:
+        own: only this model.
+        other: only the other one.
+    """
+
+    own: int
+    other: int
+
+
 @dataclass(frozen=True)
 class EvalDetails(Record):
     """Confusions and calibration of one model on one test set, over all C names.
@@ -394,12 +408,13 @@ class EvalDetails(Record):
     samples: dict[SampleKind, tuple[SampleImage, ...]] | None = None
     right: Annotated[str, Field(pattern="^[0-9a-f]+$")] | None = None
 
-    def only_right(self, other: EvalDetails) -> tuple[int, int] | None:
-        """Test images that only this model and only another one gets right; None if unknown."""
+    def only_right(self, other: EvalDetails) -> OnlyRight | None:
+        """Test images that only one of two models gets right; None if unknown."""
         if self.right is None or other.right is None:
             return None
-        own, others = int(self.right, 16), int(other.right, 16)
-        return (own & ~others).bit_count(), (others & ~own).bit_count()
+        own = int(self.right, 16)
+        others = int(other.right, 16)
+        return OnlyRight((own & ~others).bit_count(), (others & ~own).bit_count())
 
     @property
     def images_per_class(self) -> Counter[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -318,7 +318,7 @@ class SpeedResult(Record, Tabled):
     def ratio_cells(self, time: Measurement | None) -> list[str]:
         """Median, lowest and highest ratio; dashes if the measurement is not ranked."""
         if time is None or not self.has_rank(time):
-            return ["-"] * 3
+            return ["-", "-", "-"]
         ratios = (time.ratio, time.ratio_low, time.ratio_high)
         return ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
 
@@ -330,19 +330,34 @@ NamedRow = tuple[str, SpeedRow]
 def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
     """Names the rows of a result; names include the source if there are several sources."""
     several = len({row.source for row in result.rows}) > 1
-    return [
-        (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
-        for row in result.rows
-    ]
+    named = []
+    for row in result.rows:
+        name = f"{row.source}: {row.label}" if several else row.label
+        named.append((prefix + name, row))
+    return named
 
 
-def at_smallest_batch(
-    named: Sequence[NamedRow], inputs: TimedFrom
-) -> list[tuple[str, SpeedRow, Measurement | None]]:
+class SmallestBatch(NamedTuple):
+    """A model at the smallest batch that was measured.
+
+    Attributes:
+        label: the model's name in the tables.
+        row: its measurements.
+        time: the one at this batch; None if it has none.
+    """
+
+    label: str
+    row: SpeedRow
+    time: Measurement | None
+
+
+def at_smallest_batch(named: Sequence[NamedRow], inputs: TimedFrom) -> list[SmallestBatch]:
     """Each row with its measurement at the smallest measured batch."""
-    batches = [m.batch for _, row in named for m in row.measurements if m.inputs == inputs]
+    batches = []
+    for _, row in named:
+        batches += [m.batch for m in row.measurements if m.inputs == inputs]
     smallest = min(batches, default=1)
-    return [(label, row, row.at(smallest, inputs)) for label, row in named]
+    return [SmallestBatch(label, row, row.at(smallest, inputs)) for label, row in named]
 
 
 def accuracies(named: Sequence[NamedRow]) -> list[list[tuple[str, Accuracy]]]:
@@ -370,6 +385,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front: list[int] = []
     for i in order:
-        if not front or points[i][1] > points[front[-1]][1] or points[i] == points[front[-1]]:
+        is_more_accurate = not front or points[i][1] > points[front[-1]][1]
+        if is_more_accurate or points[i] == points[front[-1]]:
             front.append(i)
     return front

@@ -42,21 +42,21 @@ class Table:
     def __str__(self) -> str:
         """The cells in columns, two spaces apart, without title and caption."""
         widths = [max(map(len, column)) for column in zip(*self.lines, strict=True)]
-        return "\n".join(
-            "  ".join(
+        texts = []
+        for line in self.lines:
+            cells = [
                 cell.rjust(width) if side == "r" else cell.ljust(width)
                 for cell, width, side in zip(line, widths, self.sides, strict=True)
-            ).rstrip()
-            for line in self.lines
-        )
+            ]
+            texts.append("  ".join(cells).rstrip())
+        return "\n".join(texts)
 
     def as_markdown(self) -> str:
         """The table in Markdown, without title and caption."""
-        header, *rows = [
-            [re.sub(r"([\\|])", r"\\\1", cell) for cell in line] for line in self.lines
-        ]
+        lines = [[_escaped(cell) for cell in line] for line in self.lines]
         marks = ["---:" if side == "r" else "---" for side in self.sides]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (header, marks, *rows))
+        lines.insert(1, marks)  # below the header
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def as_html(self) -> str:
         """The table in HTML, without title and caption; columns on the right have the class `n`."""
@@ -68,6 +68,11 @@ class Table:
             row = "".join(f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for mark, cell in cells)
             rows += f"<tr>{row}</tr>"
         return f"<table>{rows}</table>"
+
+
+def _escaped(cell: str) -> str:
+    """A cell's text for Markdown, in which a bar would end the cell."""
+    return re.sub(r"([\\|])", r"\\\1", cell)
 
 
 class Tabled:
@@ -103,7 +108,8 @@ def decimals(value: float | None) -> str:
 
 def images_text(number: int) -> str:
     """Formats a number of images, such as `1 image`."""
-    return f"{number:,} image{'' if number == 1 else 's'}"
+    noun = "image" if number == 1 else "images"
+    return f"{number:,} {noun}"
 
 
 def digits(value: float | None, unit: float = 1) -> str:

@@ -489,19 +489,27 @@ def load_artifact(path: Path) -> Artifact:
     try:
         folder = artifact_at(path)
         is_folder = path.is_dir()
-        instead = "is not a folder" if path.exists() else "does not exist"
+        exists = path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be searched
         raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
     if folder is None:
+        if is_folder:
+            problem = f"has no {ARTIFACT_FILE}"
+        else:
+            problem = "is not a folder" if exists else "does not exist"
         raise DataError(
-            f"{path} {f'has no {ARTIFACT_FILE}' if is_folder else instead}.\n"
-            "  An artifact is the folder that `kdedge export` writes."
+            f"{path} {problem}.\n  An artifact is the folder that `kdedge export` writes."
         )
     file = folder / ARTIFACT_FILE
     data = read_bytes(file, max_bytes=MAX_JSON_BYTES)
     contents = parse_record(_Contents, data, where=str(file), remedy=_REMEDY)
-    resizing = contents.interpolation, contents.resize_mode
-    preprocess = Preprocess(contents.size_px, contents.mean, contents.std, *resizing)
+    preprocess = Preprocess(
+        size_px=contents.size_px,
+        mean=contents.mean,
+        std=contents.std,
+        interpolation=contents.interpolation,
+        resize_mode=contents.resize_mode,
+    )
     shared = {part.name: getattr(contents, part.name) for part in dataclasses.fields(_Shared)}
     artifact = Artifact(path=folder, preprocess=preprocess, **shared)
     if contents.description_sha256 != sha256_json(artifact.description):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -146,7 +146,9 @@ class CpuChoice(Record, Tabled):
         remarks = [f"Not tried: {', '.join(names)}: {why}" for why, names in by_reason.items()]
         doubts = [c.time.doubt for c in self.candidates if c.time is not None and c.time.doubt]
         if doubts:
-            doubt = (self.time and self.time.doubt) or doubts[0]
+            doubt = doubts[0]
+            if self.time is not None and self.time.doubt:
+                doubt = self.time.doubt
             remarks.append(f"In doubt: {doubt}. Measure again on a quiet machine.")
         return remarks
 
@@ -207,21 +209,28 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     return artifact
 
 
-def measured_choice(artifact: Artifact) -> tuple[CpuChoice | None, str | None]:
-    """The choice for a machine like this one, or else the newest choice of another machine.
+class MeasuredChoice(NamedTuple):
+    """What is known about the fastest file; both are None if nothing was measured.
 
-    Returns:
-        The choice, and why it does not hold on this machine. The choice is None if none can be
-        read, or if every chosen file was built again. Both are None if nothing was measured.
+    Attributes:
+        choice: None if no choice can be read, or if every chosen file was built again.
+        problem: why the choice does not hold on this machine; None if it does.
     """
+
+    choice: CpuChoice | None
+    problem: str | None
+
+
+def measured_choice(artifact: Artifact) -> MeasuredChoice:
+    """The choice for a machine like this one, or else the newest choice of another machine."""
     try:
         choices = read_choices(artifact)
     except KdedgeError as error:
-        return None, first_line(error)
+        return MeasuredChoice(None, first_line(error))
     own = choice_here(choices)
     if own is not None:
         if any(map(own.holds_for, artifact.files)):
-            return own, None
+            return MeasuredChoice(own, None)
         problem = f"{own.file} was built again after it was measured"
     else:
         machines = "; ".join(str(other.machine) for other in choices)
@@ -231,4 +240,4 @@ def measured_choice(artifact: Artifact) -> tuple[CpuChoice | None, str | None]:
         )
     valid = [choice for choice in choices if any(map(choice.holds_for, artifact.files))]
     newest = max(valid, key=lambda choice: choice.measured_at, default=None)
-    return newest, problem if choices else None
+    return MeasuredChoice(newest, problem if choices else None)

@@ -31,9 +31,13 @@ def allowed_cores() -> int:
 
 def usable_cores() -> int:
     """Cores that this process may use, limited to whole cores of a container's CPU quota."""
-    limits = [limit.split() for limit in _group_limits("cpu.max")]
-    quotas = [int(n[0]) // int(n[1]) for n in limits if len(n) == 2 and n[0] != "max"]
-    return max(1, min([allowed_cores(), *quotas]))
+    cores = [allowed_cores()]
+    for limit in _group_limits("cpu.max"):
+        parts = limit.split()  # quota and period in us; the quota is "max" if there is none
+        if len(parts) == 2 and parts[0] != "max":
+            quota, period = map(int, parts)
+            cores.append(quota // period)
+    return max(1, min(cores))
 
 
 def physical_cores() -> int:
@@ -100,7 +104,8 @@ def memory_bytes() -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-    return min([total, *(int(limit) for limit in _group_limits("memory.max") if limit.isdigit())])
+    limits = [int(limit) for limit in _group_limits("memory.max") if limit.isdigit()]
+    return min([total, *limits])
 
 
 def is_jetson() -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,18 @@ def _check_percentiles(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+class Similarity(NamedTuple):
+    """How similar an image is to the known images.
+
+    Attributes:
+        is_none: whether it shows none of the classes.
+        known_percent: share of the known images with a lower score.
+    """
+
+    is_none: bool
+    known_percent: float
+
+
 @dataclass(frozen=True)
 class NoneBelow(Record):
     """The limit of one file.
@@ -77,13 +89,11 @@ class NoneBelow(Record):
     limit: float
     percentiles: Annotated[tuple[float, ...], AfterValidator(_check_percentiles)]
 
-    def is_none_and_percent(self, scores: npt.NDArray[np.float64]) -> list[tuple[bool, float]]:
-        """For each score [B]: whether the image shows none of the classes, and a percentage.
-
-        The percentage is the share of known images with a lower score.
-        """
+    def similarities(self, scores: npt.NDArray[np.float64]) -> list[Similarity]:
+        """What the scores [B] of images say."""
         percents = np.interp(scores, self.percentiles, np.arange(N_PERCENTILES))
-        return list(zip((scores < self.limit).tolist(), percents.tolist(), strict=True))
+        are_none = (scores < self.limit).tolist()
+        return list(map(Similarity, are_none, percents.tolist()))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,11 +78,20 @@ class ScoreSummary:
     def of(cls, frames: Sequence[ScoredFrame]) -> ScoreSummary:
         """Summarizes frames."""
         best = [int(np.argmax(frame.scores)) for frame in frames]
+        n_classes = len(frames[0].scores)
         return cls(
-            100 * float(np.mean([np.max(frame.scores) for frame in frames])),
-            100 * float(np.mean([frame.is_none for frame in frames])),
-            100 * np.bincount(best, minlength=len(frames[0].scores)) / len(frames),
+            mean_score_percent=100 * float(np.mean([np.max(frame.scores) for frame in frames])),
+            none_percent=100 * float(np.mean([frame.is_none for frame in frames])),
+            class_percent=100 * np.bincount(best, minlength=n_classes) / len(frames),
         )
+
+
+class ChangedShare(NamedTuple):
+    """The share of frames with one class as the best one, in the reference and now."""
+
+    class_name: str
+    before_percent: float
+    now_percent: float
 
 
 @dataclass(frozen=True)
@@ -105,11 +114,11 @@ class Drift:
     reference: ScoreSummary
     now: ScoreSummary
 
-    def most_changed(self, class_names: Sequence[str]) -> list[tuple[str, float, float]]:
-        """The classes whose share has changed most: name, percent in the reference, percent now."""
+    def most_changed(self, class_names: Sequence[str]) -> list[ChangedShare]:
+        """The classes whose share has changed most."""
         before, now = self.reference.class_percent, self.now.class_percent
         order = np.argsort(-np.abs(now - before), kind="stable")[:_MAX_NAMED]
-        return [(class_names[c], float(before[c]), float(now[c])) for c in order]
+        return [ChangedShare(class_names[c], float(before[c]), float(now[c])) for c in order]
 
 
 class DriftReference:
@@ -135,12 +144,13 @@ class DriftReference:
         logs = _log_scores(scores)
         self._center = logs.mean(axis=0)
         n_directions = min(_N_DIRECTIONS, logs.shape[1] - 1, len(logs) // _IMAGES_PER_DIRECTION)
-        self._directions = np.linalg.svd(logs - self._center, full_matrices=False)[2][:n_directions]
+        _, _, directions = np.linalg.svd(logs - self._center, full_matrices=False)
+        self._directions = directions[:n_directions]
         self.statistics = _MEANS if logs.shape[1] > 1 else ()
-        self._normal = {
-            name: [_normal_scores(column) for column in self._raw_values(scores, name).T]
-            for name in self.statistics
-        }
+        self._normal = dict[Statistic, list[_NormalScores]]()
+        for name in self.statistics:
+            columns = self._raw_values(scores, name).T
+            self._normal[name] = [_NormalScores(column) for column in columns]
         self._means = dict[Statistic, Array]()
         self._precisions = dict[Statistic, Array]()
         for name in self.statistics:
@@ -159,8 +169,10 @@ class DriftReference:
         if name == "none":
             return np.array([[float(frame.is_none)] for frame in frames])
         raw = self._raw_values(np.stack([frame.scores for frame in frames]), name)
-        columns = zip(self._normal[name], raw.T, strict=True)
-        return np.stack([np.interp(column, *known) for known, column in columns], axis=1)
+        columns = [
+            known.of(column) for known, column in zip(self._normal[name], raw.T, strict=True)
+        ]
+        return np.stack(columns, axis=1)
 
     def p_value(self, name: Statistic, observations: Array) -> float:
         """Probability of a mean at least this far away if nothing has changed: [W, k] -> 0 to 1.
@@ -197,13 +209,21 @@ class DriftReference:
         return np.stack([odds, logs.std(axis=1)], axis=1)
 
 
-def _normal_scores(sample: Array) -> tuple[Array, Array]:
-    """The unique values of a sample, and the mean normal score of each value's ranks."""
-    from scipy.stats import norm
+class _NormalScores:
+    """Turns values into normal scores of their ranks in a sample."""
 
-    normal = norm.ppf((np.arange(len(sample)) + 0.5) / len(sample))
-    values, inverse = np.unique(np.sort(sample), return_inverse=True)
-    return values, np.bincount(inverse, normal) / np.bincount(inverse)
+    def __init__(self, sample: Array) -> None:
+        from scipy.stats import norm
+
+        normal = norm.ppf((np.arange(len(sample)) + 0.5) / len(sample))
+        self._values, inverse = np.unique(np.sort(sample), return_inverse=True)
+        # The mean over the ranks of equal values
+        self._scores = np.bincount(inverse, normal) / np.bincount(inverse)
+
+    def of(self, values: Array) -> Array:
+        """[n] -> [n], interpolated between the values of the sample."""
+        scores: Array = np.interp(values, self._values, self._scores)
+        return scores
 
 
 class DriftMonitor:
@@ -219,7 +239,8 @@ class DriftMonitor:
         self.reference = reference
         self._n_frames = n_frames
         self._has_none = has_none
-        n_tests = len(_WINDOWS) * (len(_MEANS) + has_none)
+        n_statistics = len(_MEANS) + 1 if has_none else len(_MEANS)
+        n_tests = len(_WINDOWS) * n_statistics
         self._limit = FALSE_ALARMS_PER_FRAME * n_frames / n_tests
         self._learned: list[ScoredFrame] = []
         self._frames: list[ScoredFrame] = []
@@ -251,7 +272,9 @@ class DriftMonitor:
                 self._learned = []
             return []
         self._last.append(frames)
-        names = (*self.reference.statistics, *(("none",) if self._has_none else ()))
+        names: list[Statistic] = list(self.reference.statistics)
+        if self._has_none:
+            names.append("none")
         drifts = (self._test(name, self.reference) for name in names)
         return [drift for drift in drifts if drift is not None]
 
@@ -267,11 +290,22 @@ class DriftMonitor:
             windows = [n for n, p_value in p_values.items() if p_value < self._limit]
         if not windows:
             return None
-        self._raised ^= {name}
-        frames = [frame for observed in list(self._last)[-windows[0] :] for frame in observed]
-        p_value = p_values[windows[0]]
-        now = ScoreSummary.of(frames)
-        return Drift(name, is_over, p_value, len(frames), reference.summary, now)
+        if is_over:
+            self._raised.remove(name)
+        else:
+            self._raised.add(name)
+        window = windows[0]
+        frames: list[ScoredFrame] = []
+        for observed in list(self._last)[-window:]:
+            frames += observed
+        return Drift(
+            statistic=name,
+            is_over=is_over,
+            p_value=p_values[window],
+            n_frames=len(frames),
+            reference=reference.summary,
+            now=ScoreSummary.of(frames),
+        )
 
 
 def _log_scores(scores: Array) -> Array:

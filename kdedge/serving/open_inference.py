@@ -109,10 +109,12 @@ def parse_request(body: bytes, length: str | None, artifact: Artifact) -> InferR
     Raises:
         HTTPException: something is missing, malformed or unknown.
     """
-    is_number = length is None or (length.isdecimal() and len(length) < 16)
-    if not is_number or int(length or 0) > len(body):
-        raise _bad(f"{LENGTH_HEADER} is {str(length)[:40]!r}, the body has {len(body)} bytes")
-    n_bytes = len(body) if length is None else int(length)
+    n_bytes = len(body)
+    if length is not None:
+        is_number = length.isdecimal() and len(length) < 16
+        if not is_number or int(length) > len(body):
+            raise _bad(f"{LENGTH_HEADER} is {length[:40]!r}, the body has {len(body)} bytes")
+        n_bytes = int(length)
     try:
         request = _Request.model_validate_json(body[:n_bytes])
     except ValidationError as error:

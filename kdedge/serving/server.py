@@ -165,7 +165,8 @@ class Server:
         outcomes = self._app.metrics.artifacts
         loaded = state
         while not self._ends.wait(self._look_every_s):
-            before, state = state, self._folder_state()
+            before = state
+            state = self._folder_state()
             if state == loaded or state != before:  # somebody may still be writing
                 continue
             loaded = state
@@ -173,9 +174,9 @@ class Server:
                 path = self._found_folder()
                 model = self._load_checked(path)
             except Exception as error:  # after any error, the old model is kept
+                reason = str(error) or type(error).__name__
                 log.error(  # noqa: TRY400 - the server's operator needs no traceback
-                    "The new artifact is refused, and the old one is served on.\n"
-                    f"  {str(error) or type(error).__name__}"
+                    f"The new artifact is refused, and the old one is served on.\n  {reason}"
                 )
                 outcomes.labels("refused").inc()
                 continue
@@ -198,10 +199,13 @@ class Server:
         """A value that changes with the artifact's folder and with each of its files."""
         try:
             folder = self._found_folder().resolve()
-            stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+            state: list[object] = [folder]
+            for path in sorted(folder.iterdir()):
+                status = path.stat()
+                state.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
         except (OSError, KdedgeError):
             return ()  # whatever the reason: a folder that is not there is refused once
-        return (folder, *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats))
+        return tuple(state)
 
     def _load_checked(self, path: Path) -> ServedModel:
         """Loads an artifact and compares it with its smoke set.

@@ -166,8 +166,9 @@ def _kind_of(text: str) -> FrameSourceKind:
             "  Name a file or folder that you may read."
         ) from error
     if not text or not is_file:
+        problem = f"{printable(text)} does not exist" if text else "SOURCE is empty text"
         raise DataError(
-            f"{printable(text) or 'SOURCE'} {'does not exist' if text else 'is empty text'}.\n"
+            f"{problem}.\n"
             "  Name a camera (0 or /dev/video0), an address (rtsp://...), a video, or a folder."
         )
     return "video"

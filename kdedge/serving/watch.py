@@ -6,6 +6,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,6 +35,27 @@ WINDOW = 7
 DRIFT_FRAMES = 25
 
 
+class _Vote(NamedTuple):
+    """The prediction for one frame; see `Decider.add`."""
+
+    predicted: str | None
+    score_percent: float | None
+    when: Event
+
+
+class Change(NamedTuple):
+    """A new decision.
+
+    Attributes:
+        mean_score_percent: of the frames with the new decision; None if there is no decision or no
+            score.
+        since: the `when` of the first of these frames.
+    """
+
+    mean_score_percent: float | None
+    since: Event
+
+
 class Decider:
     """Decides by the predictions for the last M frames, with hysteresis.
 
@@ -51,25 +73,19 @@ class Decider:
     def __init__(self, window: int) -> None:
         self.decision: str | None = None
         self.window = window
-        self._last: deque[tuple[str | None, float | None, Event]] = deque(maxlen=window)
+        self._last: deque[_Vote] = deque(maxlen=window)
 
-    def add(
-        self, predicted: str | None, score_percent: float | None, when: Event
-    ) -> tuple[float | None, Event] | None:
-        """Adds a frame's prediction.
+    def add(self, predicted: str | None, score_percent: float | None, when: Event) -> Change | None:
+        """Adds a frame's prediction; returns None if the decision stays.
 
         Args:
             predicted: the class of the frame, `none`, or None for a frame that counts for neither.
             score_percent: the frame's score; None if there are no scores.
             when: time and number of the frame.
-
-        Returns:
-            None if the decision stays. Else the mean score of the frames with the new decision, or
-            None if there is no decision or no score, and the `when` of the first of these frames.
         """
-        self._last.append((predicted, score_percent, when))
-        counts = Counter(name for name, _, _ in self._last)
-        (most_common, count), *_ = counts.most_common(1)
+        self._last.append(_Vote(predicted, score_percent, when))
+        counts = Counter(vote.predicted for vote in self._last)
+        most_common, count = counts.most_common(1)[0]
         decision = self.decision
         if 3 * count >= 2 * self.window:
             decision = most_common
@@ -78,9 +94,11 @@ class Decider:
         if decision == self.decision:
             return None
         self.decision = decision
-        frames = [frame for frame in self._last if frame[0] == decision] or [self._last[-1]]
-        scores = [score for _, score, _ in frames if score is not None and decision is not None]
-        return sum(scores) / len(scores) if scores else None, frames[0][2]
+        votes = [vote for vote in self._last if vote.predicted == decision] or [self._last[-1]]
+        scores = [vote.score_percent for vote in votes if vote.score_percent is not None]
+        if decision is None or not scores:
+            return Change(None, votes[0].when)
+        return Change(sum(scores) / len(scores), votes[0].when)
 
 
 @dataclass
@@ -147,9 +165,9 @@ class Watcher:
                 yield item
             yield self._end()
         finally:
-            n = self._n_classified
+            noun = "frame" if self._n_classified == 1 else "frames"
             n_dropped = self.source.n_dropped()
-            parts = [f"{n:,} frame{'' if n == 1 else 's'} classified"]
+            parts = [f"{self._n_classified:,} {noun} classified"]
             if self._n_unreadable:
                 parts.append(f"{self._n_unreadable:,} unreadable")
             if n_dropped:
@@ -161,8 +179,11 @@ class Watcher:
         log.warning(f"{when['time']}: {self.source.name} {text}")
 
     def _start(self) -> Event:
-        monitor = self._monitor
         classifier = self.classifier
+        if self._monitor is None:
+            drift = "off"
+        else:
+            drift = "stream" if self._monitor.reference is None else "artifact"
         return event(
             "start",
             source=self.source.name,
@@ -171,7 +192,7 @@ class Watcher:
             file=classifier.file.name,
             runtime=classifier.backend.describe(),
             window=self._decider.window,
-            drift="off" if monitor is None else "artifact" if monitor.reference else "stream",
+            drift=drift,
         )
 
     def _events_of(self, frame: Frame) -> Iterator[Event]:
@@ -191,21 +212,22 @@ class Watcher:
         if self.frame_events:
             yield {"event": "frame", **when, **_classes(result), "decision": self._decider.decision}
         if change is not None:
-            yield self._decision(when, *change)
+            yield self._decision(when, change)
         if self._monitor is not None:
             assert isinstance(image, Image.Image)
             yield from self._drifts(self._monitor, result, image, when)
 
-    def _decision(self, when: Event, mean_score: float | None, since: Event) -> Event:
+    def _decision(self, when: Event, change: Change) -> Event:
         decision = self._decider.decision
+        frame = {f"since_{key}": value for key, value in change.since.items() if key != "time"}
         return {
             "event": "decision",
             **when,
             "class": decision,
             "is_none": self.classifier.tells_none and decision == NONE,
-            "score_percent": _rounded(mean_score),
-            "since": since["time"],
-            **{f"since_{key}": value for key, value in since.items() if key != "time"},
+            "score_percent": _rounded(change.mean_score_percent),
+            "since": change.since["time"],
+            **frame,
         }
 
     def _drifts(
@@ -265,8 +287,12 @@ def _drift_values(change: Drift, class_names: Sequence[str]) -> Event:
         "reference": numbers(change.reference),
         "now": numbers(change.now),
         "most_changed": [
-            {"class": name, "reference_percent": round(before, 1), "now_percent": round(now, 1)}
-            for name, before, now in change.most_changed(class_names)
+            {
+                "class": share.class_name,
+                "reference_percent": round(share.before_percent, 1),
+                "now_percent": round(share.now_percent, 1),
+            }
+            for share in change.most_changed(class_names)
         ],
     }
 

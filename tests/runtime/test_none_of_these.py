@@ -40,7 +40,7 @@ def with_none(artifact: Artifact, **changes: object) -> Artifact:
 
 
 def test_an_image_is_none_below_the_limit() -> None:
-    found = limits(0.5).is_none_and_percent(np.array([4.0, 0.4, 0.5, -8.0, 99.0]))
+    found = limits(0.5).similarities(np.array([4.0, 0.4, 0.5, -8.0, 99.0]))
     is_none, percents = zip(*found, strict=True)
     assert is_none == (False, True, False, True, False)
     # Of scores from 0 to 10, 40 % are below 4
