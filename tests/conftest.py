@@ -44,7 +44,7 @@ GOLDEN = Path(__file__).parent / "golden"
 # Tests of the other rows of CONTRIBUTING.md's table: papers, CPU runtimes, what never ran on its
 # hardware
 NOT_CORE = re.compile(
-    r"tests/(serving|suite|data/benchmarks|methods/losses|cli/plugins|docs|fuzz"
+    r"tests/(serving|paper|data/benchmarks|methods/losses|cli/plugins|docs|fuzz"
     r"|targets/(openvino|litert|executorch|coreml|engines|torch_tensorrt)"
     r"|methods/test_(?!ridge|promptkd|promptsrc|zeroshot|contract|registry)"
     r"|cli/test_(gpu|suite\w*|several_processes|rounds|pseudo_label|ablations|watch|browser"

@@ -43,8 +43,7 @@ class TrainingData:
     """What a method is trained on.
 
     Attributes:
-        labeled: images with labels, also with pseudo-labels of a file or a round; None if it learns
-            from none.
+        labeled: images with labels, also with pseudo-labels; None if it learns from none.
         unlabeled: images without labels; None if it learns from none.
         train_classes: the classes that have labels, in label order; None for the setup's.
         weights: weights of the images in the loss, if they differ.
@@ -186,9 +185,10 @@ class Job:
         return self.setup.device
 
     @property
-    def has_rounds(self) -> bool:
-        """Whether its unlabeled images get pseudo-labels in rounds (`training/rounds.py`)."""
-        return self.choice.settings.n_rounds > 0 and self.data.unlabeled is not None
+    def n_rounds(self) -> int:
+        """How often the training loop trains its method: once, or as often as its own training."""
+        own_training = self.choice.settings.own_training
+        return 1 if own_training is None else own_training.n_rounds
 
     @property
     def training_images(self) -> Images:

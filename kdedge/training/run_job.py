@@ -36,7 +36,6 @@ from kdedge.training.evaluate_job import (
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
-from kdedge.training.rounds import train_rounds
 from kdedge.training.teacher_check import reference_accuracies
 
 log = logging.getLogger(__name__)
@@ -205,14 +204,14 @@ def _check_processes(job: Job) -> None:
     """Checks that every process has work, before a run is made.
 
     Raises:
-        RecipeError: a batch has fewer images than there are processes, or the method labels its
-            pool, which only one process can do.
+        RecipeError: a batch has fewer images than there are processes, or the method has its own
+            training, which only one process can do.
     """
     n_processes = job.setup.workspace.group.world_size
     data, optim = job.data, job.choice.optim
-    if job.has_rounds and n_processes > 1:
+    if job.choice.settings.own_training is not None and n_processes > 1:
         raise RecipeError(
-            f"{job.choice.name} labels its images in rounds, which needs a single process, but"
+            f"{job.choice.name} trains in its own way, which needs a single process, but"
             f" {n_processes} were started.\n"
             "  Run the command without torchrun."
         )
@@ -251,8 +250,9 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     """Trains the job, if it has anything to train; returns entries of the run's summary."""
     if job.choice.is_closed_form:
         return fit(job)
-    if job.has_rounds:
-        return train_rounds(job, run, validate=_validation(job))
+    own_training = job.choice.settings.own_training
+    if own_training is not None:
+        return own_training.train(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
         return {}
     settings, group = job.choice.optim, job.setup.workspace.group

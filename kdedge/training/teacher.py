@@ -20,7 +20,6 @@ from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, TrainingData, make_job
-from kdedge.training.rounds import trial_labels
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
     Raises:
         RecipeError: a setting does not fit the backbone, or the method would not use the recipe's
             pseudo-labels.
-        DataError: the method pseudo-labels its images, and there are too few.
+        DataError: the method's own training finds too few images.
     """
     check_sizes((setup.loaded, setup.role, setup.backbone.sizes))
     check_reads_pseudo_labels(setup.choice, setup.recipe)
@@ -126,10 +125,8 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
         sentences = read_class_texts(file, setup.classes.names)
         hashes = {**data.hashes, "class_texts": sha256_json(sentences)}
         data = replace(data, sentences=sentences, hashes=hashes)
-    job = make_job(setup, data)
-    if job.has_rounds:
-        trial_labels(job)  # raises an error if the pool has too few images
-    return job
+    job, own_training = make_job(setup, data), setup.choice.settings.own_training
+    return job if own_training is None else own_training.prepare(job)
 
 
 def _training_data(setup: RoleSetup) -> TrainingData:
@@ -141,10 +138,7 @@ def _training_data(setup: RoleSetup) -> TrainingData:
         unlabeled = setup.images.require("unlabeled", what)
     if not needs.labels:
         return TrainingData(unlabeled=unlabeled)
-    data = labeled_data(setup)
-    if setup.choice.settings.n_rounds and unlabeled is not None and data.labeled is not None:
-        unlabeled = unlabeled.without(data.labeled)  # pseudo-labels are for the others
-    return replace(data, unlabeled=unlabeled)
+    return replace(labeled_data(setup), unlabeled=unlabeled)
 
 
 def labeled_data(setup: RoleSetup) -> TrainingData:
