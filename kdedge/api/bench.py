@@ -16,6 +16,7 @@ from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.timing import Subject, TimingPlan
 from kdedge.errors import Interrupted, RecipeError, ResourceError, check_at_least
 from kdedge.files import home_path, new_file, write_json, write_new_numbered_json
+from kdedge.methods.registry import list_methods
 from kdedge.records.speed import SpeedResult
 from kdedge.runs.find import RunOrArtifact, find_run, named_artifact
 from kdedge.runs.folder import RunFolder, runs_folder
@@ -24,8 +25,8 @@ from kdedge.runtime.process import compute_threads, given_threads, torch_as_befo
 
 log = logging.getLogger(__name__)
 
-AGAINST = ("coop", "cocoop", "promptsrc")
-"""Methods whose architectures a run is compared with by default."""
+AGAINST = tuple(name for name in ("coop", "cocoop", "promptsrc") if name in list_methods())
+"""Methods whose architectures a run is compared with by default, as far as they are installed."""
 
 
 def bench(

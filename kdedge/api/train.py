@@ -189,7 +189,7 @@ def train(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping, a `Recipe` or a `LoadedRecipe`.
-        method: its name, such as `coop`; None for the recipe's `baseline.method`.
+        method: its name, such as `promptsrc`; None for the recipe's `baseline.method`.
         epochs: passes of the baseline over its images. None: as the recipe says.
         batch_size: images of a step. None: as the recipe says.
         lr: learning rate after warm-up. None: as the recipe says.

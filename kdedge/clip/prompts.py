@@ -178,7 +178,7 @@ def check_takes_prompts(backbone: ImageBackbone) -> None:
         raise RecipeError(
             f"{backbone.name} takes no visual prompts: its image encoder {why}.\n"
             "  With promptkd, train a projector (tune: projector) or the whole image encoder"
-            " (tune: full). coop, cocoop and zeroshot do not change image encoders. Visual prompts"
+            " (tune: full). ridge and zeroshot do not change image encoders. Visual prompts"
             " need CLIP's ViT, such as ViT-B-16."
         )
 

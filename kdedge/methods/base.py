@@ -4,14 +4,15 @@ A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `S
 functions, and `Method`, a subclass of `BaseMethod` or a function that builds one. `METHOD` has what
 always holds, and properties of `Settings` have what depends on settings. The training loop knows no
 method by name; around it, `zeroshot` and `ridge` are the references for a teacher, and `ridge` is
-the student of one pass.
+the student of one pass. A method that needs more than one pass of the loop returns an `OwnTraining`
+as `Settings.own_training`.
 
 `METHOD` says what data it learns from, which decides the images of a batch:
 
 * labels only: images of `data.labeled` with their labels;
 * unlabeled images only: images of `data.unlabeled`, without labels;
 * both: images of `data.unlabeled`, and `Batch.labeled` with images of `data.labeled`;
-* both, for a method with `RoundsSettings`: labeled and pseudo-labeled images together.
+* any, for a method with an `OwnTraining`, which gives the loop the images of each round.
 
 The classes of a method's softmax, `train_classes`, are all classes if
 `data_needs.novel_class_names`, else those with labels.
@@ -24,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,13 @@ from kdedge.clip.prompts import random_linear
 from kdedge.clip.vision import encode_image
 from kdedge.config.fields import Strict
 from kdedge.data.images import Images
-from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.loading.batch import Batch
 from kdedge.runtime.preprocess import Preprocess
+
+if TYPE_CHECKING:  # training is above the methods
+    from kdedge.runs.folder import RunFolder
+    from kdedge.training.job import Job
 
 EncoderName = Literal["image", "text"]
 Classifier = Literal["own_vectors", "teacher_vectors", "feature_logits", "own_logits"]
@@ -83,9 +87,14 @@ class MethodSettings(Strict):
         return True
 
     @property
-    def n_rounds(self) -> int:
-        """Rounds of a method with `RoundsSettings`; 0 for any other method."""
-        return 0
+    def makes_pseudo_labels(self) -> bool:
+        """Whether the method labels images itself, so that it cannot use `data.pseudo_labels`."""
+        return False
+
+    @property
+    def own_training(self) -> OwnTraining | None:
+        """The method's own way of training around the loop; None if one pass of the loop is all."""
+        return None
 
     @property
     def layer_counts(self) -> dict[str, tuple[EncoderName, ...]]:
@@ -97,42 +106,47 @@ class MethodSettings(Strict):
         return {}
 
 
-class RoundsSettings(MethodSettings):
-    """Base class of the settings of a method that pseudo-labels its pool in rounds.
+class OwnTraining(ABC):
+    """A method's own way of training: the core calls it in place of the training loop.
 
-    Each round starts from the method's initial values. It trains on the images of `data.labeled` if
-    `data_needs.labels`, and on the images of `data.unlabeled` that `choose_labels` chooses.
+    It calls the loop (`training.loop.train.train`) once in each of its rounds, with other images or
+    other values, and runs in a single process. `paper/rounds.py` is an example.
     """
 
+    @property
     @abstractmethod
-    def choose_labels(
-        self, probabilities: Probabilities, *, round_number: int, classes: Sequence[int]
-    ) -> list[PseudoLabel]:
-        """Chooses a round's images and their classes, each image once.
+    def n_rounds(self) -> int:
+        """How often `train` calls the loop; for estimates of the time."""
+
+    @abstractmethod
+    def train(
+        self, job: Job, run: RunFolder, *, validate: Callable[[], float] | None
+    ) -> dict[str, Any]:
+        """Trains `job.method`, which ends with its final weights and in evaluation mode.
+
+        For a resumed run it is called again and continues from what it finds in the run's folder.
+        `run.round_folder` gives each round a folder there, in which the loop continues by itself.
 
         Args:
-            probabilities: [N, C], softmax of the pool's logits over all classes. The logits are
-                zero-shot CLIP's in the first round, later those of the previous round's model.
-            round_number: number of the round, from 1.
-            classes: the classes that have no labels; all classes if every class has labels, or if
-                labels are not used.
+            job: the job that `prepare` returned.
+            run: the run's folder.
+            validate: measures the accuracy that selects an epoch; the loop's argument.
 
         Returns:
-            The pseudo-labels; their rows are those of the probabilities.
+            Entries of the run's summary, `runs.provenance.RunSummary`.
+        """
+
+    @abstractmethod
+    def trial(self, job: Job) -> Job:
+        """A job like that of a round, for `kdedge check`, which takes its first steps."""
+
+    def prepare(self, job: Job) -> Job:
+        """The job as it is trained; may choose among its images.
 
         Raises:
-            DataError: there are too few images.
+            KdedgeError: the job cannot be trained. No run has been made yet.
         """
-
-    def weigh(self, is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B] float32: weights of a batch's images in a round's cross-entropy; by default equal.
-
-        Args:
-            is_pseudo: [B] bool, true for pseudo-labels.
-            n_labeled: number of labeled images per epoch.
-            n_pseudo: number of pseudo-labeled images per epoch.
-        """
-        return torch.full((len(is_pseudo),), 1 / len(is_pseudo))
+        return job
 
 
 @dataclass(frozen=True)

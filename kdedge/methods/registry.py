@@ -1,7 +1,8 @@
 """The methods by name, and their declarations. Imports no torch until a method is loaded.
 
 Each file in `kdedge/methods` is a method, except for this one, `base.py` and `supervised.py`.
-Installed packages join through the entry-point group `kdedge.methods`.
+The rivals of `kdedge/paper/methods` and installed packages join through the entry-point group
+`kdedge.methods`.
 """
 
 from __future__ import annotations

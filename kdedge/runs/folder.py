@@ -64,7 +64,6 @@ class TrainingFolder:
 
     metrics = _File("metrics.jsonl")  # metrics of steps and epochs, one JSON object per line
     checkpoints = _File("checkpoints")  # folder of the two newest checkpoints
-    pseudo_labels = _File("pseudo_labels.jsonl")  # only of a round, which trains on them
 
 
 class RunFolder(TrainingFolder):
@@ -177,6 +176,16 @@ class RunFolder(TrainingFolder):
                 with contextlib.suppress(OSError):
                     sizes[path] = path.stat().st_size
         return sizes
+
+    def round_folder(self, number: int) -> TrainingFolder:
+        """The folder of a round (from 1) of a method's own training; created if missing.
+
+        The report shows the metrics of the last round.
+        """
+        folder = TrainingFolder(self.path / "rounds" / f"{number:02d}", self.role)
+        with explaining_writes(folder.checkpoints):
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def name_in(self, root: Path) -> str:
         """`name/NN` if `root` contains the run, else its absolute path."""

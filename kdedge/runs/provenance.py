@@ -51,7 +51,7 @@ class TrainingSummary(_Tolerant):
 
 
 class RoundSummary(_Tolerant):
-    """Summary of one round of a method that pseudo-labels its pool."""
+    """Summary of one round of a method that pseudo-labels its images (`paper/rounds.py`)."""
 
     n_images: int
     n_classes: int | None = None
@@ -64,7 +64,7 @@ class RunSummary(_Tolerant):
 
     Attributes:
         training: summary of its training loop.
-        rounds: summaries of the rounds of a method that pseudo-labels its pool.
+        rounds: summaries of the rounds of a method that pseudo-labels its images.
         closed_form: settings that a closed-form method chose; `unseen_classes` are classes that the
             teacher predicts for no unlabeled image.
         gmacs: multiply-adds per image, 1e9, of a student before folding, with stored class vectors.

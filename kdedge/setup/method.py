@@ -116,7 +116,7 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
         raise explain_validation(
             error, model=module.Settings, lines=loaded.lines, prefix=(role, "settings")
         ) from error
-    if settings.n_rounds > 0 and loaded.recipe.data.pseudo_labels is not None:
+    if settings.makes_pseudo_labels and loaded.recipe.data.pseudo_labels is not None:
         raise _no_use_of_pseudo_labels(f"{spec.method} makes its own pseudo-labels")
     optim = resolve_optim(loaded.recipe.optim, spec.optim)
     return MethodChoice(role, spec.method, module, settings, optim)
@@ -136,7 +136,7 @@ def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
 def _no_use_of_pseudo_labels(why: str) -> RecipeError:
     return RecipeError(
         f"{why}, but the recipe has data.pseudo_labels.\n"
-        "  Remove that key, or choose a method that learns from labels, such as coop."
+        "  Remove that key, or choose a method that learns from labels, such as promptsrc."
     )
 
 

@@ -250,7 +250,7 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     what = f"{job.setup.method_name} on {job.setup.backbone.name}"
     if job.setup.is_closed_form:
         what = f"solving {what}."
-    elif job.has_rounds or job.method.trainable_parameters():
+    elif job.method.trainable_parameters():
         what = f"training {what}."
     else:
         what = f"{what}, which needs no training."

@@ -41,7 +41,7 @@ def _n_passes(job: Job) -> int:
     n_passes = _n_unlabeled(job)
     n_models = 1
     if job.selecting_images is not None and job.setup.trains_by_gradient:
-        n_epochs = job.setup.optim.epochs * max(1, job.setup.settings.n_rounds)
+        n_epochs = job.setup.optim.epochs * job.n_rounds
         n_passes += n_epochs * len(job.selecting_images.indices)
     if job.setup.role == "teacher" and job.setup.method_name not in ("ridge", "zeroshot"):
         n_passes += n_labeled * (n_zero_shot + 2)  # ridge, and the teacher itself

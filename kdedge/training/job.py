@@ -41,8 +41,7 @@ class Job:
 
     Attributes:
         setup: role, recipe, method, classes and backbone.
-        labeled: images with labels, also with pseudo-labels of a file or a round; None if it learns
-            from none.
+        labeled: images with labels, also with pseudo-labels; None if it learns from none.
         unlabeled: images without labels; None if it learns from none.
         train_classes: the classes that have labels, in label order; None for the setup's.
         weights: weights of the images in the loss, if they differ.
@@ -163,9 +162,10 @@ class Job:
         return MethodModel(self.setup, self.method)
 
     @property
-    def has_rounds(self) -> bool:
-        """Whether its unlabeled images get pseudo-labels in rounds (`training/rounds.py`)."""
-        return self.setup.settings.n_rounds > 0 and self.unlabeled is not None
+    def n_rounds(self) -> int:
+        """How often the training loop trains its method: once, or as often as its own training."""
+        own_training = self.setup.settings.own_training
+        return 1 if own_training is None else own_training.n_rounds
 
     @property
     def selecting_images(self) -> Images | None:

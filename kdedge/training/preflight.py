@@ -39,7 +39,6 @@ from kdedge.training.loop.selection import state_kept
 from kdedge.training.loop.step import Stepper
 from kdedge.training.output_store.fill import StoreFiller, check_disk_space
 from kdedge.training.output_store.store import n_crops
-from kdedge.training.rounds import trial_round
 from kdedge.training.student import one_pass_job, student_job
 from kdedge.training.teacher import baseline_job, teacher_job
 
@@ -139,7 +138,13 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
         jobs += [job for job in (missing, one_pass_job(student), student) if job is not None]
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
-    return [trial_round(job) if job.has_rounds else job for job in jobs]
+    return [_as_trained(job) for job in jobs]
+
+
+def _as_trained(job: Job) -> Job:
+    """The job whose steps the training loop takes: of a round, if the method trains in rounds."""
+    own_training = job.setup.settings.own_training
+    return job if own_training is None else own_training.trial(job)
 
 
 def _describe_job(job: Job) -> list[Finding]:
@@ -174,8 +179,7 @@ def _training(job: Job) -> str:
     n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
     if not n_parameters:
         return "nothing to train"
-    n_rounds = job.setup.settings.n_rounds
-    rounds = f"{n_rounds} rounds of about " if n_rounds > 1 else ""
+    rounds = f"{job.n_rounds} rounds of about " if job.n_rounds > 1 else ""
     epochs = f"{job.setup.optim.epochs} epochs of {job.n_steps} steps"
     return f"{n_parameters:,} parameters, {rounds}{epochs}"
 
@@ -203,7 +207,7 @@ def estimate_seconds(job: Job) -> float:
         return 0.0
     steps = job.setup.optim.epochs * job.n_steps
     later = times[len(times) // 2 :]
-    return sum(later) / len(later) * steps * max(1, job.setup.settings.n_rounds)
+    return sum(later) / len(later) * steps * job.n_rounds
 
 
 def trial_steps(

@@ -36,7 +36,6 @@ from kdedge.training.evaluate_job import (
 from kdedge.training.job import Job
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
-from kdedge.training.rounds import train_rounds
 from kdedge.training.teacher_check import reference_accuracies
 
 log = logging.getLogger(__name__)
@@ -205,15 +204,15 @@ def _check_processes(job: Job) -> None:
     """Checks that every process has work, before a run is made.
 
     Raises:
-        RecipeError: a batch has fewer images than there are processes, or the method labels its
-            pool, which only one process can do.
+        RecipeError: a batch has fewer images than there are processes, or the method has its own
+            training, which only one process can do.
     """
     n_processes = job.setup.workspace.group.world_size
     optim = job.setup.optim
-    if job.has_rounds and n_processes > 1:
+    if job.setup.settings.own_training is not None and n_processes > 1:
         raise RecipeError(
-            f"{job.setup.method_name} labels its images in rounds, which needs a single process,"
-            f" but {n_processes} were started.\n"
+            f"{job.setup.method_name} trains in its own way, which needs a single process, but"
+            f" {n_processes} were started.\n"
             "  Run the command without torchrun."
         )
     if job.images is not None:
@@ -251,8 +250,9 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     """Trains the job, if it has anything to train; returns entries of the run's summary."""
     if job.setup.is_closed_form:
         return fit(job)
-    if job.has_rounds:
-        return train_rounds(job, run, validate=_validation(job))
+    own_training = job.setup.settings.own_training
+    if own_training is not None:
+        return own_training.train(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
         return {}
     settings, group = job.setup.optim, job.setup.workspace.group

@@ -20,7 +20,6 @@ from kdedge.setup.method import check_can_be_teacher, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, check_sizes, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, with_measured_images
-from kdedge.training.rounds import trial_labels
 
 log = logging.getLogger(__name__)
 
@@ -116,14 +115,13 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
     Raises:
         RecipeError: a setting does not fit the backbone, or the method would not use the recipe's
             pseudo-labels.
-        DataError: the method pseudo-labels its images, and there are too few.
+        DataError: the method's own training finds too few images.
     """
     check_sizes((setup.loaded, setup.role, setup.backbone.sizes))
     check_reads_pseudo_labels(setup, setup.recipe)
     job = with_measured_images(_with_sentences(_with_training_images(Job(setup))))
-    if job.has_rounds:
-        trial_labels(job)  # raises an error if the pool has too few images
-    return job
+    own_training = setup.settings.own_training
+    return job if own_training is None else own_training.prepare(job)
 
 
 def _with_training_images(job: Job) -> Job:
@@ -132,13 +130,7 @@ def _with_training_images(job: Job) -> Job:
     if needs.unlabeled_images:
         what = f"{setup.method_name} learns from unlabeled images"
         job = replace(job, unlabeled=setup.images.require("unlabeled", what))
-    if not needs.labels:
-        return job
-    job = with_labels(job)
-    if setup.settings.n_rounds and job.unlabeled is not None and job.labeled is not None:
-        # Pseudo-labels are for the others
-        job = replace(job, unlabeled=job.unlabeled.without(job.labeled))
-    return job
+    return with_labels(job) if needs.labels else job
 
 
 def _with_sentences(job: Job) -> Job:

@@ -18,7 +18,6 @@ from kdedge.distributed import SINGLE_PROCESS
 from kdedge.setup.workspace import Workspace, set_up_device
 from kdedge.training.job import Job
 from kdedge.training.loop.step import Stepper
-from kdedge.training.rounds import trial_round
 from kdedge.training.student import student_job
 from kdedge.training.teacher import baseline_job, with_baseline
 
@@ -161,7 +160,8 @@ def make_job(name: str, precision: str) -> Job:
     loaded = load_recipe("r.yaml", parse_overrides(texts))
     if name in BASELINES:
         job = baseline_job(with_baseline(loaded, name), workspace)
-        return trial_round(job) if job.has_rounds else job
+        own_training = job.setup.settings.own_training
+        return job if own_training is None else own_training.trial(job)
     return student_job(loaded, workspace)[0]
 
 

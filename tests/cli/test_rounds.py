@@ -14,15 +14,10 @@ from safetensors.torch import load_file
 
 from kdedge.config.load import load_recipe, parse_overrides
 from kdedge.data.pseudo_labels import most_probable
+from kdedge.paper.rounds import Rounds, pool_probabilities
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job import Job, zero_shot_model
-from kdedge.training.rounds import (
-    job_of_round,
-    pool_probabilities,
-    round_folder,
-    train_rounds,
-)
 from kdedge.training.teacher import baseline_job, with_baseline
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -44,6 +39,12 @@ def job_of(variant: str) -> Job:
     loaded = load_recipe("r.yaml", parse_overrides([settings_of(variant), OPTIM]))
     workspace = Workspace(Path("runs"), torch.device("cpu"))
     return baseline_job(with_baseline(loaded, "pseudo_label"), workspace)
+
+
+def rounds_of(job: Job) -> Rounds:
+    own_training = job.setup.settings.own_training
+    assert isinstance(own_training, Rounds)
+    return own_training
 
 
 def chosen_by(model: Any, job: Job) -> list[tuple[str, str]]:
@@ -74,7 +75,7 @@ def test_zero_shot_clip_labels_the_first_round_and_that_rounds_model_the_second(
     job = job_of("fpl")
     assert written(ifpl / "rounds/01/pseudo_labels.jsonl") == chosen_by(zero_shot_model(job), job)
     run = RunFolder.create(project / "again", "x", role="baseline", recipe_text="", provenance={})
-    train_rounds(job, run, validate=None)
+    rounds_of(job).train(job, run, validate=None)
     second = written(ifpl / "rounds/02/pseudo_labels.jsonl")
     assert second == chosen_by(job.model(), job)
     assert second != chosen_by(zero_shot_model(job), job)
@@ -84,10 +85,9 @@ def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_a
     ifpl: Path, project: Path
 ) -> None:
     run = RunFolder.create(project / "again", "x", role="baseline", recipe_text="", provenance={})
-    only = round_folder(run, 1)
-    shutil.copy(ifpl / "rounds/02/pseudo_labels.jsonl", only.pseudo_labels)
+    shutil.copy(ifpl / "rounds/02/pseudo_labels.jsonl", run.round_folder(1).path)
     job = job_of("fpl")
-    train_rounds(job, run, validate=None)
+    rounds_of(job).train(job, run, validate=None)
     trained = load_file(ifpl / "baseline.safetensors")
     assert trained.keys() == job.method.module.state_dict().keys()
     for name, value in job.method.module.state_dict().items():
@@ -97,7 +97,7 @@ def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_a
 def test_pseudo_labeled_images_weigh_together_as_much_as_the_labeled_ones() -> None:
     job = job_of("fpl")
     given = {0: 2, 5: 3, 7: 3}
-    both = job_of_round(job, given)
+    both = rounds_of(job).job_of_round(job, given)
     assert both.weights is not None
     assert (len(job.labels), len(both.labels)) == (8, 11)
     first = len(job.labeled.source.items)

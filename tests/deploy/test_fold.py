@@ -21,8 +21,9 @@ from kdedge.clip.blocks import make_wrappable
 from kdedge.errors import DataError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.fold import FoldedModel, FoldRequest, fold
-from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
+from kdedge.methods import promptkd, promptsrc, zeroshot
 from kdedge.methods.base import ImageModules, MethodInputs, Projector
+from kdedge.paper.methods import lafter
 from kdedge.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.methods import coop
 from kdedge.methods.base import MethodInputs
+from kdedge.paper.methods import coop
 
 
 def block(n: int, width: int) -> int:

@@ -31,7 +31,7 @@ def test_the_names_of_classes_without_labels_matter_where_they_are_declared(
     name: str, build: Callable[..., Any]
 ) -> None:
     module = load_method(name)
-    has_labels = module.METHOD.main_data_needs.labels or module.Settings().n_rounds > 0
+    has_labels = module.METHOD.main_data_needs.labels or module.Settings().makes_pseudo_labels
     # So many images that some look like a class without labels
     labels = torch.arange(32) % 2 if has_labels else None
     losses = []

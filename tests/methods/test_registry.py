@@ -20,16 +20,16 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_with_all() -> None:
 @pytest.mark.parametrize(
     ("package", "error", "message"),
     [
-        ("torch", MissingPackage, r"The method coop needs torch(.|\n)*kdedge\[train\]"),
+        ("torch", MissingPackage, r"The method promptsrc needs torch(.|\n)*kdedge\[train\]"),
         ("pydantic", ModuleNotFoundError, "pydantic"),
     ],
 )
 def test_a_package_of_the_extra_is_named_with_it_and_any_other_is_a_bug(
     package: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_method("coop")
-    monkeypatch.delitem(sys.modules, "kdedge.methods.coop")
+    load_method("promptsrc")
+    monkeypatch.delitem(sys.modules, "kdedge.methods.promptsrc")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(error, match=message) as caught:
-        load_method("coop")
+        load_method("promptsrc")
     assert type(caught.value) is error

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from kdedge.data.sources import ImageSource, Item
 from kdedge.errors import DivergedError
 from kdedge.loading.batch import Batch
 from kdedge.methods import promptsrc
-from kdedge.methods.base import StepOutput
+from kdedge.methods.base import OwnTraining, StepOutput
 from kdedge.runtime.machine import memory_bytes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.evaluation_time import evaluation_seconds
@@ -143,10 +143,17 @@ def test_what_the_first_steps_take_once_is_not_in_the_estimate(
 
 
 def test_the_estimate_is_of_all_rounds(job: Job) -> None:
+    class ThreeRounds(OwnTraining):
+        n_rounds = 3
+
+        def train(self, *_: Any, **__: Any) -> dict[str, Any]:
+            raise NotImplementedError
+
+        def trial(self, job: Job) -> Job:
+            return job
+
     class InRounds(promptsrc.Settings):
-        @property
-        def n_rounds(self) -> int:
-            return 3
+        own_training: ClassVar[OwnTraining] = ThreeRounds()
 
     setup = dataclasses.replace(job.setup, settings=InRounds(**job.setup.settings.model_dump()))
     assert estimate_seconds(dataclasses.replace(slowed(job), setup=setup)) >= 3 * 5 * 16 * READ_S

@@ -16,7 +16,7 @@ from kdedge.data.images import Images
 from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.loading.batch import Batch
-from kdedge.methods import vpt
+from kdedge.methods import promptsrc
 from kdedge.methods.base import StepOutput
 from kdedge.runs.find import newest_run
 from kdedge.runs.folder import RunFolder
@@ -76,20 +76,22 @@ def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(
         Image.new("RGB", (40, 40)).save(tmp_path / label / "a.png")
     (tmp_path / "r.yaml").write_text(
         f"name: x\nclasses: [dark, bright]\ndata: {{labeled: {{folder: {tmp_path}}}}}\n"
-        f"teacher: {{weights: {tiny_weights}, method: vpt, settings: {{prompt_depth: 1}}}}\n"
+        f"teacher: {{weights: {tiny_weights}, method: promptsrc,"
+        " settings: {prompt_depth_text: 1, prompt_depth_vision: 1}}\n"
         "optim: {epochs: 1, batch_size: 2, warmup_epochs: 0, n_workers: 0}\n"
     )
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
     job = teacher_job(load_recipe(tmp_path / "r.yaml"), workspace)
 
-    class LosesTheDisk(vpt.Method):
+    class LosesTheDisk(promptsrc.Method):
         def training_step(self, batch: Batch) -> StepOutput:
             shutil.rmtree(tmp_path / "runs")
             raise KeyError("of the step")
 
     module = ModuleType("own")
-    vars(module).update(METHOD=vpt.METHOD, Settings=vpt.Settings, Method=LosesTheDisk)
-    job = replace(job, setup=replace(job.setup, module=module))
+    vars(module).update(METHOD=promptsrc.METHOD, Settings=promptsrc.Settings, Method=LosesTheDisk)
+    choice = replace(job.setup, module=module)
+    job = replace(job, setup=replace(job.setup, choice=choice))
     with pytest.raises(KeyError, match="of the step"):
         run_job(job, resume=False)
 

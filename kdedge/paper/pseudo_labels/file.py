@@ -15,6 +15,7 @@ from kdedge.errors import Interrupted, RecipeError
 from kdedge.files import refuse_existing, sha256_json
 from kdedge.loading.decoding import Preparation
 from kdedge.messages import first_line, option, same_call
+from kdedge.paper.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.records.record import Record
 from kdedge.runs.find import newest_run
 from kdedge.runs.model import MethodModel, RunModel, load_run
@@ -26,7 +27,6 @@ from kdedge.training.distill import trained_teacher
 from kdedge.training.evaluate_job import adjusted
 from kdedge.training.output_store.fill import StoreFiller
 from kdedge.training.output_store.store import OutputStore
-from kdedge.training.rounds import accuracy_percent, true_labels, warn_of_unpredicted
 from kdedge.training.run_job import run_job
 from kdedge.training.student import check_predicts
 from kdedge.training.teacher import baseline_job, with_baseline

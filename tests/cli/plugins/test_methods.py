@@ -19,7 +19,7 @@ TOY = '''
 import torch
 from torch.nn import functional as F
 from kdedge.config.optim_spec import OptimSettings
-from kdedge.methods import coop
+from kdedge.paper.methods import coop
 from kdedge.methods.base import StepOutput
 from kdedge.methods.registry import Declaration, DataNeeds
 
@@ -116,6 +116,64 @@ def test_one_that_extends_ridge_is_solved(install: Callable[..., Any]) -> None:
     (package.cwd / "r.yaml").write_text(RECIPE)
     ((code, _, err),) = package.run(TRAIN)
     assert (code, err[:13]) == (0, "toy: right on"), err
+
+
+IN_TWO_ROUNDS = '''
+"""Toy rounds: CoOp, trained twice, with half of the labels in the first round."""
+
+from dataclasses import replace
+
+from kdedge.methods.base import OwnTraining
+from kdedge.paper.methods.coop import METHOD, Method
+from kdedge.paper.methods.coop import Settings as CoOpSettings
+from kdedge.training.loop.train import train
+
+
+class TwoRounds(OwnTraining):
+    n_rounds = 2
+
+    def train(self, job, run, *, validate):
+        for number, round_job in enumerate([self.trial(job), job], start=1):
+            result = train(
+                job.method,
+                round_job.batches,
+                round_job.n_steps,
+                settings=job.setup.optim,
+                run=run.round_folder(number),
+                validate=validate,
+                device=job.setup.device,
+            )
+        return {"training": result.model_dump()}
+
+    def trial(self, job):
+        labeled = job.labeled
+        half = labeled.only(labeled.indices[::2])
+        return replace(job, labeled=half)
+
+
+class Settings(CoOpSettings):
+    @property
+    def own_training(self):
+        return TwoRounds()
+'''
+
+
+def test_one_with_its_own_training_has_a_folder_and_an_estimate_of_each_round(
+    install: Callable[..., Any],
+) -> None:
+    package = install(
+        {"outside_method": IN_TWO_ROUNDS}, {"kdedge.methods": {"toy": "outside_method"}}
+    )
+    recipe = RECIPE.replace("student: {", "teacher: {method: toy, ")
+    (package.cwd / "r.yaml").write_text(recipe.replace("batch_size: 8", "batch_size: 4"))
+    check, teach = package.run("check r.yaml", "teach r.yaml")
+    assert check.code == 0, check.err
+    assert "2 rounds of about 3 epochs" in check.out
+    assert teach.code == 0, teach.err
+    rounds = package.cwd / "runs/toy/01/rounds"
+    metrics = [(rounds / name / "metrics.jsonl").read_text() for name in ("01", "02")]
+    n_steps = [json.loads(text.splitlines()[-1])["step"] for text in metrics]
+    assert n_steps == [3 * 1, 3 * 2]  # of three epochs with five and nine images
 
 
 def test_one_that_declares_nothing_says_what_to_declare(install: Callable[..., Any]) -> None:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone
 from kdedge.data.pseudo_labels import most_probable
 from kdedge.loading.batch import Batch
-from kdedge.methods import coop, promptsrc, pseudo_label
+from kdedge.methods import promptsrc
 from kdedge.methods.base import MethodInputs
+from kdedge.paper.methods import coop, pseudo_label
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 PROMPTSRC = {"prompt_depth_text": 2, "prompt_depth_vision": 2, "n_anchor_templates": 4}

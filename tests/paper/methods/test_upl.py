@@ -12,7 +12,7 @@ import torch
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.data.pseudo_labels import most_confident_predicted
 from kdedge.loading.batch import Batch
-from kdedge.methods import upl
+from kdedge.paper.methods import upl
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}

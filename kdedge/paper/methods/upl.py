@@ -28,9 +28,10 @@ from kdedge.config.fields import MAX_COUNT
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
 from kdedge.loading.batch import Batch
-from kdedge.methods.base import MethodInputs, RoundsSettings, StepOutput
+from kdedge.methods.base import MethodInputs, StepOutput
 from kdedge.methods.registry import DataNeeds, Declaration
 from kdedge.methods.supervised import TextPromptMethod, cross_entropy, encode_images, labels_of
+from kdedge.paper.rounds import RoundsSettings
 
 METHOD = Declaration(
     label="UPL",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.errors import RecipeError
-from kdedge.methods import atprompt
+from kdedge.paper.methods import atprompt
 
 NAMES = ["cat", "dog", "school_bus", "fox"]
 Build = Callable[..., Any]

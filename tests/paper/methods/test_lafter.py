@@ -14,7 +14,7 @@ from kdedge.config.optim_spec import OptimSettings
 from kdedge.distributed import SINGLE_PROCESS
 from kdedge.errors import DataError
 from kdedge.loading.batch import Batch
-from kdedge.methods import lafter
+from kdedge.paper.methods import lafter
 from kdedge.training.loop.step import Stepper
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]

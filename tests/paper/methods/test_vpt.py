@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.methods import ivlp, lafter, promptkd, vpt
+from kdedge.methods import ivlp, promptkd
+from kdedge.paper.methods import lafter, vpt
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""

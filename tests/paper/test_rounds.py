@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kdedge.data.images import Images
 from kdedge.errors import DivergedError
+from kdedge.paper.rounds import pool_probabilities
 from kdedge.runs.model import MethodModel
-from kdedge.training.rounds import pool_probabilities
 
 
 def scores(logits: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.errors import RecipeError
 from kdedge.loading.batch import Batch
-from kdedge.methods import clip_pr
+from kdedge.paper.methods import clip_pr
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}

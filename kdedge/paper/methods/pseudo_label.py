@@ -29,12 +29,13 @@ from kdedge.clip.backbone import Backbone
 from kdedge.config.fields import MAX_COUNT
 from kdedge.config.optim_spec import OptimSettings
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_probable
-from kdedge.methods.base import BaseMethod, EncoderName, MethodInputs, RoundsSettings
-from kdedge.methods.coop import Method as CoOp
-from kdedge.methods.coop import Settings as CoOpSettings
+from kdedge.methods.base import BaseMethod, EncoderName, MethodInputs
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
 from kdedge.methods.registry import DataNeeds, Declaration
+from kdedge.paper.methods.coop import Method as CoOp
+from kdedge.paper.methods.coop import Settings as CoOpSettings
+from kdedge.paper.rounds import RoundsSettings
 
 METHOD = Declaration(
     label="FPL, IFPL, GRIP",
