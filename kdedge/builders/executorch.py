@@ -115,7 +115,8 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
     prepared = prepare_pt2e(module, quantizer)
     with torch.no_grad():
         # Observers of weights need one batch, observers of ranges all
-        for part in parts if has_ranges else islice(parts, 1):
+        needed = parts if has_ranges else islice(parts, 1)
+        for part in needed:
             prepared(part)
     return convert_pt2e(prepared)
 
@@ -146,5 +147,6 @@ def _missing_kernel(module: Any) -> str | None:
             continue
         name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
         if name not in kernels:
-            return f"{name} (in {module_path(node) or node.name})"
+            place = module_path(node) or node.name
+            return f"{name} (in {place})"
     return None

@@ -17,12 +17,13 @@ from kdedge.clip.layers import BLOCKS
 
 Projection = Literal["q", "k", "v", "out", "mlp"]
 
-_LAYERS: dict[Projection, tuple[tuple[str, str], ...]] = {
-    "q": (("attn", "q"),),
-    "k": (("attn", "k"),),
-    "v": (("attn", "v"),),
-    "out": (("attn", "out"),),
-    "mlp": (("mlp", "c_fc"), ("mlp", "c_proj")),
+# Names of the layers in a block
+_LAYERS: dict[Projection, list[str]] = {
+    "q": ["attn.q"],
+    "k": ["attn.k"],
+    "v": ["attn.v"],
+    "out": ["attn.out"],
+    "mlp": ["mlp.c_fc", "mlp.c_proj"],
 }
 
 
@@ -116,12 +117,18 @@ def make_low_rank_changes(
     all_blocks = visual.get_submodule(BLOCKS)
     assert isinstance(all_blocks, nn.ModuleList)
     changes = LowRankChanges()
-    for index in range(len(all_blocks)) if blocks is None else sorted(blocks):
-        changes[str(index)] = parts = nn.ModuleDict()
-        for part, name in (path for key in projections for path in _LAYERS[key]):
-            linear = all_blocks[index].get_submodule(f"{part}.{name}")
+    paths: list[str] = []
+    for key in projections:
+        paths += _LAYERS[key]
+    chosen = range(len(all_blocks)) if blocks is None else sorted(blocks)
+    for index in chosen:
+        parts = nn.ModuleDict()
+        changes[str(index)] = parts
+        for path in paths:
+            linear = all_blocks[index].get_submodule(path)
             assert isinstance(linear, nn.Linear)
             layer = LowRankLinear(linear, rank=rank, alpha=alpha, generator=generator)
+            part, name = path.split(".")
             if part not in parts:
                 parts[part] = nn.ModuleDict()
             parts[part].add_module(name, layer)

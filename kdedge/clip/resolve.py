@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import open_clip
@@ -83,7 +83,7 @@ def _stamp(path: Path) -> FileStamp | None:
 def _sizes(spec: BackboneSpec, stamps: tuple[FileStamp | None, ...]) -> EncoderSizes:
     if spec.name is not None and spec.name.startswith(TIMM_PREFIX):
         return EncoderSizes()
-    return encoder_sizes(read_model_config(spec, local_file(spec))[1])
+    return encoder_sizes(read_model_config(spec, local_file(spec)).config)
 
 
 def local_file(spec: BackboneSpec, hashes: HashCache | None = None) -> WeightsFile | None:
@@ -93,8 +93,20 @@ def local_file(spec: BackboneSpec, hashes: HashCache | None = None) -> WeightsFi
     return WeightsFile(home_path(spec.weights), hashes)
 
 
-def read_model_config(spec: BackboneSpec, file: WeightsFile | None) -> tuple[str, dict[str, Any]]:
-    """Returns a CLIP's name for messages and its open_clip config, with the activation undecided.
+class NamedConfig(NamedTuple):
+    """A CLIP's architecture.
+
+    Attributes:
+        label: its name for messages.
+        config: its open_clip config, with the activation undecided.
+    """
+
+    label: str
+    config: dict[str, Any]
+
+
+def read_model_config(spec: BackboneSpec, file: WeightsFile | None) -> NamedConfig:
+    """Returns the architecture of a CLIP.
 
     Args:
         spec: the CLIP.
@@ -105,31 +117,47 @@ def read_model_config(spec: BackboneSpec, file: WeightsFile | None) -> tuple[str
         DataError: the config, or the file of weights that it is inferred from, is damaged.
     """
     if spec.config is not None:
-        return spec.config.stem, read_config(spec.config)
+        return NamedConfig(spec.config.stem, read_config(spec.config))
     if spec.name is None:
         if file is None:
             raise _incomplete_error(spec)
-        return file.path.stem, infer_config(file.known.shapes, where=str(file.path))
+        config = infer_config(file.known.shapes, where=str(file.path))
+        return NamedConfig(file.path.stem, config)
     if spec.name in BUILTIN_MODELS:
-        return spec.name, builtin_config(spec.name)
-    config = open_clip.get_model_config(spec.name)
-    if config is None:
+        return NamedConfig(spec.name, builtin_config(spec.name))
+    known = open_clip.get_model_config(spec.name)
+    if known is None:
         raise RecipeError(
             f"{spec.name} is not a model of open_clip {open_clip.__version__}."
             f" {suggestion(spec.name, open_clip.list_models(), '')}".rstrip()
         )
-    return spec.name, dict(config)
+    return NamedConfig(spec.name, dict(known))
 
 
 def _incomplete_error(spec: BackboneSpec) -> RecipeError:
     near = suggestion(str(spec.weights), PACKAGED, "")
+    if near:
+        near += " "
     given = f"only the weights {spec.weights}" if spec.name is None else f"only {spec.name}"
     return RecipeError(
         f"A model needs a name and weights, got {given}.\n"
-        f"  {near}{' ' if near else ''}Or give both (ViT-B-16:openai; in a recipe"
-        " backbone: ViT-B-16, weights: openai), or only weights, as a file in OpenAI's layout"
-        " (.safetensors, .pt, .pth, .bin)."
+        f"  {near}Or give both (ViT-B-16:openai; in a recipe backbone: ViT-B-16, weights: openai),"
+        " or only weights, as a file in OpenAI's layout (.safetensors, .pt, .pth, .bin)."
     )
+
+
+class FoundWeights(NamedTuple):
+    """What a CLIP is loaded from.
+
+    Attributes:
+        file: the weights.
+        model_config: its open_clip config, with the activation of the weights.
+        preprocess: how images become its input.
+    """
+
+    file: WeightsFile
+    model_config: dict[str, Any]
+    preprocess: Preprocess
 
 
 def find_weights(
@@ -138,8 +166,8 @@ def find_weights(
     model_config: dict[str, Any],
     file: WeightsFile | None,
     hashes: HashCache | None,
-) -> tuple[WeightsFile, dict[str, Any], Preprocess]:
-    """A CLIP's file of weights, its config with the weights' activation, and its preprocessing.
+) -> FoundWeights:
+    """Finds a CLIP's weights, and fetches them if they are not on this machine.
 
     Args:
         spec: the CLIP.
@@ -164,10 +192,10 @@ def find_weights(
             )
 
         def read(_: Path) -> Weights:
-            return Weights(builtin_model(label)[1], None)
+            return Weights(builtin_model(label).weights, None)
 
         file = WeightsFile(builtin_file(label), hashes, read=read)
-        return file, model_config, _pretrained_preprocess(model_config, {})
+        return FoundWeights(file, model_config, _pretrained_preprocess(model_config, {}))
     if file is not None:
         by_weights = file.known.quick_gelu
     elif name is None or tag is None:
@@ -176,9 +204,10 @@ def find_weights(
         pretrained = open_clip.get_pretrained_cfg(name, tag)
         if not pretrained:
             tags = open_clip.list_pretrained_tags_by_model(name)
-            guess = f"{tag} is not a pretrained tag of {name}. {suggestion(tag, tags, '')}".rstrip()
-            known = ", ".join(tags) or "none; set weights: to a file"
-            raise RecipeError(f"{guess}\n  Its pretrained tags: {known}.")
+            near = suggestion(tag, tags, "")
+            problem = f"{tag} is not a pretrained tag of {name}. {near}".rstrip()
+            known = ", ".join(tags) if tags else "none; set weights: to a file"
+            raise RecipeError(f"{problem}\n  Its pretrained tags: {known}.")
         try:
             file = WeightsFile(fetch_pretrained(pretrained), hashes)
         # urllib and the hub's client raise different errors for the same cause
@@ -190,7 +219,7 @@ def find_weights(
         by_name = None  # open_clip's ViT-B-16 has released weights of both kinds
     quick_gelu = _settle_quick_gelu(label, by_name, spec.quick_gelu, by_weights)
     preprocess = _pretrained_preprocess(model_config, pretrained)
-    return file, {**model_config, "quick_gelu": quick_gelu}, preprocess
+    return FoundWeights(file, {**model_config, "quick_gelu": quick_gelu}, preprocess)
 
 
 def _pretrained_preprocess(
@@ -223,9 +252,12 @@ def _settle_quick_gelu(
             " from them) or quick_gelu: false."
         )
     if len(set(stated.values())) > 1:
-        lines = ", ".join(f"{origin}: {'Quick' * quick}GELU" for origin, quick in stated.items())
+        activations = [
+            f"{origin}: {'QuickGELU' if is_quick else 'GELU'}"
+            for origin, is_quick in stated.items()
+        ]
         raise RecipeError(
-            f"{label}: the activation is contradictory ({lines}).\n"
+            f"{label}: the activation is contradictory ({', '.join(activations)}).\n"
             "  The wrong activation lowers accuracy without any error; name the model that the"
             " weights belong to."
         )
@@ -237,13 +269,13 @@ def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess:
 
     A local file of weights gets it, as the file does not state its own.
     """
-    tags = {
-        tag: _pretrained_preprocess(model_config, entry)
-        for tag in open_clip.list_pretrained_tags_by_model(name)
-        if (entry := open_clip.get_pretrained_cfg(name, tag)).get("quick_gelu", False)
-        == model_config.get("quick_gelu", False)
-    }
-    found = {*tags.values()}
+    quick_gelu = model_config.get("quick_gelu", False)
+    tags: dict[str, Preprocess] = {}
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        entry = open_clip.get_pretrained_cfg(name, tag)
+        if entry.get("quick_gelu", False) == quick_gelu:
+            tags[tag] = _pretrained_preprocess(model_config, entry)
+    found = set(tags.values())
     default = _pretrained_preprocess(model_config, {})
     if len(found) == 1:
         return found.pop()

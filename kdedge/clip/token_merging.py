@@ -63,7 +63,8 @@ def log_sizes(sizes: Tensor, n_keys: int) -> Tensor:
         [B, 1, 1, n_keys].
     """
     n_images, n_patches = sizes.shape
-    before, after = (sizes.new_zeros(n_images, n) for n in (1, n_keys - 1 - n_patches))
+    before = sizes.new_zeros(n_images, 1)
+    after = sizes.new_zeros(n_images, n_keys - 1 - n_patches)
     return torch.cat([before, sizes.log(), after], dim=1)[:, None, None]
 
 

@@ -308,11 +308,10 @@ def _open_zip(path: Path, file: BinaryIO) -> ForeignArchive:
     if "byteorder" in records and read("byteorder", limit=16) != b"little":
         raise ValueError("numbers in big-endian order")
     root = _Unpickler(io.BytesIO(read("data.pkl", limit=_MAX_PICKLE_BYTES))).load()
-    code = {
-        name: read(name, limit=_MAX_CODE_BYTES, is_stored=False).decode()
-        for name in records
-        if name.startswith("code/") and name.endswith(".py")
-    }
+    code = {}
+    for name in records:
+        if name.startswith("code/") and name.endswith(".py"):
+            code[name] = read(name, limit=_MAX_CODE_BYTES, is_stored=False).decode()
     return ForeignArchive(path, root, lambda storage: read(f"data/{storage.key}"), code)
 
 

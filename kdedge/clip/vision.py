@@ -126,7 +126,8 @@ class BlockFeatures(nn.Module):
         last, maps = trunk.forward_intermediates(images, indices=list(self.chosen))
         features = trunk.forward_head(last)
         features = features if trunk is encoder else encoder.head(features)
-        return torch.cat([features, *(output.mean(dim=(2, 3)) for output in maps)], dim=1).float()
+        pooled = [output.mean(dim=(2, 3)) for output in maps]
+        return torch.cat([features, *pooled], dim=1).float()
 
     def _clip_features(self, visual: VisionTransformer, images: Tensor) -> Tensor:
         tokens = _embed_patches(visual, images)

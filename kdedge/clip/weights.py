@@ -168,10 +168,9 @@ def _check_values(path: Path, values: Mapping[Any, Any]) -> dict[str, Tensor]:
         value = torch.tensor(entry) if is_size else entry
         is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
         if not isinstance(key, str) or not is_dense or value.dtype not in DTYPES.values():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise DataError(
-                f"{path} is not a state dict: {key!r} is not a plain tensor"
-                f" but {value.dtype if isinstance(value, Tensor) else type(value).__name__}.\n"
-                f"{REMEDY}"
+                f"{path} is not a state dict: {key!r} is not a plain tensor but {kind}.\n{REMEDY}"
             )
         has_extremes = value.is_floating_point() and value.numel() and not _is_buffer_to_ignore(key)
         # Extremes take one pass without a copy
@@ -254,8 +253,10 @@ def _shape(shapes: Shapes, key: str, n_dims: int, where: str) -> Sequence[int]:
 def layout_of(keys: Iterable[str]) -> str | None:
     """Names the layout that a state dict's keys look like, for messages; None if unknown."""
     names = list(keys)
-    layouts = (what for pattern, what in _LAYOUTS if any(re.match(pattern, key) for key in names))
-    return next(layouts, None)
+    for pattern, layout in _LAYOUTS:
+        if any(re.match(pattern, name) for name in names):
+            return layout
+    return None
 
 
 def match_shapes(expected: Shapes, actual: Shapes, where: str) -> None:
@@ -273,14 +274,14 @@ def match_shapes(expected: Shapes, actual: Shapes, where: str) -> None:
         DataError: lists the missing, the unexpected and the wrongly shaped names.
     """
     known = [key for key in actual if key in expected or not _is_buffer_to_ignore(key)]
+    reshaped = []
+    for key, shape in expected.items():
+        if key in actual and list(actual[key]) != list(shape):
+            reshaped.append(f"{key} {list(actual[key])} (the model: {list(shape)})")
     differences = {
         "missing": [key for key in expected if key not in actual],
         "unexpected": [key for key in known if key not in expected],
-        "of another shape": [
-            f"{key} {list(actual[key])} (the model: {list(shape)})"
-            for key, shape in expected.items()
-            if key in actual and list(actual[key]) != list(shape)
-        ],
+        "of another shape": reshaped,
     }
     lines = [
         f"  {len(names)} {what}: {', '.join(some_of(map(for_message, names)))}\n"

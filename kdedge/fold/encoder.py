@@ -229,10 +229,15 @@ def _fold_weights(encoder: nn.Module, observed: RecordedCalls) -> None:
         source, weight, bias, stride, padding, dilation, *_, groups = operation.arguments
         if source is not values or {id(weight), id(bias)} & image_dependent:
             continue
-        has_bias = bias is not None
-        size = weight.shape[2:]
         conv = nn.Conv2d(
-            weight.shape[1] * groups, len(weight), size, stride, padding, dilation, groups, has_bias
+            in_channels=weight.shape[1] * groups,
+            out_channels=len(weight),
+            kernel_size=weight.shape[2:],
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias is not None,
         )
         conv.weight.copy_(weight)
         if conv.bias is not None:
@@ -289,8 +294,11 @@ def _fold_into_stem(observed: RecordedCalls, request: FoldRequest) -> str:
             break
         folded, shift = fold_pixels(conv, request.preprocess, request.pixels)
         _, bias = plain_weight_and_bias(conv)
-        is_padded = not (readers[0].is_convolution and not any(readers[0].arguments[4]))
-        is_padded = is_padded and any(request.preprocess.mean)
-        _set_weight_and_bias(conv, folded.weight, bias + (0 if is_padded else shift))
-        return MEAN_BEFORE if is_padded else IN_CONVOLUTION
+        # Unless it is a plain convolution, the operation may pad
+        may_pad = any(readers[0].arguments[4]) if readers[0].is_convolution else True
+        if may_pad and any(request.preprocess.mean):  # zeros beside the image are not the mean
+            _set_weight_and_bias(conv, folded.weight, bias)
+            return MEAN_BEFORE
+        _set_weight_and_bias(conv, folded.weight, bias + shift)
+        return IN_CONVOLUTION
     return BEFORE_CONVOLUTION

@@ -50,7 +50,8 @@ def with_batch_norm(
     shifted = gain * (bias - norm.running_mean.double())
     if norm.bias is not None:
         shifted = shifted + norm.bias.double()
-    return gain.reshape(-1, *(1,) * (weight.ndim - 1)) * weight, shifted
+    scaled = gain[:, None] * weight.flatten(1)  # each output channel by its gain
+    return scaled.reshape(weight.shape), shifted
 
 
 def fold_pixels(

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -155,14 +156,15 @@ class FoldedViT(FoldedModel):
         first = (visual.class_embedding.double() + positions[0]).float()
         self.register_buffer("class_token", visual.ln_pre(first)[None, None])
         self.ln_pre = visual.ln_pre
-        memories, self.appended_at, appended = _place_prompts(visual, modules.visual_prompts)
-        self.register_buffer("appended", appended)
-        *others, last = zip(visual.transformer.resblocks, memories, strict=True)
-        self.blocks = nn.ModuleList(
-            FoldedBlock(block, memory, merge_tokens=modules.merge_tokens)
-            for block, memory in others
-        )
-        self.blocks.append(FoldedBlock(*last))
+        prompts = _place_prompts(visual, modules.visual_prompts)
+        self.appended_at = prompts.appended_at
+        self.register_buffer("appended", prompts.appended)
+        blocks = visual.transformer.resblocks
+        self.blocks = nn.ModuleList()
+        for index, (block, memory) in enumerate(zip(blocks, prompts.memories, strict=True)):
+            is_last = index == len(blocks) - 1
+            merge_tokens = 0 if is_last else modules.merge_tokens
+            self.blocks.append(FoldedBlock(block, memory, merge_tokens=merge_tokens))
         width = len(visual.class_embedding)
         self.ln_post = nn.LayerNorm(width, eps=visual.ln_post.eps, elementwise_affine=False)
 
@@ -186,24 +188,33 @@ class FoldedViT(FoldedModel):
         return encoded
 
 
-def _place_prompts(
-    visual: VisionTransformer, prompts: Tensor | None
-) -> tuple[list[Tensor | None], int | None, Tensor]:
-    """Places each block's prompts as `clip.vision.encode_image` does.
+@dataclass(frozen=True)
+class _PlacedPrompts:
+    """Where the prompts of an encoder go.
 
-    Returns:
-        The constant memory [M, D] of each block, or None; the index of the block before which the
-        last prompts become ordinary tokens, or None; the last prompts [1, n_ctx_vision, D].
+    Attributes:
+        memories: for each block its constant tokens [M, D], or None.
+        appended_at: index of the block before which the last prompts become ordinary tokens; None
+            if they do not.
+        appended: [1, n_ctx_vision, D], the last prompts; without tokens if none are appended.
     """
+
+    memories: list[Tensor | None]
+    appended_at: int | None
+    appended: Tensor
+
+
+def _place_prompts(visual: VisionTransformer, prompts: Tensor | None) -> _PlacedPrompts:
+    """Places each block's prompts as `clip.vision.encode_image` does."""
     n_blocks = len(visual.transformer.resblocks)
     memories: list[Tensor | None] = [None] * n_blocks
-    width = len(visual.class_embedding)
+    nothing = torch.zeros(1, 0, len(visual.class_embedding))
     if prompts is None or prompts.numel() == 0:
-        return memories, None, torch.zeros(1, 0, width)
+        return _PlacedPrompts(memories, None, nothing)
     depth = len(prompts)
     layers = [visual.ln_pre(prompts[0]), *prompts[1:]]
     memories[: depth - 1] = layers[:-1]
     if depth == n_blocks:
         memories[-1] = layers[-1]
-        return memories, None, torch.zeros(1, 0, width)
-    return memories, depth - 1, layers[-1][None]
+        return _PlacedPrompts(memories, None, nothing)
+    return _PlacedPrompts(memories, depth - 1, layers[-1][None])

@@ -53,8 +53,15 @@ def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
 
 def stored_weight(layer: QuantizedLayer) -> Tensor:
     """[D_out, ...]: the weight that a file stores, levels times scales."""
-    scale = torch.from_numpy(layer.weight_scale).reshape(-1, *(1,) * (layer.levels.ndim - 1))
-    return torch.from_numpy(layer.levels).float() * scale
+    levels = torch.from_numpy(layer.levels).float()
+    scale = torch.from_numpy(layer.weight_scale)
+    return levels * _for_channels(scale, levels)
+
+
+def _for_channels(scale: Tensor, weight: Tensor) -> Tensor:
+    """[D_out] -> [D_out, 1, ...], with as many dimensions as a weight [D_out, ...]."""
+    ones = [1] * (weight.ndim - 1)
+    return scale.reshape(-1, *ones)
 
 
 def attach(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
@@ -98,5 +105,5 @@ def weight_scale(weight: Tensor) -> Tensor:
 
 def weight_levels(weight: Tensor, scale: Tensor) -> Tensor:
     """[D_out, ...] and [D_out] -> the nearest levels, in int8."""
-    ratio = weight / scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    ratio = weight / _for_channels(scale, weight)
     return ratio.round().clamp(WEIGHT_LOWEST, HIGHEST).to(torch.int8)

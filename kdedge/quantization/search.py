@@ -26,7 +26,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,19 @@ class _Stop(Exception):  # noqa: N818 - not an error
     """Ends the search with the best candidate so far."""
 
 
+class SearchResult(NamedTuple):
+    """The INT8 model that a search has found.
+
+    Attributes:
+        candidate: the model.
+        record: plain values for `artifact.json`: images, target, steps, layers, and why the search
+            ended.
+    """
+
+    candidate: Candidate
+    record: dict[str, Any]
+
+
 def search(
     model: nn.Module,
     sites: Sequence[Site],
@@ -90,7 +103,7 @@ def search(
     enough_percent: float,
     minutes: float,
     class_matrix: Tensor | None = None,
-) -> tuple[Candidate, dict[str, Any]]:
+) -> SearchResult:
     """Searches for an INT8 model; the first candidate is made even if the time is over.
 
     Ctrl-C ends the search with the best candidate so far; before the first one it interrupts.
@@ -107,20 +120,24 @@ def search(
         minutes: time limit; the search ends before a step that would exceed it.
         class_matrix: [C, D], for a model with open classes, whose outputs are features [B, D].
 
-    Returns:
-        The model, and plain values for `artifact.json`: images, target, steps, layers, and why the
-        search ended.
-
     Raises:
         DataError: pixels or the model's values are NaN or infinite.
     """
     for images in (calibration, held_out):
         if images.is_floating_point() and not images.isfinite().all():
             raise DataError("INT8: an image has NaN or infinite pixels.\n  Check data.unlabeled.")
-    running = _Search(model, sites, held_out, target_percent, enough_percent, minutes, class_matrix)
+    running = _Search(
+        folded=model,
+        sites=sites,
+        held_out=held_out,
+        target=target_percent,
+        enough=enough_percent,
+        minutes=minutes,
+        class_matrix=class_matrix,
+    )
     with torch.no_grad():
         running.run(calibration)
-    return running.best, running.record()
+    return SearchResult(running.best, running.record())
 
 
 @dataclass
@@ -144,7 +161,9 @@ class _Search:
     def run(self, calibration: Tensor) -> None:
         """Tries candidates until one of them ends the search."""
         self._began = time.monotonic()
-        names = [name for site in self.sites for name in site.layers]
+        names: list[str] = []
+        for site in self.sites:
+            names += site.layers
         with progress("INT8: reading ranges", len(calibration), unit="images") as advance:
             self.observed = observe_layers(self.folded, names, calibration, advance)
         self._seconds_per_image = (time.monotonic() - self._began) / max(1, len(calibration))
@@ -244,8 +263,8 @@ class _Search:
         del numbers[-1]  # no layer would be left in INT8
         with progress("INT8: trying layers in float", len(numbers)) as advance:
             for tried, n_left in enumerate(numbers, 1):
-                name = f"{n_left} layer{'s' if n_left > 1 else ''} in float"
-                self._try(name, leave_in_float(best, worst[:n_left]))
+                noun = "layer" if n_left == 1 else "layers"
+                self._try(f"{n_left} {noun} in float", leave_in_float(best, worst[:n_left]))
                 advance(tried, f"agreement {self.expected_percent:.2f} %")
                 self._check_enough()
 

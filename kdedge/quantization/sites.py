@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,7 @@ def observe_layers(
     samples: dict[str, list[Tensor]] = {name: [] for name in names}
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
-    n_rows = max(1, -(-N_ROWS * BATCH // len(images)))  # sampled per batch
+    n_rows = max(1, math.ceil(N_ROWS * BATCH / len(images)))  # sampled per batch
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -124,7 +125,8 @@ def observe_layers(
             if is_linear:
                 step = max(1, len(rows) // n_rows)
                 # Another first row in each batch, so that no token is always or never sampled
-                samples[name].append(rows[len(samples[name]) % step :: step][:n_rows].clone())
+                first = len(samples[name]) % step
+                samples[name].append(rows[first::step][:n_rows].clone())
             elif not samples[name]:
                 samples[name].append(x[:_N_MAPS].clone())
 

@@ -128,10 +128,14 @@ class CpuModel:
         low, high = self.batches
         fits = low <= len(images) <= (high or len(images))
         if images.dtype != dtype or images.shape[1:] != self.image_shape or not fits:
-            sizes = str(low) if low == high else f"{low} {f'to {high}' if high else 'or more'}"
+            if low == high:
+                n_images = str(low)
+            else:
+                n_images = f"{low} or more" if high is None else f"{low} to {high}"
+            expected = ", ".join([n_images, *map(str, self.image_shape)])
             raise DataError(
                 f"{self._path} cannot be run on {images.dtype} {list(images.shape)}; expected"
-                f" {dtype} [{', '.join([sizes, *map(str, self.image_shape)])}].\n"
+                f" {dtype} [{expected}].\n"
                 "  Export again, as the file and the artifact do not match."
             )
         with self._running, self._explaining("run"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -52,25 +52,25 @@ def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
     """
     from onnx import helper
 
-    chosen = {
-        node.name: layers[name]
-        for name, nodes in quantizable(model).items()
-        if name in layers
-        for node in nodes
-    }
+    chosen: dict[str, QuantizedLayer] = {}
+    for name, nodes_of_layer in quantizable(model).items():
+        if name in layers:
+            chosen.update((node.name, layers[name]) for node in nodes_of_layer)
     dequantized: dict[tuple[str, float], str] = {}
     nodes: list[Any] = []
     for node in list(model.graph.node):
         layer = chosen.get(node.name)
         if layer is not None:
-            key = node.input[0], layer.input_scale
+            read = node.input[0]
+            key = (read, layer.input_scale)
             if key not in dequantized:
-                n_before = sum(x == key[0] for x, _ in dequantized)
-                name = key[0] if n_before == 0 else f"{key[0]}/{n_before + 1}"
-                x = key[0] if layer.center is None else f"{name}/centered"
+                n_before = len([tensor for tensor, _ in dequantized if tensor == read])
+                name = read if n_before == 0 else f"{read}/{n_before + 1}"
+                x = read
                 if layer.center is not None:
+                    x = f"{name}/centered"
                     set_initializer(model, f"{name}/center", layer.center)
-                    inputs = [key[0], f"{name}/center"]
+                    inputs = [read, f"{name}/center"]
                     nodes.append(helper.make_node("Sub", inputs, [x], name=f"{name}/Sub"))
                 nodes += quantizer_pair(model, x, name, layer.input_scale, np.int8(0))
                 dequantized[key] = nodes[-1].output[0]
@@ -103,8 +103,15 @@ def _activation_before(name: str, modules: Mapping[str, nn.Module]) -> str | Non
     return f"{parent}.{names[index]}"
 
 
-def norm_readers(model: Any) -> list[tuple[Any, list[Any]]]:
-    """Each LayerNorm whose output only linear layers read, and the nodes of these layers."""
+class NormReaders(NamedTuple):
+    """A LayerNorm's node, and the nodes of the linear layers that read its output."""
+
+    norm: Any
+    readers: list[Any]
+
+
+def norm_readers(model: Any) -> list[NormReaders]:
+    """The LayerNorms whose outputs only linear layers read."""
     linear = {node.name for node in weight_matmuls(model)}
     read_by = consumers(model)
     nodes = []
@@ -114,9 +121,10 @@ def norm_readers(model: Any) -> list[tuple[Any, list[Any]]]:
         readers = read_by[norm.output[0]]
         slices = [node for node in readers if node.op_type == "Slice"]  # of the class token
         readers = [node for node in readers if node.op_type != "Slice"]
-        readers += [node for cut in slices for node in read_by[cut.output[0]]]
+        for cut in slices:
+            readers += read_by[cut.output[0]]
         if readers and all(node.name in linear for node in readers):
-            nodes.append((norm, readers))
+            nodes.append(NormReaders(norm, readers))
     return nodes
 
 
@@ -129,14 +137,15 @@ def find_sites(model: Any, folded: nn.Module) -> list[Site]:
             as a block's own product with a weight, are left out.
     """
     modules = dict(folded.named_modules())
-    input_of = {
-        name: nodes[0].input[0]
-        for name, nodes in quantizable(model).items()
-        if isinstance(modules.get(name), nn.Linear | nn.Conv2d)
-        and not isinstance(modules[name], FloatLinear)
-    }
+    input_of = {}
+    for name, nodes in quantizable(model).items():
+        module = modules.get(name)
+        if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, FloatLinear):
+            input_of[name] = nodes[0].input[0]
     sites = _sites_after_norms(model, modules, input_of)
-    placed = {name for site in sites for name in site.layers}
+    placed: set[str] = set()
+    for site in sites:
+        placed.update(site.layers)
     readers: dict[str, list[str]] = {}
     for name, tensor in input_of.items():
         if name not in placed:
@@ -162,10 +171,9 @@ def _sites_after_norms(
     for norm, nodes in norm_readers(model):
         readers.setdefault(layer_of(norm), []).extend(layer_of(node) for node in nodes)
         calls[layer_of(norm)] -= 1
-    return [
-        Site(tuple(dict.fromkeys(names)), norm=norm)
-        for norm, names in readers.items()
-        if isinstance(modules.get(norm), nn.LayerNorm)
-        and calls[norm] == 0
-        and all(name in layers for name in names)
-    ]
+    sites = []
+    for norm, names in readers.items():
+        is_norm = isinstance(modules.get(norm), nn.LayerNorm) and calls[norm] == 0
+        if is_norm and all(name in layers for name in names):
+            sites.append(Site(tuple(dict.fromkeys(names)), norm=norm))
+    return sites

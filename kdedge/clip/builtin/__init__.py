@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,16 +38,24 @@ def builtin_file(name: str) -> Path:
     return _FOLDER / f"{name}.safetensors"
 
 
-def builtin_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Loads a built-in CLIP for `open_clip.CLIP(**config)` and a strict `load_state_dict`.
+class BuiltinModel(NamedTuple):
+    """A built-in CLIP, for `open_clip.CLIP(**config)` and a strict `load_state_dict`.
 
-    Returns:
-        The open_clip model config, and all weights in float32.
+    Attributes:
+        config: the open_clip model config.
+        weights: all weights, in float32.
     """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+def builtin_model(name: str) -> BuiltinModel:
+    """Loads a built-in CLIP."""
     config = builtin_config(name)
     weights = {key: value.float() for key, value in load_file(builtin_file(name)).items()}
     weights[TOKEN_TABLE] = draw_token_table(config)
-    return config, weights
+    return BuiltinModel(config, weights)
 
 
 def draw_token_table(config: Mapping[str, Any]) -> Tensor:

@@ -104,10 +104,10 @@ class Engine:
         if self._engine is None:
             keys = ("tool", "version", "device", "compute_capability")
             built = " ".join(str(built_with[key]) for key in keys if built_with.get(key))
+            reason = "; ".join(reasons) if reasons else _first(self._log.errors)
             command = target.export_command(self._path.parent, int8=".int8." in self._path.name)
             raise SetupError(
-                f"{self._path} cannot be loaded by {where}:"
-                f" {'; '.join(reasons) or _first(self._log.errors)}.\n"
+                f"{self._path} cannot be loaded by {where}: {reason}.\n"
                 f"  It was built with: {built or 'unknown'}.\n"
                 "  An engine runs only with the TensorRT version and the kind of GPU that it was"
                 f" built for. Build it on this machine: {command}"

@@ -119,23 +119,19 @@ def weight_matmuls(model: Any) -> list[Any]:
     """The encoder's MatMul nodes whose second factor is a constant."""
     head = head_nodes(model)
     constants = initializers(model)
-    return [
-        node
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in constants and node.name not in head
-    ]
+    matmuls = [node for node in model.graph.node if node.op_type == "MatMul"]
+    return [node for node in matmuls if node.input[1] in constants and node.name not in head]
 
 
 def wide_convs(model: Any) -> list[Any]:
     """The encoder's Conv nodes that sum over at least `MIN_CHANNELS` channels."""
     constants = initializers(model)
-    return [
-        node
-        for node in model.graph.node
-        if node.op_type == "Conv"
-        and node.input[1] in constants
-        and constants[node.input[1]].dims[1] >= MIN_CHANNELS
-    ]
+    wide = []
+    for node in model.graph.node:
+        weight = constants.get(node.input[1]) if node.op_type == "Conv" else None
+        if weight is not None and weight.dims[1] >= MIN_CHANNELS:
+            wide.append(node)
+    return wide
 
 
 def batches(model: Any, images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -187,11 +183,11 @@ def extremes(
         for kind in ("Min", "Max"):
             node = onnx.helper.make_node(f"Reduce{kind}", [name], [f"{name}/{kind}"], keepdims=0)
             measured.graph.node.append(node)
-    outputs = [f"{name}/{kind}" for kind in ("Min", "Max") for name in names]
+    outputs = [f"{name}/Min" for name in names] + [f"{name}/Max" for name in names]
     values = np.array(list(run_outputs(measured, outputs, images)))  # [batches, 2 * names]
-    lows, highs = np.split(values, 2, axis=1)
-    pairs = zip(lows.min(axis=0).tolist(), highs.max(axis=0).tolist(), strict=True)
-    return dict(zip(names, pairs, strict=True))
+    lowest = values[:, : len(names)].min(axis=0).tolist()
+    highest = values[:, len(names) :].max(axis=0).tolist()
+    return dict(zip(names, zip(lowest, highest, strict=True), strict=True))
 
 
 def quantizer_pair(model: Any, x: str, name: str, scale: float, zero_point: Any) -> list[Any]:

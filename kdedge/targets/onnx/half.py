@@ -79,7 +79,9 @@ def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any]) -> None:
 def absolute_maxima(model: Any, images: npt.NDArray[Any]) -> dict[str, float]:
     """Largest magnitude of each float32 tensor that a node computes, over all images."""
     types = _tensor_types(model)
-    names = [name for node in model.graph.node for name in node.output if types.get(name) == _FLOAT]
+    names: list[str] = []
+    for node in model.graph.node:
+        names += [name for name in node.output if types.get(name) == _FLOAT]
     ranges = extremes(model, names, images)
     return {name: max(-low, high) for name, (low, high) in ranges.items()}
 
@@ -174,7 +176,7 @@ def _add_cast(nodes: list[Any], name: str, *, to_half: bool) -> str:
     """Appends a cast of a tensor and returns the name of its output."""
     import onnx
 
-    output = f"{name}/{'fp16' if to_half else 'fp32'}"
+    output = f"{name}/fp16" if to_half else f"{name}/fp32"
     dtype = _HALF if to_half else _FLOAT
     nodes.append(onnx.helper.make_node("Cast", [name], [output], name=f"{output}/Cast", to=dtype))
     return output

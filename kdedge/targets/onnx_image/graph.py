@@ -12,6 +12,7 @@ Pillow's by up to 3 of 255 (`benchmarks/README.md`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -143,8 +144,8 @@ def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> Non
     else:
         limit = add("Max", (width - wide.resized) * 2, 0)
         is_tall = add("Greater", height - tall.resized, limit)
-        first = Axis(*(add("Where", is_tall, *both) for both in zip(tall, wide, strict=True)))
-        second = Axis(*(add("Where", is_tall, *both) for both in zip(wide, tall, strict=True)))
+        first = _where(is_tall, tall, wide)
+        second = _where(is_tall, wide, tall)
         pixels = _transpose_by_size(nodes, is_tall)
     pixels = add("Reshape", pixels, add("Concat", first.side, -1, axis=0))  # [first, 3 * second]
     pixels = _resized(pixels, first, preprocess)  # [S, 3 * second]
@@ -160,7 +161,8 @@ def add_preprocessing(nodes: Nodes, preprocess: Preprocess, order: Order) -> Non
 
 # [H, W, 3] -> first the axis that is resized first, then colors. Runtimes move a single axis fast:
 # with colors last, ONNX Runtime needed half of its time for this step.
-_WIDTH_FIRST, _HEIGHT_FIRST = [1, 2, 0], [0, 2, 1]
+_WIDTH_FIRST = [1, 2, 0]
+_HEIGHT_FIRST = [0, 2, 1]
 
 
 def _transpose_by_size(nodes: Nodes, is_tall: Value) -> Value:
@@ -177,6 +179,16 @@ def _transpose_by_size(nodes: Nodes, is_tall: Value) -> Value:
         nodes.add("Squeeze", is_tall),
         then_branch=branch("height_first", _HEIGHT_FIRST),
         else_branch=branch("width_first", _WIDTH_FIRST),
+    )
+
+
+def _where(condition: Value, axis: Axis, otherwise: Axis) -> Axis:
+    """The first axis if the condition is true, else the other one."""
+    add = condition.nodes.add
+    return Axis(
+        side=add("Where", condition, axis.side, otherwise.side),
+        resized=add("Where", condition, axis.resized, otherwise.resized),
+        offset=add("Where", condition, axis.offset, otherwise.offset),
     )
 
 
@@ -206,7 +218,7 @@ def _resized(pixels: Value, axis: Axis, preprocess: Preprocess) -> Value:
 
 
 def _n_blocks(preprocess: Preprocess) -> int:
-    return -(-preprocess.size_px // _BLOCK)
+    return math.ceil(preprocess.size_px / _BLOCK)
 
 
 def _window_and_weights(axis: Axis, preprocess: Preprocess) -> tuple[Value, Value]:
