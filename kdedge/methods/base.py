@@ -388,7 +388,9 @@ class BaseMethod(ABC):
     half_precision = r"(^|\.)contexts?$"
 
     def __init__(self, backbone: ImageBackbone, settings: Any, inputs: MethodInputs) -> None:
-        self._backbone, self._settings, self._inputs = backbone, settings, inputs
+        self._backbone = backbone
+        self._settings = settings
+        self._inputs = inputs
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The loss of one batch; the loop does the backward pass, clipping and the step.

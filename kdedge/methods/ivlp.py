@@ -80,12 +80,15 @@ class Method(TextPromptMethod):
 
     def class_texts(self, names: Sequence[str]) -> TokenizedTexts:
         """Tokenizes "<context> NAME." with room for the context."""
-        n_ctx, init = self._settings.n_ctx_text, self._settings.context_init
+        n_ctx = self._settings.n_ctx_text
+        init = self._settings.context_init
         return prompted_texts(self._backbone, names, n_ctx=n_ctx, context_init=init)
 
     def make_module(self) -> PromptedCLIP:
         """Draws the initial values, first of the text prompts, then of the visual prompts."""
-        backbone, settings, generator = self._backbone, self._settings, self._inputs.generator
+        backbone = self._backbone
+        settings = self._settings
+        generator = self._inputs.generator
         text_prompts = make_text_prompts(
             backbone,
             n_ctx=settings.n_ctx_text,

@@ -118,7 +118,9 @@ class Method(ivlp.Method):
             and classes and divided by B · C, as in the authors' code, so that one image weighs
             1 / C.
         """
-        settings, scale, labels = self._settings, self.scale, labels_of(batch)
+        settings = self._settings
+        scale = self.scale
+        labels = labels_of(batch)
         with torch.no_grad():
             zeroshot_image_features = encode_images(batch, self._backbone.image_features)
         image_features = encode_images(batch, self.training_features)

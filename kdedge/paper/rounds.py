@@ -109,7 +109,8 @@ class Rounds(OwnTraining):
         Raises:
             DataError: the pool has too few images.
         """
-        labeled, unlabeled = job.labeled, job.unlabeled
+        labeled = job.labeled
+        unlabeled = job.unlabeled
         if labeled is not None and unlabeled is not None:
             job = replace(job, unlabeled=unlabeled.without(labeled))
         self._trial_labels(job)
@@ -183,7 +184,8 @@ class Rounds(OwnTraining):
             job: the job of all rounds.
             labels: position in the pool's source -> class.
         """
-        labeled, pseudo = job.labeled, job.training_images.labeled_as(labels)
+        labeled = job.labeled
+        pseudo = job.training_images.labeled_as(labels)
         n_labeled = 0 if labeled is None else len(labeled.indices)
         n_items = 0 if labeled is None else len(labeled.source.items)
 
@@ -200,7 +202,8 @@ class Rounds(OwnTraining):
         Raises:
             DataError: the pool has too few images.
         """
-        pool, n_classes = job.training_images, len(job.setup.classes.names)
+        pool = job.training_images
+        n_classes = len(job.setup.classes.names)
         n_images = len(pool.indices)
         spread = np.zeros((n_images, n_classes), dtype=np.float32)
         images = np.arange(n_images)

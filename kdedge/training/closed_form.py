@@ -79,7 +79,8 @@ def fit_seconds(job: Job) -> float:
 
 def _closed_form_data(job: Job) -> ClosedFormData:
     """The training data of a job for `ClosedFormMethod.fit`."""
-    labeled, labels = job.labeled, job.labels
+    labeled = job.labeled
+    labels = job.labels
     order = _shuffled(job, labeled)
     counts = torch.bincount(
         torch.tensor([labels[i] for i in order], dtype=torch.int64),

@@ -56,7 +56,8 @@ def distill_student(
     one_pass_run = None
     one_pass = one_pass_job(job)
     if one_pass is not None:
-        stage, name = "Student 2/2, in one pass", loaded.recipe.name
+        stage = "Student 2/2, in one pass"
+        name = loaded.recipe.name
         found = workspace.group.on_rank0(
             lambda: newest_run(workspace.root, name, key=one_pass.key())
         )
@@ -178,7 +179,8 @@ def _recipe_with_better_teacher(
     if not spec.is_trained:
         return None
     assert isinstance(teacher, RunModel)  # the recipe's own job trained it
-    run, workspace = teacher.run, teacher.setup.workspace
+    run = teacher.run
+    workspace = teacher.setup.workspace
     job = teacher_job(loaded, workspace)
     accuracies = workspace.group.on_rank0(lambda: compare_with_references(run, job, teacher))
     trained = accuracies.pop("trained", 0.0)
@@ -216,8 +218,10 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
     draws decides, mean over labeled classes. If there are no such images, the agreement with the
     teacher decides.
     """
-    setup, teacher = student.setup, student.teacher
-    workspace, classes = setup.workspace, setup.classes
+    setup = student.setup
+    teacher = student.teacher
+    workspace = setup.workspace
+    classes = setup.classes
     images = setup.images.in_one_process
     models = [load_run(run, workspace) for run in (ridge, trained)]
     if setup.recipe.data.validation is not None:
@@ -225,7 +229,8 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
         results = [measure_accuracy(m, labeled, classes).result for m in models]
         # Base classes are told from each other alone, as where an epoch is selected
         scores = [r.mean_over_classes if r.base is None else r.base for r in results]
-        does, where = "is right", f"{images_text(len(labeled.indices))} of data.validation"
+        does = "is right"
+        where = f"{images_text(len(labeled.indices))} of data.validation"
     else:
         sample = unlabeled_sample(images)
         assert sample is not None  # the students were trained on unlabeled images
@@ -233,7 +238,8 @@ def _is_one_pass_better(ridge: RunFolder, trained: RunFolder, student: Job) -> b
             measure_without_labels(m, *sample, teacher=teacher).agreement_percent or 0.0
             for m in models
         ]
-        does, where = "agrees with its teacher", sample[1]
+        does = "agrees with its teacher"
+        where = sample[1]
     is_better = scores[0] > scores[1]
     kind, better = ("ridge", ridge) if is_better else ("trained", trained)
     log.info(

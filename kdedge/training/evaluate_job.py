@@ -148,7 +148,8 @@ def warn_of_failure(job: Job, results: Evaluations) -> None:
     role = str(job.setup.role)
     trained = results[role].details
     zero_shot = results["zeroshot"].details if "zeroshot" in results else None
-    n_images, n_classes = trained.n_images, len(trained.class_names)
+    n_images = trained.n_images
+    n_classes = len(trained.class_names)
     share = trained.accuracy_percent / 100
     result = f"is right on {trained.accuracy_percent:.2f} % of {n_images:,} test images"
     keys = "the method's settings"

@@ -118,7 +118,8 @@ class Job:
     @property
     def augmentation(self) -> Augmentation:
         """The random changes of its training images."""
-        optim, recipe = self.setup.optim, self.setup.recipe
+        optim = self.setup.optim
+        recipe = self.setup.recipe
         seed = view_seed(recipe) if self.setup.role == "student" else recipe.seed
         return Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
 
@@ -186,7 +187,8 @@ class Job:
 
     def hashes(self) -> dict[str, str]:
         """Hashes of backbone, class list, images and teacher, by name."""
-        setup, backbone = self.setup, self.setup.backbone
+        setup = self.setup
+        backbone = self.setup.backbone
         # The images that give the offsets of its logits; a teacher's offsets are not in its key
         adjustment = None if setup.role == "teacher" else setup.recipe.logit_adjustment
         pool = None if adjustment is None else setup.images.load("unlabeled")

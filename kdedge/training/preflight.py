@@ -13,11 +13,13 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.images import Images
@@ -109,9 +111,11 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
             finding, took = _store_finding(job.filler)
             findings.append(finding)
             estimates_s += took
-        training_s, evaluation_s = estimate_seconds(job), evaluation_seconds(job)
+        training_s = estimate_seconds(job)
+        evaluation_s = evaluation_seconds(job)
         estimates_s += training_s + evaluation_s
-        role, name = job.setup.role, job.setup.method_name
+        role = job.setup.role
+        name = job.setup.method_name
         took_text = f"{name}, about {rough_duration(training_s)} on {device}"
         findings.append(Finding(f"{role}: time", took_text))
         findings.append(Finding(f"{role}: evaluation", f"about {rough_duration(evaluation_s)}"))
@@ -149,8 +153,10 @@ def _as_trained(job: Job) -> Job:
 
 def _describe_job(job: Job) -> list[Finding]:
     """Findings about a job's classes, images, weights and method."""
-    setup, images_used = job.setup, job.images
-    recipe, role = setup.recipe, setup.role
+    setup = job.setup
+    images_used = job.images
+    recipe = setup.recipe
+    role = setup.role
     classes = setup.classes
     is_half = len(classes.labeled) < len(classes.names)
     reads_labels = is_half and job.setup.data_needs.labels and recipe.data.labeled is not None
@@ -198,16 +204,18 @@ def estimate_seconds(job: Job) -> float:
     """
     if job.setup.is_closed_form:
         return fit_seconds(job)
-    features: FeaturesOfViews | None = None
-    if job.filler is not None:
-        row = torch.full((job.filler.store.dim,), job.filler.store.dim**-0.5)  # unit length
-        features = lambda positions, view: row.repeat(len(positions), 1)  # noqa: E731
+    features = None if job.filler is None else partial(_constant_features, job.filler.store.dim)
     times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
     if not times:
         return 0.0
     steps = job.setup.optim.epochs * job.n_steps
     later = times[len(times) // 2 :]
     return sum(later) / len(later) * steps * job.n_rounds
+
+
+def _constant_features(dim: int, positions: Sequence[int], view: int) -> Tensor:
+    """[B, D], the same vector of unit length for each image; see `FeaturesOfViews`."""
+    return torch.full((len(positions), dim), dim**-0.5)
 
 
 def trial_steps(
@@ -232,7 +240,8 @@ def trial_steps(
     """
     if not job.method.trainable_parameters():
         return []
-    settings, group = job.setup.optim, job.setup.workspace.group
+    settings = job.setup.optim
+    group = job.setup.workspace.group
     times: list[float] = []
     with (
         rng_kept(job.setup.device),
@@ -247,7 +256,8 @@ def trial_steps(
             stepper.take(batch, lr=lr, place=f"trial step {step + 1}")
             if job.setup.device.type == "cuda":
                 torch.cuda.synchronize(job.setup.device)
-            before, ended = ended, time.perf_counter()
+            before = ended
+            ended = time.perf_counter()
             times.append(ended - before)
             if len(times) > 1 and ended - began >= budget_s:
                 break
@@ -275,7 +285,8 @@ def _store_finding(filler: StoreFiller) -> tuple[Finding, float]:
     """
     missing = filler.store.load()
     check_disk_space(filler.store, missing)
-    took, state = 0.0, "complete"
+    took = 0.0
+    state = "complete"
     if missing:
         took = filler.seconds(missing)
         action = f"crops to compute, about {rough_duration(took)}"

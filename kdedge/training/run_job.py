@@ -58,7 +58,8 @@ _INPUTS = {
 
 def changed_input(run: RunFolder, job: Job) -> str:
     """The input in which a run differs from a job, for a message; `settings` if no hash differs."""
-    record, now = run.read_provenance(), job.hashes()
+    record = run.read_provenance()
+    now = job.hashes()
     if record.method != job.setup.method_name:  # another one may use other inputs
         return "settings"
     before = record.hashes
@@ -119,7 +120,8 @@ def _cores_left(job: Job) -> Iterator[None]:
     A resumed run must have as many threads as an uninterrupted one, since their number determines
     the order of sums.
     """
-    images, optim = job.images, job.setup.optim
+    images = job.images
+    optim = job.setup.optim
     n_images = 0 if images is None else len(images.indices)
     if images is not None and not job.setup.is_closed_form:
         n_images = (
@@ -153,13 +155,15 @@ def _choose_run(job: Job, key: str, *, resume: bool) -> tuple[RunFolder, bool]:
             _check_has_weights(done, job)
             log.info(f"{done.path} is already finished: there is nothing to resume.")
             return done, False
-        role, name = job.setup.role, job.setup.recipe.name
+        role = job.setup.role
+        name = job.setup.recipe.name
         log.info(f"There is no interrupted run of this {role} to resume. Starting a new run.")
         other = newest_run(root, name, role=role, is_finished=False)
         if other is not None:
             log.info(f"{other.path} was interrupted with different {changed_input(other, job)}.")
     job.load()  # raises its errors before there is a folder
-    recipe, teacher_run = job.setup.recipe, job.teacher_run
+    recipe = job.setup.recipe
+    teacher_run = job.teacher_run
     run = RunFolder.create(
         root,
         recipe.name,
@@ -255,7 +259,8 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         return own_training.train(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
         return {}
-    settings, group = job.setup.optim, job.setup.workspace.group
+    settings = job.setup.optim
+    group = job.setup.workspace.group
     if settings.warmup_epochs >= settings.epochs:
         log.warning(
             f"The {job.setup.role}'s warm-up covers all of its epochs ({settings.epochs}), so its"

@@ -53,7 +53,8 @@ def student_job(loaded: LoadedRecipe, workspace: Workspace) -> tuple[Job, Job | 
             "Neither teacher nor student learns from labels, such as those of data.pseudo_labels.\n"
             "  Set student.settings.labeled_weight: 1.0, or leave data.pseudo_labels out."
         )
-    student, file = _job_without_teacher(loaded, workspace), loaded.recipe.needed_teacher().file
+    student = _job_without_teacher(loaded, workspace)
+    file = loaded.recipe.needed_teacher().file
     if file is not None:
         return with_teacher(student, _file_teacher(file, student)), None
     found = run or teacher_run_or_job(loaded, workspace)
@@ -80,7 +81,8 @@ def _job_without_teacher(loaded: LoadedRecipe, workspace: Workspace) -> Job:
             f"student.method is {setup.method_name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."
         )
-    setups, teacher = [setup], loaded.recipe.teacher
+    setups = [setup]
+    teacher = loaded.recipe.teacher
     if teacher is not None and teacher.is_trained:
         setups.insert(0, teacher_setup(loaded, workspace))
         _check_teacher_fits(setups[0], setup)
@@ -106,7 +108,8 @@ def one_pass_job(student: Job) -> Job | None:
         RecipeError: some validation images, which choose one of the two students, are test images.
         DataError: the validation images have no image of a labeled class.
     """
-    loaded, teacher = student.setup.loaded, student.teacher
+    loaded = student.setup.loaded
+    teacher = student.teacher
     spec = loaded.recipe.needed_student()
     # With these settings, the ridge student would be larger than the trained one
     is_reduced = bool({"depth", "merge_tokens"} & spec.settings.keys())
@@ -134,7 +137,8 @@ def _check_teacher_fits(teacher: RoleSetup, student: RoleSetup) -> None:
             images.
     """
     check_has_class_vectors(teacher, "teach a student")
-    given, needed = student.backbone.preprocess.size_px, teacher.backbone.preprocess.size_px
+    given = student.backbone.preprocess.size_px
+    needed = teacher.backbone.preprocess.size_px
     # The stored features of a closed-form student are of images in the teacher's own size
     has_own_size = student.is_closed_form and student.recipe.needed_student().views
     if needed > given and not has_own_size:
@@ -172,7 +176,8 @@ def _file_teacher(file: Path, student: Job) -> FileTeacher:
         RecipeError: the student needs class vectors or image features of its teacher.
         DataError: the file is wrong, or lacks an image.
     """
-    setup, recipe = student.setup, student.setup.recipe
+    setup = student.setup
+    recipe = student.setup.recipe
     check_needs_no_vectors(setup, f"{file.name}, a file of probabilities")
     if recipe.needed_student().views:
         raise RecipeError(
@@ -219,8 +224,10 @@ def with_teacher_run(run: RunFolder, student: Job) -> Job:
 
 def _store_filler(teacher: MethodModel, student: Job) -> StoreFiller:
     """The filler of the teacher store for a student."""
-    setup, images = student.setup, student.training_images
-    recipe, optim = setup.recipe, setup.optim
+    setup = student.setup
+    images = student.training_images
+    recipe = setup.recipe
+    optim = setup.optim
     # A closed-form student and its teacher get images as in evaluation, without views
     is_closed_form = setup.is_closed_form
     preprocess = teacher.preprocess if is_closed_form else setup.backbone.preprocess

@@ -60,7 +60,9 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
         RecipeError: no method is named, an override names another one, the method does not exist,
             or it learns from a teacher.
     """
-    recipe, lines, key = loaded.recipe, loaded.lines, ("baseline", "method")
+    recipe = loaded.recipe
+    lines = loaded.lines
+    key = ("baseline", "method")
     section = recipe.baseline or BaselineSpec()
     if method is not None and section.method not in (None, method):
         which = f"{lines.where(key)}: baseline.method is {section.method}"
@@ -81,10 +83,12 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
             f"{name} learns from a teacher, but a baseline has no teacher.\n"
             f"  Set student.method: {name} and run `kdedge distill`."
         )
-    settings, optim = {}, module.METHOD.optim
+    settings = {}
+    optim = module.METHOD.optim
     teacher = recipe.teacher
     if teacher is not None and teacher.is_trained and teacher.method == name:
-        settings, optim = teacher.settings, teacher.optim
+        settings = teacher.settings
+        optim = teacher.optim
     spec = BaselineSpec(
         method=name,
         settings={**settings, **section.settings},
@@ -126,7 +130,8 @@ def _job_on_training_images(setup: RoleSetup) -> Job:
 
 def _with_training_images(job: Job) -> Job:
     """The job with training images of the kinds that its method declares."""
-    setup, needs = job.setup, job.setup.data_needs
+    setup = job.setup
+    needs = job.setup.data_needs
     if needs.unlabeled_images:
         what = f"{setup.method_name} learns from unlabeled images"
         job = replace(job, unlabeled=setup.images.require("unlabeled", what))
@@ -135,7 +140,8 @@ def _with_training_images(job: Job) -> Job:
 
 def _with_sentences(job: Job) -> Job:
     """The job with the recipe's sentences about classes, if its method learns from them."""
-    setup, file = job.setup, job.setup.recipe.classes.texts
+    setup = job.setup
+    file = job.setup.recipe.classes.texts
     if file is None or not setup.module.METHOD.learns_from_texts:
         return job
     sentences = read_class_texts(file, setup.classes.names)
@@ -157,7 +163,8 @@ def with_labels(job: Job) -> Job:
     if spec.labeled is not None or spec.pseudo_labels is None:
         labeled = setup.images.drawn_labeled(setup.role)
         labels = {index: label_of[label] for index, label in labeled.class_labels().items()}
-        n_present, n_classes = len(set(labels.values())), len(setup.classes.labeled)
+        n_present = len(set(labels.values()))
+        n_classes = len(setup.classes.labeled)
         if n_present < min(2, n_classes):
             which = "" if spec.split == "all" else "base "
             raise DataError(
@@ -190,7 +197,8 @@ def with_labels(job: Job) -> Job:
             f" {len(names)} of {len(label_of)} have none: {', '.join(some_of(names))}.\n  Label"
             f" images of each class, take these out of the class list, or {remedies[setup.role]}."
         )
-    settings, needs = setup.settings, setup.data_needs
+    settings = setup.settings
+    needs = setup.data_needs
     if absent and (settings.learns_from_labels or not needs.novel_class_names):
         # In the softmax, a class without labels would be the wrong answer for every image
         assert labeled is not None

@@ -75,7 +75,8 @@ def compare_with_references(run: RunFolder, job: Job, model: MethodModel) -> dic
 
 def _labeled_logits(job: Job, model: MethodModel) -> tuple[Tensor, Tensor]:
     """Logits [n, C] of the labeled images, and their classes [n]."""
-    images, labels = job.labeled, job.labels
+    images = job.labeled
+    labels = job.labels
     assert images is not None  # the teacher learns from labels
     # A student learns logits out of balance, and other recipes, with other priors, use the result
     logits = model.logits_of(images, what="looking at the labeled images", without_offsets=True)

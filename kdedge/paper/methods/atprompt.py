@@ -93,14 +93,16 @@ def anchored_texts(
     Raises:
         RecipeError: the longest class name leaves too few positions.
     """
-    n_before, n_own = settings.n_ctx_attribute, settings.n_ctx_text
+    n_before = settings.n_ctx_attribute
+    n_own = settings.n_ctx_text
     context_at: list[int] = []
     position = 1  # after the start token
     for attribute in settings.attributes:
         context_at += range(position, position + n_before)
         position += n_before + len(backbone.tokenizer.encode(attribute))
     context_at += range(position, position + n_own)
-    n_positions, (longest, room) = position - 1 + n_own, room_for_context(backbone, class_names)
+    n_positions = position - 1 + n_own
+    longest, room = room_for_context(backbone, class_names)
     if n_positions > room >= 1:  # `tokenize` refuses a name that leaves no room
         raise RecipeError(
             f"attributes, n_ctx_attribute and n_ctx_text take {n_positions} positions, but the"

@@ -117,7 +117,8 @@ class Method(BaseMethod):
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
-        names, n_hidden = inputs.class_names, settings.n_hidden
+        names = inputs.class_names
+        n_hidden = settings.n_hidden
         shares = class_shares(settings.prior, names, "settings.prior")
         self._prior = shares.float().to(backbone.device)
         module = Adapter(backbone.embed_dim, n_hidden, len(names), inputs.generator)

@@ -89,7 +89,9 @@ class Method(TextPromptMethod):
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
-        n_ctx, init, generator = settings.n_ctx, settings.context_init, inputs.generator
+        n_ctx = settings.n_ctx
+        init = settings.context_init
+        generator = inputs.generator
         context = first_context(backbone, n_ctx=n_ctx, context_init=init, generator=generator)
         meta_net = MetaNet(backbone.embed_dim, text_width(backbone), generator)
         self.module = PromptLearner(context, meta_net).to(backbone.device)
@@ -106,14 +108,17 @@ class Method(TextPromptMethod):
         Returns:
             [B, C], scaled, float32, with gradients.
         """
-        texts, scale = texts or self._train_texts, self.scale
-        n_images, n_classes = len(image_features), len(texts.tokens)
+        texts = texts or self._train_texts
+        scale = self.scale
+        n_images = len(image_features)
+        n_classes = len(texts.tokens)
         with torch.autocast(image_features.device.type, enabled=False):
             contexts = self.module.contexts(image_features)
 
         def compare(pairs: slice) -> Tensor:
             pair = torch.arange(pairs.start, pairs.stop, device=image_features.device)
-            image, label = pair // n_classes, pair % n_classes
+            image = pair // n_classes
+            label = pair % n_classes
             raw = encode_text(self._backbone.model, texts[label], context=contexts[image])
             return scale * (image_features[image] * unit_length(raw)).sum(dim=-1)
 

@@ -73,7 +73,8 @@ class Method(TextPromptMethod):
     module: nn.ParameterDict
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
-        class_names, train_names = inputs.class_names, inputs.train_names
+        class_names = inputs.class_names
+        train_names = inputs.train_names
         if settings.class_specific and train_names != list(class_names):
             raise RecipeError(
                 "class_specific trains one context per class, but"

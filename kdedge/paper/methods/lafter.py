@@ -166,7 +166,8 @@ class Method(BaseMethod):
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         super().__init__(backbone, settings, inputs)
-        names, generator = inputs.class_names, inputs.generator
+        names = inputs.class_names
+        generator = inputs.generator
         visual_prompts = make_visual_prompts(
             backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=generator
         )

@@ -86,7 +86,8 @@ class Method(TextPromptMethod):
 
     def __init__(self, backbone: Backbone, settings: Settings, inputs: MethodInputs) -> None:
         check_takes_prompts(backbone)
-        depth, generator = settings.prompt_depth, inputs.generator
+        depth = settings.prompt_depth
+        generator = inputs.generator
         super().__init__(backbone, settings, inputs)
         text_prompts = make_text_prompts(
             backbone,
@@ -98,7 +99,8 @@ class Method(TextPromptMethod):
         sizes = text_width(backbone), backbone.model.visual.class_embedding.shape[0]
         # One for the first layer, and equal copies for the others, as in the authors' code
         # (`_get_clones`)
-        first, deep = random_linear(*sizes, generator), random_linear(*sizes, generator)
+        first = random_linear(*sizes, generator)
+        deep = random_linear(*sizes, generator)
         couplings = [first, *(copy.deepcopy(deep) for _ in range(depth - 1))]
         self.module = CoupledPrompts(text_prompts, couplings).to(backbone.device)
 

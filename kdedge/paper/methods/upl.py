@@ -84,7 +84,8 @@ class Method(TextPromptMethod):
 
     def text_features_of_runs(self, texts: TokenizedTexts) -> Tensor:
         """[R, C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
-        backbone, contexts = self._backbone, self.module["contexts"]
+        backbone = self._backbone
+        contexts = self.module["contexts"]
         features = [prompted_text_features(backbone, texts, context) for context in contexts]
         return torch.stack(features)
 
