@@ -127,10 +127,11 @@ def verify(name: str, read_images: bool, data: Path, as_json: bool) -> None:
                 "  Move the files that differ away, and run"
             )
         count = len(verification.problems)
+        differences = "1 difference" if count == 1 else f"{count} differences"
+        fetch_again = shlex.join(["kdedge", "data", "fetch", name, *given_options("data")])
         raise DataError(
-            f"{verification.folder} differs from the published {name}: {count} difference"
-            f"{'s' if count > 1 else ''}.\n  {remedy}: "
-            + shlex.join(["kdedge", "data", "fetch", name, *given_options("data")])
+            f"{verification.folder} differs from the published {name}: {differences}.\n"
+            f"  {remedy}: {fetch_again}"
         )
 
 

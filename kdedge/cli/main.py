@@ -80,7 +80,8 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names in the order in which a project uses them, then the others sorted."""
         names = sorted({*_COMMANDS.names(), *self.commands})
-        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+        listed = [name for name in _ORDER if name in names]
+        return listed + [name for name in names if name not in _ORDER]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports one command."""
