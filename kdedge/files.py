@@ -480,8 +480,9 @@ def _delete_leftovers(parent: Path, prefix: str, *, with_empty: bool) -> bool:
     for part in parent.iterdir():
         if part.name.startswith(prefix):
             with contextlib.suppress(OSError):
-                if with_empty or any(part.iterdir()):
-                    is_any_locked |= not delete_unlocked(part)
+                may_delete = with_empty or any(part.iterdir())
+                if may_delete and not delete_unlocked(part):
+                    is_any_locked = True
     return is_any_locked
 
 

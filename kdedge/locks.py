@@ -153,7 +153,7 @@ _LOCK_DESCRIPTORS: set[int] = set()  # descriptors with locks
 
 
 def _close_in_child() -> None:
-    """Closes the copies of the descriptors in a forked process, which else would hold the locks.
+    """Closes a forked process's copies of the descriptors, which would otherwise hold the locks.
 
     The import of openvino forks a process that may live for seconds.
     """

@@ -21,7 +21,9 @@ def option(flag: str, argument: str | None = None) -> str:
         return flag
     name, _, value = flag.removeprefix("--").partition(" ")
     name = name.replace("-", "_")
-    return argument or (f'{name}="{value}"' if value else name)
+    if argument is not None:
+        return argument
+    return f'{name}="{value}"' if value else name
 
 
 def same_call() -> str:
@@ -32,7 +34,8 @@ def same_call() -> str:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, printable and without a full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = text.strip().splitlines()[0].rstrip(".:") if text.strip() else type(error).__name__
+    text = text.strip()
+    line = text.splitlines()[0].rstrip(".:") if text else type(error).__name__
     return "".join(c if c.isprintable() else " " for c in line)
 
 
@@ -45,7 +48,9 @@ def one_line(error: BaseException) -> str:
 def some_of(texts: Iterable[str], most: int = 5) -> list[str]:
     """Returns at most `most` of the texts, followed by `and N more` if there are others."""
     texts = list(texts)
-    return texts[:most] + ([f"and {len(texts) - most:,} more"] if len(texts) > most else [])
+    if len(texts) <= most:
+        return texts
+    return [*texts[:most], f"and {len(texts) - most:,} more"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -102,7 +102,9 @@ def progress(
                 parts.append(f"ETA {timedelta(seconds=round(left))}")
             if n_new and unit:
                 parts.append(rate(n_new / (now - start), unit))
-            show(", ".join([*parts, *([detail] if detail else [])]), done)
+            if detail:
+                parts.append(detail)
+            show(", ".join(parts), done)
 
         yield advance
 
@@ -128,7 +130,8 @@ def working(what: str) -> Iterator[None]:
 
 def rate(per_second: float, unit: str) -> str:
     """Formats a speed: `1,234 images/s`; below 10, with one decimal."""
-    return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
+    speed = f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:,.1f}"
+    return f"{speed} {unit}/s"
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -184,10 +187,10 @@ def _display(
         with Live(drawn(what, done), **_on_one_line()) as live:
             yield lambda text, done: live.update(drawn(text, done), refresh=True), _REDRAW_EVERY_S
     elif _is_notebook():
-        known = "" if total is None else f' max="{total}" value="{{}}"'
 
         def data(text: str, done: int) -> dict[str, str]:
-            bar = f"<progress{known.format(done)}></progress> {html.escape(text)}"
+            state = "" if total is None else f' max="{total}" value="{done}"'
+            bar = f"<progress{state}></progress> {html.escape(text)}"
             return {"text/plain": text, "text/html": bar}
 
         display = importlib.import_module("IPython.display").display

@@ -119,7 +119,7 @@ class RayWorkers:
         work = ray.put((ray.cloudpickle.dumps(open_worker), tuple(paths)))  # sent once to each node
         worker = ray.remote(_Worker).options(
             num_cpus=self._resources.n_cores,
-            num_gpus=int(self._resources.device == "cuda"),
+            num_gpus=1 if self._resources.device == "cuda" else 0,
             max_restarts=-1,
             max_task_retries=_N_ATTEMPTS - 1,
         )
@@ -237,8 +237,9 @@ def _connect(ray: Any) -> None:
         otherwise = "or try again when the machine is less busy."
         if address:
             otherwise = "or unset RAY_ADDRESS to start one for this call."
+        place = address or "this machine"
         raise SetupError(
-            f"No Ray cluster could be used at {address or 'this machine'}: {_last_line(error)}\n"
+            f"No Ray cluster could be used at {place}: {_last_line(error)}\n"
             f"  Start one with `ray start --head` and set RAY_ADDRESS to its HOST:PORT, {otherwise}"
         ) from error
     # Ray's handler of SIGTERM would end this process before it can log its messages

@@ -39,7 +39,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    n_missing = -len(text) % _ALIGNMENT
+    text += n_missing * b" "
     write_atomic(path, len(text).to_bytes(8, "little") + text + data[8 + size :])
 
 

@@ -149,7 +149,7 @@ def changed_names(
                 f"  `kdedge classes {artifact.path}` lists its classes."
             )
     remaining = [name for name in artifact.class_names if name not in removed]
-    names = (*remaining, *(name.strip() for name in added))
+    names = tuple(remaining + [name.strip() for name in added])
     where = f"The changed class list of {artifact.path}"
     if "" in names:
         raise DataError(f"{where} has an empty name.\n  Give each class a name.")

@@ -44,8 +44,7 @@ def read_rgb(path: str) -> Image.Image:
 
 def resize_and_crop(image: Image.Image, preprocess: dict[str, Any]) -> Image.Image:
     """Resizes and crops to the model's square, as `preprocess` of artifact.json says."""
-    size = preprocess["size_px"]
-    width, height = image.size
+    size, (width, height) = preprocess["size_px"], image.size
     new_size = [size, size]
     if preprocess["resize_mode"] == "shortest":
         shorter = min(width, height)
@@ -77,8 +76,7 @@ def choose(folder: Path, artifact: dict[str, Any]) -> str:
     if "cpu_choice.json" in artifact["others"] and file.is_file():
         choices = json.loads(file.read_text(encoding="utf-8"))["choices"]
         fastest = max(choices, key=lambda choice: choice["measured_at"])
-        name = fastest["file"]
-        sha256 = fastest["sha256"]
+        name, sha256 = fastest["file"], fastest["sha256"]
         passed = [f for f in passed if (f["name"], f["sha256"]) == (name, sha256)] or passed
     return str(min(passed, key=lambda f: f["precision"] == "int8")["name"])
 

@@ -82,15 +82,17 @@ def _card_text(artifact: Artifact) -> str:
     only = artifact.provenance.get("predicts_only", "")
     if only:
         only = f"\n**It predicts {_plain(only)} for every image that it was compared on.**\n"
-    fastest = "".join(
-        f"\n## Fastest on {_plain(str(choice.machine))}\n\n{choice.as_markdown()}\n"
-        for choice in readable_choices(artifact)
-    )
+    fastest = ""
+    for choice in readable_choices(artifact):
+        machine = _plain(str(choice.machine))
+        fastest += f"\n## Fastest on {machine}\n\n{choice.as_markdown()}\n"
     keys = ("run", "role", "method", "backbone", "seed", "trained_at", "kdedge")
     known = {key: artifact.provenance.get(key) for key in keys}
-    made_from = "\n".join(
-        f"- {key.replace('_', ' ')}: {_plain(str(x))}" for key, x in known.items() if x is not None
-    )
+    facts = []
+    for key, value in known.items():
+        if value is not None:
+            facts.append(f"- {key.replace('_', ' ')}: {_plain(str(value))}")
+    made_from = "\n".join(facts)
     return f"""---
 pipeline_tag: image-classification
 tags: [onnx, kdedge]
@@ -171,11 +173,11 @@ def _scores_text(artifact: Artifact) -> str:
             f" the logits, for\n{_plain(assumed_shares(prior))}.\n"
         )
     if fitted is not None:
+        answers = "their labels" if fitted.fitted_to == "labels" else "the teacher"
         text += (
             f"\nScores are calibrated: the logits were divided by the temperature"
             f" {fitted.value:.4g}, which is\npart of the files. It was fitted to"
-            f" {_plain(fitted.images)}"
-            f"{' and their labels' if fitted.fitted_to == 'labels' else ' and the teacher'}. ECE is"
+            f" {_plain(fitted.images)} and {answers}. ECE is"
             " the expected calibration\nerror of a file, before and with it.\n"
         )
     if none is not None:

@@ -79,10 +79,11 @@ def predict_each_way(
     if isinstance(backend, TakesImages):
         return np.concatenate([backend.run_image(image) for image in images])
     logits = np.empty((len(pixels), len(artifact.class_names)), np.float32)
-    step = 2 if artifact.batches[0] == 1 and len(pixels) > 2 else 1
-    logits[::step] = predict_pixels(backend, pixels[::step], artifact)
-    if step > 1:
-        logits[1::step] = run_batches(backend, pixels[1::step], max_batch=1)
+    if artifact.batches[0] == 1 and len(pixels) > 2:
+        logits[::2] = predict_pixels(backend, pixels[::2], artifact)
+        logits[1::2] = run_batches(backend, pixels[1::2], max_batch=1)
+    else:
+        logits[:] = predict_pixels(backend, pixels, artifact)
     return logits
 
 
@@ -155,9 +156,12 @@ def gate_error(
 
 
 def _described(entry: WorstImage) -> str:
-    here = f"here {entry.predicted_class or 'NaN or infinity'}"
     if entry.predicted_class == entry.reference_class:
         here = "with other scores"
+    elif entry.predicted_class is None:
+        here = "here NaN or infinity"
+    else:
+        here = f"here {entry.predicted_class}"
     return f"{entry.image} ({entry.reference_class}, {here})"
 
 
@@ -219,7 +223,7 @@ def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
     tensors = safetensors.numpy.load_file(path)
     data = tensors["images"].tobytes()
     ends = tensors["image_ends"].tolist()
-    images = tuple(data[a:b] for a, b in itertools.pairwise([0, *ends]))
+    images = tuple(data[start:end] for start, end in itertools.pairwise([0, *ends]))
     return SmokeSet(tensors["pixels"], tensors[output_name], images)
 
 
@@ -260,19 +264,27 @@ def is_worse(measured: ParityResult, made: ParityResult) -> bool:
     This is Fisher's exact test, one-sided, at the level of 1 %: whether more of the images on which
     the file differs are among the images here than chance would put there.
     """
-    counts = ((one.n_images, one.agreement_percent) for one in (measured, made))
-    here, before = (round(n * (1 - percent / 100)) for n, percent in counts)
-    n_here, n_before, n_differ = measured.n_images, made.n_images, here + before
-    fewer = sum(math.comb(n_here, n) * math.comb(n_before, n_differ - n) for n in range(here))
-    p_value = 1 - fewer / math.comb(n_here + n_before, n_differ)
+    n_here = measured.n_images
+    n_before = made.n_images
+    differ_here = _n_differing(measured)
+    n_differ = differ_here + _n_differing(made)
+    # Ways to choose the images that differ, fewer of them here than there are
+    ways = (math.comb(n_here, n) * math.comb(n_before, n_differ - n) for n in range(differ_here))
+    p_value = 1 - sum(ways) / math.comb(n_here + n_before, n_differ)
     return measured.n_nonfinite > made.n_nonfinite or p_value < _MIN_P_VALUE
+
+
+def _n_differing(result: ParityResult) -> int:
+    """Number of images whose top-1 class differs from the float32 model's."""
+    return round(result.n_images * (1 - result.agreement_percent / 100))
 
 
 def decisive_parity(file: ModelFile, measured: ParityResult) -> ParityResult:
     """The comparison that decides a file's gate on this machine.
 
-    It is `measured`, on the smoke set here, or else the one from when the file was made, if that
-    has more images and the file is not worse here: the gate on few would refuse many good files.
+    A gate on few images would refuse many good files. So the comparison from when the file was made
+    decides, if it has more images and the file is not worse here; otherwise `measured` does, the
+    comparison on the smoke set on this machine.
     """
     made = file.parity
     if made is None or made.n_images <= measured.n_images or is_worse(measured, made):

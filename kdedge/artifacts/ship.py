@@ -50,7 +50,7 @@ def file_to_ship(artifact: Artifact, speed: SpeedResult | None) -> FileToShip | 
         return None
     if choice is not None and choice.file == files[0].name:
         return FileToShip(files[0], choice.time, str(choice.machine), choice)
-    # Of the same size, too: the records also have files of other artifacts and earlier exports
+    # The size must agree as well: the records also have files of other artifacts and exports
     known = (files[0].name, files[0].n_bytes)
     rows = [] if speed is None else [r for r in speed.rows if (r.model, r.n_bytes) == known]
     if speed is None or not rows:

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from kdedge.errors import DataError
 from kdedge.files import new_folder
@@ -76,19 +77,23 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
     size = artifact.preprocess.size_px
     is_uint8 = artifact.pixels == "uint8"
     kind = "TYPE_UINT8" if is_uint8 else "TYPE_FP32"
+    highest = 255 if is_uint8 else 1
+    max_batch = 0 if is_fixed else largest
     dims = json.dumps([*batch, 3, size, size])
-    has_scores = artifact.head == "scores"
+    meaning = "only their order counts"
+    if artifact.head == "scores":
+        meaning = "softmax gives the scores"
     # Triton numbers all values of an output without batching, so labels fit only one image.
     labels = f' label_filename: "{_LABELS}"' if batch in ([], [1]) else ""
     outputs = json.dumps([*batch, len(artifact.class_names)])
     lines = [
-        f"# Made from {file.name}. Input: RGB from 0 to {255 if is_uint8 else 1},"
+        f"# Made from {file.name}. Input: RGB from 0 to {highest},"
         f" {size} x {size} pixels after resize and crop; mean and std are in the model.",
         f'name: "{artifact.model_name}"',
         f'platform: "{PLATFORMS[file.target]}"',
-        f"max_batch_size: {0 if is_fixed else largest}",
+        f"max_batch_size: {max_batch}",
         f'input [ {{ name: "{INPUT_NAME}" data_type: {kind} dims: {dims} }} ]',
-        f"# Logits: {'softmax gives the scores' if has_scores else 'only their order counts'}.",
+        f"# Logits: {meaning}.",
         f'output [ {{ name: "{OUTPUT_NAME}" data_type: TYPE_FP32 dims: {outputs}{labels} }} ]',
     ]
     if not is_fixed:
@@ -96,11 +101,12 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
     lines += _instances(file)
     # Warm-up, so that the first request is not slow; without batching, a call is a batch of 1.
     value = f"{{ data_type: {kind} dims: {dims} zero_data: true }}"
-    lines += [
-        f'model_warmup {{ name: "batch {n}" batch_size: {n}'
-        f' inputs {{ key: "{INPUT_NAME}" value {value} }} }}'
-        for n in ([1] if is_fixed else sorted({1, largest}))
-    ]
+    warm_up_batches = [1] if is_fixed else sorted({1, largest})
+    for n in warm_up_batches:
+        lines.append(
+            f'model_warmup {{ name: "batch {n}" batch_size: {n}'
+            f' inputs {{ key: "{INPUT_NAME}" value {value} }} }}'
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -128,18 +134,16 @@ def _choose_file(
 
     Args:
         artifact: the artifact.
-        precision: the wanted precision; None for any.
+        precision: its precision; None for any.
         built: names of the engines that were just built on this machine. If it is empty, an engine
             is used only if it is the only one, as several engines are for different GPUs.
 
     Raises:
         DataError: there is no such file, or several engines, of which only one fits the server.
     """
-    files = [
-        file
-        for file in artifact.files
-        if file.target in PLATFORMS and precision in (None, file.precision)
-    ]
+    files = [file for file in artifact.files if file.target in PLATFORMS]
+    if precision is not None:
+        files = [file for file in files if file.precision == precision]
     missed = [file.name for file in files if file.gate == "missed"]
     for name in missed:
         log.warning(f"{name} is not used for Triton, as it missed its gate.")
@@ -151,8 +155,12 @@ def _choose_file(
             "  Export the run again with another precision, such as FP16."
         )
 
-    def rank(file: ModelFile) -> tuple[bool, int, bool]:
-        return file.target == "onnx", _PRECISION_ORDER.index(file.precision), file.device == "cpu"
+    def rank(file: ModelFile) -> tuple[Any, ...]:
+        return (
+            file.target == "onnx",
+            _PRECISION_ORDER.index(file.precision),
+            file.device == "cpu",
+        )
 
     best = min(passed, key=rank)
     same = [file for file in passed if rank(file) == rank(best)]

@@ -221,10 +221,12 @@ _MODULE_INPUT = "VDD_IN"
 
 def find_power() -> SampledPower | None:
     """Returns the power sensor of this machine; None if there is none."""
-    if (module := _ina_reader()) is not None:
-        return SampledPower(module)
-    if (gpu := _nvml_reader()) is not None:
-        return SampledPower(gpu, devices=(0,))
+    read_module = _ina_reader()
+    if read_module is not None:
+        return SampledPower(read_module)
+    read_gpu = _nvml_reader()
+    if read_gpu is not None:
+        return SampledPower(read_gpu, devices=(0,))
     return None
 
 

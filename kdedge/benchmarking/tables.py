@@ -91,22 +91,22 @@ def throughputs(named: Sequence[NamedRow]) -> Table:
 
 
 def _end_to_end(named: Sequence[NamedRow]) -> Table:
-    rows = [
-        [label, *_percentiles(time), digits(time.images_per_second)]
-        for label, row in named
-        if (time := row.at(1, "image file")) is not None
-    ]
+    rows = []
+    for label, row in named:
+        time = row.at(1, "image file")
+        if time is not None:
+            rows.append([label, *_percentiles(time), digits(time.images_per_second)])
     header = ["model", "p50", "p90", "p99", "FPS"]
     return Table("End to end, ms: a JPEG of 640x480 decoded, resized and classified", header, rows)
 
 
 def _power(named: Sequence[NamedRow]) -> Table:
-    rows = [
-        [label, str(time.batch), digits(time.watts), digits(time.joules_per_image)]
-        for label, row in named
-        for time in row.measurements
-        if time.watts is not None and time.inputs != "image file"
-    ]
+    rows = []
+    for label, row in named:
+        for time in row.measurements:
+            if time.watts is not None and time.inputs != "image file":
+                joules = digits(time.joules_per_image)
+                rows.append([label, str(time.batch), digits(time.watts), joules])
     title = "Mean power during the calls, and energy"
     return Table(title, ["model", "batch", "W", "J/image"], rows)
 
@@ -185,10 +185,10 @@ def _accuracies(named: Sequence[NamedRow]) -> list[Table]:
 
 def _agreements(named: Sequence[NamedRow]) -> Table:
     """Agreement of files with their float32 model, and the images it was measured on."""
-    rows = [
-        [label, decimals(row.accuracy.agreement), row.accuracy.source]
-        for label, row in named
-        if row.accuracy is not None and row.accuracy.agreement is not None
-    ]
+    rows = []
+    for label, row in named:
+        accuracy = row.accuracy
+        if accuracy is not None and accuracy.agreement is not None:
+            rows.append([label, decimals(accuracy.agreement), accuracy.source])
     title = "Top-1 agreement of files with the float32 model, percent"
     return Table(title, ["model", "agree", "images"], rows)

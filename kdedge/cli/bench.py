@@ -98,15 +98,17 @@ def command(
 
     Speed and work depend on a method's architecture only. Accuracies come from finished runs.
     """
-    options["against"] = [] if against == "none" else [name.strip() for name in against.split(",")]
+    methods = [] if against == "none" else against.split(",")
+    options["against"] = [name.strip() for name in methods]
     # Found before they are measured: meanwhile, another run may finish
     runs = [
         find_run(name, root)
         for name in sources or (None,)
         if not (named_artifact(name, root) or model_file_at(name))
     ]
+    measured = sources or [run.path for run in runs]
     show_result(
-        lambda: bench(*(sources or [run.path for run in runs]), root=root, **options),
+        lambda: bench(*measured, root=root, **options),
         lambda result: _print(result, kind, is_whole=is_whole),
     )
     if runs:
@@ -127,7 +129,8 @@ def _print(result: SpeedResult, kind: str, *, is_whole: bool) -> None:
         models = {name: why for name, why in result.left_out.items() if ", batch " not in name}
         n_left_out = len(result.left_out) - len(models)
         more = "--all: sizes, percentiles, FPS by batch"
-        more += f", {n_left_out} models and batches left out" if n_left_out else ""
+        if n_left_out:
+            more += f", {n_left_out} models and batches left out"
         captions = [*result.caveats, *replace(result, left_out=models).problems, more]
         # Wrapped to 80 columns, without breaking paths and names
         wrap = partial(fill, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)

@@ -25,17 +25,18 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
 
     used = finished_runs(root)
     results = demo(root=root, device=device, resume=resume)
-    runs = [run.folder for run in (results.teacher, results.student)]
-    lines = ["$ kdedge distill demo", run_text(runs, used=used)]
+    teacher = results.teacher.folder
+    student = results.student.folder
+    lines = ["$ kdedge distill demo", run_text([teacher, student], used=used)]
     if results.artifact is not None:
         lines += ["\n$ kdedge export", f"Wrote {results.artifact.path}, the folder for the device"]
     lines += ["\n$ kdedge bench", titled(results.speed.table), *results.speed.caveats]
     if results.page is not None:
         lines += ["\n$ kdedge report", f"Wrote {results.page}: open it in a browser"]
-    examples = [
-        [str(image.label), ", ".join(f"{name} {score:.0f} %" for name, score in image.top)]
-        for image in results.examples
-    ]
+    examples = []
+    for image in results.examples:
+        predicted = ", ".join(f"{name} {score:.0f} %" for name, score in image.top)
+        examples.append([str(image.label), predicted])
     lines += [
         "\nThe student's predictions, a right one, a wrong one and the least certain one:",
         table(examples, header=("test drawing", "predicted")),
@@ -43,7 +44,8 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
         "Next: kdedge init NAME --images DIR --classes FILE --labeled DIR --test DIR",
     ]
     record = {
-        **dict(zip(("teacher", "student"), map(run_record, runs), strict=True)),
+        "teacher": run_record(teacher),
+        "student": run_record(student),
         "speed": results.speed.to_dict(),
         "examples": [example.to_dict() for example in results.examples],
         "artifact": None if results.artifact is None else str(results.artifact.path),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,11 @@ def command(
         text = f"{folder.path}, without labels\n{unlabeled_text(result)}"
         measured = replace(model_records(folder), unlabeled=result)
         header = ["predicted", "by teacher"]
-        counts = (result.predicted, result.teacher_predicted)
-        names = dict.fromkeys(itertools.chain(*counts))
-        cells = [[name, *(str(count.get(name, 0)) for count in counts)] for name in names]
+        cells = []
+        for name in dict.fromkeys([*result.predicted, *result.teacher_predicted]):
+            n_predicted = result.predicted.get(name, 0)
+            n_by_teacher = result.teacher_predicted.get(name, 0)
+            cells.append([name, str(n_predicted), str(n_by_teacher)])
     else:
         results = with_stored(folder, result)  # with other models' results on the same images
         rows = labeled_results(folder, results)
@@ -77,7 +78,8 @@ def command(
         header = ["accuracy"]
         cells = [[name, decimals(value)] for name, value in result.per_class.items()]
     headline = headline_of(measured)
-    text += "" if headline is None else f"\n{headline}"
+    if headline is not None:
+        text += f"\n{headline}"
     if per_class:
         text += "\n\n" + table(cells, header=["class", *header], align="lr")
     if output is not None:

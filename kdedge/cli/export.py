@@ -160,7 +160,9 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
     from kdedge.reporting.model_records import accuracy_interval
 
     gflops = artifact.provenance.get("gflops")
-    lines = [f"GFLOPs per image: {gflops['folded']:.4g}\n"] if gflops else []
+    lines = []
+    if gflops:
+        lines.append(f"GFLOPs per image: {gflops['folded']:.4g}\n")
     parities = {file.name: file.parity for file in artifact.files if file.parity is not None}
     lines.append(_timed_table(artifact, choice) if choice else table_text(files_table(artifact)))
     sets = dict.fromkeys(parity.images for parity in parities.values())
@@ -191,10 +193,14 @@ def _as_text(artifact: Artifact, choice: CpuChoice | None) -> str:
             errors = f"{decimals(parity.ece_percent_before)} and {decimals(parity.ece_percent)} %"
             lines.append(f"ECE of {choice.file}: {errors}.")
         lines += [*choice.remarks, f"\nFor a CPU like this, ship {choice.file}{cost}."]
-    elif (shipped := file_to_ship(artifact, None)) is not None:
-        timing = f" To time all files: kdedge export {shlex.quote(str(artifact.path))} --cpu"
-        timing = timing if shipped.processor == "CPU" else ""
-        lines.append(f"\nFor a {shipped.processor}, ship {shipped.file.name}.{timing}")
+        return "\n".join(lines)
+    shipped = file_to_ship(artifact, None)
+    if shipped is not None:
+        advice = f"\nFor a {shipped.processor}, ship {shipped.file.name}."
+        if shipped.processor == "CPU":
+            command = f"kdedge export {shlex.quote(str(artifact.path))} --cpu"
+            advice += f" To time all files: {command}"
+        lines.append(advice)
     return "\n".join(lines)
 
 
@@ -213,7 +219,8 @@ def _timed_table(artifact: Artifact, choice: CpuChoice) -> str:
     header = ["file", "runtime", "MB", "agreement %", "accuracy %", "ms", "speedup", "result"]
     text = f"{choice.machine}, {images_text(choice.batch)} per call:\n"
     text += table(rows, header=header, align="llrrrrrl")
-    others = [file.name for file in artifact.files if file.name not in {row[0] for row in rows}]
+    timed_files = {timed.file for timed in choice.candidates}
+    others = [file.name for file in artifact.files if file.name not in timed_files]
     return f"{text}\nAlso written, not timed: {', '.join(others)}" if others else text
 
 
@@ -225,7 +232,7 @@ def _fitted_lines(artifact: Artifact) -> list[str]:
     if fitted is not None:
         lines.append(
             f"Calibrated by the temperature {fitted.value:.4g}, fitted to the"
-            f" {'labels' if fitted.fitted_to == 'labels' else 'teacher'} of {fitted.images}."
+            f" {fitted.fitted_to} of {fitted.images}."
             " ECE: calibration error in percent, before and with it."
         )
     if none is not None:

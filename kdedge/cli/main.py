@@ -65,7 +65,8 @@ class _Program(LazyGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names in the order in which a project uses them, then the others sorted."""
         names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+        listed = [name for name in _ORDER if name in names]
+        return listed + [name for name in names if name not in _ORDER]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists `_FLOW`, or all commands by task."""

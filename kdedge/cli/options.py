@@ -80,9 +80,18 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return runs_option(device_option(threads_option(expose_value=False)(json_option(command))))
 
 
+def _runnable_precisions() -> list[str]:
+    """Precisions of files that kdedge runs."""
+    precisions = set[str]()
+    for target in list_targets():
+        if target.backend is not None:
+            precisions.update(target.precisions)
+    return sorted(precisions)
+
+
 _precision_option = click.option(
     "--precision",
-    type=click.Choice(sorted({p for t in list_targets() if t.backend for p in t.precisions})),
+    type=click.Choice(_runnable_precisions()),
     help="Precision of the file to use. [default: the file that `kdedge export --cpu` chose on a"
     " machine like this; else fp32, or an engine that this GPU runs. Files that missed their gates"
     " are used only when asked for.]",

@@ -77,8 +77,11 @@ def next_line(
     """
     from kdedge.config.load import override_texts
 
-    keys = [word for text in override_texts(overrides or {}) for word in ("--set", text)]
-    return f"Next: {shlex.join(['kdedge', *map(str, words), *keys, *given_options(*given)])}"
+    command = ["kdedge", *map(str, words)]
+    for text in override_texts(overrides or {}):
+        command += ["--set", text]
+    command += given_options(*given)
+    return f"Next: {shlex.join(command)}"
 
 
 def given_options(*names: str) -> list[str]:
@@ -89,7 +92,9 @@ def given_options(*names: str) -> list[str]:
         name = option.name or ""
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name in names:
             value = context.params[name]
-            words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+            words.append(option.opts[0])
+            if value is not True:
+                words.append(str(value))
     return words
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -136,6 +136,15 @@ def command(
         _log_counts(writer, output, save)
 
 
+class _Uncertain(NamedTuple):
+    """A prediction among the least certain ones; sorted by its score, then by its number."""
+
+    score_percent: float
+    number: int
+    item: InputImage
+    prediction: Prediction
+
+
 @dataclass
 class _ResultWriter:
     """Writes a line and an image for each result: at once, or the least certain ones at the end.
@@ -161,25 +170,28 @@ class _ResultWriter:
 
     def write_all(self, results: Iterable[tuple[InputImage, Result]]) -> None:
         """Writes the result of each image."""
-        least_certain: list[tuple[float, int, InputImage, Prediction]] = []
+        least_certain: list[_Uncertain] = []
         try:
             for number, (item, result) in enumerate(results):
                 if isinstance(result, Prediction):
-                    self.n_none += result.is_none
-                    self.n_unsure += best_name(result, self.lines.min_score) is None
+                    if result.is_none:
+                        self.n_none += 1
+                    if best_name(result, self.lines.min_score) is None:
+                        self.n_unsure += 1
                 if self.n_least_certain is not None and isinstance(result, Prediction):
                     score = result.top[0].score_percent or 0
-                    bisect.insort(least_certain, (score, number, item, result))
+                    bisect.insort(least_certain, _Uncertain(score, number, item, result))
                     del least_certain[self.n_least_certain :]
                 else:
                     self._write(item, result)
                 self.counts[type(result)] += 1
         finally:  # after Ctrl-C, too: the least certain images so far
-            for _, _, item, result in least_certain:
-                self._write(item, result)
+            for one in least_certain:
+                self._write(one.item, one.prediction)
 
     def _write(self, item: InputImage, result: Result) -> None:
-        if not self._is_begun and (heading := self.lines.heading()) is not None:
+        heading = None if self._is_begun else self.lines.heading()
+        if heading is not None:
             self.write(heading)
         self._is_begun = True
         self.write(self.lines.line(result))

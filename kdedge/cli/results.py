@@ -25,29 +25,35 @@ _MAX_NAMED = 5  # most often predicted classes to name
 def accuracy_text(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats accuracies in percent, one model per line; all results have the same split."""
     text = table_text(results_table(rows))
-    notes = [f"\n{label}: {note}" for label, result in rows for note in result.notes]
-    return text + "".join(notes)
+    for label, result in rows:
+        for note in result.notes:
+            text += f"\n{label}: {note}"
+    return text
 
 
 def accuracy_texts(rows: Sequence[tuple[str, EvalResult]]) -> str:
     """Formats one table per set of test images, with their number if there are several sets."""
     groups = by_images(rows)
-    tables = [accuracy_text(group) for group in groups]
     if len(groups) == 1:
-        return tables[0]
-    heads = [
-        f"On {'another set of ' if number else ''}{group[0][1].n_images:,} test images:"
-        for number, group in enumerate(groups)
-    ]
-    return "\n\n".join(f"{head}\n{text}" for head, text in zip(heads, tables, strict=True))
+        return accuracy_text(groups[0])
+    blocks: list[str] = []
+    for group in groups:
+        _, first_result = group[0]
+        which = "another set of " if blocks else ""
+        head = f"On {which}{first_result.n_images:,} test images:"
+        blocks.append(f"{head}\n{accuracy_text(group)}")
+    return "\n\n".join(blocks)
 
 
 def unlabeled_text(result: UnlabeledResult) -> str:
     """Formats measurements on unlabeled images."""
     most_predicted = sorted(result.predicted.items(), key=lambda entry: -entry[1])[:_MAX_NAMED]
-    shares = [f"{name} {100 * n / result.n_images:.1f} %" for name, n in most_predicted]
-    listed = [["" if i else "most often", share] for i, share in enumerate(shares)]
-    return table([*result.table.rows, *listed])
+    rows = [*result.table.rows]
+    what = "most often"
+    for name, n in most_predicted:
+        rows.append([what, f"{name} {100 * n / result.n_images:.1f} %"])
+        what = ""
+    return table(rows)
 
 
 def megabytes(n_bytes: int) -> str:
@@ -74,7 +80,7 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
         used: folders of the runs that were finished before this command.
     """
     rows: list[tuple[str, EvalResult]] = []
-    several = sum(run.role == "student" for run in runs) > 1
+    several = len([run for run in runs if run.role == "student"]) > 1
     trained = runs[-1]  # one of its teachers may be a student, too
     measured = model_records(trained)
     for run in runs:

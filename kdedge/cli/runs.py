@@ -29,9 +29,12 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
     accuracy over all images. Compare only runs of the same recipe with the same number of test
     images. Without test images, it is the agreement with the teacher (agrees).
     """
-    runs = [pair for pair in runs_in(root) if name in (None, pair[0].path.parent.name)]
-    rows = [_summary(run, record) for run, record in runs]
-    text = _text(rows) if rows else f"There is no run{f' of {name}' if name else ''} in {root}."
+    rows = []
+    for run, record in runs_in(root):
+        if name in (None, run.path.parent.name):
+            rows.append(_summary(run, record))
+    what = "run" if name is None else f"run of {name}"
+    text = _text(rows) if rows else f"There is no {what} in {root}."
     print_result({"runs": rows}, as_json=as_json, text=text)
 
 
@@ -85,8 +88,10 @@ def _text(records: list[dict[str, Any]]) -> str:
     newest = {(r["run"].split("/")[0], r["role"], r["method"]): r for r in by_start}
     unfinished = [record for record in newest.values() if record["status"] == "interrupted"]
     following = next_line("show", by_start[-1]["path"])
-    program, *words = (unfinished[-1]["command"] if unfinished else None) or [""]
-    if program == "kdedge":  # not a script that calls the Python API
-        goes_on = {"--resume", "pseudo-label"} & {*words}  # the latter always does
-        following = next_line(*words, *([] if goes_on else ["--resume"]))
+    words = unfinished[-1]["command"] if unfinished else None
+    if words and words[0] == "kdedge":  # not a script that calls the Python API
+        words = words[1:]
+        if "--resume" not in words and "pseudo-label" not in words:  # the latter always goes on
+            words = [*words, "--resume"]
+        following = next_line(*words)
     return f"{table(rows, header=header, align='llllrlrrr')}\n{following}"

@@ -54,9 +54,10 @@ def layers_above(visual: nn.Module) -> dict[str, int]:
     layer_of = {}
     for name, _ in visual.named_parameters():
         match = _LAYER.match(name)
-        if match is not None and match.group() not in layers:
-            layers.append(match.group())
-        layer_of[name] = len(layers) - 1 if match is None else layers.index(match.group())
+        layer = layers[-1] if match is None else match.group()
+        if layer not in layers:
+            layers.append(layer)
+        layer_of[name] = layers.index(layer)
     n_layers = len(layers)
     in_last = False
     n_above = {}

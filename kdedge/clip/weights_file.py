@@ -62,7 +62,8 @@ class HashCache:
         self._folder = folder
 
     def _file(self, path: Path) -> Path:
-        return self._folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+        digest = hashlib.sha256(str(path).encode()).hexdigest()
+        return self._folder / f"{digest[:32]}.json"
 
     def get(self, path: Path, stamp: FileStamp) -> KnownFile | None:
         """The cached facts about a file with this stamp; None if there are none of this format."""

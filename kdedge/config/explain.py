@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -59,7 +59,8 @@ def explain_validation(
     """
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        grouped.setdefault(_follow_location(model, details["loc"])[0], []).append(details)
+        path = _follow_location(model, details["loc"]).path
+        grouped.setdefault(path, []).append(details)
     ordered = sorted(grouped.items(), key=lambda item: lines.line((*prefix, *item[0])))
     messages = []
     for path, problems in ordered[:_MAX_SHOWN]:
@@ -77,12 +78,12 @@ def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDeta
     """The problem of a key and its remedy, as the end of a sentence that begins with the key."""
     problem = problems[0]
     if problem["type"] in {"extra_forbidden", "missing"}:
-        parent = _follow_location(model, path[:-1])[1]
+        parent = _follow_location(model, path[:-1]).model
         key = str(path[-1])
         fields = {} if parent is None else parent.model_fields
         if problem["type"] == "missing":
             about = fields[key].description if key in fields else None
-            return "is missing." + (f"\n  {about}" if about else "")
+            return f"is missing.\n  {about}" if about else "is missing."
         known = sorted(field.alias or name for name, field in fields.items())
         all_known = f"Known keys: {', '.join(known)}."
         otherwise = all_known if known else "This section takes no keys; remove it."
@@ -99,7 +100,8 @@ def _expected(problem: ErrorDetails) -> str:
     ctx = problem.get("ctx", {})
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return f"{words} {ctx[key]:g}" if isinstance(ctx[key], float) else f"{words} {ctx[key]}"
+        bound = ctx[key]
+        return f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
     if kind == "literal_error":
         return str(ctx["expected"]).replace("'", "")
     if kind == "string_pattern_mismatch":
@@ -113,12 +115,11 @@ def _expected(problem: ErrorDetails) -> str:
 def _hint(problems: Sequence[ErrorDetails], got: Any) -> str:
     kinds = {problem["type"] for problem in problems}
     if isinstance(got, str):
-        choices = [
-            choice
-            for problem in problems
-            if problem["type"] == "literal_error"
-            for choice in re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
-        ]
+        choices: list[str] = []
+        for problem in problems:
+            if problem["type"] == "literal_error":
+                expected = str(problem.get("ctx", {}).get("expected", ""))
+                choices += re.findall(r"'([^']*)'", expected)
         guess = nearest(got, choices)
         if guess is not None:
             return f"\n  Did you mean {guess}?"
@@ -144,15 +145,20 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _follow_location(
-    model: type[BaseModel], location: Sequence[str | int]
-) -> tuple[KeyPath, type[BaseModel] | None]:
-    """Follows an error's location through the types of a model.
+class _Location(NamedTuple):
+    """Where an error is.
 
-    Returns:
-        The keys, without the names of union members that pydantic appends; and the model at the
-        end of the path, or None if another type is there.
+    Attributes:
+        path: the keys, without the names of union members that pydantic appends.
+        model: the model at the end of the path; None if another type is there.
     """
+
+    path: KeyPath
+    model: type[BaseModel] | None
+
+
+def _follow_location(model: type[BaseModel], location: Sequence[str | int]) -> _Location:
+    """Follows an error's location through the types of a model."""
     path: list[str | int] = []
     current: Any = model
     for part in location:
@@ -165,10 +171,12 @@ def _follow_location(
             field = current.model_fields.get(part)
             current = None if field is None else _core(field.annotation)
         elif get_origin(current) in {dict, list, tuple}:
-            current = _core(get_args(current)[1 if get_origin(current) is dict else 0])
+            arguments = get_args(current)
+            is_mapping = get_origin(current) is dict
+            current = _core(arguments[1] if is_mapping else arguments[0])
         else:
             current = None
-    return tuple(path), current if _is_model(current) else None
+    return _Location(tuple(path), current if _is_model(current) else None)
 
 
 def _is_model(annotation: Any) -> bool:

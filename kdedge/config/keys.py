@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+_TYPES = {
+    "integer": "whole number",
+    "boolean": "true | false",
+    "string": "text",
+    "array": "list",
+    "object": "mapping",
+}
 _BOUNDS = {
     "minimum": "at least",
     "exclusiveMinimum": "more than",
@@ -58,7 +65,9 @@ def _facts(root: dict[str, Any], field: dict[str, Any], *, is_required: bool) ->
         facts.append("required")
     elif not isinstance(field.get("default"), dict | None):
         default = field["default"]
-        facts.append(f"default {str(default).lower() if isinstance(default, bool) else default}")
+        if isinstance(default, bool):
+            default = str(default).lower()
+        facts.append(f"default {default}")
     return ", ".join(facts)
 
 
@@ -74,13 +83,10 @@ def _type(root: dict[str, Any], field: dict[str, Any]) -> str:
         return " | ".join(kinds)
     if "items" in field:
         return f"list of {_type(root, field['items'])}"
-    kind = {"integer": "whole number", "boolean": "true | false", "string": "text"}.get(
-        field.get("type", ""), {"array": "list", "object": "mapping"}.get(field.get("type", ""))
-    )
-    if field.get("format") == "path":
-        kind = "path"
+    kind = str(field.get("type", "any"))
+    kind = "path" if field.get("format") == "path" else _TYPES.get(kind, kind)
     bounds = [f"{words} {field[key]:.12g}" for key, words in _BOUNDS.items() if key in field]
-    return " ".join([kind or str(field.get("type", "any")), ", ".join(bounds)]).strip()
+    return f"{kind} {', '.join(bounds)}".strip()
 
 
 def _model(root: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:

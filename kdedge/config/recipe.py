@@ -280,8 +280,11 @@ class Recipe(Strict):
         if self.teacher is None and self.student is None:
             raise ValueError("has neither teacher nor student; a recipe needs at least one")
         models: list[ModelSpec | BaselineSpec | None] = [self.teacher, self.student, self.baseline]
-        specs = [self.optim, *(model.optim for model in models if model is not None)]
-        if not self.official and any(spec and spec.selection == "test" for spec in specs):
+        selections = [self.optim.selection]
+        for model in models:
+            if model is not None and model.optim is not None:
+                selections.append(model.optim.selection)
+        if not self.official and "test" in selections:
             raise ValueError(
                 "has optim.selection: test; an epoch chosen on test images makes the test"
                 " worthless; use last or validation, or official: true"

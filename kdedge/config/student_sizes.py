@@ -39,11 +39,17 @@ class StudentSize:
         Args:
             method: method of the student; only promptkd has settings for image encoders.
         """
-        others = dict.fromkeys(("config", "quick_gelu"))  # which were of the recipe's own student
-        encoder = {"backbone": self.backbone, "weights": self.weights, **others}
-        chosen = self.settings if method == "promptkd" else {}
-        settings = {f"settings.{key}": value for key, value in chosen.items()}
-        return {f"student.{key}": value for key, value in {**encoder, **settings}.items()}
+        keys: dict[str, Any] = {
+            "student.backbone": self.backbone,
+            "student.weights": self.weights,
+            # The recipe's values belong to its own student
+            "student.config": None,
+            "student.quick_gelu": None,
+        }
+        if method == "promptkd":
+            for name, value in self.settings.items():
+                keys[f"student.settings.{name}"] = value
+        return keys
 
 
 _NO_PROMPTS = {"tune": "full"}  # a convolutional encoder takes no prompts

@@ -175,9 +175,11 @@ def dump_yaml(values: dict[str, Any], indent: str = "") -> str:
     """Writes plain values as YAML, which `parse_yaml` reads back as equal values."""
     lines = []
     for key, value in values.items():
-        is_section = isinstance(value, dict) and value
-        text = f"\n{dump_yaml(value, f'{indent}  ')}" if is_section else f" {dump_value(value)}\n"
-        lines.append(f"{indent}{dump_value(key)}:{text}")
+        name = f"{indent}{dump_value(key)}:"
+        if isinstance(value, dict) and value:
+            lines.append(f"{name}\n{dump_yaml(value, f'{indent}  ')}")
+        else:
+            lines.append(f"{name} {dump_value(value)}\n")
     return "".join(lines)
 
 

@@ -50,9 +50,9 @@ def rank_files(
 
     Callers use the first file, or the first that loads.
 
-    1. Engines, if there is a GPU; those that were built for one of its size before others, which
-       TensorRT loads if the GPU generation is the same, but guarantees neither their speed nor
-       their results.
+    1. Engines, if there is a GPU. Those that were built for a GPU of its size come first. TensorRT
+       also loads engines for another size of the same GPU generation, but guarantees neither their
+       speed nor their results.
     2. The file that was measured as the fastest.
     3. Other files by the preference of their targets, a target's files by its precisions.
     4. Files in INT8 that were not measured as the fastest, in the same order.

@@ -66,7 +66,7 @@ class SavedImages:
             with path.open("xb") as file:
                 file.write(data)
         except OSError as error:
-            if not isinstance(error, FileExistsError):  # else it is another program's
+            if not isinstance(error, FileExistsError):  # then the file is another program's
                 with contextlib.suppress(OSError):  # the first error says more
                     path.unlink()
             raise explain_os_error(error, path) from error

@@ -354,8 +354,11 @@ def _error_percent(logits: Tensor, expected: Tensor) -> float:
 
 def score(logits: Tensor, expected: Tensor) -> Score:
     """The agreement of a model's logits [M, C] with the float model's."""
-    agreement = 100 * float((logits.argmax(dim=1) == expected.argmax(dim=1)).double().mean())
+    is_same = logits.argmax(dim=1) == expected.argmax(dim=1)
     errors = logits - expected
     is_kept = [(row + errors).argmax(dim=1) == row.argmax() for row in expected]
-    agreement_expected = 100 * float(torch.cat(is_kept).double().mean())
-    return Score(agreement, agreement_expected, _error_percent(logits, expected))
+    return Score(
+        agreement_percent=100 * float(is_same.double().mean()),
+        expected_percent=100 * float(torch.cat(is_kept).double().mean()),
+        logit_error_percent=_error_percent(logits, expected),
+    )

@@ -240,12 +240,12 @@ class SpeedResult(Record, Tabled):
     @property
     def doubts(self) -> list[str]:
         """One line for each time in doubt: its row, its batch and the reason."""
-        return [
-            f"{row.label}, batch {time.batch}: {time.doubt}"
-            for row in self.rows
-            for time in row.measurements
-            if time.doubt is not None
-        ]
+        lines = []
+        for row in self.rows:
+            for time in row.measurements:
+                if time.doubt is not None:
+                    lines.append(f"{row.label}, batch {time.batch}: {time.doubt}")
+        return lines
 
     def has_rank(self, measurement: Measurement) -> bool:
         """Whether a measurement may be ranked: neither it nor the baseline's is in doubt."""

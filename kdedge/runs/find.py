@@ -61,17 +61,29 @@ def newest_run(
         exported: only runs with an artifact.
     """
     found = list(runs_in(root))
-    students = {run.name for run, one in found if one.is_finished and run.role == "student"}
-    candidates = [
-        (str(record.finished_at if is_finished else record.started_at), run.name, run)
-        for run, record in found
-        if (name is None or run.path.parent.name == name)
-        and (role is None or run.role == role)
-        and (record.replaced_by not in students if key is None else record.key == key)
-        and record.is_finished == is_finished
-        and (not exported or run.newest_artifact)
-    ]
-    return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
+    students = set[str]()
+    for run, record in found:
+        if run.role == "student" and record.is_finished:
+            students.add(run.name)
+    newest: RunFolder | None = None
+    newest_order = ("", "")
+    for run, record in found:
+        if name is not None and run.path.parent.name != name:
+            continue
+        if role is not None and run.role != role:
+            continue
+        if key is None and record.replaced_by in students:
+            continue
+        if key is not None and record.key != key:
+            continue
+        if record.is_finished != is_finished or (exported and not run.newest_artifact):
+            continue
+        time = record.finished_at if is_finished else record.started_at
+        order = (str(time), run.name)
+        if newest is None or order > newest_order:
+            newest = run
+            newest_order = order
+    return newest
 
 
 def _newest_student(root: Path, name: str | None = None) -> RunFolder | None:
@@ -131,14 +143,17 @@ def find_run(argument: RunOrArtifact | None, root: Path) -> RunFolder:
         if (folder / "provenance.json").is_file():
             return RunFolder.open(folder)
     for folder in (root / path, path):
-        if (run := _newest_student(folder.parent, folder.name)) is not None:
+        run = _newest_student(folder.parent, folder.name)
+        if run is not None:
             return run
     raise _unknown_run(path, root)
 
 
 def named_artifact(argument: RunOrArtifact | None, root: Path) -> Path | None:
     """The artifact folder that an argument names, also as `name/NN/artifacts/NN`; or None."""
-    return None if argument is None else artifact_at(argument) or artifact_at(root / argument)
+    if argument is None:
+        return None
+    return artifact_at(argument) or artifact_at(root / argument)
 
 
 def find_artifact(argument: RunOrArtifact, root: Path, *, warns: bool = True) -> Path:
@@ -189,7 +204,11 @@ def _known_runs(path: Path, root: Path) -> str:
 def _unknown_run(path: Path, root: Path) -> RecipeError:
     """The error for an argument that names no finished run."""
     runs = {run.name: str(record.status) for run, record in runs_in(root)}
-    unfinished = [f"{run} ({runs[run]})" for run in sorted(runs) if run.split("/")[0] == str(path)]
+    unfinished = []
+    for run, status in sorted(runs.items()):
+        recipe, _, _ = run.partition("/")
+        if recipe == str(path):
+            unfinished.append(f"{run} ({status})")
     if unfinished:
         return RecipeError(
             f"{path} has no finished run in {root.absolute()}: {', '.join(unfinished)}.\n"

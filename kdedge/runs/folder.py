@@ -281,11 +281,15 @@ def recorded_export(artifact: Path, *, is_new: bool = False) -> Iterator[None]:
     as a write that was killed before this context ended. An artifact outside of a run has no hash.
     """
     # `artifacts`, or the artifact itself, may be a link to another disk
-    places = [p for p in (artifact.absolute(), artifact.resolve()) if p.parent.name == "artifacts"]
-    runs = {p.parent.parent: p.name for p in places if (p.parents[1] / "provenance.json").is_file()}
+    runs: dict[Path, str] = {}
+    for place in (artifact.absolute(), artifact.resolve()):
+        run = place.parent.parent
+        if place.parent.name == "artifacts" and (run / "provenance.json").is_file():
+            runs[run] = place.name
     before = sha256_file(artifact / ARTIFACT_FILE)
-    for run, name in runs.items() if is_new else ():  # a deleted artifact may have had this number
-        write_json(run / "exports.json", {**_recorded_exports(run), name: before})
+    if is_new:  # a deleted artifact may have had this number
+        for run, name in runs.items():
+            write_json(run / "exports.json", {**_recorded_exports(run), name: before})
     try:
         yield
     finally:
@@ -299,7 +303,9 @@ def recorded_export(artifact: Path, *, is_new: bool = False) -> Iterator[None]:
 def _recorded_exports(run: Path) -> dict[str, str]:
     """The hashes that `recorded_export` wrote: artifact name -> SHA-256."""
     file = run / "exports.json"
-    return (if_readable(read_record, dict[str, str], file) or {}) if file.exists() else {}
+    if not file.exists():
+        return {}
+    return if_readable(read_record, dict[str, str], file) or {}
 
 
 def command_line() -> list[str]:
@@ -341,7 +347,8 @@ def logged_to(path: Path) -> Iterator[None]:
     level = logger.level
     logger.setLevel(min(others.level, logging.INFO))
     if logger.propagate and (logging.getLogger().handlers or not logger.handlers):
-        logger.addHandler(others)  # else it would print warnings, which kdedge's handlers print
+        # Without it, the logger would print warnings that kdedge's own handlers print
+        logger.addHandler(others)
     logger.addHandler(handler)
     propagate = logger.propagate
     logger.propagate = False

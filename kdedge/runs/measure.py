@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,17 +128,19 @@ def measure_accuracy(
     measured = measure_logits(logits, images, classes, selection=selection, temperature=temperature)
     if not with_samples:
         return measured
-    scores, best = top_classes(logits)
+    top = top_classes(logits)
+    best = top.classes[:, 0].tolist()
     samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
-    pairs = list(zip(_labels(images).tolist(), best[:, 0].tolist(), strict=True))
-    for kind, chosen in _choose_samples(scores[:, 0].tolist(), pairs).items():
+    pairs = list(zip(_labels(images).tolist(), best, strict=True))
+    for kind, chosen in _choose_samples(top.scores[:, 0].tolist(), pairs).items():
         sample = images.only([images.indices[i] for i in chosen])
         by_teacher = None
         if teacher is not None and chosen:
             outputs = teacher.logits_of(sample, what="running the teacher")
             by_teacher = None if outputs is None else outputs.argmax(dim=1).tolist()
-        top = scores[chosen], best[chosen]
-        samples[kind] = _sample_images(sample, top, names=classes.names, teacher_classes=by_teacher)
+        samples[kind] = _sample_images(
+            sample, top.only(chosen), names=classes.names, teacher_classes=by_teacher
+        )
     return measured._replace(details=replace(measured.details, samples=samples))
 
 
@@ -168,15 +170,32 @@ def _labels(images: Images) -> Tensor:
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def top_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest softmax scores of each image and their classes, each [N, 3 or fewer]."""
+class TopClasses(NamedTuple):
+    """The most likely classes of each image, best first.
+
+    Attributes:
+        scores: [N, 3 or fewer], their softmax scores.
+        classes: [N, 3 or fewer], their positions in the class list.
+    """
+
+    scores: Tensor
+    classes: Tensor
+
+    def only(self, chosen: Sequence[int]) -> TopClasses:
+        """Those of some images."""
+        rows = list(chosen)
+        return TopClasses(self.scores[rows], self.classes[rows])
+
+
+def top_classes(logits: Tensor) -> TopClasses:
+    """The classes of each image with the highest softmax scores."""
     top = logits.double().softmax(dim=1).topk(min(_N_TOP, logits.shape[1]))
-    return top.values, top.indices
+    return TopClasses(top.values, top.indices)
 
 
 def _sample_images(
     images: Images,
-    top: tuple[Tensor, Tensor],
+    top: TopClasses,
     *,
     names: Sequence[str],
     teacher_classes: Sequence[int] | None,
@@ -185,22 +204,26 @@ def _sample_images(
 
     Args:
         images: the images.
-        top: the model's predictions for them, from `top_classes`.
+        top: the model's predictions for them.
         names: the class list.
         teacher_classes: the teacher's classes for them; None if there is no teacher.
     """
-    scores, best = (part.tolist() for part in top)
-    items = [images.source.items[index] for index in images.indices]
-    return tuple(
-        SampleImage(
-            image=item.key,
-            # A sum of softmaxes may exceed 1 by rounding
-            top=tuple((names[c], min(100.0, 100 * s)) for c, s in zip(*pair, strict=True)),
-            teacher=None if teacher_classes is None else names[teacher_classes[i]],
-            label=None if item.label is None else names[item.label],
+    samples = []
+    for i, index in enumerate(images.indices):
+        item = images.source.items[index]
+        predictions = []
+        for c, score in zip(top.classes[i].tolist(), top.scores[i].tolist(), strict=True):
+            percent = min(100.0, 100 * score)  # a sum of softmaxes may exceed 1 by rounding
+            predictions.append((names[c], percent))
+        samples.append(
+            SampleImage(
+                image=item.key,
+                top=tuple(predictions),
+                teacher=None if teacher_classes is None else names[teacher_classes[i]],
+                label=None if item.label is None else names[item.label],
+            )
         )
-        for i, (item, pair) in enumerate(zip(items, zip(best, scores, strict=True), strict=True))
-    )
+    return tuple(samples)
 
 
 def _choose_samples(
@@ -216,12 +239,13 @@ def _choose_samples(
     surest_of_pair = {pairs[i]: i for i in by_score if pairs[i][0] != pairs[i][1]}
     wrong = sorted(surest_of_pair.values(), key=lambda i: -scores[i])[:_N_PER_KIND]
     unsure = [i for i in by_score if i not in wrong][:_N_PER_KIND]
-    right = [i for i, (label, best) in enumerate(pairs) if label == best and i not in unsure]
+    right = [i for i, (label, best) in enumerate(pairs) if label == best]
+    right = [i for i in right if i not in unsure]
     right = [right[i] for i in spread(len(right), _N_PER_KIND)]
     return {"right": right, "wrong": wrong, "most unsure": unsure}
 
 
-def _sample_of_run(model: RunModel) -> tuple[Images, str] | None:
+def _sample_of_run(model: RunModel) -> UnlabeledSample | None:
     """The `unlabeled_sample` of a run's recipe with overrides, which may name another source."""
     recipe = model.recipe
     recorded = model.recorded_recipe
@@ -230,9 +254,9 @@ def _sample_of_run(model: RunModel) -> tuple[Images, str] | None:
     if unlabeled is None:
         return None
     # Keys that choose among the images of a source
-    draw = dict.fromkeys(("hold_out", "per_class", "include_test"))
-    is_new = own is None or unlabeled.model_copy(update=draw) != own.model_copy(update=draw)
-    # No image of another source is a training image; of the same, only the held-out are none
+    no_draw = {"hold_out": None, "per_class": None, "include_test": None}
+    is_new = own is None or unlabeled.model_copy(update=no_draw) != own.model_copy(update=no_draw)
+    # No image of another source was trained on; of the run's own source, the held-out ones were not
     spec = unlabeled.model_copy(update={"hold_out": None}) if is_new else own
     seed = recipe.seed if is_new else recorded.seed
     data = recipe.data.model_copy(update={"unlabeled": spec})
@@ -241,8 +265,15 @@ def _sample_of_run(model: RunModel) -> tuple[Images, str] | None:
     return unlabeled_sample(images, is_new=is_new)
 
 
-def unlabeled_sample(images: RecipeImages, *, is_new: bool = False) -> tuple[Images, str] | None:
-    """Unlabeled images on which to measure a model, and their description; None if there are none.
+class UnlabeledSample(NamedTuple):
+    """Unlabeled images on which a model is measured, and their description."""
+
+    images: Images
+    what: str
+
+
+def unlabeled_sample(images: RecipeImages, *, is_new: bool = False) -> UnlabeledSample | None:
+    """Unlabeled images on which to measure a model; None if there are none.
 
     They are images held out of `data.unlabeled`; if there are none, a sample of all its images.
 
@@ -264,8 +295,9 @@ def unlabeled_sample(images: RecipeImages, *, is_new: bool = False) -> tuple[Ima
     if pool is held_out:
         where = "held out of data.unlabeled"
     else:
-        where = "of data.unlabeled" + (" as overridden" if is_new else ", trained on")
-    return sample, f"{len(sample.indices)} of {len(pool.indices)} images {where}"
+        where = "of data.unlabeled as overridden" if is_new else "of data.unlabeled, trained on"
+    what = f"{len(sample.indices)} of {len(pool.indices)} images {where}"
+    return UnlabeledSample(sample, what)
 
 
 def measure_without_labels(
@@ -284,30 +316,34 @@ def measure_without_labels(
         DivergedError: a logit is not finite.
     """
     names = model.class_names
-    scores, best = top_classes(model.logits_of(images, what="evaluating images"))
-    predicted = best[:, 0].tolist()
+    top = top_classes(model.logits_of(images, what="evaluating images"))
+    best = top.classes[:, 0]
+    predicted = best.tolist()
     agreement = teacher_confidence = teacher_classes = None
     logits = None if teacher is None else teacher.logits_of(images, what="running the teacher")
     if logits is not None:
-        teacher_scores, teacher_best = top_classes(logits)
-        teacher_confidence = _mean_percent(teacher_scores)
-        teacher_classes = teacher_best[:, 0].tolist()
-        agreement = 100 * int((best[:, 0] == teacher_best[:, 0]).sum()) / len(predicted)
-    chosen = _choose_unlabeled_samples(predicted, teacher_classes, scores[:, 0].tolist())
-    by_teacher = teacher_classes and [teacher_classes[i] for i in chosen]
+        teacher_top = top_classes(logits)
+        teacher_best = teacher_top.classes[:, 0]
+        teacher_confidence = _mean_percent(teacher_top.scores)
+        teacher_classes = teacher_best.tolist()
+        agreement = 100 * int((best == teacher_best).sum()) / len(predicted)
+    chosen = _choose_unlabeled_samples(predicted, teacher_classes, top.scores[:, 0].tolist())
+    by_teacher = None
+    if teacher_classes is not None:
+        by_teacher = [teacher_classes[i] for i in chosen]
     return UnlabeledResult(
         n_images=len(predicted),
         images=what,
         images_hash=images.hash_with(names),
         agreement_percent=agreement,
-        confidence_percent=_mean_percent(scores),
+        confidence_percent=_mean_percent(top.scores),
         teacher_confidence_percent=teacher_confidence,
         predicted=_counts(predicted, names),
         teacher_predicted={} if teacher_classes is None else _counts(teacher_classes, names),
         n_classes=len(names),
         samples=_sample_images(
             images.only([images.indices[i] for i in chosen]),
-            (scores[chosen], best[chosen]),
+            top.only(chosen),
             names=names,
             teacher_classes=by_teacher,
         ),

@@ -148,9 +148,8 @@ def labeled_results(
     run: RunFolder, results: Mapping[str, EvalResult]
 ) -> list[tuple[str, EvalResult]]:
     """Results with their labels in tables: baselines, a teacher, the run's own."""
-    return [
-        (model_label(run, name), result) for name, result in sorted_results(run, results).items()
-    ]
+    in_order = sorted_results(run, results)
+    return [(model_label(run, name), result) for name, result in in_order.items()]
 
 
 def sorted_results(run: RunFolder, results: Mapping[str, EvalResult]) -> dict[str, EvalResult]:
@@ -169,7 +168,8 @@ def model_label(run: RunFolder, name: str) -> str:
     if name in ("zeroshot", "zeroshot_balanced"):
         # A baseline has the student's backbone
         owner = "student" if run.role == "baseline" else run.role
-        return f"zero-shot CLIP ({owner}'s{', balanced' if name == 'zeroshot_balanced' else ''})"
+        details = f"{owner}'s, balanced" if name == "zeroshot_balanced" else f"{owner}'s"
+        return f"zero-shot CLIP ({details})"
     if name != run.role:
         return name
     record = run.read_provenance()

@@ -71,7 +71,12 @@ def fit_temperature(model: RunModel, *, exclude_digests: Collection[str]) -> Tem
         )
         return None
     description = f"{n_images} of {len(images.indices)} images of {where}"
-    return Temperature(value, "teacher" if labeled is None else "labels", description, n_images)
+    return Temperature(
+        value=value,
+        fitted_to="teacher" if labeled is None else "labels",
+        images=description,
+        n_images=n_images,
+    )
 
 
 def labeled_without(model: RunModel, exclude_digests: Collection[str]) -> tuple[Images, str] | None:

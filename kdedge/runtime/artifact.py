@@ -53,8 +53,9 @@ FittedTo = Literal["labels", "teacher"]
 
 
 def _plain_name(name: str) -> str:
-    is_plain = name.isprintable() and not set(name) & set("/\\:") and name not in ("", ".", "..")
-    if not is_plain or name == ARTIFACT_FILE:
+    has_separator = any(mark in name for mark in "/\\:")
+    is_reserved = name in ("", ".", "..", ARTIFACT_FILE)
+    if not name.isprintable() or has_separator or is_reserved:
         raise ValueError("a plain name of a file in the artifact's folder")
     return name
 

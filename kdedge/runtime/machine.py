@@ -56,8 +56,8 @@ def _group_limits(file: str) -> list[str]:
     lines = _read(ROOT / "proc/self/cgroup").splitlines()
     group = Path(next((line[3:] for line in lines if line.startswith("0::")), "/"))
     # In a container, the path may start at the host's root, but the folders at the container's
-    folders = (ROOT / "sys/fs/cgroup" / str(name).strip("/") for name in (group, *group.parents))
-    return [_read(folder / file) for folder in folders]
+    root = ROOT / "sys/fs/cgroup"
+    return [_read(root / str(name).strip("/") / file) for name in (group, *group.parents)]
 
 
 def _read(path: Path) -> str:

@@ -274,7 +274,8 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 def _kind(data: bytes) -> str:
     """Describes the kind of a file that is not an image."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in data[:4096].lower()):
+    is_svg_in_xml = head.startswith(b"<?xml") and b"<svg" in data[:4096].lower()
+    if head.startswith(b"<svg") or is_svg_in_xml:
         return "an SVG drawing"
     if head.startswith((b"<!doctype", b"<html")):
         return "a web page"

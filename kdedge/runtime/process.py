@@ -93,13 +93,14 @@ def warn_if_busy() -> None:
     busy_cores = _Process.busy_cores
     _Process.busy_cores = None
     if busy_cores is not None:
-        n_free = allowed_cores() - round(busy_cores)
-        call = option(f"--threads {n_free}", f"kdedge.compute_threads({n_free})")
-        advice = f"\n  To compute on the cores that they leave: {call}."
-        log.warning(
-            f"Other processes keep {busy_cores:.1f} of {allowed_cores()} cores busy: this will take"
-            f" longer.{advice if n_free > 0 else ''}"
-        )
+        n_cores = allowed_cores()
+        warning = f"Other processes keep {busy_cores:.1f} of {n_cores} cores busy: this will take"
+        warning += " longer."
+        n_free = n_cores - round(busy_cores)
+        if n_free > 0:
+            call = option(f"--threads {n_free}", f"kdedge.compute_threads({n_free})")
+            warning += f"\n  To compute on the cores that they leave: {call}."
+        log.warning(warning)
 
 
 @contextmanager
@@ -219,13 +220,18 @@ def _busy_cores(n_threads: int) -> float | None:
     others = since().others_cores
     n_cores = allowed_cores()
     noise = max(0.5, n_cores / 20)
-    return others if others is not None and others > max(noise, n_cores - n_threads) else None
+    if others is None or others <= max(noise, n_cores - n_threads):
+        return None
+    return others
 
 
 def environment_threads() -> int | None:
     """The number of threads in the environment; None if it is not set."""
-    texts = [os.environ.get(name, "").split(",")[0] for name in _NUMBERS]
-    return next((int(text) for text in texts if text.isdecimal() and int(text) > 0), None)
+    for name in _NUMBERS:
+        outermost, _, _ = os.environ.get(name, "").partition(",")  # of nested parallel regions
+        if outermost.isdecimal() and int(outermost) > 0:
+            return int(outermost)
+    return None
 
 
 def given_threads() -> int | None:

@@ -24,8 +24,8 @@ class WaitingConnections:
     """The connections of a server that wait for a request.
 
     A connection waits until the headers of a request are complete, from its start or from its last
-    answer. It is closed when its time is over. A new one too many closes the one that has waited
-    longest, so that clients that send nothing keep nobody else away.
+    answer. It is closed when its time is over. If there are too many, a new one closes the one that
+    has waited longest, so that clients that send nothing do not keep others away.
 
     Args:
         most: number of connections that may wait.

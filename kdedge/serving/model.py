@@ -141,9 +141,11 @@ class Batcher:
         batch = [request for request in waiting if request.future.set_running_or_notify_cancel()]
         if not batch:
             return
-        inputs = [request.inputs for request in batch]
         try:
-            outputs = batch[0].model.run(inputs[0] if len(batch) == 1 else np.concatenate(inputs))
+            inputs = batch[0].inputs
+            if len(batch) > 1:
+                inputs = np.concatenate([request.inputs for request in batch])
+            outputs = batch[0].model.run(inputs)
         except Exception as error:  # any error goes to the requests, and the thread continues
             for request in batch:
                 request.future.set_exception(error)

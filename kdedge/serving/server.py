@@ -204,7 +204,7 @@ class Server:
                 status = path.stat()
                 state.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
         except (OSError, KdedgeError):
-            return ()  # whatever the reason: a folder that is not there is refused once
+            return ()  # one state for every reason, so that a missing folder is refused only once
         return tuple(state)
 
     def _load_checked(self, path: Path) -> ServedModel:

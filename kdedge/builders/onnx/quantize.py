@@ -116,8 +116,8 @@ def _refit_head(model: Any, float32: Any, images: npt.NDArray[Any]) -> None:
     """Refits the head, a linear layer in float, to the features in INT8.
 
     This is a ridge regression of the outputs' error, regularized by the features' mean square. A
-    head that depends on small differences, such as a regression's, else turns rounding into other
-    classes. Measured agreement rises by 0.2 to 2 points, least for an EfficientNet.
+    head that depends on small differences, such as a regression's, would otherwise turn rounding
+    into other classes. Measured agreement rises by 0.2 to 2 points, least for an EfficientNet.
 
     Args:
         model: the INT8 graph, which is changed in place; with open classes it has no such head.

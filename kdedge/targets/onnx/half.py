@@ -132,8 +132,10 @@ def _fits(
     """Whether FP16 can represent a node's constants, inputs and outputs."""
     if any(maxima.get(name, 0.0) > LIMIT for name in (*node.input, *node.output)):
         return False
-    if node.op_type == "DequantizeLinear" and np.max(constants[node.input[1]]) * 128 > LIMIT:
-        return False
+    if node.op_type == "DequantizeLinear":
+        largest = np.max(constants[node.input[1]]) * 128
+        if largest > LIMIT:
+            return False
     return all(_fits_half(constants[name]) for name in node.input if name in constants)
 
 

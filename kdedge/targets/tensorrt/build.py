@@ -59,7 +59,8 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """
     module = engine_package(TENSORRT)
     gpu = find_gpu()
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdedge" / "timing"
+    user_caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = user_caches / "kdedge" / "timing"
     device = {
         "device": gpu.name,
         "compute_capability": gpu.compute_capability,
