@@ -94,3 +94,14 @@ def test_the_help_lists_no_command_of_it(without_wing: Path) -> None:
     for wing, command in (("paper", "suite"), ("serving", "serve")):
         is_here = (without_wing / "kdedge" / wing).exists()
         assert (f"\n  {command} " in listed) == is_here
+
+
+def test_methods_and_what_a_run_is_compared_with_are_those_that_are_there(
+    without_wing: Path,
+) -> None:
+    listed = run(without_wing, "-m", "kdedge", "methods")
+    default = run(without_wing, "-m", "kdedge", "bench", "--help")
+    assert "\npromptsrc " in listed
+    has_rivals = (without_wing / "kdedge/paper").exists()
+    assert ("\ncoop " in listed) == has_rivals
+    assert ("default: coop,cocoop,promptsrc" in default) == has_rivals
