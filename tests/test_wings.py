@@ -132,3 +132,14 @@ def test_a_recipe_with_a_benchmark_set_says_what_it_lacks(without_paper: Path) -
         "  Install all of kdedge: its package kdedge.paper has the published sets. Or name images"
         " and classes of your own in the recipe.\n"
     )
+
+
+def test_methods_and_what_a_run_is_compared_with_are_those_that_are_there(
+    without_wing: Path,
+) -> None:
+    listed = run(without_wing, "-m", "kdedge", "methods")
+    default = run(without_wing, "-m", "kdedge", "bench", "--help")
+    assert "\npromptsrc " in listed
+    has_rivals = (without_wing / "kdedge/paper").exists()
+    assert ("\ncoop " in listed) == has_rivals
+    assert ("default: coop,cocoop,promptsrc" in default) == has_rivals

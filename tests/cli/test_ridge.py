@@ -99,7 +99,9 @@ def test_offsets_are_those_of_the_pool_that_the_recipe_names(kdedge: Run) -> Non
     model = load_run(run, workspace, overrides={"data.unlabeled.folder": "fewer"})
     assert model.logit_adjustment.n_images == 9
     strengths = ({"logit_adjustment.strength": strength} for strength in (1, 0.5))
-    whole, half = (load_run(run, workspace, overrides=o).balance.offsets for o in strengths)
+    whole, half = (
+        load_run(run, workspace, overrides=o).logit_adjustment.offsets for o in strengths
+    )
     assert half == pytest.approx({name: offset / 2 for name, offset in whole.items()})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from kdedge.distributed import ProcessGroup, joined
 from kdedge.errors import RecipeError
 from kdedge.paper.pseudo_labels.file import make_pseudo_label_file
 from kdedge.setup.workspace import Workspace
+from kdedge.training.run_job import run_job
+from kdedge.training.teacher import baseline_job, with_baseline
 
 Pair = Callable[[str], list[tuple[int, str, str]]]
 
@@ -113,3 +116,13 @@ def test_one_process_writes_pseudo_labels(tmp_path: Path) -> None:
         make_pseudo_label_file(
             load_recipe("demo"), workspace, "zeroshot", tmp_path / "labels", per_class=1
         )
+
+
+def test_a_method_with_its_own_training_is_trained_by_one_process(tmp_path: Path) -> None:
+    settings = {"variant": "fpl", "per_class": 1, "coop": {}}
+    loaded = with_baseline(load_recipe("demo", {"baseline.settings": settings}), "pseudo_label")
+    job = baseline_job(loaded, Workspace(tmp_path, torch.device("cpu")))
+    both = Workspace(tmp_path, torch.device("cpu"), group=ProcessGroup(0, 2))
+    with pytest.raises(RecipeError, match=r"pseudo_label trains in its own way(.|\n)*torchrun"):
+        run_job(replace(job, setup=replace(job.setup, workspace=both)), resume=False)
+    assert not list(tmp_path.glob("demo/*"))

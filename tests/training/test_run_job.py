@@ -90,8 +90,7 @@ def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(
 
     module = ModuleType("own")
     vars(module).update(METHOD=promptsrc.METHOD, Settings=promptsrc.Settings, Method=LosesTheDisk)
-    choice = replace(job.setup, module=module)
-    job = replace(job, setup=replace(job.setup, choice=choice))
+    job = replace(job, setup=replace(job.setup, module=module))
     with pytest.raises(KeyError, match="of the step"):
         run_job(job, resume=False)
 

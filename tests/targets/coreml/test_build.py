@@ -26,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings(  # coremltools removes its folders when
 torch = pytest.importorskip("torch")
 ct = pytest.importorskip("coremltools")
 
+from kdedge.builders import coreml as target  # noqa: E402
 from kdedge.targets.coreml import TARGET  # noqa: E402
-from kdedge.targets.coreml import build as target  # noqa: E402
 
 Make = Callable[..., Artifact]
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 pytest.importorskip("executorch")
 torch = pytest.importorskip("torch")
 
+from kdedge.builders import executorch as target  # noqa: E402
 from kdedge.builders.program import example_images, export_program  # noqa: E402
 from kdedge.native_lines import quiet  # noqa: E402
 from kdedge.targets.executorch import TARGET  # noqa: E402
-from kdedge.targets.executorch import build as target  # noqa: E402
 
 MAX_BATCH = 4
 LINEAR = ("query", "key", "value", "out", "mlp.c_fc", "mlp.c_proj")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 pytest.importorskip("litert_torch")
 torch = pytest.importorskip("torch")
 
+from kdedge.builders import litert as target  # noqa: E402
 from kdedge.targets.litert import TARGET, run  # noqa: E402
-from kdedge.targets.litert import build as target  # noqa: E402
 
 LINEAR = ("query", "key", "value", "out", "c_fc", "c_proj")
 
